@@ -1,0 +1,156 @@
+"""What an executor does for the agent: run one job's container on this host, and prove what it isolates.
+
+Two implementations run strangers' code (`docker`, `sandbox`); a third (`process`) runs only the node owner's own jobs, in
+tests. All three pass the same behavioural contract suite (`tests/contract/node/`).
+
+A container must outlive the agent: a restarted agent calls `reattach` with the handle from its journal and goes on.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+class ExitReason(enum.StrEnum):
+    """Why the container ended, as the executor knows it (not as the engine's flags claim it)."""
+
+    EXITED = "exited"  # by itself, any exit code
+    OOM = "oom"  # the kernel killed it at its own memory limit
+    MAX_DURATION = "max_duration"  # the executor's deadline; enforced even while the agent is dead
+    STOPPED = "stopped"  # `stop` was called
+    KILLED = "killed"  # by something else: the host, a person
+    DISK_FULL = "disk_full"  # writes failed at the job's disk limit and the job failed
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceLimits:
+    memory_bytes: int
+    cpu_millis: int  # 1000 = one core
+    disk_bytes: int
+    shm_bytes: int = 64 << 20
+    pids: int = 512
+    log_bytes: int = 16 << 20  # newest kept; the oldest are dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host directory or file that the container sees."""
+
+    source: Path
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """Everything needed to start one container. `name` is unique per lease and shows in the engine's list."""
+
+    name: str
+    image: str  # what `prepare` returned in PreparedImage.reference
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    workdir: str
+    mounts: tuple[Mount, ...]
+    limits: ResourceLimits
+    max_duration_ms: int
+    gpu_uuids: tuple[str, ...] = ()
+    network: str = "none"  # only "none" today; egress through a proxy comes with the allow-list
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    reference: str  # what `start` takes
+    digest: str  # "sha256:..." of what really runs; in the receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """Names a started container across restarts of the agent. Plain data: goes into the journal as JSON."""
+
+    executor: str
+    name: str
+    ref: str  # engine's container id, or the shim's state directory
+    started_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    reason: ExitReason
+    code: int | None
+    started_at_ms: int
+    finished_at_ms: int
+    peak_memory_bytes: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """A piece of one stream. `offset` is in bytes from the stream's start, so a follower can go on where it stopped."""
+
+    stream: str  # "stdout" | "stderr"
+    offset: int
+    data: bytes
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What was verified on this host by probes at start. An offer declares only what is here."""
+
+    executor: str
+    version: str
+    isolation: str  # "sandbox" | "container" | "gvisor" | "process"
+    verified: tuple[str, ...]  # names of probes that passed, for example "no-network", "memory-limit", "no-new-privileges"
+    failed: tuple[str, ...]  # names of probes that did not, each with its reason after a colon
+    gpu: bool = False
+
+
+class Executor(Protocol):
+    """Safe to call from one event loop. Every method but `logs` may raise `ExecutorError` (stable code, reason)."""
+
+    name: str
+
+    async def probe(self) -> Capabilities:
+        """Runs probe containers and says what held. Slow (seconds); called at agent start and by `torg-node doctor`."""
+        ...
+
+    async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
+        """Makes the image runnable here. Safe to repeat. Raises `ImageNotFound` or `ImageForbidden`."""
+        ...
+
+    async def start(self, launch: LaunchSpec) -> Handle:
+        """Starts the container; returns once it runs. Calling it again with a live name raises `AlreadyRunning`."""
+        ...
+
+    async def reattach(self, handle: Handle) -> bool:
+        """True when this container still exists here (running or ended, not yet removed)."""
+        ...
+
+    def logs(self, handle: Handle, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[LogChunk]:
+        """Follows both streams from the given byte offsets until the container ended and all was read."""
+        ...
+
+    async def wait(self, handle: Handle) -> Exit:
+        """Returns when the container ended; at once when it already has. Safe to call many times."""
+        ...
+
+    async def stop(self, handle: Handle, grace_ms: int) -> None:
+        """SIGTERM to the job's main process, SIGKILL to all of it after the grace. No-op when ended or unknown."""
+        ...
+
+    async def remove(self, handle: Handle) -> None:
+        """Deletes every trace (container, cgroup, state directory). Safe to repeat and on unknown handles."""
+        ...
+
+    async def reap(self, keep: frozenset[str]) -> tuple[str, ...]:
+        """Stops and removes every container of this node whose name is not in `keep`; returns their names."""
+        ...
+
+
+class ProgressCallback(Protocol):
+    def __call__(self, done_bytes: int, total_bytes: int | None, message: str) -> None: ...
