@@ -1,0 +1,226 @@
+"""Bodies of the REST API, shared by marketplace and client. Paths are in docs/reference/api.md and the served OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from torg_protocol.caps import SignedCap
+from torg_protocol.documents import Wire
+from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
+from torg_protocol.usage import OutputFile, SignedReceipt
+
+
+class ChainInfo(Wire):
+    """The same fields as torg_chain's Network: where the money is."""
+
+    rpc_url: str
+    genesis_hash: str
+    program_id: str
+    mint: str
+    decimals: int
+    operator_config: str
+
+
+class MarketInfo(Wire):
+    """GET /v1/market"""
+
+    name: str
+    marketplace: str  # public key; pin it
+    protocol_versions: tuple[int, ...]
+    chain: ChainInfo
+    heartbeat_ms: int
+    usage_interval_ms: int
+    verification_window_s: int  # a cap must stay valid this long, and the settlement age, after a lease's end
+    settlement_max_age_s: int
+    min_vault_grace_s: int
+    fee_basis_points: int
+
+
+class QuoteRequest(Wire):
+    """POST /v1/quotes. `spec` is loose here, so that a bad one gets our error and not the framework's."""
+
+    spec: dict[str, Any]
+
+
+class ConstraintFailure(Wire):
+    """One hard constraint, how many live nodes it removed, and what would fit."""
+
+    constraint: str
+    asked: str
+    nodes_removed: int
+    best_available: str | None = None
+
+
+class Quote(Wire):
+    """`feasible` False: nothing can run this now; `constraints` says why, the decisive one first."""
+
+    quote_id: QuoteId
+    feasible: bool
+    waiting: bool = False  # feasible, but every fitting node is busy
+    nodes_considered: int
+    nodes_fitting: int
+    cheapest_price_per_gpu_hour: int | None = None
+    dearest_price_per_gpu_hour: int | None = None
+    billable_gpus: int
+    max_amount: int | None = None  # base units that a submit will hold
+    expires_at_ms: int
+    constraints: tuple[ConstraintFailure, ...] = ()
+    hint: str | None = None
+
+
+class SubmitRequest(Wire):
+    """POST /v1/jobs, with an Idempotency-Key header. The same key and body return the same job."""
+
+    spec: dict[str, Any]
+    quote_id: QuoteId | None = None
+    cap: SignedCap
+
+
+class LeaseView(Wire):
+    lease_id: LeaseId
+    attempt: int
+    node: NodeId
+    state: LeaseState
+    reason: EndReason | None = None
+    exit_code: int | None = None
+    detail: str = ""
+    price_per_gpu_hour: int
+    granted_at_ms: int
+    started_at_ms: int | None = None
+    exited_at_ms: int | None = None
+    ended_at_ms: int | None = None
+    billed_ms: int = 0
+    unbilled_ms: int = 0
+    amount: int = 0
+    resumed_from: str | None = None  # checkpoint name
+    newest_checkpoint: str | None = None
+
+
+class JobView(Wire):
+    job_id: JobId
+    name: str
+    state: JobState
+    client: AccountId
+    vault: VaultAddress
+    spec: JobSpec
+    spec_digest: Digest
+    max_amount: int
+    final_amount: int | None = None
+    created_at_ms: int
+    ended_at_ms: int | None = None
+    reason: EndReason | None = None
+    detail: str = ""
+    waiting_for: str | None = None  # why a queued job is not running, in words
+    progress: dict[str, Any] | None = None
+    leases: tuple[LeaseView, ...] = ()
+    outputs: tuple[OutputFile, ...] = ()
+
+
+class JobPage(Wire):
+    """GET /v1/jobs?state=&cursor=&limit="""
+
+    jobs: tuple[JobView, ...]
+    next_cursor: str | None = None
+
+
+class JobEvent(Wire):
+    """One event of GET /v1/jobs/{id}/events (SSE; the id is resumable by Last-Event-ID).
+
+    kind: job (state moves), lease (state moves), preparing, progress, checkpoint, log, receipt.
+    """
+
+    id: int
+    at_ms: int
+    kind: Literal["job", "lease", "preparing", "progress", "checkpoint", "log", "receipt"]
+    lease_id: LeaseId | None = None
+    data: dict[str, Any]
+
+
+class JobReceipts(Wire):
+    """GET /v1/jobs/{id}/receipts: one per decided lease."""
+
+    receipts: tuple[SignedReceipt, ...]
+
+
+class VaultView(Wire):
+    """PUT or GET /v1/vaults/{address}. On-chain figures are the finalized ones."""
+
+    vault: VaultAddress
+    depositor: AccountId
+    signer: str
+    chain_balance: int
+    chain_settled: int
+    close_at_s: int = 0
+    grace_s: int
+    newest_cap: int = 0
+    newest_cap_valid_until_s: int = 0
+    final_total: int = 0  # final amounts of ended jobs, ever
+    open_maximum: int = 0  # maxima of open jobs
+    unsettled: int = 0  # earned by nodes, not captured yet
+
+
+class PayoutView(Wire):
+    payout_id: str
+    lease_id: LeaseId
+    payout_address: str
+    amount: int
+    state: str
+    settlement_signature: str | None = None
+
+
+class SettlementView(Wire):
+    """GET /v1/vaults/{address}/settlements"""
+
+    settlement_id: str
+    vault: VaultAddress
+    state: str
+    amount: int
+    signature: str
+    expected_settled: int
+    payouts: tuple[PayoutView, ...]
+
+
+class NodeView(Wire):
+    """GET /v1/offers and /v1/nodes/{id}"""
+
+    node: NodeId
+    state: NodeState
+    liveness: Liveness
+    gpu_class: str
+    gpus: int
+    cpu_millis: int
+    memory_bytes: int
+    disk_bytes: int
+    price_per_gpu_hour: int
+    slots: int
+    slots_free: int
+    executor: str
+    isolation: tuple[str, ...]
+    region: str
+    inventory_source: str
+
+
+class BlobUploadRequest(Wire):
+    """POST /v1/blobs"""
+
+    digest: Digest
+    size_bytes: int = Field(ge=0)
+
+
+class BlobUpload(Wire):
+    """`url` is None when the store has the blob already. PUT the bytes there; the store checks the digest on arrival."""
+
+    digest: Digest
+    url: str | None
+
+
+class BlobDownload(Wire):
+    """GET /v1/blobs/{digest}"""
+
+    digest: Digest
+    size_bytes: int
+    url: str

@@ -1,0 +1,41 @@
+"""Base of what parties sign and send: frozen, strict models with one canonical form."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+from solders.keypair import Keypair
+
+from torg_protocol.canonical import digest_of
+from torg_protocol.ids import Digest
+from torg_protocol.signing import sign_document, verify_document
+
+
+class Wire(BaseModel):
+    """A value that travels. Unknown keys are refused; readers of a newer protocol version negotiate it at hello."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def wire(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+class Document(Wire):
+    """A value that is signed. `KIND` separates the signatures of different kinds."""
+
+    KIND: ClassVar[str]
+
+    @property
+    def digest(self) -> Digest:
+        return digest_of(self.wire())
+
+    def sign(self, keypair: Keypair) -> str:
+        return sign_document(keypair, self.KIND, self.wire())
+
+    def is_signed_by(self, public_key: str, signature: str) -> bool:
+        return verify_document(public_key, signature, self.KIND, self.wire())
+
+    @classmethod
+    def parse(cls, raw: object) -> Self:
+        return cls.model_validate(raw)

@@ -1,0 +1,30 @@
+"""Typed ids. A prefix says what an id names; the rest sorts by creation time (48 bits of ms, 80 random bits)."""
+
+from __future__ import annotations
+
+from typing import NewType
+
+JobId = NewType("JobId", str)
+LeaseId = NewType("LeaseId", str)
+QuoteId = NewType("QuoteId", str)
+SettlementId = NewType("SettlementId", str)
+PayoutId = NewType("PayoutId", str)
+# Parties are named by their ed25519 public key, base58, which is also their Solana wallet.
+NodeId = NewType("NodeId", str)
+AccountId = NewType("AccountId", str)
+VaultAddress = NewType("VaultAddress", str)
+# "sha256:" and 64 hex digits: the name and the checksum of a blob at once.
+Digest = NewType("Digest", str)
+
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id(prefix: str, now_ms: int, random_bits: int) -> str:
+    """`prefix_` and 26 characters, ULID layout. `random_bits` is a fresh random integer below 2**80."""
+    number = (now_ms & (2**48 - 1)) << 80 | (random_bits & (2**80 - 1))
+    characters = [_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5)]
+    return f"{prefix}_{''.join(characters)}"
+
+
+def is_digest(text: str) -> bool:
+    return text.startswith("sha256:") and len(text) == 71 and all(c in "0123456789abcdef" for c in text[7:])

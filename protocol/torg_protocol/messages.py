@@ -1,0 +1,290 @@
+"""The node channel: JSON messages over one WebSocket that the node dials.
+
+Events of a lease (`LeaseEvent`) carry a sequence number per lease, are journalled by the node and resent until acknowledged:
+delivered at least once, applied once. `Progress` and `LogLines` are best effort; logs carry byte offsets, and the whole log is
+a blob of the report. Every message about a lease carries its fence: a stale one is dropped and answered with a directive.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, TypeAdapter
+
+from torg_protocol.caps import Commitment, SignedCap
+from torg_protocol.documents import Document, Wire
+from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId
+from torg_protocol.jobspec import BlobRef, JobSpec
+from torg_protocol.offers import SignedOffer
+from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.usage import OutputFile, SignedReceipt, SignedUsage, UsageRecord
+
+
+class CheckpointRef(Wire):
+    """A durable checkpoint: tar + zstd of one directory that the job wrote. `useful_ms` is the attempt's useful time when
+    the job finished writing it: work up to there is not lost any more."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    blob: BlobRef
+    useful_ms: int = Field(ge=0)
+    written_at_ms: int
+
+
+class Grant(Document):
+    """A lease, signed by the marketplace. The node accepts or declines within `accept_within_ms`."""
+
+    KIND: ClassVar[str] = "grant"
+
+    lease_id: LeaseId
+    fence: int = Field(ge=1)  # generation of the job; a higher one makes this grant stale
+    job_id: JobId
+    attempt: int = Field(ge=1)
+    client: AccountId
+    node: NodeId
+    marketplace: str
+    spec: JobSpec
+    price_per_gpu_hour: int = Field(ge=0)
+    billable_gpus: int = Field(ge=1)
+    max_amount: int = Field(ge=0)  # base units; at this the node stops the lease (reason budget)
+    max_duration_ms: int = Field(gt=0)  # what is left of the job's max_duration for this attempt
+    usage_interval_ms: int = Field(gt=0)
+    granted_at_ms: int
+    accept_within_ms: int = Field(gt=0)
+    resume_from: CheckpointRef | None = None
+    cap: SignedCap
+    commitment: Commitment
+    commitment_signature: str
+
+
+class SignedGrant(Wire):
+    grant: Grant
+    signature: str
+
+
+# --- events of a lease, node -> marketplace -------------------------------------------------------------------------
+
+
+class Accepted(Wire):
+    kind: Literal["accepted"] = "accepted"
+
+
+class Declined(Wire):
+    kind: Literal["declined"] = "declined"
+    detail: str
+
+
+class Started(Wire):
+    """The container runs: useful time begins here."""
+
+    kind: Literal["started"] = "started"
+    started_at_ms: int
+    image_digest: str
+    executor: str
+    isolation: str
+    gpu_uuids: tuple[str, ...] = ()
+
+
+class CheckpointStored(Wire):
+    kind: Literal["checkpoint"] = "checkpoint"
+    checkpoint: CheckpointRef
+
+
+class UsageClaimed(Wire):
+    kind: Literal["usage"] = "usage"
+    record: UsageRecord
+    node_signature: str
+
+
+class Exited(Wire):
+    """The container ended: useful time ends here. Outputs and the report follow."""
+
+    kind: Literal["exited"] = "exited"
+    reason: EndReason
+    exit_code: int | None
+    started_at_ms: int
+    finished_at_ms: int
+    peak_memory_bytes: int | None = None
+    detail: str = ""
+
+
+class Reported(Wire):
+    """All output blobs are stored; the node may vanish now. `stdout` and `stderr` are the whole (bounded) logs."""
+
+    kind: Literal["reported"] = "reported"
+    reason: EndReason
+    exit_code: int | None
+    outputs: tuple[OutputFile, ...]
+    missing_outputs: tuple[str, ...] = ()
+    stdout: BlobRef | None = None
+    stderr: BlobRef | None = None
+    progress: BlobRef | None = None
+
+
+class Released(Wire):
+    """The lease ends without a result: could not start, drained, host protection, or told to abandon."""
+
+    kind: Literal["released"] = "released"
+    reason: EndReason
+    detail: str = ""
+
+
+LeaseEventBody = Annotated[
+    Accepted | Declined | Started | CheckpointStored | UsageClaimed | Exited | Reported | Released,
+    Field(discriminator="kind"),
+]
+
+
+class LeaseEvent(Wire):
+    type: Literal["lease_event"] = "lease_event"
+    lease_id: LeaseId
+    fence: int
+    sequence: int = Field(ge=1)
+    at_ms: int
+    body: LeaseEventBody
+
+
+# --- other messages, node -> marketplace ----------------------------------------------------------------------------
+
+
+class HeldLease(Wire):
+    lease_id: LeaseId
+    fence: int
+    state: LeaseState
+    reason: EndReason | None = None
+
+
+class Hello(Wire):
+    """First message after connecting: what this node offers and which leases its journal holds."""
+
+    type: Literal["hello"] = "hello"
+    protocol_version: int
+    node_version: str
+    offer: SignedOffer
+    draining: bool = False
+    leases: tuple[HeldLease, ...] = ()
+
+
+class Heartbeat(Wire):
+    type: Literal["heartbeat"] = "heartbeat"
+    at_ms: int
+    leases: tuple[HeldLease, ...] = ()
+    draining: bool = False
+
+
+class Progress(Wire):
+    """`kind` "step": the job's own progress object; "preparing": {"step", "done_bytes", "total_bytes"}."""
+
+    type: Literal["progress"] = "progress"
+    lease_id: LeaseId
+    fence: int
+    at_ms: int
+    kind: Literal["step", "preparing"]
+    data: dict[str, Any]
+
+
+class LogLines(Wire):
+    type: Literal["log"] = "log"
+    lease_id: LeaseId
+    fence: int
+    at_ms: int
+    stream: Literal["stdout", "stderr"]
+    offset: int = Field(ge=0)  # bytes from the stream's start
+    text: str
+
+
+class ReceiptSigned(Wire):
+    """The node's signature over a receipt that it got and found right."""
+
+    type: Literal["receipt_signed"] = "receipt_signed"
+    lease_id: LeaseId
+    receipt_digest: Digest
+    signature: str
+
+
+FromNode = Annotated[
+    Hello | Heartbeat | LeaseEvent | Progress | LogLines | ReceiptSigned,
+    Field(discriminator="type"),
+]
+
+# --- marketplace -> node --------------------------------------------------------------------------------------------
+
+
+class LeaseDirective(Wire):
+    """What to do with a lease that the node holds: go on, or stop and drop it (it was given to another)."""
+
+    lease_id: LeaseId
+    directive: Literal["continue", "abandon"]
+    acknowledged: int = Field(default=0, ge=0)  # highest event sequence that is stored
+
+
+class Welcome(Wire):
+    type: Literal["welcome"] = "welcome"
+    protocol_version: int
+    marketplace: str
+    server_time_ms: int
+    heartbeat_ms: int = Field(gt=0)
+    leases: tuple[LeaseDirective, ...] = ()
+
+
+class Granted(Wire):
+    type: Literal["grant"] = "grant"
+    signed: SignedGrant
+
+
+class Stop(Wire):
+    """Stop the container with grace, upload what exists, report with this reason."""
+
+    type: Literal["stop"] = "stop"
+    lease_id: LeaseId
+    fence: int
+    reason: EndReason
+    grace_ms: int = Field(ge=0)
+
+
+class Abandon(Wire):
+    """This lease is not yours any more: stop the container, drop everything, nothing further is paid."""
+
+    type: Literal["abandon"] = "abandon"
+    lease_id: LeaseId
+
+
+class Acknowledge(Wire):
+    type: Literal["ack"] = "ack"
+    lease_id: LeaseId
+    sequence: int
+
+
+class UsageCountersigned(Wire):
+    """May be smaller than claimed: clipped to what the marketplace saw. The node keeps it as its proof of earnings."""
+
+    type: Literal["usage_countersigned"] = "usage_countersigned"
+    usage: SignedUsage
+
+
+class ReceiptIssued(Wire):
+    """The lease is decided; the node may forget it once this is stored."""
+
+    type: Literal["receipt"] = "receipt"
+    receipt: SignedReceipt
+
+
+class Refused(Wire):
+    """Something the node sent could not be taken. `problem` is RFC 9457; the connection closes when `fatal`."""
+
+    type: Literal["refused"] = "refused"
+    problem: dict[str, Any]
+    fatal: bool = False
+    lease_id: LeaseId | None = None
+    sequence: int | None = None
+
+
+ToNode = Annotated[
+    Welcome | Granted | Stop | Abandon | Acknowledge | UsageCountersigned | ReceiptIssued | Refused,
+    Field(discriminator="type"),
+]
+
+FROM_NODE: TypeAdapter[FromNode] = TypeAdapter(FromNode)
+TO_NODE: TypeAdapter[ToNode] = TypeAdapter(ToNode)
+
+# A node talks to its marketplace under this path, authenticated by an RFC 9421 signature on the upgrade request.
+CHANNEL_PATH = "/v1/nodes/channel"

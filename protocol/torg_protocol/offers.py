@@ -1,0 +1,57 @@
+"""A node's standing ask: what it has, what it verified about itself, for how much."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from torg_protocol.documents import Document, Wire
+from torg_protocol.ids import NodeId
+
+
+class GpuInfo(Wire):
+    uuid: str
+    model: str
+    vram_bytes: int = Field(gt=0)
+    compute_capability: str | None = None
+    driver: str | None = None
+
+
+class Inventory(Wire):
+    """`source` says where the numbers come from: nvml, amdsmi, cpu (no GPU found), or simulated (tests only)."""
+
+    source: str = Field(pattern=r"^(nvml|amdsmi|cpu|simulated)$")
+    gpu_class: str = Field(max_length=64)  # "cpu" when there is no GPU
+    gpus: tuple[GpuInfo, ...] = ()
+    cpu_model: str = ""
+    cpu_millis: int = Field(gt=0)
+    memory_bytes: int = Field(gt=0)
+    disk_bytes: int = Field(gt=0)
+
+
+class Offer(Document):
+    """Replaces the node's earlier offers when `sequence` is higher. The price is per GPU-hour, or per slot-hour without."""
+
+    KIND: ClassVar[str] = "offer"
+
+    node: NodeId
+    sequence: int = Field(ge=1)
+    marketplace: str  # public key of the marketplace this offer is for
+    price_per_gpu_hour: int = Field(ge=0)  # base units
+    slots: int = Field(ge=1, le=256)  # leases at once when a job wants no GPU
+    inventory: Inventory
+    executor: str
+    isolation: tuple[str, ...]  # levels that this host verified by probes
+    verified_probes: tuple[str, ...] = ()
+    payout_address: str  # wallet whose token account is paid; need not be the node's key
+    max_unpaid: int = Field(gt=0)  # base units of unsettled work at which the node stops taking more
+    region: str = Field(default="unknown", max_length=32)
+
+
+class SignedOffer(Wire):
+    offer: Offer
+    signature: str
+
+    def is_valid(self) -> bool:
+        return self.offer.is_signed_by(self.offer.node, self.signature)
