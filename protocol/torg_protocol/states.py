@@ -146,6 +146,7 @@ class EndReason(enum.StrEnum):
     FAILED_EXIT = "failed_exit"  # any other exit code
     OOM = "oom"  # over the memory the job asked for
     DISK_FULL = "disk_full"  # over the disk the job asked for
+    OUTPUT_MISSING = "output_missing"  # exit code 0, but a declared output is not there
     MAX_DURATION = "max_duration"
     BUDGET = "budget"  # the hold is used up
     CANCELLED = "cancelled"
@@ -196,6 +197,7 @@ OUTCOMES: Mapping[EndReason, Outcome] = {
     EndReason.FAILED_EXIT: _own(),
     EndReason.OOM: _own(),
     EndReason.DISK_FULL: _own(),
+    EndReason.OUTPUT_MISSING: _own(),
     EndReason.MAX_DURATION: _own(),
     EndReason.BUDGET: _own(),
     EndReason.CANCELLED: _own(JobState.CANCELLED),
