@@ -1,0 +1,64 @@
+# Everything starts here. Each target does its own set-up; a second run of it is quick.
+#
+#   make demo                    a real training job, quoted, paid, killed, resumed, verified, settled   (DEMO_ARGS=--headless)
+#   make demo EXECUTOR=docker    the same with Debian's container engine instead of the embedded sandbox
+#   make test                    all tests, with the real engine, sandbox, chain runtime and processes    (ARGS="-k vault")
+#   make check                   what CI runs: format, lint, types, import contracts, tests, wheel, demo
+#   make format | lock | clean
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= $(shell for p in /usr/bin/python3 python3.11 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+EXECUTOR ?= auto
+DEMO_ARGS ?=
+ARGS ?=
+
+.PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench lock clean
+
+setup:
+	@scripts/setup.sh "$(PYTHON)" "$(VENV)" run
+
+setup-test:
+	@scripts/setup.sh "$(PYTHON)" "$(VENV)" test
+
+demo: setup
+	@$(BIN)/python -m scripts.demo --executor $(EXECUTOR) $(DEMO_ARGS)
+
+test: setup-test
+	@$(BIN)/pytest $(ARGS)
+
+check: setup-test lint types contracts
+	@$(BIN)/pytest $(ARGS)
+	@$(MAKE) --no-print-directory wheel-smoke
+	@$(MAKE) --no-print-directory demo DEMO_ARGS=--headless EXECUTOR=sandbox
+
+lint: setup-test
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+format: setup-test
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+types: setup-test
+	@$(BIN)/mypy
+
+contracts: setup-test
+	@$(BIN)/lint-imports
+
+# A typo in the wheel's package list drops a component silently: install the wheel elsewhere and run every script.
+wheel-smoke: setup-test
+	@scripts/wheel_smoke.sh $(BIN)
+
+bench: setup
+	@for name in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$name .py) --quick; done
+
+lock: setup-test
+	@$(BIN)/pip install --quiet pip-tools
+	@$(BIN)/pip-compile --quiet --generate-hashes --all-extras --unsafe-package torch --strip-extras --no-header --annotation-style=line \
+	  --no-emit-index-url --no-emit-find-links --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .torg .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
