@@ -47,11 +47,11 @@ def test_modules_and_functions_fit_their_budgets() -> None:
                 if length > FUNCTION_LINES:
                     too_big.append(f"{path.relative_to(ROOT)}:{item.lineno} {item.name}: {length} lines")
 
-    assert [] == too_big
+    assert too_big == []
 
 
 def test_modules_are_named_after_what_they_hold() -> None:
-    assert [] == [path for path in modules() if path.stem in BANNED_NAMES]
+    assert [path for path in modules() if path.stem in BANNED_NAMES] == []
 
 
 def test_only_the_unit_of_work_commits() -> None:
@@ -64,7 +64,7 @@ def test_only_the_unit_of_work_commits() -> None:
         if re.search(r"session\.commit\(", line)
     ]
 
-    assert [] == found
+    assert found == []
 
 
 @pytest.mark.parametrize("package", ["torg_marketplace/rules", "torg_marketplace/matching"])
@@ -77,7 +77,7 @@ def test_rules_have_no_clock_no_chance_and_no_floats_of_money(package: str) -> N
         if banned.search(line)
     ]
 
-    assert [] == found
+    assert found == []
 
 
 def test_the_tree_speaks_of_the_project_alone() -> None:
@@ -90,7 +90,7 @@ def test_the_tree_speaks_of_the_project_alone() -> None:
         if leak in path.read_text(errors="replace")
     ]
 
-    assert [] == found
+    assert found == []
 
 
 def test_no_secret_key_is_in_the_tree() -> None:
@@ -99,4 +99,4 @@ def test_no_secret_key_is_in_the_tree() -> None:
         path.relative_to(ROOT) for path in tracked_text_files() if keypair_file.search(path.read_text(errors="replace"))
     ]
 
-    assert [] == found
+    assert found == []
