@@ -1,0 +1,118 @@
+"""The unit of work: what every flow is given. One request, one transaction, committed here and nowhere else.
+
+    async with market.transaction() as unit:
+        view = await cancel(unit, account, job_id)
+
+Flows queue messages for nodes (`unit.send`) and wake-ups (`unit.wake`); both leave only after the commit and are best effort.
+No flow makes a network call inside a transaction: what needs the chain, the evaluator or the blob store takes `market` and
+works between two transactions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from solders.keypair import Keypair
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from torg_marketplace.flow.wakes import Wakes
+from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness
+from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.storage.engine import READ_ONLY
+from torg_protocol.ids import NodeId, new_id
+from torg_protocol.messages import ToNode
+
+if TYPE_CHECKING:
+    from torg_chain.network import Network
+
+_open_unit: contextvars.ContextVar[bool] = contextvars.ContextVar("torg_open_unit", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Everything that a flow may use, built once by the composition root."""
+
+    sessions: async_sessionmaker[AsyncSession]
+    clock: Clock
+    random: Randomness
+    identity: Keypair  # signs grants, commitments, usage and receipts
+    capture_key: Keypair
+    network: Network
+    chain: ChainPort
+    blobs: BlobStore
+    links: NodeLinks
+    catalogue: Catalogue
+    evaluator: Evaluator
+    policy: MarketPolicy
+    wakes: Wakes = field(default_factory=Wakes)
+    # One writer at a time: SQLite has one anyway, and a fair queue beats its busy timeout. Held for a transaction's length.
+    writer: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def public_key(self) -> str:
+        return str(self.identity.pubkey())
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Unit]:
+        """Commits at the end, rolls back on any error; then delivers what was queued. Never nested."""
+        with _exclusive():
+            async with self.writer, self.sessions() as session, session.begin():
+                unit = Unit(session, self)
+                yield unit
+        await unit.deliver()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Unit]:
+        """A transaction that writes nothing: it waits for no writer and sees one moment of the database."""
+        async with self.sessions() as session, session.begin():
+            await session.connection(execution_options={READ_ONLY: True})
+            yield Unit(session, self)
+
+
+class Unit:
+    """One transaction. `now_ms` is the same for everything that happens in it."""
+
+    def __init__(self, session: AsyncSession, market: Market) -> None:
+        self.session = session
+        self.market = market
+        self.now_ms = market.clock.now_ms()
+        self._outbox: list[tuple[NodeId, ToNode]] = []
+        self._wakes: set[str] = set()
+
+    @property
+    def policy(self) -> MarketPolicy:
+        return self.market.policy
+
+    def new_id(self, prefix: str) -> str:
+        return new_id(prefix, self.now_ms, self.market.random.bits(80))
+
+    def send(self, node_id: NodeId, message: ToNode) -> None:
+        """Sent after the commit, in order, best effort."""
+        self._outbox.append((node_id, message))
+
+    def wake(self, topic: str) -> None:
+        """Woken after the commit."""
+        self._wakes.add(topic)
+
+    async def deliver(self) -> None:
+        for topic in sorted(self._wakes):
+            self.market.wakes.wake(topic)
+        for node_id, message in self._outbox:
+            await self.market.links.send(node_id, message)
+
+
+@contextmanager
+def _exclusive() -> Iterator[None]:
+    """A transaction inside a transaction would wait for itself for ever: refuse it loudly."""
+    if _open_unit.get():
+        raise RuntimeError("a transaction is open in this task already: pass its unit on")
+    token = _open_unit.set(True)
+    try:
+        yield
+    finally:
+        _open_unit.reset(token)

@@ -1,0 +1,36 @@
+"""Wake-ups inside one process. A wake is a hint: losing one delays work until the next poll, and corrupts nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Wakes:
+    """Topics: "match", "verify", "settle" and "job:<id>"."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, asyncio.Event] = {}
+
+    def wake(self, topic: str) -> None:
+        """Wakes everybody who waits for `topic` now."""
+        event = self._events.pop(topic, None)
+        if event is not None:
+            event.set()
+
+    def arm(self, topic: str) -> Waiter:
+        """Arm first, then look at the database, then wait: what happens in between is not missed."""
+        return Waiter(self._events.setdefault(topic, asyncio.Event()))
+
+
+class Waiter:
+    def __init__(self, event: asyncio.Event) -> None:
+        self._event = event
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether it was woken before the timeout."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        return True

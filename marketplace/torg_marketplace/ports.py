@@ -1,0 +1,108 @@
+"""What the flows need of the outside world. The composition root picks the implementations; tests bring strict fakes.
+
+None of these may be called inside a transaction, except `Clock` and `Randomness`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torg_protocol.errors import TorgError
+from torg_protocol.ids import Digest, NodeId
+from torg_protocol.messages import ToNode
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        ...
+
+
+class Randomness(Protocol):
+    def bits(self, count: int) -> int:
+        """An integer of `count` random bits, unpredictable outside of tests."""
+        ...
+
+
+class BlobStore(Protocol):
+    """Content-addressed blobs. What is stored was checked against its digest when it arrived."""
+
+    async def size(self, digest: Digest) -> int | None:
+        """Bytes of a stored blob; None when it is not there."""
+        ...
+
+    async def upload_url(self, digest: Digest, size_bytes: int, now_ms: int) -> str | None:
+        """Where to PUT the bytes, for a while; None when the blob is there already."""
+        ...
+
+    async def download_url(self, digest: Digest, now_ms: int) -> str: ...
+
+    async def read(self, digest: Digest) -> bytes:
+        """For small blobs. Raises NotFound `blob_missing`."""
+        ...
+
+    async def fetch_to(self, digest: Digest, path: Path) -> None: ...
+
+    async def write(self, data: bytes) -> Digest: ...
+
+
+class NodeLinks(Protocol):
+    """The open connections of nodes to this process."""
+
+    async def send(self, node_id: NodeId, message: ToNode) -> bool:
+        """Best effort: False when the node is not connected or the message was not taken. Never raises.
+
+        State in the database is what makes a resend possible: hello and heartbeats repeat what got lost.
+        """
+        ...
+
+    def connected(self) -> frozenset[NodeId]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """A workload that the marketplace can verify. `target` is the least (or, `better` "lower", the most) that passes."""
+
+    name: str
+    workspace_digest: Digest
+    metric: str
+    target: str
+    better: Literal["higher", "lower"] = "higher"
+    required_outputs: tuple[str, ...] = ()  # paths that the evaluator opens
+
+
+class Catalogue(Protocol):
+    def entry(self, name: str) -> CatalogueEntry | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What the evaluator measured, decimal strings by metric. Outputs that it could not read are a measurement without the
+    metric, with the reason in `detail`: that is the node's failure, not the evaluator's."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    detail: str = ""
+
+
+class EvaluationFailed(TorgError):
+    """The evaluator itself failed (no sandbox, no memory, timeout of the machine): says nothing about the work."""
+
+    default_code = "evaluation_failed"
+
+
+class Evaluator(Protocol):
+    async def evaluate(
+        self, catalogue: CatalogueEntry, metric: str, files: Mapping[str, Digest], seed: int
+    ) -> Measurement:
+        """Recomputes `metric` from the outputs in `files` on held-back data made from the secret `seed`.
+
+        Raises EvaluationFailed when it cannot judge.
+        """
+        ...
+
+
+class ChainPort(Protocol):
+    """What the money flows need of torg_chain.rpc.ChainClient."""

@@ -1,0 +1,51 @@
+"""What the operator of a marketplace chooses. Values of one process's life; the composition root reads them from settings."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_SECOND_MS, _MINUTE_MS, _HOUR_MS, _DAY_MS = 1_000, 60_000, 3_600_000, 86_400_000
+
+
+class MarketPolicy(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "torg"
+    decimals: int = Field(default=6, ge=0, le=18)  # of the market's token
+
+    # liveness
+    heartbeat_ms: int = Field(default=10 * _SECOND_MS, gt=0)
+    unknown_after_ms: int = Field(default=30 * _SECOND_MS, gt=0)  # silence after which a node gets no new leases
+    lost_after_ms: int = Field(default=5 * _MINUTE_MS, gt=0)  # of the node itself; leases have their own grace
+    forget_node_after_ms: int = Field(default=7 * _DAY_MS, gt=0)  # silence after which nobody waits for a node any more
+
+    # leases
+    accept_within_ms: int = Field(default=10 * _SECOND_MS, gt=0)
+    preparing_limit_ms: int = Field(default=_HOUR_MS, gt=0)
+    stop_grace_ms: int = Field(default=30 * _SECOND_MS, gt=0)  # from the polite signal to the kill
+    stopping_limit_ms: int = Field(default=_HOUR_MS, gt=0)  # a stopped lease must have reported by then
+    usage_interval_ms: int = Field(default=10 * _MINUTE_MS, gt=0)
+    usage_skew_ms: int = Field(default=2 * _SECOND_MS, ge=0)  # between a node's clock and what the marketplace saw
+
+    # quotes and submissions
+    quote_ttl_ms: int = Field(default=_MINUTE_MS, gt=0)
+    max_open_jobs_per_account: int = Field(default=1_000, gt=0)
+
+    # verification
+    verification_window_s: int = Field(default=600, gt=0)
+    verify_attempts: int = Field(default=5, ge=1)
+    verify_retry_ms: int = Field(default=5 * _SECOND_MS, gt=0)
+    verify_claim_ms: int = Field(default=5 * _MINUTE_MS, gt=0)  # one evaluation takes at most this long
+
+    # money
+    fee_basis_points: int = Field(default=200, ge=0, le=10_000)
+    settlement_max_age_ms: int = Field(default=10 * _MINUTE_MS, gt=0)
+    settlement_threshold: int = Field(default=5_000_000, gt=0)  # base units of one vault that are captured at once
+    settlement_retry_ms: int = Field(default=5 * _SECOND_MS, gt=0)
+    max_payees: int = Field(default=15, ge=2)  # of one capture, the fee account included
+    min_vault_grace_s: int = Field(default=3 * 3_600, gt=0)
+
+    # bounds of what is kept of a lease's stream
+    live_log_bytes: int = Field(default=4 << 20, gt=0)  # per lease and stream; the whole log is a blob of the report
+    progress_rows: int = Field(default=1_000, gt=0)  # per lease; the newest are kept
+    progress_bytes: int = Field(default=16 << 10, gt=0)  # of one progress object

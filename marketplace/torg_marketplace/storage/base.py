@@ -1,0 +1,34 @@
+"""What every table shares: the declarative base, naming of constraints (so that migrations can name them), column types.
+
+Types are chosen to mean the same on SQLite and PostgreSQL. Amounts that may reach u64 are `Amount`: SQLite's and PostgreSQL's
+integers end at 2**63 - 1, which every amount that the marketplace accepts stays below (checked where amounts come in).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from sqlalchemy import JSON, BigInteger, MetaData, String
+from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+MAX_AMOUNT = 2**63 - 1
+
+_NAMING = {
+    "ix": "ix_%(column_0_N_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+Ms = Annotated[int, mapped_column(BigInteger)]  # milliseconds: a time since the epoch or a duration
+Amount = Annotated[int, mapped_column(BigInteger)]  # base units
+Key = Annotated[str, mapped_column(String(64))]  # ids, public keys
+DigestText = Annotated[str, mapped_column(String(71))]
+State = Annotated[str, mapped_column(String(16))]
+Json = Annotated[dict[str, Any], mapped_column(JSON)]
+JsonList = Annotated[list[Any], mapped_column(JSON)]
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=_NAMING)
