@@ -1,0 +1,71 @@
+"""When silence or slowness ends a lease. Times are milliseconds; all of them are the marketplace's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torg_marketplace.rules.policy import MarketPolicy
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.states import EndReason, LeaseState, Liveness
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseClock:
+    state: LeaseState
+    granted_ms: int
+    started_ms: int | None
+    stop_requested_ms: int | None
+    grace_from_ms: int  # the grant, or our own newest restart: silence before it proves nothing
+    node_seen_ms: int
+    lease_grace_ms: int
+    max_duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    reason: EndReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopIt:
+    reason: EndReason
+
+
+def due(lease: LeaseClock, now_ms: int, policy: MarketPolicy) -> End | StopIt | None:
+    """What the passing of time means for a live lease; None: nothing yet."""
+    silent_ms = now_ms - max(lease.node_seen_ms, lease.grace_from_ms)
+    if lease.state is LeaseState.GRANTED and now_ms - lease.grace_from_ms >= policy.accept_within_ms:
+        return End(EndReason.DECLINED, f"no answer within {policy.accept_within_ms} ms")
+    if silent_ms >= lease.lease_grace_ms:
+        return End(EndReason.NODE_LOST, f"not heard of for {silent_ms} ms")
+    prepared_ms = now_ms - lease.grace_from_ms
+    if lease.state is LeaseState.PREPARING and prepared_ms >= policy.preparing_limit_ms:
+        return End(EndReason.START_FAILED, f"not started within {policy.preparing_limit_ms} ms")
+    if lease.state is LeaseState.STOPPING and lease.stop_requested_ms is not None:
+        asked_ms = now_ms - max(lease.stop_requested_ms, lease.grace_from_ms)
+        if asked_ms >= policy.stopping_limit_ms:
+            return End(EndReason.NODE_LOST, f"not stopped within {policy.stopping_limit_ms} ms")
+    if lease.state is LeaseState.RUNNING and lease.started_ms is not None:
+        # The node stops it by itself; this is for one that does not.
+        if now_ms - lease.started_ms >= lease.max_duration_ms + policy.stop_grace_ms + policy.unknown_after_ms:
+            return StopIt(EndReason.MAX_DURATION)
+    return None
+
+
+def liveness(silent_ms: int, policy: MarketPolicy) -> Liveness:
+    """Unknown is not lost: leases stay, only new ones go elsewhere."""
+    if silent_ms >= policy.lost_after_ms:
+        return Liveness.LOST
+    return Liveness.UNKNOWN if silent_ms >= policy.unknown_after_ms else Liveness.ALIVE
+
+
+def was_down(awake_ms: int, now_ms: int, policy: MarketPolicy) -> bool:
+    """Whether the marketplace itself slept (restart, suspended machine) so long that nodes could not be heard."""
+    return now_ms - awake_ms >= policy.unknown_after_ms
+
+
+def latest_lease_end_ms(spec: JobSpec, now_ms: int) -> int:
+    """The latest moment at which a lease of this job may end: a cap has to outlive it. Clients compute the same."""
+    attempt_ms = spec.limits.max_duration + spec.lease_grace
+    return now_ms + spec.limits.queue_timeout + spec.retry.max_attempts * attempt_ms

@@ -1,0 +1,63 @@
+"""What follows when a lease ends: the table of `torg_protocol.states.OUTCOMES`, bounded by the job's retries and the client's
+will."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torg_protocol.jobspec import Retry
+from torg_protocol.states import OUTCOMES, Billing, EndReason, Fault, JobState, LeaseState
+
+# A declined grant costs nobody anything and excludes its node, so it is bounded by the number of nodes; the others count.
+_NOT_COUNTED = frozenset({EndReason.DECLINED})
+
+
+@dataclass(frozen=True, slots=True)
+class JobHistory:
+    """`attempts` and `own_failures` before the lease that ends now."""
+
+    attempts: int
+    own_failures: int
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    lease: LeaseState
+    job: JobState
+    billing: Billing
+    counts: bool  # as one of retry.max_attempts
+    own_failure: bool
+    excludes_node: bool
+    drops_checkpoint: bool
+    detail: str = ""
+
+
+def ending(reason: EndReason, retry: Retry, history: JobHistory) -> Ending:
+    """Where lease and job go. QUEUED becomes CANCELLED when the client asked for it, and FAILED when the attempts are used
+    up; a job's own non-zero exit becomes QUEUED while `retry.on_failure` lasts."""
+    outcome = OUTCOMES[reason]
+    counts = reason not in _NOT_COUNTED
+    own_failure = reason is EndReason.FAILED_EXIT
+    job, detail = outcome.job, ""
+    if own_failure and history.own_failures < retry.on_failure:
+        job = JobState.QUEUED
+    elif job is JobState.QUEUED and counts and history.attempts + 1 >= retry.max_attempts + history.own_failures:
+        job, detail = JobState.FAILED, f"all {retry.max_attempts} attempts are used up"
+    if job is JobState.QUEUED and history.cancel_requested:
+        job, detail = JobState.CANCELLED, ""
+    return Ending(
+        lease=outcome.lease,
+        job=job,
+        billing=outcome.billing,
+        counts=counts,
+        own_failure=own_failure,
+        excludes_node=outcome.excludes_node,
+        # Work that did not pass, and whatever it was built upon, is not built upon again.
+        drops_checkpoint=reason is EndReason.VERIFICATION_REJECTED,
+        detail=detail,
+    )
+
+
+def is_fault_of_node(reason: EndReason) -> bool:
+    return OUTCOMES[reason].fault is Fault.NODE

@@ -1,0 +1,49 @@
+"""What a job may cost at most, and how long a sum lasts. Integer base units; amounts round down, once per usage record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torg_protocol.errors import Invalid
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.money import MS_PER_HOUR, cost, parse_amount
+
+MAX_ACCEPTED_AMOUNT = 2**63 - 1  # the database's integers end here
+
+
+def max_price(spec: JobSpec, decimals: int) -> int | None:
+    """The client's own price cap per GPU-hour in base units. Raises Invalid for a malformed amount."""
+    text = spec.limits.max_price_per_hour
+    return None if text is None else parse_amount(text, decimals, field="limits.max_price_per_hour")
+
+
+def price_ceiling(fitting_prices: Sequence[int], spec_cap: int | None, max_attempts: int) -> int | None:
+    """The highest price per GPU-hour that this job may ever be charged; None when nothing fits.
+
+    As many nodes as the job has attempts must be under it, so that a retry has somewhere to go; a single absurd offer must
+    not raise what every client has to hold.
+    """
+    prices = sorted(price for price in fitting_prices if spec_cap is None or price <= spec_cap)
+    return prices[min(max_attempts, len(prices)) - 1] if prices else None
+
+
+def max_amount(spec: JobSpec, ceiling: int, decimals: int) -> int:
+    """What a submit holds: ceiling x GPUs x max_duration, or the client's own max_cost if that is less."""
+    full = cost(ceiling, spec.resources.billable_gpus, spec.limits.max_duration)
+    if spec.limits.max_cost is not None:
+        full = min(full, parse_amount(spec.limits.max_cost, decimals, field="limits.max_cost"))
+    if full > MAX_ACCEPTED_AMOUNT:
+        raise Invalid(
+            "this job could cost more than can be held",
+            code="amount_too_large",
+            field="limits.max_duration",
+            value=full,
+            hint="set limits.max_cost",
+        )
+    return full
+
+
+def affordable_ms(amount: int, price_per_gpu_hour: int, billable_gpus: int) -> int | None:
+    """The longest useful time whose cost is at most `amount`; None when time is free."""
+    rate = price_per_gpu_hour * billable_gpus
+    return None if rate == 0 else ((amount + 1) * MS_PER_HOUR - 1) // rate

@@ -1,0 +1,103 @@
+"""The one writer of every `state` column.
+
+A move is checked against the table of legal moves, made by an UPDATE that still expects the state it was decided on (so two
+deciders cannot both win), and leaves an event row. The row object given is up to date afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import CursorResult, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from torg_marketplace.storage.events import add_job_event, add_node_event
+from torg_marketplace.storage.models import JobRow, LeaseRow, NodeRow
+from torg_protocol.errors import Conflict
+from torg_protocol.states import (
+    JOB_MOVES,
+    LEASE_MOVES,
+    LIVE_LEASE_STATES,
+    NODE_MOVES,
+    OPEN_JOB_STATES,
+    EndReason,
+    JobState,
+    LeaseState,
+    Liveness,
+    NodeState,
+    check_move,
+)
+
+
+class MovedMeanwhile(Conflict):
+    """Somebody else moved it first. Whoever asked looks again, or drops what it wanted."""
+
+    default_code = "moved_meanwhile"
+
+
+async def move_job(
+    session: AsyncSession, job: JobRow, to: JobState, *, at_ms: int, reason: EndReason | None = None, detail: str = ""
+) -> None:
+    """Raises IllegalMove or MovedMeanwhile. `reason` and `detail` say why it ended or was queued again."""
+    current = JobState(job.state)
+    check_move(JOB_MOVES, current, to)
+    values: dict[str, Any] = {"state": to, "reason": reason, "detail": detail}
+    if to not in OPEN_JOB_STATES:
+        values["ended_at_ms"] = at_ms
+        values["waiting_for"] = None
+    elif to is JobState.QUEUED:
+        values["queued_at_ms"] = at_ms
+    await _write(session, job, JobRow.job_id == job.job_id, JobRow.state == current, values)
+    data = {"state": to, "from": current, "reason": reason, "detail": detail}
+    add_job_event(session, job_id=job.id, kind="job", data=data, at_ms=at_ms)
+
+
+async def move_lease(
+    session: AsyncSession,
+    lease: LeaseRow,
+    job: JobRow,
+    to: LeaseState,
+    *,
+    at_ms: int,
+    reason: EndReason | None = None,
+    detail: str = "",
+) -> None:
+    """Raises IllegalMove or MovedMeanwhile. Leaving the live states sets `ended_at_ms`."""
+    current = LeaseState(lease.state)
+    check_move(LEASE_MOVES, current, to)
+    values: dict[str, Any] = {"state": to}
+    if reason is not None:
+        values |= {"reason": reason, "detail": detail[:2_000]}
+    if current in LIVE_LEASE_STATES and to not in LIVE_LEASE_STATES:
+        values["ended_at_ms"] = at_ms
+    await _write(session, lease, LeaseRow.lease_id == lease.lease_id, LeaseRow.state == current, values)
+    data = {"state": to, "from": current, "node": lease.node_id, "attempt": lease.attempt}
+    if reason is not None:
+        data |= {"reason": reason, "detail": detail[:2_000]}
+    add_job_event(session, job_id=job.id, lease_id=lease.id, kind="lease", data=data, at_ms=at_ms)
+
+
+async def move_node(session: AsyncSession, node: NodeRow, to: NodeState, *, at_ms: int, detail: str = "") -> None:
+    current = NodeState(node.state)
+    check_move(NODE_MOVES, current, to)
+    await _write(session, node, NodeRow.node_id == node.node_id, NodeRow.state == current, {"state": to})
+    add_node_event(session, node_id=node.id, data={"state": to, "from": current, "detail": detail}, at_ms=at_ms)
+
+
+async def set_liveness(session: AsyncSession, node: NodeRow, to: Liveness, *, at_ms: int) -> None:
+    """Any liveness may follow any other; staying is no event."""
+    current = Liveness(node.liveness)
+    if current is to:
+        return
+    await _write(session, node, NodeRow.node_id == node.node_id, NodeRow.liveness == current, {"liveness": to})
+    add_node_event(session, node_id=node.id, data={"liveness": to, "from": current}, at_ms=at_ms)
+
+
+async def _write(session: AsyncSession, row: Any, is_row: Any, is_current: Any, values: dict[str, Any]) -> None:
+    await session.flush()  # an UPDATE past the session must not be overwritten by what the session still holds
+    result = await session.execute(
+        update(type(row)).where(is_row, is_current).values(**values).execution_options(synchronize_session=False)
+    )
+    if not isinstance(result, CursorResult) or result.rowcount != 1:
+        raise MovedMeanwhile(f"{type(row).__name__} was moved by somebody else meanwhile", to=str(values))
+    await session.refresh(row)

@@ -1,0 +1,10 @@
+"""Every module with tables, imported once, so that `Base.metadata` is whole for migrations and tests."""
+
+from __future__ import annotations
+
+from torg_marketplace.storage import models
+from torg_marketplace.storage.base import Base
+
+TABLE_MODULES = (models,)
+
+metadata = Base.metadata
