@@ -1,0 +1,277 @@
+"""One cluster through one RPC node: reading vaults, sending bytes, learning what became of them.
+
+Thin over solana-py's AsyncClient, so that the localnet, devnet and mainnet are the same code. Amounts are base units; times are the
+chain's own seconds and slots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import struct
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from solana.exceptions import SolanaRpcException
+from solana.rpc.async_api import AsyncClient
+from solana.rpc.commitment import Commitment, Confirmed, Finalized, Processed
+from solana.rpc.core import RPCException
+from solana.rpc.models import TxOpts
+from solders.hash import Hash
+from solders.pubkey import Pubkey
+from solders.signature import Signature
+
+from torg_chain.errors import PROGRAM_ERRORS, ChainUnavailable, TransactionExpired, TransactionRejected, VaultNotFound
+from torg_chain.transactions import SignedTransaction
+from torg_chain.vault import OperatorConfig, VaultState, parse_config, parse_vault, token_account_of
+
+CLOCK_SYSVAR = Pubkey.from_string("SysvarC1ock11111111111111111111111111111111")
+_RESEND_EVERY_S = 1.0
+_POLL_EVERY_S = 0.1
+
+
+class TransactionStatus(enum.StrEnum):
+    NOT_FOUND = "not_found"
+    PROCESSED = "processed"
+    CONFIRMED = "confirmed"
+    FINALIZED = "finalized"
+    FAILED = "failed"  # landed, and its program refused: fee paid, nothing else happened
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureStatus:
+    status: TransactionStatus
+    error: str | None = None
+
+
+class ChainClient:
+    """Close it, or use it as a context manager. Every call may raise ChainUnavailable; reads are safe to repeat."""
+
+    def __init__(self, rpc_url: str, *, timeout_s: float = 10.0) -> None:
+        self.rpc_url = rpc_url
+        self._rpc = AsyncClient(rpc_url, commitment=Confirmed, timeout=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._rpc.close()
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def genesis_hash(self) -> str:
+        return str((await self._call(self._rpc.get_genesis_hash())).value)
+
+    async def slot(self, commitment: Commitment = Confirmed) -> int:
+        return int((await self._call(self._rpc.get_slot(commitment))).value)
+
+    async def block_height(self, commitment: Commitment = Finalized) -> int:
+        return int((await self._call(self._rpc.get_block_height(commitment))).value)
+
+    async def latest_blockhash(self) -> tuple[Hash, int]:
+        """A recent blockhash and the last block height at which a transaction with it can land."""
+        value = (await self._call(self._rpc.get_latest_blockhash(Confirmed))).value
+        return value.blockhash, int(value.last_valid_block_height)
+
+    async def unix_time_s(self) -> int:
+        """The chain's clock, which decides about valid_until and close_at."""
+        data = await self._account_data(CLOCK_SYSVAR, Confirmed)
+        if data is None:
+            raise ChainUnavailable("the cluster has no clock sysvar", field="rpc_url", value=self.rpc_url)
+        return int(struct.unpack_from("<q", data, 32)[0])
+
+    async def rent(self, size_bytes: int) -> int:
+        return int((await self._call(self._rpc.get_minimum_balance_for_rent_exemption(size_bytes))).value)
+
+    async def lamports(self, address: Pubkey) -> int:
+        return int((await self._call(self._rpc.get_balance(address))).value)
+
+    async def vault(self, address: Pubkey | str, commitment: Commitment = Finalized) -> VaultState | None:
+        """A vault with its token balance, both from one answer. None when there is no such account; Invalid `not_a_vault`."""
+        pubkey = Pubkey.from_string(address) if isinstance(address, str) else address
+        data = await self._account_data(pubkey, commitment)
+        if data is None:
+            return None
+        token_account = parse_vault(pubkey, data, 0).token_account
+        answer = await self._call(self._rpc.get_multiple_accounts([pubkey, token_account], commitment))
+        vault, tokens = answer.value
+        if vault is None:
+            return None
+        return parse_vault(pubkey, bytes(vault.data), _token_amount(tokens))
+
+    async def existing_vault(self, address: Pubkey | str, commitment: Commitment = Finalized) -> VaultState:
+        state = await self.vault(address, commitment)
+        if state is None:
+            raise VaultNotFound(
+                "there is no such vault on this chain",
+                field="vault",
+                value=str(address),
+                hint="wait until its opening is finalized",
+            )
+        return state
+
+    async def operator_config(self, address: Pubkey, commitment: Commitment = Finalized) -> OperatorConfig | None:
+        data = await self._account_data(address, commitment)
+        return None if data is None else parse_config(address, data)
+
+    async def token_balance(self, owner: Pubkey, mint: Pubkey, commitment: Commitment = Confirmed) -> int:
+        """Of the owner's associated token account; 0 when there is none."""
+        answer = await self._call(self._rpc.get_account_info(token_account_of(owner, mint), commitment))
+        return _token_amount(answer.value)
+
+    async def accounts_exist(self, addresses: list[Pubkey]) -> list[bool]:
+        answer = await self._call(self._rpc.get_multiple_accounts(addresses, Confirmed))
+        return [account is not None for account in answer.value]
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    async def send(self, raw: bytes) -> str:
+        """Submits bytes; returns the signature. Safe to repeat with the same bytes: they can land only once.
+
+        Raises TransactionRejected when preflight refuses, TransactionExpired when the blockhash is dead. A transaction that
+        was processed already is not an error.
+        """
+        try:
+            answer = await self._call(self._rpc.send_raw_transaction(raw, opts=TxOpts(preflight_commitment=Processed)))
+        except RPCException as error:
+            return _rejected(error, raw)
+        return str(answer.value)
+
+    async def signature_status(self, signature: str) -> SignatureStatus:
+        answer = await self._call(
+            self._rpc.get_signature_statuses([Signature.from_string(signature)], search_transaction_history=True)
+        )
+        found = answer.value[0]
+        if found is None:
+            return SignatureStatus(TransactionStatus.NOT_FOUND)
+        if found.err is not None:
+            return SignatureStatus(TransactionStatus.FAILED, _program_error(str(found.err)) or str(found.err))
+        level = str(found.confirmation_status).rsplit(".", 1)[-1].lower()
+        return SignatureStatus(TransactionStatus(level))
+
+    async def send_and_confirm(
+        self,
+        transaction: SignedTransaction,
+        *,
+        until: TransactionStatus = TransactionStatus.CONFIRMED,
+        timeout_s: float = 60.0,
+    ) -> None:
+        """Sends, and resends the same bytes, until the wanted level. Raises TransactionRejected, TransactionExpired (provably
+        dead), or ChainUnavailable when time ran out without an answer."""
+        levels = [TransactionStatus.PROCESSED, TransactionStatus.CONFIRMED, TransactionStatus.FINALIZED]
+        wanted = levels[levels.index(until) :]
+        loop = asyncio.get_running_loop()
+        deadline, resend_at = loop.time() + timeout_s, 0.0
+        while loop.time() < deadline:
+            state = await self.signature_status(transaction.signature)
+            if state.status is TransactionStatus.FAILED:
+                raise TransactionRejected(f"the transaction failed: {state.error}", error_name=state.error)
+            if state.status in wanted:
+                return
+            if state.status is TransactionStatus.NOT_FOUND and loop.time() >= resend_at:
+                if await self.block_height() > transaction.last_valid_block_height:
+                    raise TransactionExpired(
+                        "the transaction did not land in time", field="signature", value=transaction.signature
+                    )
+                await self.send(transaction.raw)
+                resend_at = loop.time() + _RESEND_EVERY_S
+            await asyncio.sleep(_POLL_EVERY_S)
+        raise ChainUnavailable(
+            f"no answer about the transaction within {timeout_s} s",
+            code="transaction_unknown",
+            field="signature",
+            value=transaction.signature,
+        )
+
+    async def skipped_payees(self, signature: str) -> frozenset[int] | None:
+        """Which payees (by index) a landed capture left out; None while the transaction is not found."""
+        answer = await self._call(
+            self._rpc.get_transaction(
+                Signature.from_string(signature), commitment=Confirmed, max_supported_transaction_version=0
+            )
+        )
+        if answer.value is None or answer.value.transaction.meta is None:
+            return None
+        returned = answer.value.transaction.meta.return_data
+        data = bytes(returned.data) if returned is not None else b""
+        # Clusters cut trailing zero bytes off return data.
+        mask = int.from_bytes(data, "little")
+        return frozenset(index for index in range(16) if mask >> index & 1)
+
+    # --- localnet only ----------------------------------------------------------------------------------------------
+
+    async def faucet(self, owner: Pubkey, amount: int) -> None:
+        """Test tokens and lamports for fees. Raises TransactionRejected where there is no faucet (any real cluster)."""
+        await self.localnet("torg_faucet", [str(owner), amount])
+
+    async def localnet(self, method: str, params: list[Any]) -> Any:
+        """Calls one of the localnet's own methods."""
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        try:
+            async with httpx.AsyncClient(timeout=10, trust_env=False) as http:
+                answer = (await http.post(self.rpc_url, json=body)).json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._unavailable(error) from error
+        if "error" in answer:
+            raise TransactionRejected(f"{method}: {answer['error'].get('message')}", error_name=None)
+        return answer["result"]
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    async def _account_data(self, address: Pubkey, commitment: Commitment) -> bytes | None:
+        answer = await self._call(self._rpc.get_account_info(address, commitment))
+        return None if answer.value is None else bytes(answer.value.data)
+
+    async def _call(self, awaitable: Any) -> Any:
+        try:
+            return await awaitable
+        except SolanaRpcException as error:
+            raise self._unavailable(error.__cause__ or error) from error
+        except (OSError, TimeoutError) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: BaseException) -> ChainUnavailable:
+        return ChainUnavailable(
+            f"the chain's RPC node does not answer ({type(error).__name__})",
+            field="rpc_url",
+            value=self.rpc_url,
+            hint="nothing is lost: what was sent is sent again, the same bytes, when it answers",
+        )
+
+
+def _token_amount(account: Any) -> int:
+    if account is None or len(bytes(account.data)) != 165:
+        return 0
+    return int(struct.unpack_from("<Q", bytes(account.data), 64)[0])
+
+
+def _program_error(text: str) -> str | None:
+    """The vault program's error name, from an InstructionError with a custom code."""
+    import re
+
+    match = re.search(r"Custom\D{0,20}(\d+)", text)
+    return PROGRAM_ERRORS.get(int(match.group(1))) if match else None
+
+
+def _rejected(error: RPCException, raw: bytes) -> str:
+    """Turns a preflight refusal into our errors; a transaction that is in already just gets its signature back."""
+    detail = error.args[0] if error.args else error
+    text = str(detail)
+    if "AlreadyProcessed" in text or "already been processed" in text:
+        from solders.transaction import VersionedTransaction
+
+        return str(VersionedTransaction.from_bytes(raw).signatures[0])
+    if "BlockhashNotFound" in text or "Blockhash not found" in text:
+        raise TransactionExpired("the transaction's blockhash is dead") from error
+    data = getattr(detail, "data", None)
+    name = _program_error(str(getattr(data, "err", None) or text))
+    logs = list(getattr(data, "logs", None) or [])
+    message = getattr(detail, "message", text)
+    raise TransactionRejected(f"{message}" + (f" ({name})" if name else ""), error_name=name, logs=logs) from error

@@ -1,0 +1,182 @@
+"""What a depositor or an operator does with vaults, each as one call: build, sign, send, wait.
+
+The settlement worker does not use the sending ones: it stores signed bytes before it sends them (`build_capture`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from solders.hash import Hash
+from solders.instruction import Instruction
+from solders.keypair import Keypair
+from solders.pubkey import Pubkey
+from solders.signature import Signature
+from spl.token import models as token_models
+from spl.token.constants import TOKEN_PROGRAM_ID
+from spl.token.instructions import create_idempotent_associated_token_account, transfer_checked
+
+from torg_chain import instructions as program
+from torg_chain.network import Network
+from torg_chain.rpc import ChainClient, TransactionStatus
+from torg_chain.transactions import SignedTransaction, sign_transaction
+from torg_chain.vault import CONFIG_SIZE, VAULT_SIZE, VaultState, find_config, find_vault, token_account_of
+from torg_protocol.vault_messages import CapMessage, OrderMessage
+
+FINALIZED = TransactionStatus.FINALIZED
+
+
+async def ensure_operator_config(
+    chain: ChainClient, program_id: Pubkey, *, admin: Keypair, capture_key: Pubkey, fee_owner: Pubkey
+) -> Pubkey:
+    """The operator's config account, created when it is not there. Safe to repeat; an existing one keeps its capture key."""
+    address, _ = find_config(program_id, admin.pubkey())
+    if await chain.operator_config(address) is None:
+        rent = await chain.rent(CONFIG_SIZE)
+        await _send(
+            chain, [program.init_config(program_id, admin.pubkey(), capture_key, fee_owner, rent)], [admin], FINALIZED
+        )
+    return address
+
+
+async def open_vault(
+    chain: ChainClient, network: Network, *, depositor: Keypair, signer: Pubkey, grace_s: int, deposit: int
+) -> tuple[int, Pubkey]:
+    """Opens a vault and deposits, in one transaction; returns its salt and address once that is finalized."""
+    salt = await chain.slot()
+    owner = depositor.pubkey()
+    vault, _ = find_vault(network.program_pubkey, owner, network.operator_pubkey, salt)
+    opening = [
+        create_idempotent_associated_token_account(owner, vault, network.mint_pubkey),
+        program.open_vault(
+            network.program_pubkey,
+            depositor=owner,
+            config=network.operator_pubkey,
+            mint=network.mint_pubkey,
+            salt=salt,
+            grace_s=grace_s,
+            signer=signer,
+            chain_id=network.chain_id,
+            rent_lamports=await chain.rent(VAULT_SIZE),
+        ),
+    ]
+    if deposit:
+        opening.append(_transfer(network, depositor.pubkey(), vault, deposit))
+    await _send(chain, opening, [depositor], FINALIZED)
+    return salt, vault
+
+
+async def deposit(chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey, amount: int) -> None:
+    """A plain token transfer, counted by the marketplace when it is finalized, which this waits for."""
+    await _send(chain, [_transfer(network, depositor.pubkey(), vault, amount)], [depositor], FINALIZED)
+
+
+async def start_close(chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey) -> None:
+    await _send(chain, [program.start_close(network.program_pubkey, vault, depositor.pubkey())], [depositor], FINALIZED)
+
+
+async def cancel_close(chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey) -> None:
+    await _send(
+        chain, [program.cancel_close(network.program_pubkey, vault, depositor.pubkey())], [depositor], FINALIZED
+    )
+
+
+async def finish_close(
+    chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey, agreed_by: Keypair | None = None
+) -> None:
+    """Everything that is left, and all rent, to the depositor. `agreed_by`: the operator's admin, to skip the grace."""
+    owner = depositor.pubkey()
+    agreement = None if agreed_by is None else (network.operator_pubkey, agreed_by.pubkey())
+    closing = [
+        create_idempotent_associated_token_account(owner, owner, network.mint_pubkey),
+        program.finish_close(
+            network.program_pubkey, vault=vault, depositor=owner, mint=network.mint_pubkey, agreed_by=agreement
+        ),
+    ]
+    await _send(chain, closing, [depositor, *([agreed_by] if agreed_by else [])], FINALIZED)
+
+
+def build_capture(
+    network: Network,
+    vault: VaultState,
+    *,
+    payees: Sequence[tuple[Pubkey, int]],
+    cap: CapMessage,
+    cap_signer: Pubkey,
+    cap_signature: Signature,
+    root: bytes,
+    capture_key: Keypair,
+    fee_payer: Keypair,
+    blockhash: Hash,
+    last_valid_block_height: int,
+    expected_settled: int | None = None,
+    create_accounts_of: Sequence[Pubkey] = (),
+) -> SignedTransaction:
+    """One capture, signed and not sent. `payees`: *wallets* and amounts, paid to their associated token accounts.
+
+    `create_accounts_of`: wallets whose token account does not exist yet; the fee payer pays their rent.
+    """
+    accounts = [(token_account_of(wallet, network.mint_pubkey), amount) for wallet, amount in payees]
+    before: list[Instruction] = [
+        create_idempotent_associated_token_account(fee_payer.pubkey(), wallet, network.mint_pubkey)
+        for wallet in create_accounts_of
+    ]
+    before.append(program.ed25519_verify(cap_signer, cap_signature, cap.to_bytes()))
+    capture = program.capture(
+        network.program_pubkey,
+        vault=vault.address,
+        token_account=vault.token_account,
+        config=network.operator_pubkey,
+        payees=accounts,
+        expected_settled=vault.settled if expected_settled is None else expected_settled,
+        root=root,
+        cap_instruction=len(before) - 1,
+        capture_key=capture_key.pubkey(),
+    )
+    return sign_transaction([*before, capture], [fee_payer, capture_key], blockhash, last_valid_block_height)
+
+
+def order_of(network: Network, vault: VaultState, payees: Sequence[tuple[Pubkey, int]], root: bytes) -> OrderMessage:
+    """The operator's order for a capture that somebody else may submit. `payees`: token accounts and amounts."""
+    return OrderMessage(
+        chain_id=network.chain_id,
+        vault=bytes(vault.address),
+        expected_settled=vault.settled,
+        payees=tuple((bytes(key), amount) for key, amount in payees),
+        root=root,
+    )
+
+
+def _transfer(network: Network, owner: Pubkey, to_owner: Pubkey, amount: int) -> Instruction:
+    return transfer_checked(
+        token_models.TransferCheckedParams(
+            program_id=TOKEN_PROGRAM_ID,
+            source=token_account_of(owner, network.mint_pubkey),
+            mint=network.mint_pubkey,
+            dest=token_account_of(to_owner, network.mint_pubkey),
+            owner=owner,
+            amount=amount,
+            decimals=network.decimals,
+        )
+    )
+
+
+async def _send(
+    chain: ChainClient, instructions: list[Instruction], signers: list[Keypair], until: TransactionStatus
+) -> SignedTransaction:
+    blockhash, last_valid = await chain.latest_blockhash()
+    transaction = sign_transaction(instructions, signers, blockhash, last_valid)
+    await chain.send_and_confirm(transaction, until=until)
+    return transaction
+
+
+__all__ = [
+    "build_capture",
+    "cancel_close",
+    "deposit",
+    "ensure_operator_config",
+    "finish_close",
+    "open_vault",
+    "order_of",
+    "start_close",
+]

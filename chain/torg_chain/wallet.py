@@ -1,0 +1,79 @@
+"""Keys on disk: solana-keygen's format (a JSON array of 64 numbers), mode 0600, never printed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from solders.keypair import Keypair
+
+from torg_chain.errors import WalletError
+
+
+def create_keypair(path: Path) -> Keypair:
+    """A new random key. Raises WalletError `wallet_exists` rather than overwrite."""
+    keypair = Keypair()
+    save_keypair(keypair, path)
+    return keypair
+
+
+def save_keypair(keypair: Keypair, path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise WalletError(
+            "there is a key already", code="wallet_exists", field="path", value=str(path), hint="choose another path"
+        ) from None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(json.dumps(list(bytes(keypair))))
+
+
+def load_keypair(path: Path) -> Keypair:
+    """Raises WalletError: wallet_not_found, wallet_readable_by_others or wallet_invalid. The message never holds the key."""
+    try:
+        text = path.read_text()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise WalletError(
+            f"cannot read the key: {error.strerror}",
+            code="wallet_not_found",
+            field="path",
+            value=str(path),
+            hint="make one first",
+        ) from None
+    if mode & 0o077:
+        raise WalletError(
+            "other users of this machine can read this key",
+            code="wallet_readable_by_others",
+            field="path",
+            value=str(path),
+            hint=f"chmod 600 {path}",
+        )
+    return parse_secret(text, str(path))
+
+
+def import_keypair(source: Path, target: Path) -> Keypair:
+    """Copies a solana-keygen file or a file with a base58 64-byte secret into our own place, mode 0600."""
+    try:
+        text = source.read_text()
+    except OSError as error:
+        raise WalletError(
+            f"cannot read the key: {error.strerror}", code="wallet_not_found", field="path", value=str(source)
+        ) from None
+    keypair = parse_secret(text, str(source))
+    save_keypair(keypair, target)
+    return keypair
+
+
+def parse_secret(text: str, where: str) -> Keypair:
+    """A JSON array of 64 numbers whose halves match, or a base58 string of 64 bytes."""
+    text = text.strip()
+    try:
+        return Keypair.from_json(text) if text.startswith("[") else Keypair.from_base58_string(text)
+    except ValueError:
+        # Neither the text nor the library's message is repeated: they may hold the secret.
+        raise WalletError(
+            "this is not a Solana key", field="path", value=where, hint="expected a JSON array of 64 numbers, or base58"
+        ) from None
