@@ -1,4 +1,4 @@
-"""Builds vault.so from C with what pip can install: `python chain/program/build.py` (or `--check` to compare, changing nothing).
+"""Builds vault_program.so from C with what pip can install: `python chain/program/build.py` (or `--check` to compare, changing nothing).
 
 Compiler: the clang inside the `ziglang` package, pinned in requirements.lock, so that everybody gets the same bytes.
 """
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent
-TARGET = SOURCE.parent / "torg_chain" / "vault.so"
+TARGET = SOURCE.parent / "torg_chain" / "vault_program.so"
 # -mcpu=v2: later ones emit 32-bit jumps, which SBPF v0 refuses.
 COMPILE = (
     "-target",
@@ -48,7 +48,7 @@ def main() -> None:
         TARGET.write_bytes(program)
         print(f"{TARGET.name}: {len(program)} bytes")
     elif TARGET.read_bytes() != program:
-        sys.exit("vault.so is not what the source builds to: run chain/program/build.py")
+        sys.exit("vault_program.so is not what the source builds to: run chain/program/build.py")
 
 
 if __name__ == "__main__":

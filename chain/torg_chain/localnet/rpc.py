@@ -1,0 +1,303 @@
+"""The JSON-RPC methods: those that clients of a real cluster use, and four of our own for tests.
+
+Our own: torg_faucet(owner, base_units), torg_advance_clock(seconds), torg_advance_slots(count), torg_status().
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from solders.message import MessageV0, from_bytes_versioned
+from solders.pubkey import Pubkey
+from solders.transaction import VersionedTransaction
+
+from torg_chain.localnet.cluster import BLOCKHASH_WINDOW, Cluster, Refused
+from torg_chain.localnet.encoding import (
+    account_json,
+    decode_transaction,
+    error_json,
+    return_data_json,
+    token_account_amount,
+    token_amount_json,
+)
+
+INVALID_PARAMS, METHOD_NOT_FOUND, PREFLIGHT_FAILURE, UNSUPPORTED_VERSION = -32602, -32601, -32002, -32015
+
+
+class RpcError(Exception):
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.data = code, message, data
+
+
+class Methods:
+    """One public method per RPC method; `params` as the client sent them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        chain = {
+            "getHealth": lambda _: "ok",
+            "getVersion": lambda _: {"solana-core": "4.0.0-torg-localnet", "feature-set": 0},
+            "getGenesisHash": lambda _: str(cluster.genesis),
+            "getSlot": self._slot,
+            "getBlockHeight": self._slot,
+            "getTransactionCount": lambda _: len(cluster.landed),
+            "getLatestBlockhash": self._latest_blockhash,
+            "isBlockhashValid": lambda p: self._context(p[0] in cluster.blockhashes),
+            "getMinimumBalanceForRentExemption": lambda p: cluster.rent(p[0]),
+            "getFeeForMessage": self._fee,
+            "getRecentPrioritizationFees": lambda _: [{"slot": cluster.slot, "prioritizationFee": 0}],
+        }
+        accounts = {
+            "getBalance": lambda p: self._context(cluster.lamports(_pubkey(p[0]))),
+            "getAccountInfo": lambda p: self._context(account_json(cluster.account(_pubkey(p[0])), _encoding(p, 1))),
+            "getMultipleAccounts": self._multiple_accounts,
+            "getTokenAccountBalance": self._token_balance,
+            "getProgramAccounts": self._program_accounts,
+            "requestAirdrop": lambda p: cluster.airdrop(_pubkey(p[0]), int(p[1])),
+        }
+        transactions = {
+            "sendTransaction": self._send,
+            "simulateTransaction": self._simulate,
+            "getSignatureStatuses": self._statuses,
+            "getSignaturesForAddress": self._signatures,
+            "getTransaction": self._transaction,
+        }
+        own = {
+            "torg_faucet": lambda p: cluster.faucet(_pubkey(p[0]), int(p[1])),
+            "torg_advance_clock": lambda p: cluster.advance_clock(int(p[0])),
+            "torg_advance_slots": lambda p: cluster.tick(cluster.unix_time_s, slots=min(int(p[0]), 10_000)),
+            "torg_status": lambda _: {
+                "slot": cluster.slot,
+                "unix_time_s": cluster.unix_time_s,
+                "transactions": len(cluster.landed),
+            },
+        }
+        self.table: dict[str, Callable[[list[Any]], Any]] = {**chain, **accounts, **transactions, **own}
+
+    def _context(self, value: Any) -> dict[str, Any]:
+        return {"context": {"slot": self._cluster.slot, "apiVersion": "4.0.0"}, "value": value}
+
+    def _slot(self, params: list[Any]) -> int:
+        """At the asked commitment: a finalized slot lies behind by as many slots as finality takes."""
+        config = params[0] if params and isinstance(params[0], dict) else {}
+        level, slot = config.get("commitment", "finalized"), self._cluster.slot
+        order = ["processed", "confirmed", "finalized"]
+        while order.index(self._cluster.level(slot)) < order.index(level if level in order else "finalized"):
+            slot -= 1
+        return slot
+
+    def _latest_blockhash(self, _: list[Any]) -> Any:
+        last_valid = self._cluster.slot + BLOCKHASH_WINDOW - 1
+        return self._context({"blockhash": self._cluster.latest_blockhash, "lastValidBlockHeight": last_valid})
+
+    def _fee(self, params: list[Any]) -> Any:
+        message = from_bytes_versioned(base64.b64decode(params[0]))
+        return self._context(5000 * message.header.num_required_signatures)
+
+    def _multiple_accounts(self, params: list[Any]) -> Any:
+        encoding = _encoding(params, 1)
+        return self._context([account_json(self._cluster.account(_pubkey(key)), encoding) for key in params[0]])
+
+    def _token_balance(self, params: list[Any]) -> Any:
+        account = self._cluster.account(_pubkey(params[0]))
+        amount = token_account_amount(account)
+        if amount is None or account is None:
+            raise RpcError(INVALID_PARAMS, "Invalid param: could not find account")
+        mint = self._cluster.account(Pubkey(bytes(account.data)[:32]))
+        return self._context(token_amount_json(amount, bytes(mint.data)[44] if mint else 0))
+
+    def _program_accounts(self, params: list[Any]) -> Any:
+        filters = (_config(params, 1).get("filters")) or []
+        found = self._cluster.program_accounts(_pubkey(params[0]))
+        encoding = _encoding(params, 1)
+        return [
+            {"pubkey": str(key), "account": account_json(account, encoding)}
+            for key, account in found
+            if all(_matches(bytes(account.data), one) for one in filters)
+        ]
+
+    def _send(self, params: list[Any]) -> str:
+        transaction = _parse_transaction(params)
+        skip_preflight = bool(_config(params, 1).get("skipPreflight"))
+        try:
+            self._cluster.check(transaction)
+            if not skip_preflight:
+                self._preflight(transaction)
+            return self._cluster.submit(transaction)
+        except Refused as refused:
+            if refused.reason is None:
+                raise RpcError(INVALID_PARAMS, str(refused)) from refused
+            if skip_preflight:
+                return str(transaction.signatures[0])  # dropped without a word, as a real cluster does
+            raise RpcError(
+                PREFLIGHT_FAILURE, str(refused), _simulation(refused.reason, refused.logs, refused.units)
+            ) from refused
+
+    def _preflight(self, transaction: VersionedTransaction) -> None:
+        result = self._cluster.simulate(transaction)
+        if hasattr(result, "err"):
+            reason, meta = error_json(result.err()), result.meta()
+            units = meta.compute_units_consumed()
+            raise Refused(f"Transaction simulation failed: {json.dumps(reason)}", reason, list(meta.logs()), units)
+
+    def _simulate(self, params: list[Any]) -> Any:
+        transaction, config = _parse_transaction(params), _config(params, 1)
+        try:
+            if not config.get("replaceRecentBlockhash"):
+                self._cluster.check(transaction)
+        except Refused as refused:
+            return self._context(_simulation(refused.reason, refused.logs, 0))
+        result = self._cluster.simulate(transaction, verify=bool(config.get("sigVerify")))
+        meta = result.meta()
+        error = error_json(result.err()) if hasattr(result, "err") else None
+        return self._context(_simulation(error, list(meta.logs()), meta.compute_units_consumed()))
+
+    def _statuses(self, params: list[Any]) -> Any:
+        answers: list[Any] = []
+        for signature in params[0]:
+            landed = self._cluster.landed.get(signature)
+            if landed is None:
+                answers.append(None)
+                continue
+            level = self._cluster.level(landed.slot)
+            confirmations = None if level == "finalized" else self._cluster.slot - landed.slot
+            status = {"Ok": None} if landed.error is None else {"Err": landed.error}
+            answers.append(
+                {
+                    "slot": landed.slot,
+                    "confirmations": confirmations,
+                    "err": landed.error,
+                    "status": status,
+                    "confirmationStatus": level,
+                }
+            )
+        return self._context(answers)
+
+    def _signatures(self, params: list[Any]) -> Any:
+        config, found = _config(params, 1), self._cluster.by_address.get(params[0], [])[::-1]
+        if config.get("before") in found:
+            found = found[found.index(config["before"]) + 1 :]
+        if config.get("until") in found:
+            found = found[: found.index(config["until"])]
+        answers = []
+        for signature in found[: config.get("limit", 1000)]:
+            landed = self._cluster.landed[signature]
+            level = self._cluster.level(landed.slot)
+            answers.append(
+                {
+                    "signature": signature,
+                    "slot": landed.slot,
+                    "err": landed.error,
+                    "memo": None,
+                    "blockTime": landed.time_s,
+                    "confirmationStatus": level,
+                }
+            )
+        return answers
+
+    def _transaction(self, params: list[Any]) -> Any:
+        landed = self._cluster.landed.get(params[0])
+        if landed is None:
+            return None
+        config = params[1] if len(params) > 1 and isinstance(params[1], dict) else {}
+        message = VersionedTransaction.from_bytes(landed.raw).message
+        version: int | str = 0 if isinstance(message, MessageV0) else "legacy"
+        if version == 0 and config.get("maxSupportedTransactionVersion") is None:
+            raise RpcError(UNSUPPORTED_VERSION, "Transaction version (0) is not supported by the requesting client")
+        meta = {
+            "err": landed.error,
+            "status": {"Ok": None} if landed.error is None else {"Err": landed.error},
+            "fee": landed.meta.fee(),
+            "preBalances": landed.balances_before,
+            "postBalances": landed.balances_after,
+            "innerInstructions": [],
+            "logMessages": list(landed.meta.logs()),
+            "preTokenBalances": [],
+            "postTokenBalances": [],
+            "rewards": [],
+            "loadedAddresses": {"writable": [], "readonly": []},
+            "computeUnitsConsumed": landed.meta.compute_units_consumed(),
+        }
+        if (returned := return_data_json(landed.meta)) is not None:
+            meta["returnData"] = returned
+        encoded = [base64.b64encode(landed.raw).decode(), "base64"]
+        return {
+            "slot": landed.slot,
+            "blockTime": landed.time_s,
+            "transaction": encoded,
+            "meta": meta,
+            "version": version,
+        }
+
+
+def make_app(cluster: Cluster) -> web.Application:
+    methods = Methods(cluster).table
+
+    def answer(request: Any) -> dict[str, Any]:
+        reply: dict[str, Any] = {"jsonrpc": "2.0", "id": request.get("id") if isinstance(request, dict) else None}
+        try:
+            method = methods.get(request["method"])
+            if method is None:
+                raise RpcError(METHOD_NOT_FOUND, "Method not found")
+            return {**reply, "result": method(request.get("params") or [])}
+        except RpcError as error:
+            data = {} if error.data is None else {"data": error.data}
+            return {**reply, "error": {"code": error.code, "message": error.message, **data}}
+        except Refused as error:
+            return {**reply, "error": {"code": INVALID_PARAMS, "message": str(error)}}
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            return {**reply, "error": {"code": INVALID_PARAMS, "message": f"Invalid params: {error}"}}
+
+    async def handle(request: web.Request) -> web.Response:
+        body = json.loads(await request.read())
+        return web.json_response([answer(item) for item in body] if isinstance(body, list) else answer(body))
+
+    app = web.Application(client_max_size=1 << 20)
+    app.router.add_post("/", handle)
+    return app
+
+
+def _pubkey(text: str) -> Pubkey:
+    return Pubkey.from_string(text)
+
+
+def _config(params: list[Any], index: int) -> dict[str, Any]:
+    return params[index] if len(params) > index and isinstance(params[index], dict) else {}
+
+
+def _encoding(params: list[Any], index: int) -> str:
+    """base58 on request; everything else (also jsonParsed, which a server may decline) as base64."""
+    return "base58" if _config(params, index).get("encoding") == "base58" else "base64"
+
+
+def _parse_transaction(params: list[Any]) -> VersionedTransaction:
+    encoding = _config(params, 1).get("encoding") or "base58"
+    try:
+        return VersionedTransaction.from_bytes(decode_transaction(params[0], encoding))
+    except ValueError as error:
+        raise RpcError(INVALID_PARAMS, f"failed to deserialize the transaction: {error}") from error
+
+
+def _simulation(error: Any, logs: list[str], units: int) -> dict[str, Any]:
+    return {
+        "err": error,
+        "logs": logs,
+        "accounts": None,
+        "unitsConsumed": units,
+        "returnData": None,
+        "innerInstructions": None,
+        "replacementBlockhash": None,
+    }
+
+
+def _matches(data: bytes, one: dict[str, Any]) -> bool:
+    if "dataSize" in one:
+        return len(data) == int(one["dataSize"])
+    compare = one["memcmp"]
+    wanted = decode_transaction(compare["bytes"], compare.get("encoding") or "base58")
+    return data[compare["offset"] : compare["offset"] + len(wanted)] == wanted

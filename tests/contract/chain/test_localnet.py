@@ -1,0 +1,118 @@
+"""The localnet as a cluster: used through solana-py only, killed without warning, continued from its ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from solders.keypair import Keypair
+from solders.pubkey import Pubkey
+from solders.system_program import TransferParams, transfer
+
+from tests.support.chain import make_network, make_operator, running_localnet
+from torg_chain import vault_operations
+from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
+from torg_chain.rpc import ChainClient, TransactionStatus
+from torg_chain.transactions import sign_transaction
+from torg_chain.vault import token_account_of
+from torg_protocol.vault_messages import CapMessage, sign_message
+
+
+async def test_everything_survives_sigkill_and_an_old_transaction_stays_refused(tmp_path: Path) -> None:
+    payer, to = Keypair(), Keypair().pubkey()
+    async with running_localnet(tmp_path) as localnet, ChainClient(localnet.rpc_url) as chain:
+        await chain.faucet(payer.pubkey(), 7_000_000)
+        blockhash, last_valid = await chain.latest_blockhash()
+        moved = sign_transaction(
+            [transfer(TransferParams(from_pubkey=payer.pubkey(), to_pubkey=to, lamports=10**7))],
+            [payer],
+            blockhash,
+            last_valid,
+        )
+        await chain.send_and_confirm(moved, until=TransactionStatus.FINALIZED)
+        before = (
+            await chain.lamports(payer.pubkey()),
+            await chain.token_balance(payer.pubkey(), Pubkey.from_string(MINT)),
+        )
+
+        await localnet.kill()
+        with pytest.raises(ChainUnavailable):
+            await chain.lamports(to)
+        await localnet.start()
+
+        after = (
+            await chain.lamports(payer.pubkey()),
+            await chain.token_balance(payer.pubkey(), Pubkey.from_string(MINT)),
+        )
+        assert after == before
+        assert await chain.lamports(to) == 10**7
+        assert (await chain.signature_status(moved.signature)).status is TransactionStatus.FINALIZED
+        # The blockhash still counts, so this is refused for being old, not for being expired; and nothing moves.
+        assert await chain.send(moved.raw) == moved.signature
+        assert await chain.lamports(to) == 10**7
+
+
+async def test_a_blockhash_dies_after_150_slots(tmp_path: Path) -> None:
+    payer = Keypair()
+    async with running_localnet(tmp_path) as localnet, ChainClient(localnet.rpc_url) as chain:
+        await chain.faucet(payer.pubkey(), 1)
+        blockhash, last_valid = await chain.latest_blockhash()
+        late = sign_transaction(
+            [transfer(TransferParams(from_pubkey=payer.pubkey(), to_pubkey=Keypair().pubkey(), lamports=10**7))],
+            [payer],
+            blockhash,
+            last_valid,
+        )
+        await chain.localnet("torg_advance_slots", [200])
+
+        with pytest.raises(TransactionExpired):
+            await chain.send(late.raw)
+        assert await chain.block_height() > last_valid
+
+
+async def test_a_vault_from_opening_to_closing(tmp_path: Path) -> None:
+    client, session, operator, node = Keypair(), Keypair(), make_operator(), Keypair()
+    async with running_localnet(tmp_path) as localnet, ChainClient(localnet.rpc_url) as chain:
+        network = await make_network(chain, operator, localnet.genesis_hash)
+        await chain.faucet(client.pubkey(), 10_000_000)
+        _, vault = await vault_operations.open_vault(
+            chain, network, depositor=client, signer=session.pubkey(), grace_s=3600, deposit=5_000_000
+        )
+        state = await chain.existing_vault(vault)
+        assert (state.balance, state.settled, state.grace_s) == (5_000_000, 0, 3600)
+
+        cap = CapMessage(network.chain_id, bytes(vault), 2_000_000, await chain.unix_time_s() + 600)
+        blockhash, last_valid = await chain.latest_blockhash()
+        captured = vault_operations.build_capture(
+            network,
+            state,
+            payees=[(node.pubkey(), 1_200_000), (operator.fee_owner.pubkey(), 30_000)],
+            cap=cap,
+            cap_signer=session.pubkey(),
+            cap_signature=sign_message(session, cap),
+            root=bytes(32),
+            capture_key=operator.capture_key,
+            fee_payer=operator.capture_key,
+            blockhash=blockhash,
+            last_valid_block_height=last_valid,
+            create_accounts_of=[node.pubkey(), operator.fee_owner.pubkey()],
+        )
+        await chain.send_and_confirm(captured, until=TransactionStatus.FINALIZED)
+        assert await chain.skipped_payees(captured.signature) == frozenset()
+        assert await chain.token_balance(node.pubkey(), network.mint_pubkey) == 1_200_000
+        assert (await chain.existing_vault(vault)).settled == 1_230_000
+
+        await vault_operations.start_close(chain, network, depositor=client, vault=vault)
+        with pytest.raises(TransactionRejected) as early:
+            await vault_operations.finish_close(chain, network, depositor=client, vault=vault)
+        assert early.value.error_name == "E_TOO_EARLY"
+        await chain.localnet("torg_advance_slots", [1600])
+        await chain.localnet("torg_advance_clock", [3700])
+        await vault_operations.finish_close(chain, network, depositor=client, vault=vault)
+
+        assert await chain.vault(vault) is None
+        assert await chain.token_balance(client.pubkey(), network.mint_pubkey) == 10_000_000 - 1_230_000
+        assert await chain.accounts_exist([token_account_of(vault, network.mint_pubkey)]) == [False]
+
+
+MINT = "TorgTestUSD11111111111111111111111111111111"
