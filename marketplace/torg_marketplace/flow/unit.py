@@ -99,6 +99,19 @@ class Unit:
         """Woken after the commit."""
         self._wakes.add(topic)
 
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """On an error, what was written, queued and woken inside is undone, and the error goes on. Rows that were loaded
+        before are expired then: load them again."""
+        queued, woken = len(self._outbox), set(self._wakes)
+        try:
+            async with self.session.begin_nested():
+                yield
+        except BaseException:
+            del self._outbox[queued:]
+            self._wakes = woken
+            raise
+
     async def deliver(self) -> None:
         for topic in sorted(self._wakes):
             self.market.wakes.wake(topic)

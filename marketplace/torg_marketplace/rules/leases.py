@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.states import EndReason, LeaseState, Liveness
+from torg_protocol.states import OUTCOMES, EndReason, LeaseState, Liveness
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +69,36 @@ def latest_lease_end_ms(spec: JobSpec, now_ms: int) -> int:
     """The latest moment at which a lease of this job may end: a cap has to outlive it. Clients compute the same."""
     attempt_ms = spec.limits.max_duration + spec.lease_grace
     return now_ms + spec.limits.queue_timeout + spec.retry.max_attempts * attempt_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What is known of a lease when its node says why it ended."""
+
+    started: bool
+    ran_ms: int  # the most that it can have run
+    max_duration_ms: int
+    amount: int  # price of `ran_ms`
+    max_amount: int
+    asked_to_stop_for: EndReason | None
+    cancel_requested: bool
+
+
+def believed_reason(said: EndReason, ran: Ran) -> EndReason:
+    """A node's word for why a lease ended, unless what we know contradicts it: then the fault is the node's.
+
+    A job's own failures (exit code, OOM) cannot be told from lies here: a client who doubts them asks for another attempt.
+    """
+    if said is ran.asked_to_stop_for:
+        return said
+    match said:
+        case EndReason.CANCELLED:
+            return said if ran.cancel_requested else EndReason.HOST_PROTECTION
+        case EndReason.MAX_DURATION:
+            return said if ran.ran_ms >= ran.max_duration_ms else EndReason.HOST_PROTECTION
+        case EndReason.BUDGET:
+            return said if ran.amount >= ran.max_amount else EndReason.HOST_PROTECTION
+        case _ if OUTCOMES[said].lease is LeaseState.REPORTED and not ran.started:
+            return EndReason.START_FAILED
+        case _:
+            return said

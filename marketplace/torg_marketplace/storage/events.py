@@ -7,7 +7,7 @@ from typing import Any, Literal
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from torg_marketplace.storage.models import JobEventRow, NodeEventRow
+from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow, NodeEventRow
 from torg_protocol.ids import JobId, LeaseId, NodeId
 
 EventKind = Literal["job", "lease", "preparing", "progress", "checkpoint", "log", "receipt"]
@@ -23,6 +23,15 @@ def add_job_event(
     lease_id: LeaseId | None = None,
 ) -> None:
     session.add(JobEventRow(job_id=job_id, lease_id=lease_id, at_ms=at_ms, kind=kind, data=data))
+
+
+def add_job_born(session: AsyncSession, job: JobRow, *, at_ms: int) -> None:
+    add_job_event(session, job_id=job.id, kind="job", data={"state": job.state, "from": None}, at_ms=at_ms)
+
+
+def add_lease_born(session: AsyncSession, lease: LeaseRow, *, at_ms: int) -> None:
+    data = {"state": lease.state, "from": None, "node": lease.node_id, "attempt": lease.attempt}
+    add_job_event(session, job_id=JobId(lease.job_id), lease_id=lease.id, kind="lease", data=data, at_ms=at_ms)
 
 
 def add_node_event(session: AsyncSession, *, node_id: NodeId, data: dict[str, Any], at_ms: int) -> None:

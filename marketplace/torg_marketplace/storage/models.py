@@ -106,6 +106,9 @@ class LeaseRow(Base):
     max_amount: Mapped[Amount]
     max_duration_ms: Mapped[Ms]
     payout_address: Mapped[Key]
+    cpu_millis: Mapped[int]  # what it takes of its node while it lives
+    memory_bytes: Mapped[Ms]
+    disk_bytes: Mapped[Ms]
     acknowledged: Mapped[int] = mapped_column(default=0)  # highest event sequence that was taken
     grace_from_ms: Mapped[Ms]  # silence is counted from here at the earliest
 
@@ -120,6 +123,11 @@ class LeaseRow(Base):
     decided_at_ms: Mapped[Ms | None]  # money and receipt are final
 
     claimed_ms: Mapped[Ms] = mapped_column(default=0)  # useful time in all, as the node claims it
+    claim: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON(none_as_null=True)
+    )  # newest UsageClaimed, not recorded yet
+    records: Mapped[int] = mapped_column(default=0)  # usage records so far
+    recorded_until_ms: Mapped[Ms | None]  # where the newest one ends, by the node's clock
     billed_ms: Mapped[Ms] = mapped_column(default=0)
     unbilled_ms: Mapped[Ms] = mapped_column(default=0)
     amount: Mapped[Amount] = mapped_column(default=0)
@@ -263,6 +271,7 @@ class BlobUseRow(Base):
 
     digest: Mapped[DigestText] = mapped_column(primary_key=True)
     job_id: Mapped[Key] = mapped_column(ForeignKey("jobs.job_id"), primary_key=True)
+    client_may_read: Mapped[bool]  # work that is not paid before a verdict stays sealed until then
 
 
 class BlobUploadRow(Base):

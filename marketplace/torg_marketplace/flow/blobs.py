@@ -1,0 +1,63 @@
+"""Blobs: what must be stored before it may be named, and who may read it."""
+
+from __future__ import annotations
+
+from sqlalchemy import exists, select
+
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow, LeaseRow
+from torg_protocol.errors import Invalid
+from torg_protocol.ids import Digest, JobId
+from torg_protocol.jobspec import BlobRef
+from torg_protocol.states import LIVE_LEASE_STATES
+
+
+async def check_stored(market: Market, blob: BlobRef, *, field: str) -> None:
+    """Raises Invalid `blob_missing` or `blob_size_mismatch`. Asks the store: never inside a transaction."""
+    size = await market.blobs.size(blob.digest)
+    if size is None:
+        raise Invalid(
+            "this blob is not stored", code="blob_missing", field=field, value=blob.digest, hint="upload it first"
+        )
+    if size != blob.size_bytes:
+        raise Invalid(
+            "this blob has another size",
+            code="blob_size_mismatch",
+            field=field,
+            value=blob.size_bytes,
+            hint=f"{blob.digest} has {size} bytes",
+        )
+
+
+async def use_blob(unit: Unit, digest: Digest, job_id: JobId, *, client_may_read: bool) -> None:
+    """Notes that a job refers to a blob. Doing it again can only open it further."""
+    row = await unit.session.get(BlobUseRow, (digest, job_id))
+    if row is None:
+        unit.session.add(BlobUseRow(digest=digest, job_id=job_id, client_may_read=client_may_read))
+        await unit.session.flush()
+    elif client_may_read:
+        row.client_may_read = True
+
+
+async def note_upload(unit: Unit, account: str, digest: Digest, size_bytes: int) -> None:
+    """Notes who uploaded a blob (a client or a node). Safe to repeat."""
+    if await unit.session.get(BlobUploadRow, (digest, account)) is None:
+        unit.session.add(BlobUploadRow(digest=digest, account=account, size_bytes=size_bytes, at_ms=unit.now_ms))
+
+
+async def may_read_blob(unit: Unit, party: str, digest: Digest) -> bool:
+    """Its uploader, the client of a job that refers to it, and a node with a live lease of such a job."""
+    uploaded = exists().where(BlobUploadRow.digest == digest, BlobUploadRow.account == party)
+    as_client = exists().where(
+        BlobUseRow.digest == digest,
+        BlobUseRow.client_may_read,
+        BlobUseRow.job_id == JobRow.job_id,
+        JobRow.client == party,
+    )
+    as_node = exists().where(
+        BlobUseRow.digest == digest,
+        BlobUseRow.job_id == LeaseRow.job_id,
+        LeaseRow.node_id == party,
+        LeaseRow.state.in_(LIVE_LEASE_STATES),
+    )
+    return bool(await unit.session.scalar(select(uploaded | as_client | as_node)))

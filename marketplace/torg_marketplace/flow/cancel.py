@@ -1,0 +1,74 @@
+"""Cancel: what it means depends on how far the job is.
+
+QUEUED      cancelled at once, nothing is charged
+LEASED      the container is stopped with grace; the job is cancelled when the lease has reported, useful seconds are billed
+            (node not heard of: cancelled at once; the hold stays until the lease ends)
+VERIFYING   too late: the work is done (Conflict already_reported)
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from torg_marketplace.flow.ending import end_queued
+from torg_marketplace.flow.nodes import send_stop
+from torg_marketplace.flow.rows import job_of, live_leases, node_row
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.flow.views import view_of
+from torg_marketplace.storage.models import JobRow, LeaseRow
+from torg_marketplace.storage.moves import move_job, move_lease
+from torg_protocol.api import JobView
+from torg_protocol.errors import Conflict
+from torg_protocol.ids import AccountId, JobId
+from torg_protocol.states import EndReason, JobState, LeaseState, Liveness
+
+
+async def cancel(unit: Unit, account: AccountId, job_id: JobId) -> JobView:
+    """Safe to repeat. Raises NotFound job_unknown, Conflict already_reported or job_ended."""
+    job = await job_of(unit, account, job_id)
+    state = JobState(job.state)
+    match state:
+        case JobState.QUEUED:
+            job.cancel_requested_at_ms = unit.now_ms
+            await end_queued(unit, job, EndReason.CANCELLED)
+        case JobState.LEASED:
+            await _cancel_leased(unit, job)
+        case JobState.VERIFYING:
+            raise Conflict(
+                "the work is done and being verified; it will be billed",
+                code="already_reported",
+                field="job_id",
+                value=job_id,
+            )
+        case JobState.CANCELLED:
+            pass
+        case JobState.SUCCEEDED | JobState.FAILED | JobState.EXPIRED | JobState.STOPPED:
+            raise Conflict(f"the job has ended: {state}", code="job_ended", field="job_id", value=job_id, state=state)
+        case _:
+            assert_never(state)
+    unit.wake(f"job:{job_id}")
+    return await view_of(unit, job)
+
+
+async def _cancel_leased(unit: Unit, job: JobRow) -> None:
+    if job.cancel_requested_at_ms is None:
+        job.cancel_requested_at_ms = unit.now_ms
+    unreachable = False
+    for lease in await live_leases(unit, job_id=job.id):
+        node = await node_row(unit, lease.node_id)
+        unreachable = unreachable or node.liveness != Liveness.ALIVE
+        await stop_lease(unit, lease, job, EndReason.CANCELLED)
+    if unreachable:
+        detail = "the node is not heard of; what it did before may still be billed"
+        await move_job(
+            unit.session, job, JobState.CANCELLED, at_ms=unit.now_ms, reason=EndReason.CANCELLED, detail=detail
+        )
+
+
+async def stop_lease(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason) -> None:
+    """Tells the node to stop, once; heartbeats repeat it. A later reason replaces an earlier one."""
+    lease.stop_reason = reason
+    if lease.state != LeaseState.STOPPING:
+        lease.stop_requested_at_ms = unit.now_ms
+        await move_lease(unit.session, lease, job, LeaseState.STOPPING, at_ms=unit.now_ms)
+    send_stop(unit, lease)

@@ -1,0 +1,160 @@
+"""How leases and jobs end: the one place where an end reason becomes states, money, exclusions and receipts.
+
+end_lease   a lease stops living: usage up to its billing, states, another attempt or the job's end
+conclude    a lease is decided: its money is final, its receipt is issued
+end_queued  a job ends without a lease
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import delete
+
+from torg_marketplace.flow import earnings, vaults
+from torg_marketplace.flow.receipts import issue_receipt
+from torg_marketplace.flow.rows import leases_of_job, live_leases, spec_of
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.flow.usage import record_usage
+from torg_marketplace.rules.outcomes import Ending, JobHistory, ending
+from torg_marketplace.rules.verification import not_checked
+from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow
+from torg_marketplace.storage.moves import move_job, move_lease
+from torg_protocol.states import OPEN_JOB_STATES, EndReason, JobState, LeaseState
+from torg_protocol.usage import VerdictSummary
+
+
+async def end_lease(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, *, detail: str = "") -> None:
+    """Ends a live lease. Its job goes where the table of outcomes says, unless it has ended before (cancelled)."""
+    decision = _decide(job, reason)
+    await record_usage(unit, lease, job, decision.billing, final=True)
+    await unit.session.execute(delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id))
+    await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=detail)
+    _remember(job, lease, decision)
+    waits_for_verdict = decision.job is JobState.VERIFYING and job.state in OPEN_JOB_STATES
+    if waits_for_verdict:
+        await _ask_verdict(unit, lease, job)
+    else:
+        if decision.lease is LeaseState.REPORTED:
+            await move_lease(unit.session, lease, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
+        if not _is_held_back(lease, job, decision):
+            await conclude(unit, lease, job, not_checked(spec_of(job).verify.policy), passed=True)
+        await _move_on(unit, job, decision, reason, decision.detail or detail)
+    unit.wake("match")
+    unit.wake(f"job:{job.job_id}")
+
+
+async def decide_reported(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
+    """Applies a verdict to a lease whose job is VERIFYING: passed and not_checked pay, failed does not and tries elsewhere,
+    inconclusive neither pays nor blames."""
+    match verdict.result:
+        case "passed" | "not_checked":
+            await move_lease(unit.session, lease, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
+            await conclude(unit, lease, job, verdict, passed=True)
+            await move_job(unit.session, job, JobState.SUCCEEDED, at_ms=unit.now_ms, reason=EndReason.COMPLETED)
+            await close_if_over(unit, job)
+        case "failed":
+            await _reject(unit, lease, job, verdict)
+        case _:
+            if lease.state != LeaseState.INCONCLUSIVE:
+                await move_lease(unit.session, lease, job, LeaseState.INCONCLUSIVE, at_ms=unit.now_ms)
+            await conclude(unit, lease, job, verdict, passed=False)
+            detail = f"the marketplace could not verify the work, nobody is charged for it: {verdict.detail}"
+            await move_job(unit.session, job, JobState.FAILED, at_ms=unit.now_ms, detail=detail)
+            await close_if_over(unit, job)
+    unit.wake("match")
+    unit.wake(f"job:{job.job_id}")
+
+
+async def conclude(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary, *, passed: bool) -> None:
+    """Makes a lease's money final and issues its receipt. What did not pass is not billed."""
+    await earnings.decide_lease(unit, lease_id=lease.id, passed=passed)
+    if not passed:
+        lease.unbilled_ms += lease.billed_ms
+        lease.billed_ms = lease.amount = 0
+    lease.verdict = verdict.wire()
+    lease.decided_at_ms = unit.now_ms
+    await issue_receipt(unit, lease, job)
+    unit.wake("settle")
+
+
+async def end_queued(unit: Unit, job: JobRow, reason: EndReason, detail: str = "") -> None:
+    """Ends a job that has no lease: cancelled, past its queue deadline, or out of time or money."""
+    match reason:
+        case EndReason.CANCELLED:
+            to = JobState.CANCELLED
+        case EndReason.QUEUE_DEADLINE:
+            to = JobState.EXPIRED
+        case _:
+            to = JobState.FAILED
+    await move_job(unit.session, job, to, at_ms=unit.now_ms, reason=reason, detail=detail)
+    await close_if_over(unit, job)
+    unit.wake(f"job:{job.job_id}")
+
+
+async def close_if_over(unit: Unit, job: JobRow) -> None:
+    """Releases the hold once the job has ended and no lease of it lives; decides what was held back until then."""
+    if job.state in OPEN_JOB_STATES or job.closed_at_ms is not None or await live_leases(unit, job_id=job.id):
+        return
+    await _release_held_back(unit, job, passed=job.reason != EndReason.VERIFICATION_REJECTED)
+    await vaults.close_job(unit, job_id=job.id)
+    job.closed_at_ms = unit.now_ms
+    unit.wake("settle")
+
+
+def _decide(job: JobRow, reason: EndReason) -> Ending:
+    history = JobHistory(job.attempts, job.own_failures, job.cancel_requested_at_ms is not None)
+    return ending(reason, spec_of(job).retry, history)
+
+
+def _remember(job: JobRow, lease: LeaseRow, decision: Ending) -> None:
+    job.attempts += decision.counts
+    job.own_failures += decision.own_failure
+    if decision.excludes_node and lease.node_id not in job.excluded_nodes:
+        job.excluded_nodes = [*job.excluded_nodes, lease.node_id]
+    if decision.drops_checkpoint:
+        job.checkpoint = None
+
+
+def _is_held_back(lease: LeaseRow, job: JobRow, decision: Ending) -> bool:
+    """Seconds up to a checkpoint of a job whose result will be measured wait for that verdict: a node must not be paid for
+    a checkpoint that leads nowhere."""
+    return (
+        spec_of(job).verify.policy != "none"
+        and decision.job is JobState.QUEUED
+        and decision.lease is not LeaseState.REPORTED
+        and lease.amount > 0
+    )
+
+
+async def _ask_verdict(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
+    await move_job(unit.session, job, JobState.VERIFYING, at_ms=unit.now_ms, reason=EndReason.COMPLETED)
+    if spec_of(job).verify.policy == "none":
+        await decide_reported(unit, lease, job, not_checked("none"))
+        return
+    lease.verify_at_ms = unit.now_ms
+    lease.verify_deadline_ms = unit.now_ms + unit.policy.verification_window_s * 1000
+    unit.wake("verify")
+
+
+async def _reject(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
+    reason = EndReason.VERIFICATION_REJECTED
+    decision = _decide(job, reason)
+    await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=verdict.detail)
+    _remember(job, lease, decision)
+    await conclude(unit, lease, job, verdict, passed=False)
+    await _release_held_back(unit, job, passed=False)
+    await _move_on(unit, job, decision, reason, decision.detail or verdict.detail)
+
+
+async def _move_on(unit: Unit, job: JobRow, decision: Ending, reason: EndReason, detail: str) -> None:
+    if job.state in OPEN_JOB_STATES:
+        if decision.job is JobState.QUEUED:
+            job.queue_deadline_ms = unit.now_ms + spec_of(job).limits.queue_timeout
+        await move_job(unit.session, job, decision.job, at_ms=unit.now_ms, reason=reason, detail=detail)
+    await close_if_over(unit, job)
+
+
+async def _release_held_back(unit: Unit, job: JobRow, *, passed: bool) -> None:
+    verdict = not_checked(spec_of(job).verify.policy)
+    for lease in await leases_of_job(unit, job.job_id):
+        if lease.decided_at_ms is None and lease.ended_at_ms is not None:
+            await conclude(unit, lease, job, verdict, passed=passed)

@@ -1,0 +1,166 @@
+"""Grant: one job to one node, for good or not at all.
+
+The node's row is claimed first, which serialises grants of one node; what the matcher saw is then checked again on fresh rows,
+and the allocation's primary key is the last guard. Losing any of these rolls the whole grant back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import CursorResult, update
+
+from torg_marketplace.flow import vaults
+from torg_marketplace.flow.rows import demand_of, leases_of_job, node_snapshots, offer_of, spec_of
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.matching.constraints import can_run, constraints
+from torg_marketplace.matching.snapshot import NodeSnapshot, units_needed
+from torg_marketplace.rules.leases import latest_lease_end_ms
+from torg_marketplace.storage.events import add_lease_born
+from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
+from torg_marketplace.storage.moves import move_job
+from torg_protocol.caps import Commitment, SignedCap
+from torg_protocol.errors import Conflict
+from torg_protocol.ids import LeaseId, NodeId
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.messages import CheckpointRef, Grant, Granted, SignedGrant
+from torg_protocol.states import EndReason, JobState, LeaseState
+
+
+class NotGrantable(Conflict):
+    """The node or the job changed since the matcher looked: match again."""
+
+    default_code = "not_grantable"
+
+
+class NothingLeft(Conflict):
+    """The job has used up its time or its money: it ends for `reason`."""
+
+    default_code = "nothing_left"
+
+    def __init__(self, reason: EndReason) -> None:
+        super().__init__(f"nothing left of the job's {reason}")
+        self.reason = reason
+
+
+async def grant(unit: Unit, job: JobRow, node_id: NodeId) -> SignedGrant:
+    """Raises NotGrantable or MovedMeanwhile (somebody was faster), NothingLeft, and what the vault refuses (its hold, closing)."""
+    node, snapshot = await _claim(unit, job, node_id)
+    spec = spec_of(job)
+    limits = await _limits(unit, job, spec)
+    job.generation += 1
+    await move_job(unit.session, job, JobState.LEASED, at_ms=unit.now_ms)
+    lease_id = LeaseId(unit.new_id("lease"))
+    commitment, commitment_signature = await vaults.commit_lease(
+        unit,
+        vault=job.vault,
+        lease_id=lease_id,
+        payout_address=offer_of(node).payout_address,
+        max_amount=limits.max_amount,
+    )
+    signed = _sign(unit, job, node, spec, limits, commitment, commitment_signature)
+    lease = _lease_row(unit, signed, spec)
+    unit.session.add(lease)
+    await unit.session.flush()
+    add_lease_born(unit.session, lease, at_ms=unit.now_ms)
+    for name in snapshot.free_units(spec.resources)[: units_needed(spec.resources)]:
+        unit.session.add(AllocationRow(node_id=node_id, unit=name, lease_id=lease_id))
+    await unit.session.flush()
+    unit.send(node_id, Granted(signed=signed))
+    unit.wake(f"job:{job.job_id}")
+    return signed
+
+
+async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, NodeSnapshot]:
+    claimed = await unit.session.execute(
+        update(NodeRow)
+        .where(NodeRow.node_id == node_id)
+        .values(claims=NodeRow.claims + 1)
+        .execution_options(synchronize_session=False)
+    )
+    if not isinstance(claimed, CursorResult) or claimed.rowcount != 1:
+        raise NotGrantable("no such node", field="node_id", value=node_id)
+    node = await unit.session.get_one(NodeRow, node_id, populate_existing=True)
+    snapshots = await node_snapshots(unit, only=node_id)
+    rules = constraints(demand_of(job), unit.policy.decimals)
+    if not snapshots or not can_run(snapshots[0], rules):
+        raise NotGrantable("the node cannot take this job any more", field="node_id", value=node_id)
+    return node, snapshots[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What is left of the job's money and time for one more lease."""
+
+    max_amount: int
+    max_duration_ms: int
+    attempt: int
+
+
+async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
+    leases = await leases_of_job(unit, job.job_id)
+    amount = job.max_amount - sum(lease.amount for lease in leases)
+    billed_ms = sum(lease.billed_ms for lease in leases)
+    # The cap was signed to outlive this moment; a lease must not.
+    until_cap_ms = latest_lease_end_ms(spec, job.created_at_ms) - spec.lease_grace - unit.now_ms
+    if amount <= 0 < job.max_amount:
+        raise NothingLeft(EndReason.BUDGET)
+    if billed_ms >= spec.limits.max_duration or until_cap_ms <= 0:
+        raise NothingLeft(EndReason.MAX_DURATION)
+    return _Limits(amount, min(spec.limits.max_duration - billed_ms, until_cap_ms), len(leases) + 1)
+
+
+def _sign(
+    unit: Unit,
+    job: JobRow,
+    node: NodeRow,
+    spec: JobSpec,
+    limits: _Limits,
+    commitment: Commitment,
+    commitment_signature: str,
+) -> SignedGrant:
+    document = Grant(
+        lease_id=commitment.lease_id,
+        fence=job.generation,
+        job_id=job.id,
+        attempt=limits.attempt,
+        client=job.account,
+        node=node.id,
+        marketplace=unit.market.public_key,
+        spec=spec,
+        price_per_gpu_hour=offer_of(node).price_per_gpu_hour,
+        billable_gpus=spec.resources.billable_gpus,
+        max_amount=limits.max_amount,
+        max_duration_ms=limits.max_duration_ms,
+        usage_interval_ms=unit.policy.usage_interval_ms,
+        granted_at_ms=unit.now_ms,
+        accept_within_ms=unit.policy.accept_within_ms,
+        resume_from=CheckpointRef.model_validate(job.checkpoint) if job.checkpoint is not None else None,
+        cap=SignedCap.model_validate(job.cap),
+        commitment=commitment,
+        commitment_signature=commitment_signature,
+    )
+    return SignedGrant(grant=document, signature=document.sign(unit.market.identity))
+
+
+def _lease_row(unit: Unit, signed: SignedGrant, spec: JobSpec) -> LeaseRow:
+    document = signed.grant
+    return LeaseRow(
+        lease_id=document.lease_id,
+        job_id=document.job_id,
+        node_id=document.node,
+        attempt=document.attempt,
+        fence=document.fence,
+        state=LeaseState.GRANTED,
+        grant=signed.wire(),
+        price_per_gpu_hour=document.price_per_gpu_hour,
+        billable_gpus=document.billable_gpus,
+        max_amount=document.max_amount,
+        max_duration_ms=document.max_duration_ms,
+        payout_address=document.commitment.payout_address,
+        cpu_millis=spec.resources.cpus,
+        memory_bytes=spec.resources.memory,
+        disk_bytes=spec.resources.disk,
+        granted_at_ms=unit.now_ms,
+        grace_from_ms=unit.now_ms,
+    )

@@ -1,0 +1,205 @@
+"""Events of a lease, from the node: each applied once, in order, under the lease's fence.
+
+Delivered at least once: a sequence that was taken before is acknowledged again and changes nothing. What can never be taken
+(a record that does not add up, a move that is not legal) is refused and counts as taken, so that the node does not resend it
+for ever; what may be taken later (a blob that is not stored yet, a gap) is refused and does not count.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from torg_marketplace.flow.blobs import check_stored, use_blob
+from torg_marketplace.flow.ending import end_lease
+from torg_marketplace.flow.report import on_exited, on_released, on_reported
+from torg_marketplace.flow.rows import job_row, node_row, spec_of
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.flow.usage import on_usage
+from torg_marketplace.rules import metering
+from torg_marketplace.storage.events import add_job_event
+from torg_marketplace.storage.models import JobRow, LeaseEventRow, LeaseRow
+from torg_marketplace.storage.moves import move_lease
+from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
+from torg_protocol.ids import LeaseId, NodeId
+from torg_protocol.jobspec import BlobRef
+from torg_protocol.messages import (
+    Abandon,
+    Accepted,
+    Acknowledge,
+    CheckpointStored,
+    Declined,
+    Exited,
+    LeaseEvent,
+    LeaseEventBody,
+    Refused,
+    Released,
+    Reported,
+    Started,
+    UsageClaimed,
+)
+from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState
+
+
+async def on_lease_event(market: Market, node_id: NodeId, event: LeaseEvent) -> Acknowledge | Refused:
+    """Never raises for what a node may send; the answer goes back to it. Asks the blob store before the transaction."""
+    missing = await _missing_blob(market, event.body)
+    async with market.transaction() as unit:
+        try:
+            lease = await _lease_of(unit, node_id, event)
+            if event.sequence <= lease.acknowledged:
+                return Acknowledge(lease_id=event.lease_id, sequence=event.sequence)
+            _check_current(lease, event)
+        except TorgError as error:
+            if error.code in {"lease_unknown", "lease_stale"}:
+                unit.send(node_id, Abandon(lease_id=event.lease_id))
+            return _refused(event, error)
+        if missing is not None:
+            return _refused(event, missing)
+        return await _take(unit, lease, event)
+
+
+async def _take(unit: Unit, lease: LeaseRow, event: LeaseEvent) -> Acknowledge | Refused:
+    refusal: TorgError | None = None
+    try:
+        async with unit.savepoint():
+            await _apply(unit, lease, await job_row(unit, lease.job_id), event.body)
+    except TorgError as error:
+        refusal = error
+        await unit.session.refresh(lease)
+    lease.acknowledged = event.sequence
+    unit.session.add(
+        LeaseEventRow(
+            lease_id=event.lease_id,
+            sequence=event.sequence,
+            received_at_ms=unit.now_ms,
+            event=event.wire(),
+            refusal=refusal.to_problem() if refusal is not None else None,
+        )
+    )
+    unit.wake(f"job:{lease.job_id}")
+    return (
+        Acknowledge(lease_id=event.lease_id, sequence=event.sequence) if refusal is None else _refused(event, refusal)
+    )
+
+
+async def _apply(unit: Unit, lease: LeaseRow, job: JobRow, body: LeaseEventBody) -> None:
+    match body:
+        case Accepted():
+            await _on_accepted(unit, lease, job)
+        case Declined():
+            _check_unstarted(lease)
+            await end_lease(unit, lease, job, EndReason.DECLINED, detail=body.detail)
+        case Started():
+            await _on_started(unit, lease, job, body)
+        case CheckpointStored():
+            await _on_checkpoint(unit, lease, job, body)
+        case UsageClaimed():
+            await on_usage(unit, lease, job, body)
+        case Exited():
+            await on_exited(unit, lease, body)
+        case Reported():
+            await on_reported(unit, lease, job, body)
+        case Released():
+            await on_released(unit, lease, job, body)
+        case _:
+            assert_never(body)
+
+
+async def _on_accepted(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
+    if lease.state == LeaseState.STOPPING:
+        return  # cancelled before it was accepted: the stop is on its way
+    await move_lease(unit.session, lease, job, LeaseState.PREPARING, at_ms=unit.now_ms)
+
+
+async def _on_started(unit: Unit, lease: LeaseRow, job: JobRow, body: Started) -> None:
+    if lease.started_at_ms is not None:
+        raise Conflict("this lease has started before", code="already_started", field="lease_id", value=lease.lease_id)
+    node = await node_row(unit, lease.node_id)
+    lease.started_at_ms = metering.seen_start_ms(
+        claimed_start_ms=body.started_at_ms,
+        received_ms=unit.now_ms,
+        granted_ms=lease.granted_at_ms,
+        connected_ms=node.connected_at_ms,
+    )
+    lease.claimed_started_at_ms = body.started_at_ms
+    lease.image_digest, lease.executor, lease.isolation = body.image_digest, body.executor, body.isolation
+    lease.gpu_uuids = list(body.gpu_uuids)
+    if lease.state != LeaseState.STOPPING:
+        await move_lease(unit.session, lease, job, LeaseState.RUNNING, at_ms=unit.now_ms)
+
+
+async def _on_checkpoint(unit: Unit, lease: LeaseRow, job: JobRow, body: CheckpointStored) -> None:
+    spec, checkpoint = spec_of(job), body.checkpoint
+    if not spec.checkpoint.enabled:
+        raise Invalid(
+            "this job writes no checkpoints", code="checkpoint_not_enabled", field="checkpoint", value=checkpoint.name
+        )
+    if lease.started_at_ms is None:
+        raise Conflict("this lease has not started", code="not_started", field="lease_id", value=lease.lease_id)
+    seen_ms = unit.now_ms - lease.started_at_ms + unit.policy.usage_skew_ms
+    lease.checkpoint_useful_ms = max(lease.checkpoint_useful_ms, min(checkpoint.useful_ms, max(0, seen_ms)))
+    lease.checkpoint = job.checkpoint = checkpoint.wire()
+    await use_blob(unit, checkpoint.blob.digest, job.id, client_may_read=spec.verify.policy == "none")
+    data = {"name": checkpoint.name, "size_bytes": checkpoint.blob.size_bytes, "useful_ms": checkpoint.useful_ms}
+    add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="checkpoint", data=data, at_ms=unit.now_ms)
+
+
+def _check_unstarted(lease: LeaseRow) -> None:
+    if lease.started_at_ms is not None:
+        raise Conflict(
+            "a lease that has started cannot be declined",
+            code="already_started",
+            field="lease_id",
+            value=lease.lease_id,
+        )
+
+
+async def _lease_of(unit: Unit, node_id: NodeId, event: LeaseEvent) -> LeaseRow:
+    lease = await unit.session.get(LeaseRow, event.lease_id, with_for_update=True)
+    if lease is None or lease.node_id != node_id:
+        raise NotFound("no such lease of yours", code="lease_unknown", field="lease_id", value=event.lease_id)
+    return lease
+
+
+def _check_current(lease: LeaseRow, event: LeaseEvent) -> None:
+    ended_by_us = lease.state not in LIVE_LEASE_STATES and lease.reported_at_ms is None
+    if event.fence != lease.fence or ended_by_us:
+        raise Conflict(
+            "this lease is over, nothing further of it is paid",
+            code="lease_stale",
+            field="lease_id",
+            value=event.lease_id,
+            state=lease.state,
+            reason=lease.reason,
+        )
+    if lease.state not in LIVE_LEASE_STATES:
+        raise Conflict("this lease has reported", code="already_reported", field="sequence", value=event.sequence)
+    if event.sequence != lease.acknowledged + 1:
+        raise Conflict(
+            "events of a lease come in order",
+            code="event_out_of_order",
+            field="sequence",
+            value=event.sequence,
+            hint=f"send {lease.acknowledged + 1} next",
+            acknowledged=lease.acknowledged,
+        )
+
+
+async def _missing_blob(market: Market, body: LeaseEventBody) -> Invalid | None:
+    blobs: list[tuple[str, BlobRef]] = []
+    if isinstance(body, CheckpointStored):
+        blobs.append(("checkpoint.blob", body.checkpoint.blob))
+    elif isinstance(body, Reported):
+        blobs += [(item.path, BlobRef(digest=item.digest, size_bytes=item.size_bytes)) for item in body.outputs]
+        logs = {"stdout": body.stdout, "stderr": body.stderr, "progress": body.progress}
+        blobs += [(name, blob) for name, blob in logs.items() if blob is not None]
+    for name, blob in blobs:
+        try:
+            await check_stored(market, blob, field=name)
+        except Invalid as error:
+            return error
+    return None
+
+
+def _refused(event: LeaseEvent, error: TorgError) -> Refused:
+    return Refused(problem=error.to_problem(), lease_id=LeaseId(event.lease_id), sequence=event.sequence)

@@ -1,0 +1,123 @@
+"""Time passes: silent nodes, unanswered grants, queue deadlines, leases that outstay.
+
+The marketplace's own sleep proves nothing about anybody else: after a gap in its own pulse (restart, suspended machine) every
+live lease gets a fresh grace. Unknown is not lost.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from sqlalchemy import select
+
+from torg_marketplace.flow.cancel import stop_lease
+from torg_marketplace.flow.ending import end_lease, end_queued
+from torg_marketplace.flow.rows import job_row, live_leases, node_row, spec_of
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.rules import leases as rules
+from torg_marketplace.rules.leases import End, LeaseClock, StopIt
+from torg_marketplace.storage.models import JobRow, LeaseRow, MarketRow, NodeRow
+from torg_marketplace.storage.moves import MovedMeanwhile, set_liveness
+from torg_protocol.messages import Abandon
+from torg_protocol.states import EndReason, JobState, Liveness
+
+
+async def on_startup(market: Market) -> None:
+    """Call once before serving: no node is connected yet, and every live lease gets a fresh grace."""
+    async with market.transaction() as unit:
+        for node in await unit.session.scalars(select(NodeRow).where(NodeRow.connected)):
+            node.connected = False
+        await _refresh_grace(unit)
+        (await _pulse(unit)).awake_at_ms = unit.now_ms
+
+
+async def sweep(market: Market) -> None:
+    """Ends what time has ended. Safe to call at any rate; each lease and job is its own transaction."""
+    async with market.transaction() as unit:
+        pulse = await _pulse(unit)
+        if rules.was_down(pulse.awake_at_ms, unit.now_ms, market.policy):
+            await _refresh_grace(unit)
+        pulse.awake_at_ms = unit.now_ms
+        await _sweep_nodes(unit)
+        lease_ids = [lease.lease_id for lease in await live_leases(unit)]
+        overdue = select(JobRow.job_id).where(JobRow.state == JobState.QUEUED, JobRow.queue_deadline_ms <= unit.now_ms)
+        job_ids = (await unit.session.scalars(overdue)).all()
+    for lease_id in lease_ids:
+        await _sweep_lease(market, lease_id)
+    for job_id in job_ids:
+        await _expire(market, job_id)
+
+
+async def _pulse(unit: Unit) -> MarketRow:
+    row = await unit.session.get(MarketRow, 1)
+    if row is None:
+        row = MarketRow(id=1, awake_at_ms=unit.now_ms)
+        unit.session.add(row)
+    return row
+
+
+async def _refresh_grace(unit: Unit) -> None:
+    for lease in await live_leases(unit):
+        lease.grace_from_ms = unit.now_ms
+
+
+async def _sweep_nodes(unit: Unit) -> None:
+    for node in await unit.session.scalars(select(NodeRow).where(NodeRow.liveness != Liveness.LOST)):
+        liveness = rules.liveness(unit.now_ms - node.last_seen_ms, unit.policy)
+        if liveness is not Liveness.ALIVE:  # only the node itself can make it alive again
+            await set_liveness(unit.session, node, liveness, at_ms=unit.now_ms)
+
+
+async def _sweep_lease(market: Market, lease_id: str) -> None:
+    try:
+        async with market.transaction() as unit:
+            lease = await unit.session.get_one(LeaseRow, lease_id)
+            if lease.ended_at_ms is not None:
+                return
+            job, node = await job_row(unit, lease.job_id), await node_row(unit, lease.node_id)
+            decision = rules.due(_clock(lease, job, node), unit.now_ms, market.policy)
+            match decision:
+                case None:
+                    return
+                case StopIt(reason):
+                    await stop_lease(unit, lease, job, reason)
+                case End(reason, detail):
+                    await _end(unit, lease, job, node, reason, detail)
+                case _:
+                    assert_never(decision)
+    except MovedMeanwhile:
+        pass  # an event of the node was faster
+
+
+async def _end(unit: Unit, lease: LeaseRow, job: JobRow, node: NodeRow, reason: EndReason, detail: str) -> None:
+    if reason is EndReason.NODE_LOST:
+        if lease.started_at_ms is not None:  # how long it ran as far as we know, for the part that nobody is billed for
+            until_ms = lease.exited_at_ms if lease.exited_at_ms is not None else node.last_seen_ms
+            lease.claimed_ms = max(lease.claimed_ms, until_ms - lease.started_at_ms)
+        if node.liveness == Liveness.ALIVE and node.last_seen_ms <= unit.now_ms - unit.policy.heartbeat_ms:
+            await set_liveness(unit.session, node, Liveness.UNKNOWN, at_ms=unit.now_ms)
+    await end_lease(unit, lease, job, reason, detail=detail)
+    unit.send(lease.node, Abandon(lease_id=lease.id))
+
+
+async def _expire(market: Market, job_id: str) -> None:
+    try:
+        async with market.transaction() as unit:
+            job = await job_row(unit, job_id)
+            if job.state == JobState.QUEUED and job.queue_deadline_ms <= unit.now_ms:
+                await end_queued(unit, job, EndReason.QUEUE_DEADLINE, job.waiting_for or "")
+    except MovedMeanwhile:
+        pass
+
+
+def _clock(lease: LeaseRow, job: JobRow, node: NodeRow) -> LeaseClock:
+    return LeaseClock(
+        state=lease.status,
+        granted_ms=lease.granted_at_ms,
+        started_ms=lease.started_at_ms,
+        stop_requested_ms=lease.stop_requested_at_ms,
+        grace_from_ms=lease.grace_from_ms,
+        node_seen_ms=node.last_seen_ms,
+        lease_grace_ms=spec_of(job).lease_grace,
+        max_duration_ms=lease.max_duration_ms,
+    )

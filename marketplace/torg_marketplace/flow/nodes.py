@@ -1,0 +1,196 @@
+"""Nodes: they come with an offer and with the leases that their journal holds, are heard of, and go.
+
+A hello squares what the node holds with what the database holds. Messages may get lost on the way to a node; hello and
+heartbeats repeat what it has not reacted to, so a sent message never has to arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torg_marketplace.flow.ending import end_lease
+from torg_marketplace.flow.receipts import issued_receipt
+from torg_marketplace.flow.rows import job_row, live_leases, node_row, signed_grant_of
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.rules.pricing import MAX_ACCEPTED_AMOUNT
+from torg_marketplace.storage.models import LeaseRow, NodeRow
+from torg_marketplace.storage.moves import move_node, set_liveness
+from torg_protocol.errors import Conflict, Invalid
+from torg_protocol.ids import LeaseId, NodeId
+from torg_protocol.messages import (
+    Abandon,
+    Granted,
+    Heartbeat,
+    HeldLease,
+    Hello,
+    LeaseDirective,
+    ReceiptIssued,
+    Stop,
+    Welcome,
+)
+from torg_protocol.offers import SignedOffer
+from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState, Liveness, NodeState
+
+PROTOCOL_VERSION = 1
+
+
+async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
+    """Registers or updates the node and its offer, and queues what it missed: grants, stops, receipts.
+
+    Raises Invalid (protocol_version_unknown, offer_invalid) or Conflict (offer_stale): the connection is refused then.
+    """
+    if hello.protocol_version != PROTOCOL_VERSION:
+        raise Invalid(
+            "this marketplace does not speak that version",
+            code="protocol_version_unknown",
+            field="protocol_version",
+            value=hello.protocol_version,
+            hint=f"use a node that speaks version {PROTOCOL_VERSION}",
+        )
+    _check_offer(unit, node_id, hello.offer)
+    node = await _register(unit, node_id, hello)
+    await _set_draining(unit, node, draining=hello.draining)
+    held = {item.lease_id: item for item in hello.leases}
+    await _square_database(unit, node_id, held)
+    directives = [await _directive(unit, node_id, item) for item in hello.leases]
+    unit.wake("match")
+    return Welcome(
+        protocol_version=PROTOCOL_VERSION,
+        marketplace=unit.market.public_key,
+        server_time_ms=unit.now_ms,
+        heartbeat_ms=unit.policy.heartbeat_ms,
+        leases=tuple(directives),
+    )
+
+
+async def on_heartbeat(unit: Unit, node_id: NodeId, heartbeat: Heartbeat) -> None:
+    """Renews the node and all its leases, and repeats what it has not reacted to. Raises NotFound before a hello."""
+    node = await node_row(unit, node_id)
+    node.last_seen_ms = unit.now_ms
+    if node.liveness != Liveness.ALIVE:
+        unit.wake("match")
+    await set_liveness(unit.session, node, Liveness.ALIVE, at_ms=unit.now_ms)
+    await _set_draining(unit, node, draining=heartbeat.draining)
+    held = {item.lease_id: item for item in heartbeat.leases}
+    for lease in await live_leases(unit, node_id=node_id):
+        _remind(unit, lease, held.get(lease.id))
+    for item in heartbeat.leases:
+        if await _is_over_for(unit, node_id, item):
+            unit.send(node_id, Abandon(lease_id=item.lease_id))
+
+
+async def on_disconnect(unit: Unit, node_id: NodeId) -> None:
+    """No new leases until it is back. A newer connection of the same node makes this stale."""
+    if node_id in unit.market.links.connected():
+        return
+    node = await node_row(unit, node_id)
+    node.connected = False
+
+
+def _check_offer(unit: Unit, node_id: NodeId, signed: SignedOffer) -> None:
+    offer = signed.offer
+    if offer.node != node_id or not signed.is_valid():
+        raise Invalid(
+            "the offer is not signed by this node", code="offer_invalid", field="offer.node", value=offer.node
+        )
+    if offer.marketplace != unit.market.public_key:
+        raise Invalid(
+            "the offer is for another marketplace",
+            code="offer_invalid",
+            field="offer.marketplace",
+            value=offer.marketplace,
+            hint=f"this one is {unit.market.public_key}",
+        )
+    if offer.price_per_gpu_hour > MAX_ACCEPTED_AMOUNT or offer.max_unpaid > MAX_ACCEPTED_AMOUNT:
+        raise Invalid("an amount of the offer is too large", code="offer_invalid", field="offer.price_per_gpu_hour")
+
+
+async def _register(unit: Unit, node_id: NodeId, hello: Hello) -> NodeRow:
+    offer, signature = hello.offer.offer, hello.offer.signature
+    node = await unit.session.get(NodeRow, node_id, with_for_update=True)
+    if node is None:
+        node = NodeRow(
+            node_id=node_id,
+            state=NodeState.JOINING,
+            liveness=Liveness.ALIVE,
+            joined_at_ms=unit.now_ms,
+            offer=offer.wire(),
+            offer_signature=signature,
+            offer_sequence=offer.sequence,
+        )
+        unit.session.add(node)
+    elif offer.sequence < node.offer_sequence or (offer.sequence == node.offer_sequence and offer.wire() != node.offer):
+        raise Conflict(
+            "a newer offer of this node is known",
+            code="offer_stale",
+            field="offer.sequence",
+            value=offer.sequence,
+            hint=f"sign the next one with a sequence above {node.offer_sequence}",
+            offer_sequence=node.offer_sequence,
+        )
+    node.offer, node.offer_signature, node.offer_sequence = offer.wire(), signature, offer.sequence
+    node.node_version = hello.node_version[:64]
+    node.connected = True
+    node.connected_at_ms = node.last_seen_ms = unit.now_ms
+    if node.state == NodeState.JOINING:
+        await unit.session.flush()
+        await move_node(unit.session, node, NodeState.ACTIVE, at_ms=unit.now_ms)
+    await set_liveness(unit.session, node, Liveness.ALIVE, at_ms=unit.now_ms)
+    return node
+
+
+async def _set_draining(unit: Unit, node: NodeRow, *, draining: bool) -> None:
+    if draining and node.state == NodeState.ACTIVE:
+        await move_node(unit.session, node, NodeState.DRAINING, at_ms=unit.now_ms, detail="asked by the node")
+    elif not draining and node.state == NodeState.DRAINING:
+        await move_node(unit.session, node, NodeState.ACTIVE, at_ms=unit.now_ms, detail="asked by the node")
+        unit.wake("match")
+
+
+async def _square_database(unit: Unit, node_id: NodeId, held: Mapping[LeaseId, HeldLease]) -> None:
+    """What we think that the node runs, against what it says. A lease that it had accepted and does not know any more is
+    lost with its journal; one that it never heard of is sent again."""
+    for lease in await live_leases(unit, node_id=node_id):
+        item = held.get(lease.id)
+        if item is not None and item.fence != lease.fence:
+            await end_lease(
+                unit, lease, await job_row(unit, lease.job_id), EndReason.STALE, detail="held with another fence"
+            )
+        elif item is None and lease.acknowledged > 0:
+            detail = "the node came back without this lease in its journal"
+            await end_lease(unit, lease, await job_row(unit, lease.job_id), EndReason.NODE_LOST, detail=detail)
+        else:
+            _remind(unit, lease, item)
+
+
+def _remind(unit: Unit, lease: LeaseRow, item: HeldLease | None) -> None:
+    """Repeats a grant that the node does not hold and a stop that it does not follow."""
+    if item is None and lease.acknowledged == 0:
+        unit.send(lease.node, Granted(signed=signed_grant_of(lease)))
+    if lease.state == LeaseState.STOPPING and (item is None or item.state != LeaseState.STOPPING):
+        send_stop(unit, lease)
+
+
+def send_stop(unit: Unit, lease: LeaseRow) -> None:
+    reason = EndReason(lease.stop_reason) if lease.stop_reason is not None else EndReason.CANCELLED
+    stop = Stop(lease_id=lease.id, fence=lease.fence, reason=reason, grace_ms=unit.policy.stop_grace_ms)
+    unit.send(lease.node, stop)
+
+
+async def _directive(unit: Unit, node_id: NodeId, item: HeldLease) -> LeaseDirective:
+    if await _is_over_for(unit, node_id, item):
+        return LeaseDirective(lease_id=item.lease_id, directive="abandon")
+    lease = await unit.session.get_one(LeaseRow, item.lease_id)
+    receipt = await issued_receipt(unit, lease.lease_id)
+    if receipt is not None:
+        unit.send(node_id, ReceiptIssued(receipt=receipt))
+    return LeaseDirective(lease_id=item.lease_id, directive="continue", acknowledged=lease.acknowledged)
+
+
+async def _is_over_for(unit: Unit, node_id: NodeId, item: HeldLease) -> bool:
+    """Whether the node holds something that is not its own any more. A lease that it has reported stays its own until it has
+    the receipt."""
+    lease = await unit.session.get(LeaseRow, item.lease_id)
+    if lease is None or lease.node_id != node_id or lease.fence != item.fence:
+        return True
+    return lease.state not in LIVE_LEASE_STATES and lease.reported_at_ms is None

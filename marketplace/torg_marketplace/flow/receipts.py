@@ -1,0 +1,124 @@
+"""Receipts: one for every decided lease, complete enough to be verified without marketplace or network."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from torg_marketplace.flow.rows import grant_of, job_of, spec_of
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.storage.events import add_job_event
+from torg_marketplace.storage.models import JobRow, LeaseRow, ReceiptRow, UsageRow
+from torg_protocol.api import JobReceipts
+from torg_protocol.errors import Invalid, NotFound
+from torg_protocol.ids import AccountId, JobId, LeaseId, NodeId, VaultAddress
+from torg_protocol.messages import ReceiptIssued, ReceiptSigned
+from torg_protocol.states import EndReason
+from torg_protocol.usage import OutputFile, Receipt, SignedReceipt, SignedUsage, Timeline, VerdictSummary, usage_root
+
+
+async def receipts(unit: Unit, account: AccountId, job_id: JobId) -> JobReceipts:
+    """One per decided lease, in the order of attempts."""
+    job = await job_of(unit, account, job_id)
+    query = (
+        select(ReceiptRow)
+        .join(LeaseRow, LeaseRow.lease_id == ReceiptRow.lease_id)
+        .where(ReceiptRow.job_id == job.job_id)
+        .order_by(LeaseRow.attempt)
+    )
+    rows = (await unit.session.scalars(query)).all()
+    return JobReceipts(receipts=tuple(SignedReceipt.model_validate(row.signed) for row in rows))
+
+
+async def issue_receipt(unit: Unit, lease: LeaseRow, job: JobRow) -> SignedReceipt:
+    """Builds, signs, stores and sends the receipt of a lease that was just decided."""
+    usage = await _billed_usage(unit, lease)
+    receipt = _receipt(unit, lease, job, usage)
+    signed = SignedReceipt(receipt=receipt, usage=usage, marketplace_signature=receipt.sign(unit.market.identity))
+    unit.session.add(
+        ReceiptRow(
+            lease_id=lease.lease_id,
+            job_id=job.job_id,
+            issued_at_ms=unit.now_ms,
+            receipt_digest=receipt.digest,
+            signed=signed.wire(),
+        )
+    )
+    await unit.session.flush()
+    data = {
+        "digest": receipt.digest,
+        "state": receipt.state,
+        "reason": receipt.reason,
+        "amount": receipt.amount,
+        "billed_ms": receipt.billed_ms,
+        "unbilled_ms": receipt.unbilled_ms,
+        "verdict": receipt.verdict.wire(),
+    }
+    add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="receipt", data=data, at_ms=unit.now_ms)
+    unit.send(lease.node, ReceiptIssued(receipt=signed))
+    return signed
+
+
+async def issued_receipt(unit: Unit, lease_id: str) -> SignedReceipt | None:
+    row = await unit.session.get(ReceiptRow, lease_id)
+    return None if row is None else SignedReceipt.model_validate(row.signed)
+
+
+async def on_receipt_signed(unit: Unit, node_id: NodeId, message: ReceiptSigned) -> None:
+    """Adds the node's signature to its receipt. Raises NotFound or Invalid; safe to repeat."""
+    row = await unit.session.get(ReceiptRow, message.lease_id)
+    signed = None if row is None else SignedReceipt.model_validate(row.signed)
+    if row is None or signed is None or signed.receipt.node != node_id:
+        raise NotFound("no such receipt of yours", code="receipt_unknown", field="lease_id", value=message.lease_id)
+    if message.receipt_digest != row.receipt_digest or not signed.receipt.is_signed_by(node_id, message.signature):
+        raise Invalid(
+            "this does not sign the receipt that was issued", code="receipt_signature_invalid", field="signature"
+        )
+    row.signed = signed.model_copy(update={"node_signature": message.signature}).wire()
+
+
+async def _billed_usage(unit: Unit, lease: LeaseRow) -> tuple[SignedUsage, ...]:
+    """The records that are paid: all of them, or none (what did not pass its verdict)."""
+    if lease.amount == 0 and lease.billed_ms == 0:
+        return ()
+    query = select(UsageRow).where(UsageRow.lease_id == lease.lease_id).order_by(UsageRow.sequence)
+    return tuple(SignedUsage.model_validate(row.signed) for row in await unit.session.scalars(query))
+
+
+def _receipt(unit: Unit, lease: LeaseRow, job: JobRow, usage: tuple[SignedUsage, ...]) -> Receipt:
+    spec, grant = spec_of(job), grant_of(lease)
+    return Receipt(
+        lease_id=LeaseId(lease.lease_id),
+        job_id=job.id,
+        attempt=lease.attempt,
+        client=job.account,
+        node=lease.node,
+        payout_address=lease.payout_address,
+        vault=VaultAddress(job.vault),
+        marketplace=unit.market.public_key,
+        state=lease.status,
+        reason=EndReason(lease.reason or EndReason.COMPLETED),
+        exit_code=lease.exit_code,
+        spec_digest=spec.digest,
+        image=spec.image,
+        image_digest=lease.image_digest,
+        input_digest=spec.workspace.digest if spec.workspace is not None else None,
+        resumed_from=grant.resume_from.blob.digest if grant.resume_from is not None else None,
+        outputs=tuple(OutputFile.model_validate(item) for item in lease.outputs),
+        executor=lease.executor,
+        isolation=lease.isolation,
+        gpu_uuids=tuple(lease.gpu_uuids),
+        timeline=Timeline(
+            granted_at_ms=lease.granted_at_ms,
+            started_at_ms=lease.started_at_ms,
+            exited_at_ms=lease.exited_at_ms,
+            reported_at_ms=lease.reported_at_ms,
+            decided_at_ms=lease.decided_at_ms,
+        ),
+        verdict=VerdictSummary.model_validate(lease.verdict),
+        price_per_gpu_hour=lease.price_per_gpu_hour,
+        billable_gpus=lease.billable_gpus,
+        billed_ms=lease.billed_ms,
+        unbilled_ms=lease.unbilled_ms,
+        amount=lease.amount,
+        usage_root=usage_root(usage),
+    )

@@ -1,0 +1,176 @@
+"""Submit: a spec becomes a job with a hold on its client's vault, once per idempotency key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+
+from torg_marketplace.flow import vaults
+from torg_marketplace.flow.blobs import check_stored, use_blob
+from torg_marketplace.flow.quote import appraise
+from torg_marketplace.flow.rows import job_row
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.flow.views import view_of
+from torg_marketplace.ports import Catalogue
+from torg_marketplace.rules.leases import latest_lease_end_ms
+from torg_marketplace.rules.verification import CatalogueFacts, check_metric_policy
+from torg_marketplace.storage.events import add_job_born
+from torg_marketplace.storage.models import IdempotencyRow, JobRow, QuoteRow
+from torg_protocol.api import JobView, SubmitRequest
+from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
+from torg_protocol.ids import AccountId, JobId, QuoteId
+from torg_protocol.jobspec import JobSpec, VerifyMetric, load_job_spec
+from torg_protocol.states import OPEN_JOB_STATES, JobState
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    price_ceiling: int
+    max_amount: int
+
+
+async def submit(
+    market: Market, account: AccountId, request: SubmitRequest, idempotency_key: str | None, body_digest: str
+) -> JobView:
+    """The job, queued; the same one again for the same key and body.
+
+    Raises Invalid (spec_invalid, blob_missing, ...), Infeasible when no registered node could ever run it, Conflict
+    (idempotency_key_reused, cap_stale, vault_underfunded, quote_expired, too_many_jobs). What only has to wait is queued.
+    """
+    async with market.reading() as unit:
+        if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
+            return known
+    spec = load_job_spec(request.spec)
+    if spec.workspace is not None:
+        await check_stored(market, spec.workspace, field="workspace.digest")
+    _check_verification(market.catalogue, spec)
+    async with market.transaction() as unit:
+        if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
+            return known
+        await _check_open_jobs(unit, account)
+        terms = await _terms(unit, account, spec, request.quote_id)
+        job = await _add_job(unit, account, spec, request, terms)
+        await vaults.admit(
+            unit,
+            job_id=job.id,
+            account=account,
+            cap=request.cap,
+            max_amount=terms.max_amount,
+            lease_end_latest_s=latest_lease_end_ms(spec, unit.now_ms) // 1000,
+        )
+        if idempotency_key is not None:
+            unit.session.add(
+                IdempotencyRow(
+                    account=account,
+                    key=idempotency_key,
+                    body_digest=body_digest,
+                    job_id=job.job_id,
+                    created_at_ms=unit.now_ms,
+                )
+            )
+        unit.wake("match")
+        return await view_of(unit, job)
+
+
+async def _known(unit: Unit, account: AccountId, key: str | None, body_digest: str) -> JobView | None:
+    row = None if key is None else await unit.session.get(IdempotencyRow, (account, key))
+    if row is None:
+        return None
+    if row.body_digest != body_digest:
+        raise Conflict(
+            "this idempotency key was used for another request",
+            code="idempotency_key_reused",
+            field="idempotency-key",
+            value=key,
+            hint="use a fresh key for a new job",
+            job_id=row.job_id,
+        )
+    return await view_of(unit, await job_row(unit, row.job_id))
+
+
+def _check_verification(catalogue: Catalogue, spec: JobSpec) -> None:
+    if not isinstance(spec.verify, VerifyMetric):
+        return
+    entry = catalogue.entry(spec.verify.catalogue)
+    facts = entry and CatalogueFacts(
+        name=entry.name,
+        workspace_digest=entry.workspace_digest,
+        metric=entry.metric,
+        target=entry.target,
+        better=entry.better,
+        required_outputs=entry.required_outputs,
+    )
+    check_metric_policy(spec, spec.verify, facts)
+
+
+async def _check_open_jobs(unit: Unit, account: AccountId) -> None:
+    query = select(func.count()).where(JobRow.client == account, JobRow.state.in_(OPEN_JOB_STATES))
+    most = unit.policy.max_open_jobs_per_account
+    if (await unit.session.scalar(query) or 0) >= most:
+        raise Conflict(f"you have {most} open jobs", code="too_many_jobs", hint="wait for some to end, or cancel some")
+
+
+async def _terms(unit: Unit, account: AccountId, spec: JobSpec, quote_id: QuoteId | None) -> _Terms:
+    if quote_id is not None:
+        return await _quoted_terms(unit, account, spec, quote_id)
+    appraisal = await appraise(unit, spec)
+    if appraisal.ceiling is None or appraisal.max_amount is None:
+        explanation = appraisal.explanation
+        raise Infeasible(
+            explanation.in_words,
+            field=explanation.failures[0].constraint if explanation.failures else None,
+            value=explanation.failures[0].asked if explanation.failures else None,
+            hint=explanation.hint,
+            constraints=[failure.wire() for failure in explanation.failures],
+        )
+    return _Terms(appraisal.ceiling, appraisal.max_amount)
+
+
+async def _quoted_terms(unit: Unit, account: AccountId, spec: JobSpec, quote_id: QuoteId) -> _Terms:
+    row = await unit.session.get(QuoteRow, quote_id)
+    if row is None or row.account != account:
+        return await _terms_without_quote(unit, account, spec, quote_id)
+    if row.spec_digest != spec.digest:
+        raise Invalid(
+            "this quote is for another spec",
+            code="quote_other_spec",
+            field="quote_id",
+            value=quote_id,
+            hint="quote again",
+        )
+    if row.expires_at_ms <= unit.now_ms:
+        raise Conflict(
+            "this quote has expired", code="quote_expired", field="quote_id", value=quote_id, hint="quote again"
+        )
+    return _Terms(row.price_ceiling, row.max_amount)
+
+
+async def _terms_without_quote(unit: Unit, account: AccountId, spec: JobSpec, quote_id: QuoteId) -> _Terms:
+    """An infeasible quote keeps nothing: say again why it is infeasible, or, if that has changed, that it is unknown."""
+    await _terms(unit, account, spec, None)
+    raise NotFound("no such quote", code="quote_unknown", field="quote_id", value=quote_id, hint="quote again")
+
+
+async def _add_job(unit: Unit, account: AccountId, spec: JobSpec, request: SubmitRequest, terms: _Terms) -> JobRow:
+    job = JobRow(
+        job_id=JobId(unit.new_id("job")),
+        client=account,
+        vault=request.cap.vault,
+        name=spec.name,
+        state=JobState.QUEUED,
+        spec=spec.wire(),
+        spec_digest=spec.digest,
+        max_amount=terms.max_amount,
+        price_ceiling=terms.price_ceiling,
+        cap=request.cap.wire(),
+        created_at_ms=unit.now_ms,
+        queued_at_ms=unit.now_ms,
+        queue_deadline_ms=unit.now_ms + spec.limits.queue_timeout,
+    )
+    unit.session.add(job)
+    await unit.session.flush()
+    add_job_born(unit.session, job, at_ms=unit.now_ms)
+    if spec.workspace is not None:
+        await use_blob(unit, spec.workspace.digest, job.id, client_may_read=True)
+    return job

@@ -1,0 +1,121 @@
+"""Verify: reported work is measured again by the marketplace, outside of any transaction, and judged.
+
+Claim (a transaction) -> evaluate (minutes, no transaction) -> apply (a transaction that drops a verdict which came too late).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from torg_marketplace.flow.blobs import use_blob
+from torg_marketplace.flow.ending import decide_reported
+from torg_marketplace.flow.rows import job_row, spec_of
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.ports import CatalogueEntry, EvaluationFailed
+from torg_marketplace.rules.verification import inconclusive, judge
+from torg_marketplace.storage.models import JobRow, LeaseRow
+from torg_protocol.ids import Digest, LeaseId
+from torg_protocol.jobspec import VerifyMetric
+from torg_protocol.states import LeaseState
+from torg_protocol.usage import OutputFile, VerdictSummary
+
+SEED_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    lease_id: LeaseId
+    entry: CatalogueEntry | None
+    policy: VerifyMetric
+    files: dict[str, Digest]
+    seed: int
+
+
+async def verify_pending(market: Market) -> int:
+    """Judges what is due, one after the other. Returns the number of decided leases."""
+    async with market.reading() as unit:
+        query = select(LeaseRow.lease_id).where(*_is_due(unit)).order_by(LeaseRow.verify_at_ms)
+        due = (await unit.session.scalars(query)).all()
+    return sum([await _verify(market, lease_id) for lease_id in due])
+
+
+async def _verify(market: Market, lease_id: str) -> bool:
+    task = await _claim(market, lease_id)
+    if task is None:
+        return False
+    if task.entry is None:
+        return await _retry_or_give_up(market, lease_id, f"{task.policy.catalogue} is not in the catalogue any more")
+    try:
+        measured = await market.evaluator.evaluate(task.entry, task.policy.metric, task.files, task.seed)
+    except EvaluationFailed as failure:
+        return await _retry_or_give_up(market, lease_id, failure.message)
+    verdict = judge(
+        metric=task.policy.metric,
+        target=task.policy.target,
+        better=task.entry.better,
+        measured=measured.values,
+        detail=measured.detail,
+    )
+    return await _apply(market, lease_id, verdict)
+
+
+async def _claim(market: Market, lease_id: str) -> _Task | None:
+    """Nobody else evaluates this lease for `verify_claim_ms`; if this process dies meanwhile, somebody does then."""
+    async with market.transaction() as unit:
+        query = select(LeaseRow).where(LeaseRow.lease_id == lease_id, *_is_due(unit)).with_for_update()
+        lease = (await unit.session.scalars(query)).one_or_none()
+        if lease is None:
+            return None
+        policy = spec_of(await job_row(unit, lease.job_id)).verify
+        if not isinstance(policy, VerifyMetric):
+            raise TypeError(f"{lease_id} waits for a verdict that nobody asked for")
+        lease.verify_at_ms = unit.now_ms + market.policy.verify_claim_ms
+        lease.verify_attempts += 1
+        files = {item.path: item.digest for item in map(OutputFile.model_validate, lease.outputs)}
+        seed = market.random.bits(SEED_BITS)
+        return _Task(lease.id, market.catalogue.entry(policy.catalogue), policy, files, seed)
+
+
+async def _apply(market: Market, lease_id: str, verdict: VerdictSummary) -> bool:
+    async with market.transaction() as unit:
+        lease = await unit.session.get_one(LeaseRow, lease_id, with_for_update=True)
+        if lease.decided_at_ms is not None:
+            return False
+        job = await job_row(unit, lease.job_id)
+        lease.verify_at_ms = None
+        if verdict.result == "passed":
+            await _unseal(unit, lease, job)
+        await decide_reported(unit, lease, job, verdict)
+        return True
+
+
+async def _retry_or_give_up(market: Market, lease_id: str, detail: str) -> bool:
+    async with market.transaction() as unit:
+        lease = await unit.session.get_one(LeaseRow, lease_id, with_for_update=True)
+        if lease.decided_at_ms is not None:
+            return False
+        over = lease.verify_attempts >= market.policy.verify_attempts or unit.now_ms >= (lease.verify_deadline_ms or 0)
+        if not over:
+            lease.verify_at_ms = unit.now_ms + market.policy.verify_retry_ms
+            return False
+        job = await job_row(unit, lease.job_id)
+        policy = spec_of(job).verify
+        lease.verify_at_ms = None
+        target = policy.target if isinstance(policy, VerifyMetric) else ""
+        await decide_reported(unit, lease, job, inconclusive(target, detail))
+        return True
+
+
+async def _unseal(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
+    for item in map(OutputFile.model_validate, lease.outputs):
+        await use_blob(unit, item.digest, job.id, client_may_read=True)
+
+
+def _is_due(unit: Unit) -> tuple[object, ...]:
+    return (
+        LeaseRow.state.in_([LeaseState.REPORTED, LeaseState.INCONCLUSIVE]),
+        LeaseRow.decided_at_ms.is_(None),
+        LeaseRow.verify_at_ms <= unit.now_ms,
+    )
