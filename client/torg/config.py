@@ -1,0 +1,111 @@
+"""Where the client keeps its key, its journal and what it knows of its marketplace.
+
+One directory: $TORG_HOME, or ~/.config/torg. `config.json` names the marketplace and pins its public key and operator config at
+first contact, so that a later impostor under the same address is noticed before anything is signed for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torg_protocol.api import MarketInfo
+from torg_protocol.errors import Forbidden, Invalid, NotFound
+
+DEFAULT_MARKETPLACE = "http://127.0.0.1:8700"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    home: Path
+    marketplace_url: str
+
+    @property
+    def key_path(self) -> Path:
+        return self.home / "wallet.json"
+
+    @property
+    def session_key_path(self) -> Path:
+        """The key that signs caps. It can spend a vault only to the payees of an operator's order, never withdraw."""
+        return self.home / "session.json"
+
+    @property
+    def journal_path(self) -> Path:
+        return self.home / "journal.db"
+
+    @property
+    def pin_path(self) -> Path:
+        return self.home / "marketplace.json"
+
+
+def load_config(home: Path | None = None, marketplace_url: str | None = None) -> ClientConfig:
+    """Arguments win over the environment (TORG_HOME, TORG_MARKETPLACE), which wins over config.json."""
+    home = home or Path(os.environ.get("TORG_HOME") or Path.home() / ".config" / "torg")
+    stored = _read_json(home / "config.json")
+    url = marketplace_url or os.environ.get("TORG_MARKETPLACE") or stored.get("marketplace") or DEFAULT_MARKETPLACE
+    if not url.startswith(("http://", "https://")):
+        raise Invalid(
+            "not a marketplace address",
+            code="marketplace_url_invalid",
+            field="marketplace",
+            value=url,
+            hint="write it like https://host",
+        )
+    return ClientConfig(home, url.rstrip("/"))
+
+
+def save_marketplace(config: ClientConfig) -> None:
+    config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (config.home / "config.json").write_text(json.dumps({"marketplace": config.marketplace_url}, indent=2) + "\n")
+
+
+def pin_or_check(config: ClientConfig, info: MarketInfo) -> None:
+    """Remembers who answers at this address, or refuses when somebody else does now."""
+    pins = _read_json(config.pin_path)
+    identity = {"marketplace": info.marketplace, "chain": info.chain.model_dump(mode="json")}
+    seen = pins.get(config.marketplace_url)
+    if seen is None:
+        config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config.pin_path.write_text(json.dumps({**pins, config.marketplace_url: identity}, indent=2) + "\n")
+    elif _without_rpc(seen) != _without_rpc(identity):
+        raise Forbidden(
+            "the marketplace at this address has changed its identity",
+            code="marketplace_changed",
+            field="marketplace",
+            value=config.marketplace_url,
+            hint=f"pinned {seen['marketplace']}, got {info.marketplace}; if you know why, remove it from {config.pin_path}",
+        )
+
+
+def pinned(config: ClientConfig) -> dict[str, Any]:
+    """What was pinned of the current marketplace: {"marketplace": key, "chain": network}. Raises NotFound `never_connected`."""
+    found = _read_json(config.pin_path).get(config.marketplace_url)
+    if found is None:
+        raise NotFound(
+            "this client has never reached that marketplace",
+            code="never_connected",
+            field="marketplace",
+            value=config.marketplace_url,
+            hint="check the address",
+        )
+    return dict(found)
+
+
+def _without_rpc(identity: dict[str, Any]) -> dict[str, Any]:
+    """An RPC address may change; the program, the mint, the operator and the chain may not."""
+    chain = {name: value for name, value in identity["chain"].items() if name != "rpc_url"}
+    return {**identity, "chain": chain}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise Invalid(
+            f"{path} is not JSON: {error}", code="config_invalid", field=str(path), hint="mend it or remove it"
+        ) from error
