@@ -77,6 +77,22 @@ async def status(session: Session, address: str | None) -> None:
 
 @vault.command()
 @click.option("--vault", "address", help="Default: the newest.")
+@command
+async def settlements(session: Session, address: str | None) -> None:
+    """The captures: which transaction paid whom how much."""
+    async with session.client() as client:
+        market = await client.market()
+        entry = client.journal.vault(market.marketplace, address)
+        found = await client.vaults.settlements(entry.address)
+    rows = [
+        (item.state, money(item.amount, market.chain.decimals), str(len(item.payouts)), item.signature)
+        for item in found
+    ]
+    session.show([item.wire() for item in found], table(("state", "amount", "payouts", "transaction"), rows))
+
+
+@vault.command()
+@click.option("--vault", "address", help="Default: the newest.")
 @click.option(
     "--network",
     "network_file",
