@@ -88,6 +88,7 @@ async def _apply(unit: Unit, lease: LeaseRow, job: JobRow, body: LeaseEventBody)
             await _on_accepted(unit, lease, job)
         case Declined():
             _check_unstarted(lease)
+            lease.reported_at_ms = unit.now_ms
             await end_lease(unit, lease, job, EndReason.DECLINED, detail=body.detail)
         case Started():
             await _on_started(unit, lease, job, body)

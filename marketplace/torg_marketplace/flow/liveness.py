@@ -116,6 +116,8 @@ def _clock(lease: LeaseRow, job: JobRow, node: NodeRow) -> LeaseClock:
         granted_ms=lease.granted_at_ms,
         started_ms=lease.started_at_ms,
         stop_requested_ms=lease.stop_requested_at_ms,
+        stop_reason=EndReason(lease.stop_reason) if lease.stop_reason is not None else None,
+        answered=lease.acknowledged > 0,
         grace_from_ms=lease.grace_from_ms,
         node_seen_ms=node.last_seen_ms,
         lease_grace_ms=spec_of(job).lease_grace,

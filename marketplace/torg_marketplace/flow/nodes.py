@@ -165,7 +165,7 @@ async def _square_database(unit: Unit, node_id: NodeId, held: Mapping[LeaseId, H
 
 def _remind(unit: Unit, lease: LeaseRow, item: HeldLease | None) -> None:
     """Repeats a grant that the node does not hold and a stop that it does not follow."""
-    if item is None and lease.acknowledged == 0:
+    if item is None and lease.state == LeaseState.GRANTED:
         unit.send(lease.node, Granted(signed=signed_grant_of(lease)))
     if lease.state == LeaseState.STOPPING and (item is None or item.state != LeaseState.STOPPING):
         send_stop(unit, lease)
@@ -188,8 +188,8 @@ async def _directive(unit: Unit, node_id: NodeId, item: HeldLease) -> LeaseDirec
 
 
 async def _is_over_for(unit: Unit, node_id: NodeId, item: HeldLease) -> bool:
-    """Whether the node holds something that is not its own any more. A lease that it has reported stays its own until it has
-    the receipt."""
+    """Whether the node holds something that is not its own any more. A lease that it has reported or released stays its own
+    until it has the receipt."""
     lease = await unit.session.get(LeaseRow, item.lease_id)
     if lease is None or lease.node_id != node_id or lease.fence != item.fence:
         return True

@@ -67,6 +67,7 @@ async def on_reported(unit: Unit, lease: LeaseRow, job: JobRow, body: Reported) 
 
 async def on_released(unit: Unit, lease: LeaseRow, job: JobRow, body: Released) -> None:
     """The lease ends without a result."""
+    lease.reported_at_ms = unit.now_ms
     if body.reason not in RELEASABLE:
         raise Invalid(
             "a node cannot release a lease for this reason", code="reason_invalid", field="reason", value=body.reason

@@ -1,3 +1,82 @@
 """What a running lease tells besides its events: progress and live logs. Best effort, bounded, never a reason to fail."""
 
 from __future__ import annotations
+
+import json
+
+from torg_marketplace.flow.rows import job_row
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.storage.events import EventKind, add_job_event, prune_events
+from torg_marketplace.storage.models import LeaseRow
+from torg_protocol.errors import Conflict, NotFound, TooLarge
+from torg_protocol.ids import NodeId
+from torg_protocol.messages import LogLines, Progress
+from torg_protocol.states import LIVE_LEASE_STATES
+
+MAX_LINE_BYTES = 64 << 10  # of one log message
+_PRUNE_EVERY = 100  # progress messages
+
+
+async def on_progress(unit: Unit, node_id: NodeId, progress: Progress) -> None:
+    """The newest progress is the job's; the newest `progress_rows` are its history. Raises NotFound, Conflict lease_stale or
+    TooLarge; the edge answers with Refused and goes on."""
+    lease = await _live_lease(unit, node_id, progress.lease_id, progress.fence)
+    size = len(json.dumps(progress.data))
+    if size > unit.policy.progress_bytes:
+        raise TooLarge("this progress object is too large", code="progress_too_large", field="data", value=size)
+    job = await job_row(unit, lease.job_id)
+    job.progress = {"kind": progress.kind, "attempt": lease.attempt, **progress.data}
+    kind: EventKind = "preparing" if progress.kind == "preparing" else "progress"
+    add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind=kind, data=progress.data, at_ms=unit.now_ms)
+    lease.progress_rows += 1
+    if lease.progress_rows % _PRUNE_EVERY == 0:
+        await prune_events(unit.session, lease.id, kind, unit.policy.progress_rows)
+    unit.wake(f"job:{job.job_id}")
+
+
+async def on_log(unit: Unit, node_id: NodeId, lines: LogLines) -> None:
+    """Appends what is new by its byte offset: repeated and overlapping messages leave each byte once. Beyond
+    `live_log_bytes` the live log ends with a note; the whole log comes with the report."""
+    lease = await _live_lease(unit, node_id, lines.lease_id, lines.fence)
+    if len(lines.text.encode()) > MAX_LINE_BYTES:
+        raise TooLarge(
+            "this log message is too large", code="log_too_large", field="text", value=len(lines.text.encode())
+        )
+    expected = lease.stdout_bytes if lines.stream == "stdout" else lease.stderr_bytes
+    text = _fresh_part(lines, expected)
+    if not text or expected >= unit.policy.live_log_bytes:
+        return
+    offset = max(expected, lines.offset)
+    end = lines.offset + _source_bytes(lines.text)
+    if end >= unit.policy.live_log_bytes:
+        text += "\n[the live log ends here; the whole log comes with the result]\n"
+    if lines.stream == "stdout":
+        lease.stdout_bytes = end
+    else:
+        lease.stderr_bytes = end
+    data = {"stream": lines.stream, "offset": offset, "text": text, "attempt": lease.attempt}
+    job = await job_row(unit, lease.job_id)
+    add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="log", data=data, at_ms=unit.now_ms)
+    unit.wake(f"job:{job.job_id}")
+
+
+async def _live_lease(unit: Unit, node_id: NodeId, lease_id: str, fence: int) -> LeaseRow:
+    lease = await unit.session.get(LeaseRow, lease_id)
+    if lease is None or lease.node_id != node_id:
+        raise NotFound("no such lease of yours", code="lease_unknown", field="lease_id", value=lease_id)
+    if lease.fence != fence or lease.state not in LIVE_LEASE_STATES:
+        raise Conflict("this lease is over", code="lease_stale", field="lease_id", value=lease_id)
+    return lease
+
+
+def _fresh_part(lines: LogLines, expected: int) -> str:
+    if lines.offset >= expected:
+        return lines.text
+    known = expected - lines.offset
+    return lines.text.encode()[known:].decode(errors="replace") if known < _source_bytes(lines.text) else ""
+
+
+def _source_bytes(text: str) -> int:
+    """At most as many bytes as the text was decoded from: a replacement character stands for at least one."""
+    replaced = text.count("\N{REPLACEMENT CHARACTER}")
+    return len(text.encode()) - 2 * replaced

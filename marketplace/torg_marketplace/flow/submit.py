@@ -12,7 +12,7 @@ from torg_marketplace.flow.quote import appraise
 from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.views import view_of
-from torg_marketplace.ports import Catalogue
+from torg_marketplace.ports import Catalogue, CatalogueEntry
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.verification import CatalogueFacts, check_metric_policy
 from torg_marketplace.storage.events import add_job_born
@@ -93,7 +93,11 @@ def _check_verification(catalogue: Catalogue, spec: JobSpec) -> None:
     if not isinstance(spec.verify, VerifyMetric):
         return
     entry = catalogue.entry(spec.verify.catalogue)
-    facts = entry and CatalogueFacts(
+    check_metric_policy(spec, spec.verify, None if entry is None else _facts(entry))
+
+
+def _facts(entry: CatalogueEntry) -> CatalogueFacts:
+    return CatalogueFacts(
         name=entry.name,
         workspace_digest=entry.workspace_digest,
         metric=entry.metric,
@@ -101,7 +105,6 @@ def _check_verification(catalogue: Catalogue, spec: JobSpec) -> None:
         better=entry.better,
         required_outputs=entry.required_outputs,
     )
-    check_metric_policy(spec, spec.verify, facts)
 
 
 async def _check_open_jobs(unit: Unit, account: AccountId) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 
 from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.ending import decide_reported
@@ -113,7 +113,7 @@ async def _unseal(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
         await use_blob(unit, item.digest, job.id, client_may_read=True)
 
 
-def _is_due(unit: Unit) -> tuple[object, ...]:
+def _is_due(unit: Unit) -> tuple[ColumnElement[bool], ...]:
     return (
         LeaseRow.state.in_([LeaseState.REPORTED, LeaseState.INCONCLUSIVE]),
         LeaseRow.decided_at_ms.is_(None),

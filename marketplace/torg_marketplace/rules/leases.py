@@ -15,6 +15,8 @@ class LeaseClock:
     granted_ms: int
     started_ms: int | None
     stop_requested_ms: int | None
+    stop_reason: EndReason | None
+    answered: bool  # the node has said anything about it
     grace_from_ms: int  # the grant, or our own newest restart: silence before it proves nothing
     node_seen_ms: int
     lease_grace_ms: int
@@ -34,9 +36,11 @@ class StopIt:
 
 def due(lease: LeaseClock, now_ms: int, policy: MarketPolicy) -> End | StopIt | None:
     """What the passing of time means for a live lease; None: nothing yet."""
+    unanswered_ms = 0 if lease.answered else now_ms - lease.grace_from_ms
     silent_ms = now_ms - max(lease.node_seen_ms, lease.grace_from_ms)
-    if lease.state is LeaseState.GRANTED and now_ms - lease.grace_from_ms >= policy.accept_within_ms:
-        return End(EndReason.DECLINED, f"no answer within {policy.accept_within_ms} ms")
+    if unanswered_ms >= policy.accept_within_ms:
+        reason = EndReason.DECLINED if lease.stop_reason is None else lease.stop_reason
+        return End(reason, f"no answer within {policy.accept_within_ms} ms")
     if silent_ms >= lease.lease_grace_ms:
         return End(EndReason.NODE_LOST, f"not heard of for {silent_ms} ms")
     prepared_ms = now_ms - lease.grace_from_ms

@@ -116,7 +116,7 @@ class LeaseRow(Base):
     started_at_ms: Mapped[Ms | None]
     claimed_started_at_ms: Mapped[Ms | None]  # by the node's clock
     exited_at_ms: Mapped[Ms | None]
-    reported_at_ms: Mapped[Ms | None]
+    reported_at_ms: Mapped[Ms | None]  # the node's last word: reported, released or declined
     stop_reason: Mapped[str | None] = mapped_column(String(32))
     stop_requested_at_ms: Mapped[Ms | None]
     ended_at_ms: Mapped[Ms | None]  # not live any more

@@ -1,0 +1,166 @@
+"""Views: rows as the API shows them. Read-only; may be called in `market.reading()`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+
+from torg_marketplace.flow.rows import grant_of, job_of, leases_of_job, node_row, node_snapshots, spec_of
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.matching.snapshot import NodeSnapshot
+from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow
+from torg_protocol.api import JobEvent, JobPage, JobView, LeaseView, NodeView
+from torg_protocol.errors import Invalid, NotFound
+from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
+from torg_protocol.states import OPEN_JOB_STATES, EndReason, JobState, LeaseState
+from torg_protocol.usage import OutputFile
+
+MAX_PAGE = 200
+MAX_EVENTS = 500
+
+
+async def job_view(unit: Unit, account: AccountId, job_id: JobId) -> JobView:
+    """Raises NotFound job_unknown."""
+    return await view_of(unit, await job_of(unit, account, job_id))
+
+
+async def jobs_page(
+    unit: Unit, account: AccountId, *, state: JobState | None = None, cursor: str | None = None, limit: int = 50
+) -> JobPage:
+    """Newest first. The cursor is the last job id of the page before. Raises Invalid limit_invalid."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise Invalid("not a page size", code="limit_invalid", field="limit", value=limit, hint=f"1 to {MAX_PAGE}")
+    query = select(JobRow).where(JobRow.client == account).order_by(JobRow.job_id.desc()).limit(limit + 1)
+    if state is not None:
+        query = query.where(JobRow.state == state)
+    if cursor is not None:
+        query = query.where(JobRow.job_id < cursor)  # ids sort by creation
+    rows = (await unit.session.scalars(query)).all()
+    page = rows[:limit]
+    views = tuple([await view_of(unit, job) for job in page])
+    return JobPage(jobs=views, next_cursor=page[-1].job_id if len(rows) > limit else None)
+
+
+async def job_events(
+    unit: Unit, account: AccountId, job_id: JobId, after_id: int = 0, limit: int = MAX_EVENTS
+) -> tuple[JobEvent, ...]:
+    """Events after `after_id`, oldest first. Raises NotFound job_unknown."""
+    events, _ = await events_after(unit, account, job_id, after_id, limit)
+    return events
+
+
+async def events_after(
+    unit: Unit, account: AccountId, job_id: JobId, after_id: int = 0, limit: int = MAX_EVENTS
+) -> tuple[tuple[JobEvent, ...], bool]:
+    """The events, and whether the stream is over with them: the job is closed and nothing comes after."""
+    job = await job_of(unit, account, job_id)
+    query = select(JobEventRow).where(JobEventRow.job_id == job.job_id, JobEventRow.id > after_id)
+    rows = (await unit.session.scalars(query.order_by(JobEventRow.id).limit(limit))).all()
+    return tuple(_event(row) for row in rows), job.closed_at_ms is not None and len(rows) < limit
+
+
+async def job_log(unit: Unit, account: AccountId, job_id: JobId, stream: str, offset: int = 0) -> str:
+    """The live log of all attempts, one after the other, from a byte offset. Raises NotFound or Invalid stream_unknown."""
+    if stream not in {"stdout", "stderr"}:
+        raise Invalid("no such stream", code="stream_unknown", field="stream", value=stream, hint="stdout or stderr")
+    job = await job_of(unit, account, job_id)
+    query = select(JobEventRow).where(JobEventRow.job_id == job.job_id, JobEventRow.kind == "log")
+    rows = await unit.session.scalars(query.order_by(JobEventRow.id))
+    text = "".join(str(row.data["text"]) for row in rows if row.data["stream"] == stream)
+    return text.encode()[offset:].decode(errors="replace")
+
+
+async def node_views(unit: Unit) -> tuple[NodeView, ...]:
+    return tuple(_node_view(node) for node in await node_snapshots(unit))
+
+
+async def node_view(unit: Unit, node_id: NodeId) -> NodeView:
+    """Raises NotFound node_unknown."""
+    await node_row(unit, node_id)
+    nodes = await node_snapshots(unit, only=node_id)
+    if not nodes:
+        raise NotFound("this node has left", code="node_unknown", field="node_id", value=node_id)
+    return _node_view(nodes[0])
+
+
+async def view_of(unit: Unit, job: JobRow) -> JobView:
+    leases = await leases_of_job(unit, job.job_id)
+    closed = job.closed_at_ms is not None
+    return JobView(
+        job_id=job.id,
+        name=job.name,
+        state=JobState(job.state),
+        client=job.account,
+        vault=VaultAddress(job.vault),
+        spec=spec_of(job),
+        spec_digest=Digest(job.spec_digest),
+        max_amount=job.max_amount,
+        final_amount=sum(lease.amount for lease in leases) if closed else None,
+        created_at_ms=job.created_at_ms,
+        ended_at_ms=job.ended_at_ms,
+        reason=EndReason(job.reason) if job.reason is not None else None,
+        detail=job.detail,
+        waiting_for=job.waiting_for if job.state == JobState.QUEUED else None,
+        progress=job.progress,
+        leases=tuple(_lease_view(lease) for lease in leases),
+        outputs=_outputs(job, leases),
+    )
+
+
+def _outputs(job: JobRow, leases: Sequence[LeaseRow]) -> tuple[OutputFile, ...]:
+    """Of the newest attempt whose work is paid for; sealed until the verdict."""
+    if job.state in OPEN_JOB_STATES:
+        return ()
+    paid = [lease for lease in leases if lease.state == LeaseState.VERIFIED]
+    return tuple(OutputFile.model_validate(item) for item in paid[-1].outputs) if paid else ()
+
+
+def _lease_view(lease: LeaseRow) -> LeaseView:
+    grant = grant_of(lease)
+    return LeaseView(
+        lease_id=LeaseId(lease.lease_id),
+        attempt=lease.attempt,
+        node=lease.node,
+        state=lease.status,
+        reason=lease.ended_for,
+        exit_code=lease.exit_code,
+        detail=lease.detail,
+        price_per_gpu_hour=lease.price_per_gpu_hour,
+        granted_at_ms=lease.granted_at_ms,
+        started_at_ms=lease.started_at_ms,
+        exited_at_ms=lease.exited_at_ms,
+        ended_at_ms=lease.ended_at_ms,
+        billed_ms=lease.billed_ms,
+        unbilled_ms=lease.unbilled_ms,
+        amount=lease.amount,
+        resumed_from=grant.resume_from.name if grant.resume_from is not None else None,
+        newest_checkpoint=str(lease.checkpoint["name"]) if lease.checkpoint is not None else None,
+    )
+
+
+def _node_view(node: NodeSnapshot) -> NodeView:
+    inventory, slots = node.offer.inventory, node.offer.slots
+    return NodeView(
+        node=node.node_id,
+        state=node.state,
+        liveness=node.liveness,
+        gpu_class=inventory.gpu_class,
+        gpus=node.gpus,
+        cpu_millis=inventory.cpu_millis,
+        memory_bytes=inventory.memory_bytes,
+        disk_bytes=inventory.disk_bytes,
+        price_per_gpu_hour=node.offer.price_per_gpu_hour,
+        slots=slots,
+        slots_free=sum(f"slot:{number}" not in node.units_in_use for number in range(slots)),
+        executor=node.offer.executor,
+        isolation=node.offer.isolation,
+        region=node.offer.region,
+        inventory_source=inventory.source,
+    )
+
+
+def _event(row: JobEventRow) -> JobEvent:
+    return JobEvent.model_validate(
+        {"id": row.id, "at_ms": row.at_ms, "kind": row.kind, "lease_id": row.lease_id, "data": row.data}
+    )
