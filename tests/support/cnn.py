@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from torg_host.archive import pack, unpack
 
 CNN = Path(__file__).resolve().parents[2] / "workloads" / "cnn"
 EPOCHS, STEPS_PER_EPOCH = 8, 23
@@ -85,21 +85,17 @@ class Workspace:
         return metrics
 
 
-def packed_files() -> list[Path]:
-    patterns = [line for line in (CNN / ".torgignore").read_text().splitlines() if line and not line.startswith("#")]
-    return [path for path in sorted(CNN.iterdir()) if not any(fnmatch.fnmatch(path.name, item) for item in patterns)]
-
-
-def unpack(directory: Path) -> Workspace:
-    directory.mkdir()
-    for path in packed_files():
-        shutil.copy(path, directory / path.name)
+def unpacked_workspace(directory: Path) -> Workspace:
+    """The catalogue's folder as it reaches a node: packed and unpacked again."""
+    archive = directory.with_suffix(".tar.zst")
+    pack(CNN, archive)
+    unpack(archive, directory)
     return Workspace(directory)
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    space = unpack(tmp_path / "workspace")
+    space = unpacked_workspace(tmp_path / "workspace")
     yield space
     space.stop_all()
 
@@ -107,7 +103,7 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A training that nobody disturbed. Read only."""
-    space = unpack(tmp_path_factory.mktemp("uninterrupted") / "workspace")
+    space = unpacked_workspace(tmp_path_factory.mktemp("uninterrupted") / "workspace")
     space.train("--epochs", str(EPOCHS), "--checkpoint-every-epochs", "2")
     return space
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 from safetensors import safe_open
 
-from tests.support.cnn import CNN, EPOCHS, STEPS_PER_EPOCH, Workspace, catches_sigterm, packed_files, wait_until
+from tests.support.cnn import CNN, EPOCHS, STEPS_PER_EPOCH, Workspace, catches_sigterm, wait_until
+from torg_host.archive import pack
 from torg_protocol.jobspec import VerifyMetric, load_job_spec
 
 TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
@@ -145,10 +148,20 @@ def test_impossible_options_are_refused_before_anything_is_imported(workspace: W
     assert "argument --epochs: 0 is less than 1" in error
 
 
-def test_the_packed_workspace_is_the_training_and_nothing_else() -> None:
-    names = {path.name for path in packed_files()} - {".torgignore"}
+def test_the_packed_workspace_is_the_training_and_nothing_else(workspace: Workspace) -> None:
+    names = {path.name for path in workspace.directory.iterdir()}
 
     assert names == {"train.py", "training.py", "model.py", "data.py", "checkpoints.py", "results.py"}
+
+
+def test_what_a_local_training_leaves_does_not_change_the_packed_digest(tmp_path: Path) -> None:
+    used = tmp_path / "used"
+    shutil.copytree(CNN, used)
+    (used / "outputs").mkdir()
+    for name in ("outputs/model.safetensors", "progress.jsonl", "notes.txt"):
+        (used / name).write_text("left over")
+
+    assert pack(used, tmp_path / "used.tar.zst") == pack(CNN, tmp_path / "clean.tar.zst")
 
 
 def test_the_job_file_is_a_valid_spec_with_the_calibrated_target() -> None:
