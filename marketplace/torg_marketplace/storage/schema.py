@@ -39,7 +39,8 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _differences(connection: Connection) -> list[Any]:
-    return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
+    found: list[Any] = compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
+    return found
 
 
 def _config(connection: Connection) -> Config:

@@ -1,0 +1,108 @@
+"""Earnings: what a usage record is worth, to whom, and when it may be paid.
+
+held by the job -> pending (until the lease is decided) -> payable (a payout each for the node and the marketplace's fee)
+                                                        -> held again (what did not pass is not charged)
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.rules.money import split_fee
+from torg_marketplace.storage import ledger
+from torg_marketplace.storage.models import LeaseRow
+from torg_marketplace.storage.money_models import CommitmentRow, EarningRow, HoldRow, PayoutRow
+from torg_protocol.ids import LeaseId
+from torg_protocol.states import PayoutState
+from torg_protocol.usage import UsageRecord
+
+FEE_ADDRESS = "fee"  # stands for the fee account that the operator's config names on chain
+PENDING, PAYABLE, REFUNDED = "pending", "payable", "refunded"
+
+
+async def earn(unit: Unit, *, record: UsageRecord, payable_now: bool) -> None:
+    """Books one countersigned record. Safe to repeat."""
+    if await unit.session.get(EarningRow, (record.lease_id, record.sequence)) is not None or record.amount == 0:
+        return
+    lease = await unit.session.get_one(LeaseRow, record.lease_id)
+    node_amount, fee_amount = split_fee(record.amount, unit.policy.fee_basis_points)
+    earning = EarningRow(
+        lease_id=record.lease_id,
+        sequence=record.sequence,
+        job_id=record.job_id,
+        vault=record.vault,
+        payout_address=lease.payout_address,
+        node_amount=node_amount,
+        fee_amount=fee_amount,
+        record_digest=record.digest,
+        state=PENDING,
+    )
+    unit.session.add(earning)
+    await unit.session.flush()
+    entries = ledger.move(ledger.held(record.job_id), ledger.pending(record.lease_id), record.amount)
+    await ledger.post(unit.session, key=f"earn:{_name(earning)}", cause="usage countersigned", entries=entries, at_ms=unit.now_ms)
+    if payable_now:
+        await _make_payable(unit, earning)
+
+
+async def decide_lease(unit: Unit, *, lease_id: LeaseId, passed: bool) -> None:
+    """Everything that is still pending of this lease becomes payable, or goes back to the job's hold. Safe to repeat."""
+    pending = await unit.session.scalars(
+        select(EarningRow).where(EarningRow.lease_id == lease_id, EarningRow.state == PENDING).order_by(EarningRow.sequence)
+    )
+    for earning in pending.all():
+        if passed:
+            await _make_payable(unit, earning)
+        else:
+            await _refund(unit, earning)
+    await _shrink_commitment(unit, lease_id)
+
+
+async def _make_payable(unit: Unit, earning: EarningRow) -> None:
+    earning.state = PAYABLE
+    shares = [(earning.payout_address, earning.node_amount), (FEE_ADDRESS, earning.fee_amount)]
+    entries = [ledger.Entry(ledger.pending(earning.lease_id), -earning.node_amount - earning.fee_amount)]
+    entries += [ledger.Entry(ledger.payable(earning.vault, address), amount) for address, amount in shares]
+    await ledger.post(unit.session, key=f"payable:{_name(earning)}", cause="work accepted", entries=entries, at_ms=unit.now_ms)
+    for address, amount in shares:
+        if amount:
+            unit.session.add(
+                PayoutRow(
+                    payout_id=unit.new_id("pay"),
+                    vault=earning.vault,
+                    lease_id=earning.lease_id,
+                    payout_address=address,
+                    amount=amount,
+                    record_digest=earning.record_digest,
+                    state=PayoutState.PENDING,
+                    created_at_ms=unit.now_ms,
+                )
+            )
+    hold = await unit.session.get_one(HoldRow, earning.job_id)
+    hold.billed += earning.node_amount + earning.fee_amount
+    await unit.session.flush()
+
+
+async def _refund(unit: Unit, earning: EarningRow) -> None:
+    earning.state = REFUNDED
+    amount = earning.node_amount + earning.fee_amount
+    entries = ledger.move(ledger.pending(earning.lease_id), ledger.held(earning.job_id), amount)
+    await ledger.post(unit.session, key=f"refund:{_name(earning)}", cause="work not accepted", entries=entries, at_ms=unit.now_ms)
+
+
+async def _shrink_commitment(unit: Unit, lease_id: LeaseId) -> None:
+    """A decided lease needs of its range only what it earned; nothing, when it earned nothing."""
+    commitment = await unit.session.get(CommitmentRow, lease_id)
+    if commitment is None or commitment.decided:
+        return
+    earned = await unit.session.scalars(select(EarningRow).where(EarningRow.lease_id == lease_id, EarningRow.state == PAYABLE))
+    total = sum(item.node_amount + item.fee_amount for item in earned)
+    commitment.decided = True
+    commitment.upper = commitment.lower + total
+    commitment.released = total == 0
+    await unit.session.flush()
+
+
+def _name(earning: EarningRow) -> str:
+    return f"{earning.lease_id}:{earning.sequence}"

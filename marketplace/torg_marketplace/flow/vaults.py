@@ -1,0 +1,371 @@
+"""Vaults: what the chain says of them, what of them is committed, and to whom.
+
+A job is admitted by one conditional UPDATE of the vault's row; nothing else may raise what is committed.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from torg_chain.vault import VaultState
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.rules.money import Refusal, VaultFacts, lowest_gap, refusal
+from torg_marketplace.storage import ledger
+from torg_marketplace.storage.money_models import CapRow, CommitmentRow, HoldRow, PayoutRow, SettlementRow, VaultRow
+from torg_protocol.api import PayoutView, SettlementView, VaultView
+from torg_protocol.caps import CapStatement, Commitment, SignedCap
+from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound
+from torg_protocol.ids import AccountId, JobId, LeaseId, VaultAddress
+from torg_protocol.states import PayoutState
+from torg_protocol.vault_messages import CapMessage, verify_message
+
+
+async def refresh_vault(market: Market, address: str) -> VaultView:
+    """Reads the chain (finalized), then brings the row and the ledger up to date. Safe to repeat.
+
+    Raises NotFound vault_unknown, Invalid (vault_wrong_operator, vault_wrong_mint, vault_wrong_chain, vault_kind,
+    vault_grace_too_short), ChainUnavailable.
+    """
+    try:
+        state = await market.chain.vault(address)
+    except ValueError:
+        raise Invalid("not an address", code="vault_address_invalid", field="vault", value=address) from None
+    async with market.transaction() as unit:
+        if state is None:
+            row = await unit.session.get(VaultRow, address)
+            if row is None:
+                raise NotFound(
+                    "there is no such vault on this chain", code="vault_unknown", field="vault", value=address, hint="wait until its opening is finalized"
+                )
+            await _closed(unit, row)
+        else:
+            _check_terms(market, state)
+            row = await _upsert(unit, state)
+        return await _view(unit, row)
+
+
+async def vault_view(unit: Unit, account: AccountId, address: str) -> VaultView:
+    row = await _row(unit, address)
+    if row.depositor != account:
+        raise NotFound("no such vault of yours", code="vault_unknown", field="vault", value=address)
+    return await _view(unit, row)
+
+
+async def settlements(unit: Unit, account: AccountId, address: str) -> tuple[SettlementView, ...]:
+    await vault_view(unit, account, address)
+    query = select(SettlementRow).where(SettlementRow.vault == address).order_by(SettlementRow.created_at_ms)
+    views = []
+    for row in await unit.session.scalars(query):
+        payouts = await unit.session.scalars(select(PayoutRow).where(PayoutRow.settlement_id == row.settlement_id))
+        views.append(
+            SettlementView(
+                settlement_id=row.settlement_id,
+                vault=VaultAddress(row.vault),
+                state=row.state,
+                amount=row.amount,
+                signature=row.signature,
+                expected_settled=row.expected_settled,
+                payouts=tuple(_payout_view(item, row.signature) for item in payouts),
+            )
+        )
+    return tuple(views)
+
+
+async def admit(
+    unit: Unit, *, job_id: JobId, account: AccountId, cap: SignedCap, max_amount: int, lease_end_latest_s: int
+) -> None:
+    """Commits at most `max_amount` of the cap's vault to a job, or raises and changes nothing.
+
+    Raises NotFound vault_unknown; Forbidden vault_not_yours; Invalid cap_signature_invalid; Conflict cap_expires_too_soon,
+    cap_stale (with a signed CapStatement), vault_underfunded, vault_closing, vault_blocked.
+    """
+    row = await _row(unit, cap.vault)
+    if row.depositor != account:
+        raise Forbidden("this vault is somebody else's", code="vault_not_yours", field="cap.vault", value=cap.vault)
+    _check_cap(unit, row, cap, lease_end_latest_s)
+    committed = VaultRow.final_total + VaultRow.open_maximum + max_amount
+    admitted = await unit.session.execute(
+        update(VaultRow)
+        .where(
+            VaultRow.address == cap.vault,
+            VaultRow.blocked.is_(None),
+            VaultRow.close_at_s == 0,
+            VaultRow.closed.is_(False),
+            committed <= cap.cap,
+            committed <= VaultRow.chain_settled + VaultRow.chain_balance,
+        )
+        .values(open_maximum=VaultRow.open_maximum + max_amount)
+        .execution_options(synchronize_session=False)
+    )
+    await unit.session.refresh(row)
+    if not isinstance(admitted, CursorResult) or admitted.rowcount != 1:
+        raise await _refused(unit, row, cap, max_amount)
+    await _remember_cap(unit, cap)
+    unit.session.add(HoldRow(job_id=job_id, vault=cap.vault, max_amount=max_amount))
+    await unit.session.flush()
+    if max_amount:
+        entries = ledger.move(ledger.free(cap.vault), ledger.held(job_id), max_amount)
+        await ledger.post(unit.session, key=f"hold:{job_id}", cause=f"job {job_id} admitted", entries=entries, at_ms=unit.now_ms)
+
+
+async def commit_lease(
+    unit: Unit, *, vault: str, lease_id: LeaseId, payout_address: str, max_amount: int
+) -> tuple[Commitment, str]:
+    """A range of the vault that is this lease's alone until it is settled, signed by the marketplace.
+
+    Raises Conflict vault_closing, vault_blocked, or commitment_waits when the unsettled ranges of other leases leave no gap
+    of this size: settling frees it.
+    """
+    row = await _row(unit, vault)
+    if row.close_at_s or row.closed or row.blocked:
+        raise Conflict("the vault is closing or blocked", code="vault_closing", field="vault", value=vault, hint=row.blocked)
+    taken = (
+        await unit.session.execute(
+            select(CommitmentRow.lower, CommitmentRow.upper).where(CommitmentRow.vault == vault, CommitmentRow.released.is_(False))
+        )
+    ).all()
+    newest_cap = await unit.session.scalar(
+        select(func.max(CapRow.cap)).where(CapRow.vault == vault, CapRow.valid_until_s * 1000 > unit.now_ms)
+    )
+    end = min(newest_cap or 0, row.chain_settled + row.chain_balance)
+    lower = lowest_gap([(low, high) for low, high in taken], start=row.chain_settled, size=max_amount, end=end)
+    if lower is None:
+        unit.wake("settle")
+        raise Conflict(
+            "the vault's free ranges are too small until earlier leases are settled", code="commitment_waits", field="vault", value=vault
+        )
+    row.commitments += 1
+    commitment = Commitment(
+        vault=VaultAddress(vault),
+        sequence=row.commitments,
+        lease_id=lease_id,
+        payout_address=payout_address,
+        committed_before=lower,
+        committed_after=lower + max_amount,
+    )
+    unit.session.add(
+        CommitmentRow(lease_id=lease_id, vault=vault, sequence=row.commitments, lower=lower, upper=lower + max_amount)
+    )
+    await unit.session.flush()
+    return commitment, commitment.sign(unit.market.identity)
+
+
+async def close_job(unit: Unit, *, job_id: JobId) -> None:
+    """What the job did not cost goes back to the client's free money. Safe to repeat."""
+    hold = await unit.session.get_one(HoldRow, job_id)
+    if not hold.open:
+        return
+    hold.open = False
+    await unit.session.flush()
+    await unit.session.execute(
+        update(VaultRow)
+        .where(VaultRow.address == hold.vault)
+        .values(
+            open_maximum=VaultRow.open_maximum - hold.max_amount,
+            final_total=VaultRow.final_total + hold.billed,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    rest = hold.max_amount - hold.billed
+    if rest:
+        entries = ledger.move(ledger.held(job_id), ledger.free(hold.vault), rest)
+        await ledger.post(unit.session, key=f"release:{job_id}", cause=f"job {job_id} ended", entries=entries, at_ms=unit.now_ms)
+
+
+def _check_terms(market: Market, state: VaultState) -> None:
+    network, policy = market.network, market.policy
+    wrong = [
+        ("vault_wrong_operator", "config", str(state.config), network.operator_config),
+        ("vault_wrong_mint", "mint", str(state.mint), network.mint),
+        ("vault_wrong_chain", "chain_id", state.chain_id.hex(), network.chain_id.hex()),
+        ("vault_kind", "kind", state.kind, 0),
+    ]
+    for code, field, actual, wanted in wrong:
+        if actual != wanted:
+            raise Invalid(
+                f"this vault's {field} is not ours", code=code, field=field, value=actual, hint=f"open one with {wanted}"
+            )
+    if state.grace_s < policy.min_vault_grace_s:
+        raise Invalid(
+            "this vault's grace is too short for work to be verified and settled in it",
+            code="vault_grace_too_short",
+            field="grace_s",
+            value=state.grace_s,
+            hint=f"at least {policy.min_vault_grace_s}",
+        )
+
+
+async def _upsert(unit: Unit, state: VaultState) -> VaultRow:
+    address = str(state.address)
+    row = await unit.session.get(VaultRow, address, with_for_update=True)
+    values = {
+        "depositor": str(state.depositor),
+        "signer": str(state.signer),
+        "next_signer": str(state.next_signer),
+        "next_signer_at_s": state.next_signer_at,
+        "token_account": str(state.token_account),
+        "grace_s": state.grace_s,
+        "close_at_s": state.close_at,
+        "seen_at_ms": unit.now_ms,
+    }
+    if row is None:
+        row = VaultRow(address=address, chain_balance=state.balance, chain_settled=state.settled, deposits=0, **values)
+        unit.session.add(row)
+        await unit.session.flush()
+    for name, value in values.items():
+        setattr(row, name, value)
+    if row.active_settlement is None or state.settled == row.chain_settled:
+        # While a capture is in flight, its own finalization moves both figures together with the ledger.
+        row.chain_settled, row.chain_balance = state.settled, state.balance
+        await _post_deposits(unit, row, state.settled + state.balance)
+    return row
+
+
+async def _post_deposits(unit: Unit, row: VaultRow, total: int) -> None:
+    """`total` is everything that was ever deposited: what is there plus what was paid out."""
+    change = total - row.deposits
+    if change == 0:
+        return
+    entries = ledger.move(ledger.chain(row.address), ledger.free(row.address), change)
+    key = f"deposit:{row.address}:{row.deposits}:{total}"
+    await ledger.post(unit.session, key=key, cause="deposits seen on chain (finalized)", entries=entries, at_ms=unit.now_ms)
+    row.deposits = total
+
+
+async def _closed(unit: Unit, row: VaultRow) -> None:
+    """The depositor has taken the rest: what was free has left the chain."""
+    if row.closed:
+        return
+    left = await ledger.balance(unit.session, ledger.free(row.address))
+    if left:
+        entries = ledger.move(ledger.free(row.address), ledger.chain(row.address), left)
+        await ledger.post(unit.session, key=f"closed:{row.address}", cause="vault closed", entries=entries, at_ms=unit.now_ms)
+    row.closed, row.chain_balance, row.deposits = True, 0, row.deposits - left
+
+
+def _check_cap(unit: Unit, row: VaultRow, cap: SignedCap, lease_end_latest_s: int) -> None:
+    rotated = row.next_signer_at_s and unit.now_ms >= row.next_signer_at_s * 1000
+    signer = row.next_signer if rotated else row.signer
+    message = CapMessage(unit.market.network.chain_id, _key_bytes(cap.vault), cap.cap, cap.valid_until_s)
+    if cap.signer != signer or not verify_message(message, cap.signature, signer):
+        raise Invalid(
+            "the cap is not signed by the vault's signer",
+            code="cap_signature_invalid",
+            field="cap.signature",
+            value=cap.signer,
+            hint=f"the vault names {signer}",
+        )
+    policy = unit.policy
+    needed_s = lease_end_latest_s + policy.verification_window_s + policy.settlement_max_age_ms // 1000
+    if cap.valid_until_s < needed_s:
+        raise Conflict(
+            "the cap may expire before this job is settled",
+            code="cap_expires_too_soon",
+            field="cap.valid_until_s",
+            value=cap.valid_until_s,
+            hint=f"at least {needed_s}",
+        )
+
+
+async def _remember_cap(unit: Unit, cap: SignedCap) -> None:
+    values = {"vault": cap.vault, "cap": cap.cap, "valid_until_s": cap.valid_until_s, "signer": cap.signer, "signature": cap.signature}
+    dialect = unit.session.get_bind().dialect.name
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    await unit.session.execute(insert(CapRow).values(**values).on_conflict_do_nothing())
+
+
+async def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int) -> Conflict:
+    facts = VaultFacts(
+        settled=row.chain_settled,
+        balance=row.chain_balance,
+        final_total=row.final_total,
+        open_maximum=row.open_maximum,
+        closing=row.close_at_s != 0 or row.closed,
+        blocked=row.blocked is not None,
+    )
+    needed = facts.committed + max_amount
+    match refusal(facts, cap.cap, max_amount):
+        case Refusal.BLOCKED:
+            return Conflict("payouts of this vault are stopped", code="vault_blocked", field="vault", value=row.address, hint=row.blocked)
+        case Refusal.CLOSING:
+            return Conflict("this vault is being closed", code="vault_closing", field="vault", value=row.address, hint="open another one")
+        case Refusal.UNDERFUNDED:
+            missing = needed - facts.deposited
+            return Conflict(
+                "the vault does not hold enough for this job",
+                code="vault_underfunded",
+                field="vault",
+                value=row.address,
+                hint=f"deposit at least {missing} base units more",
+                missing=missing,
+            )
+        case Refusal.CAP_STALE | None:
+            statement = CapStatement(
+                vault=VaultAddress(row.address),
+                at_ms=unit.now_ms,
+                final_total=row.final_total,
+                open_maximum=row.open_maximum,
+                newest_cap=cap.cap,
+                needed_cap=needed,
+                chain_settled=row.chain_settled,
+                chain_balance=row.chain_balance,
+            )
+            return Conflict(
+                "the cap does not cover this job",
+                code="cap_stale",
+                field="cap.cap",
+                value=cap.cap,
+                hint=f"sign a cap of at least {needed}",
+                statement=statement.wire(),
+                statement_signature=statement.sign(unit.market.identity),
+            )
+
+
+async def _row(unit: Unit, address: str) -> VaultRow:
+    row = await unit.session.get(VaultRow, address)
+    if row is None:
+        raise NotFound(
+            "this marketplace has not seen that vault", code="vault_unknown", field="vault", value=address, hint="PUT /v1/vaults/ADDRESS first"
+        )
+    return row
+
+
+async def _view(unit: Unit, row: VaultRow) -> VaultView:
+    newest = (await unit.session.execute(select(CapRow).where(CapRow.vault == row.address).order_by(CapRow.cap.desc()).limit(1))).scalar()
+    unsettled = await unit.session.scalar(
+        select(func.coalesce(func.sum(PayoutRow.amount), 0)).where(
+            PayoutRow.vault == row.address, PayoutRow.state != PayoutState.FINALIZED
+        )
+    )
+    return VaultView(
+        vault=VaultAddress(row.address),
+        depositor=AccountId(row.depositor),
+        signer=row.signer,
+        chain_balance=row.chain_balance,
+        chain_settled=row.chain_settled,
+        close_at_s=row.close_at_s,
+        grace_s=row.grace_s,
+        newest_cap=newest.cap if newest else 0,
+        newest_cap_valid_until_s=newest.valid_until_s if newest else 0,
+        final_total=row.final_total,
+        open_maximum=row.open_maximum,
+        unsettled=int(unsettled or 0),
+    )
+
+
+def _payout_view(row: PayoutRow, signature: str) -> PayoutView:
+    return PayoutView(
+        payout_id=row.payout_id,
+        lease_id=LeaseId(row.lease_id),
+        payout_address=row.payout_address,
+        amount=row.amount,
+        state=row.state,
+        settlement_signature=signature,
+    )
+
+
+def _key_bytes(address: str) -> bytes:
+    from solders.pubkey import Pubkey
+
+    return bytes(Pubkey.from_string(address))

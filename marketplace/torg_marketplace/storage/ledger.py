@@ -1,0 +1,107 @@
+"""Double entry: money moves between named accounts, every posting adds up to zero, and happens once.
+
+Accounts, and what a positive balance means:
+
+    chain:VAULT               tokens that left this vault minus tokens that came in: the vault's balance, negated
+    free:VAULT                the client's, not held for anything
+    held:JOB                  kept aside for a job
+    pending:LEASE             earned, waiting for a verdict
+    payable:VAULT:ADDRESS     owed to an address, to be captured from that vault
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from torg_marketplace.storage.base import MAX_AMOUNT
+from torg_marketplace.storage.money_models import EntryRow, PostingRow
+from torg_protocol.errors import TorgError
+
+
+class LedgerError(TorgError):
+    """A programming error about to become a wrong balance; the transaction must roll back."""
+
+    default_code = "ledger_refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    account: str
+    amount: int  # base units; positive comes in, negative goes out
+
+
+def chain(vault: str) -> str:
+    return f"chain:{vault}"
+
+
+def free(vault: str) -> str:
+    return f"free:{vault}"
+
+
+def held(job_id: str) -> str:
+    return f"held:{job_id}"
+
+
+def pending(lease_id: str) -> str:
+    return f"pending:{lease_id}"
+
+
+def payable(vault: str, address: str) -> str:
+    return f"payable:{vault}:{address}"
+
+
+def move(source: str, target: str, amount: int) -> list[Entry]:
+    return [Entry(source, -amount), Entry(target, amount)]
+
+
+async def post(session: AsyncSession, *, key: str, cause: str, entries: Sequence[Entry], at_ms: int) -> bool:
+    """Writes a posting once. True when it was written now, False when the same one is there already.
+
+    Raises LedgerError: not_zero, empty, amount_out_of_range, key_reused (same key, other entries).
+    """
+    kept = [entry for entry in entries if entry.amount != 0]
+    if sum(entry.amount for entry in kept) != 0:
+        raise LedgerError("a posting must add up to zero", code="not_zero", field="entries", value=str(kept))
+    if not kept:
+        raise LedgerError("a posting must move something", code="empty", field="key", value=key)
+    if any(abs(entry.amount) > MAX_AMOUNT for entry in kept):
+        raise LedgerError("an amount is out of range", code="amount_out_of_range", field="entries", value=str(kept))
+    if await session.get(PostingRow, key) is not None:
+        if await entries_of(session, key) != kept:
+            raise LedgerError("this key was used for another posting", code="key_reused", field="key", value=key)
+        return False
+    session.add(PostingRow(key=key, cause=cause, at_ms=at_ms))
+    await session.flush()
+    for number, entry in enumerate(kept):
+        session.add(EntryRow(posting=key, number=number, account=entry.account, amount=entry.amount))
+    await session.flush()
+    return True
+
+
+async def entries_of(session: AsyncSession, key: str) -> list[Entry]:
+    rows = await session.scalars(select(EntryRow).where(EntryRow.posting == key).order_by(EntryRow.number))
+    return [Entry(row.account, row.amount) for row in rows]
+
+
+async def balance(session: AsyncSession, account: str) -> int:
+    total = await session.scalar(select(func.coalesce(func.sum(EntryRow.amount), 0)).where(EntryRow.account == account))
+    return int(total or 0)
+
+
+async def problems(session: AsyncSession) -> list[str]:
+    """What is wrong with the books as a whole: unbalanced postings, overdrawn accounts. Empty when nothing is."""
+    found = []
+    unbalanced = select(EntryRow.posting).group_by(EntryRow.posting).having(func.sum(EntryRow.amount) != 0)
+    found += [f"posting {key} does not add up to zero" for key in await session.scalars(unbalanced)]
+    overdrawn = (
+        select(EntryRow.account, func.sum(EntryRow.amount))
+        .where(EntryRow.account.not_like("chain:%"))
+        .group_by(EntryRow.account)
+        .having(func.sum(EntryRow.amount) < 0)
+    )
+    found += [f"account {account} is overdrawn by {-total}" for account, total in await session.execute(overdrawn)]
+    return found
