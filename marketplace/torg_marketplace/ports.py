@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from solders.hash import Hash
+from solders.pubkey import Pubkey
+
+from torg_chain.rpc import SignatureStatus
+from torg_chain.vault import OperatorConfig, VaultState
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest, NodeId
 from torg_protocol.messages import ToNode
@@ -105,4 +110,26 @@ class Evaluator(Protocol):
 
 
 class ChainPort(Protocol):
-    """What the money flows need of torg_chain.rpc.ChainClient."""
+    """What the money flows need of torg_chain.rpc.ChainClient. Every call may raise ChainUnavailable."""
+
+    async def vault(self, address: str) -> VaultState | None:
+        """The finalized state."""
+        ...
+
+    async def operator_config(self, address: Pubkey) -> OperatorConfig | None: ...
+
+    async def accounts_exist(self, addresses: list[Pubkey]) -> list[bool]: ...
+
+    async def latest_blockhash(self) -> tuple[Hash, int]: ...
+
+    async def block_height(self) -> int:
+        """The finalized one."""
+        ...
+
+    async def send(self, raw: bytes) -> str:
+        """Raises TransactionRejected or TransactionExpired; safe to repeat with the same bytes."""
+        ...
+
+    async def signature_status(self, signature: str) -> SignatureStatus: ...
+
+    async def skipped_payees(self, signature: str) -> frozenset[int] | None: ...

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from torg.cli.session import Session, command, duration, money, parse_money
+from torg.cli.session import Session, command, duration, money, parse_money, table
 from torg.client import AsyncClient
 from torg.config import pinned
 from torg.journal import VaultEntry

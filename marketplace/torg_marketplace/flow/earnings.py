@@ -41,7 +41,9 @@ async def earn(unit: Unit, *, record: UsageRecord, payable_now: bool) -> None:
     unit.session.add(earning)
     await unit.session.flush()
     entries = ledger.move(ledger.held(record.job_id), ledger.pending(record.lease_id), record.amount)
-    await ledger.post(unit.session, key=f"earn:{_name(earning)}", cause="usage countersigned", entries=entries, at_ms=unit.now_ms)
+    await ledger.post(
+        unit.session, key=f"earn:{_name(earning)}", cause="usage countersigned", entries=entries, at_ms=unit.now_ms
+    )
     if payable_now:
         await _make_payable(unit, earning)
 
@@ -49,7 +51,9 @@ async def earn(unit: Unit, *, record: UsageRecord, payable_now: bool) -> None:
 async def decide_lease(unit: Unit, *, lease_id: LeaseId, passed: bool) -> None:
     """Everything that is still pending of this lease becomes payable, or goes back to the job's hold. Safe to repeat."""
     pending = await unit.session.scalars(
-        select(EarningRow).where(EarningRow.lease_id == lease_id, EarningRow.state == PENDING).order_by(EarningRow.sequence)
+        select(EarningRow)
+        .where(EarningRow.lease_id == lease_id, EarningRow.state == PENDING)
+        .order_by(EarningRow.sequence)
     )
     for earning in pending.all():
         if passed:
@@ -64,7 +68,9 @@ async def _make_payable(unit: Unit, earning: EarningRow) -> None:
     shares = [(earning.payout_address, earning.node_amount), (FEE_ADDRESS, earning.fee_amount)]
     entries = [ledger.Entry(ledger.pending(earning.lease_id), -earning.node_amount - earning.fee_amount)]
     entries += [ledger.Entry(ledger.payable(earning.vault, address), amount) for address, amount in shares]
-    await ledger.post(unit.session, key=f"payable:{_name(earning)}", cause="work accepted", entries=entries, at_ms=unit.now_ms)
+    await ledger.post(
+        unit.session, key=f"payable:{_name(earning)}", cause="work accepted", entries=entries, at_ms=unit.now_ms
+    )
     for address, amount in shares:
         if amount:
             unit.session.add(
@@ -88,7 +94,9 @@ async def _refund(unit: Unit, earning: EarningRow) -> None:
     earning.state = REFUNDED
     amount = earning.node_amount + earning.fee_amount
     entries = ledger.move(ledger.pending(earning.lease_id), ledger.held(earning.job_id), amount)
-    await ledger.post(unit.session, key=f"refund:{_name(earning)}", cause="work not accepted", entries=entries, at_ms=unit.now_ms)
+    await ledger.post(
+        unit.session, key=f"refund:{_name(earning)}", cause="work not accepted", entries=entries, at_ms=unit.now_ms
+    )
 
 
 async def _shrink_commitment(unit: Unit, lease_id: LeaseId) -> None:
@@ -96,7 +104,9 @@ async def _shrink_commitment(unit: Unit, lease_id: LeaseId) -> None:
     commitment = await unit.session.get(CommitmentRow, lease_id)
     if commitment is None or commitment.decided:
         return
-    earned = await unit.session.scalars(select(EarningRow).where(EarningRow.lease_id == lease_id, EarningRow.state == PAYABLE))
+    earned = await unit.session.scalars(
+        select(EarningRow).where(EarningRow.lease_id == lease_id, EarningRow.state == PAYABLE)
+    )
     total = sum(item.node_amount + item.fee_amount for item in earned)
     commitment.decided = True
     commitment.upper = commitment.lower + total

@@ -24,11 +24,12 @@ async def on_usage(unit: Unit, lease: LeaseRow, job: JobRow, claim: UsageClaimed
     of this lease or does not add up."""
     record = claim.record
     _check_claim(lease, job, claim)
-    lease.claimed_ms = metering.claimed_total_ms(
-        claimed_before_ms=lease.claimed_ms,
-        record=record,
-        claimed_start_ms=lease.claimed_started_at_ms or record.start_ms,
-    )
+    if lease.exited_at_ms is None:  # EXITED has said the total already
+        lease.claimed_ms = metering.claimed_total_ms(
+            claimed_before_ms=lease.claimed_ms,
+            record=record,
+            claimed_start_ms=lease.claimed_started_at_ms or record.start_ms,
+        )
     lease.claim = claim.wire()
     await record_usage(unit, lease, job, Billing.CHECKPOINT, final=False)
 

@@ -36,7 +36,11 @@ async def refresh_vault(market: Market, address: str) -> VaultView:
             row = await unit.session.get(VaultRow, address)
             if row is None:
                 raise NotFound(
-                    "there is no such vault on this chain", code="vault_unknown", field="vault", value=address, hint="wait until its opening is finalized"
+                    "there is no such vault on this chain",
+                    code="vault_unknown",
+                    field="vault",
+                    value=address,
+                    hint="wait until its opening is finalized",
                 )
             await _closed(unit, row)
         else:
@@ -106,7 +110,9 @@ async def admit(
     await unit.session.flush()
     if max_amount:
         entries = ledger.move(ledger.free(cap.vault), ledger.held(job_id), max_amount)
-        await ledger.post(unit.session, key=f"hold:{job_id}", cause=f"job {job_id} admitted", entries=entries, at_ms=unit.now_ms)
+        await ledger.post(
+            unit.session, key=f"hold:{job_id}", cause=f"job {job_id} admitted", entries=entries, at_ms=unit.now_ms
+        )
 
 
 async def commit_lease(
@@ -119,10 +125,14 @@ async def commit_lease(
     """
     row = await _row(unit, vault)
     if row.close_at_s or row.closed or row.blocked:
-        raise Conflict("the vault is closing or blocked", code="vault_closing", field="vault", value=vault, hint=row.blocked)
+        raise Conflict(
+            "the vault is closing or blocked", code="vault_closing", field="vault", value=vault, hint=row.blocked
+        )
     taken = (
         await unit.session.execute(
-            select(CommitmentRow.lower, CommitmentRow.upper).where(CommitmentRow.vault == vault, CommitmentRow.released.is_(False))
+            select(CommitmentRow.lower, CommitmentRow.upper).where(
+                CommitmentRow.vault == vault, CommitmentRow.released.is_(False)
+            )
         )
     ).all()
     newest_cap = await unit.session.scalar(
@@ -133,7 +143,10 @@ async def commit_lease(
     if lower is None:
         unit.wake("settle")
         raise Conflict(
-            "the vault's free ranges are too small until earlier leases are settled", code="commitment_waits", field="vault", value=vault
+            "the vault's free ranges are too small until earlier leases are settled",
+            code="commitment_waits",
+            field="vault",
+            value=vault,
         )
     row.commitments += 1
     commitment = Commitment(
@@ -170,7 +183,9 @@ async def close_job(unit: Unit, *, job_id: JobId) -> None:
     rest = hold.max_amount - hold.billed
     if rest:
         entries = ledger.move(ledger.held(job_id), ledger.free(hold.vault), rest)
-        await ledger.post(unit.session, key=f"release:{job_id}", cause=f"job {job_id} ended", entries=entries, at_ms=unit.now_ms)
+        await ledger.post(
+            unit.session, key=f"release:{job_id}", cause=f"job {job_id} ended", entries=entries, at_ms=unit.now_ms
+        )
 
 
 def _check_terms(market: Market, state: VaultState) -> None:
@@ -184,7 +199,11 @@ def _check_terms(market: Market, state: VaultState) -> None:
     for code, field, actual, wanted in wrong:
         if actual != wanted:
             raise Invalid(
-                f"this vault's {field} is not ours", code=code, field=field, value=actual, hint=f"open one with {wanted}"
+                f"this vault's {field} is not ours",
+                code=code,
+                field=field,
+                value=actual,
+                hint=f"open one with {wanted}",
             )
     if state.grace_s < policy.min_vault_grace_s:
         raise Invalid(
@@ -229,7 +248,9 @@ async def _post_deposits(unit: Unit, row: VaultRow, total: int) -> None:
         return
     entries = ledger.move(ledger.chain(row.address), ledger.free(row.address), change)
     key = f"deposit:{row.address}:{row.deposits}:{total}"
-    await ledger.post(unit.session, key=key, cause="deposits seen on chain (finalized)", entries=entries, at_ms=unit.now_ms)
+    await ledger.post(
+        unit.session, key=key, cause="deposits seen on chain (finalized)", entries=entries, at_ms=unit.now_ms
+    )
     row.deposits = total
 
 
@@ -240,7 +261,9 @@ async def _closed(unit: Unit, row: VaultRow) -> None:
     left = await ledger.balance(unit.session, ledger.free(row.address))
     if left:
         entries = ledger.move(ledger.free(row.address), ledger.chain(row.address), left)
-        await ledger.post(unit.session, key=f"closed:{row.address}", cause="vault closed", entries=entries, at_ms=unit.now_ms)
+        await ledger.post(
+            unit.session, key=f"closed:{row.address}", cause="vault closed", entries=entries, at_ms=unit.now_ms
+        )
     row.closed, row.chain_balance, row.deposits = True, 0, row.deposits - left
 
 
@@ -269,7 +292,13 @@ def _check_cap(unit: Unit, row: VaultRow, cap: SignedCap, lease_end_latest_s: in
 
 
 async def _remember_cap(unit: Unit, cap: SignedCap) -> None:
-    values = {"vault": cap.vault, "cap": cap.cap, "valid_until_s": cap.valid_until_s, "signer": cap.signer, "signature": cap.signature}
+    values = {
+        "vault": cap.vault,
+        "cap": cap.cap,
+        "valid_until_s": cap.valid_until_s,
+        "signer": cap.signer,
+        "signature": cap.signature,
+    }
     dialect = unit.session.get_bind().dialect.name
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     await unit.session.execute(insert(CapRow).values(**values).on_conflict_do_nothing())
@@ -287,9 +316,21 @@ async def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int) -
     needed = facts.committed + max_amount
     match refusal(facts, cap.cap, max_amount):
         case Refusal.BLOCKED:
-            return Conflict("payouts of this vault are stopped", code="vault_blocked", field="vault", value=row.address, hint=row.blocked)
+            return Conflict(
+                "payouts of this vault are stopped",
+                code="vault_blocked",
+                field="vault",
+                value=row.address,
+                hint=row.blocked,
+            )
         case Refusal.CLOSING:
-            return Conflict("this vault is being closed", code="vault_closing", field="vault", value=row.address, hint="open another one")
+            return Conflict(
+                "this vault is being closed",
+                code="vault_closing",
+                field="vault",
+                value=row.address,
+                hint="open another one",
+            )
         case Refusal.UNDERFUNDED:
             missing = needed - facts.deposited
             return Conflict(
@@ -326,13 +367,21 @@ async def _row(unit: Unit, address: str) -> VaultRow:
     row = await unit.session.get(VaultRow, address)
     if row is None:
         raise NotFound(
-            "this marketplace has not seen that vault", code="vault_unknown", field="vault", value=address, hint="PUT /v1/vaults/ADDRESS first"
+            "this marketplace has not seen that vault",
+            code="vault_unknown",
+            field="vault",
+            value=address,
+            hint="PUT /v1/vaults/ADDRESS first",
         )
     return row
 
 
 async def _view(unit: Unit, row: VaultRow) -> VaultView:
-    newest = (await unit.session.execute(select(CapRow).where(CapRow.vault == row.address).order_by(CapRow.cap.desc()).limit(1))).scalar()
+    newest = (
+        await unit.session.execute(
+            select(CapRow).where(CapRow.vault == row.address).order_by(CapRow.cap.desc()).limit(1)
+        )
+    ).scalar()
     unsettled = await unit.session.scalar(
         select(func.coalesce(func.sum(PayoutRow.amount), 0)).where(
             PayoutRow.vault == row.address, PayoutRow.state != PayoutState.FINALIZED

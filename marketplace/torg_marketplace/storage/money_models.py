@@ -125,7 +125,10 @@ class PayoutRow(Base):
     """One payment to one address for one usage record."""
 
     __tablename__ = "payouts"
-    __table_args__ = (Index("ix_payouts_vault_state", "vault", "state"), Index("ix_payouts_settlement", "settlement_id"))
+    __table_args__ = (
+        Index("ix_payouts_vault_state", "vault", "state"),
+        Index("ix_payouts_settlement", "settlement_id"),
+    )
 
     payout_id: Mapped[Key] = mapped_column(primary_key=True)
     vault: Mapped[Key] = mapped_column(ForeignKey("vaults.address"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torg_marketplace.storage import models
+from torg_marketplace.storage import models, money_models
 from torg_marketplace.storage.base import Base
 
-TABLE_MODULES = (models,)
+TABLE_MODULES = (models, money_models)
 
 metadata = Base.metadata

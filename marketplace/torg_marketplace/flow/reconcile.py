@@ -1,0 +1,91 @@
+"""Reconcile: the books and the chain, compared to the unit. A difference stops the vault's payouts; nothing is guessed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from torg_chain.errors import ChainUnavailable
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.flow.vaults import refresh_vault
+from torg_marketplace.storage import ledger
+from torg_marketplace.storage.money_models import HoldRow, SettlementRow, VaultRow
+from torg_protocol.errors import TorgError
+from torg_protocol.states import SettlementState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """`vault` is empty for problems of the books as a whole."""
+
+    vault: str
+    what: str
+    books: int
+    chain: int
+
+    def __str__(self) -> str:
+        return f"{self.vault or 'ledger'}: {self.what}: books say {self.books}, chain says {self.chain} ({self.chain - self.books:+})"
+
+
+async def reconcile(market: Market) -> list[Difference]:
+    """Every difference, named. Vaults with one are blocked until a person has looked. Raises ChainUnavailable."""
+    async with market.reading() as unit:
+        found = [Difference("", problem, 0, 0) for problem in await ledger.problems(unit.session)]
+        addresses = (await unit.session.scalars(select(VaultRow.address).where(VaultRow.closed.is_(False)))).all()
+    for address in addresses:
+        found += await _reconcile_vault(market, address)
+    return found
+
+
+async def watch_vaults(market: Market) -> int:
+    """Brings every open vault's row up to date: deposits and closings by anybody's wallet, also after downtime."""
+    async with market.reading() as unit:
+        addresses = (await unit.session.scalars(select(VaultRow.address).where(VaultRow.closed.is_(False)))).all()
+    for address in addresses:
+        try:
+            view = await refresh_vault(market, address)
+        except ChainUnavailable:
+            raise
+        except TorgError as problem:
+            log.warning("vault %s cannot be used: %s", address, problem)
+            continue
+        if view.close_at_s:
+            market.wakes.wake("settle")
+    return len(addresses)
+
+
+async def _reconcile_vault(market: Market, address: str) -> list[Difference]:
+    state = await market.chain.vault(address)
+    async with market.transaction() as unit:
+        row = await unit.session.get_one(VaultRow, address)
+        if row.active_settlement is not None:
+            return []  # in motion: compared when it has come to rest
+        settled, balance = (state.settled, state.balance) if state else (row.chain_settled, 0)
+        captured = await _captured(unit, address)
+        on_books = -await ledger.balance(unit.session, ledger.chain(address))
+        found = []
+        if captured != settled:
+            found.append(Difference(address, "captured", captured, settled))
+        elif state is not None and balance < on_books:
+            # More is a deposit that the watcher will book; less can only be a withdrawal that nobody may make.
+            found.append(Difference(address, "balance", on_books, balance))
+        held = sum(
+            (await unit.session.scalars(select(HoldRow.max_amount).where(HoldRow.vault == address, HoldRow.open))).all()
+        )
+        if held != row.open_maximum:
+            found.append(Difference(address, "open holds against open_maximum", row.open_maximum, held))
+        if found:
+            row.blocked = "; ".join(map(str, found))
+            log.error("payouts of vault %s are stopped: %s", address, row.blocked)
+        return found
+
+
+async def _captured(unit: Unit, address: str) -> int:
+    query = select(SettlementRow).where(
+        SettlementRow.vault == address, SettlementRow.state == SettlementState.FINALIZED
+    )
+    return sum(row.outcome["paid"] for row in await unit.session.scalars(query) if row.outcome)

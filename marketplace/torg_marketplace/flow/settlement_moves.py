@@ -1,0 +1,101 @@
+"""What a capture's fate does to its payouts, the ledger and the vault: one writer for each of their states."""
+
+from __future__ import annotations
+
+from sqlalchemy import CursorResult, select, update
+
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.storage import ledger
+from torg_marketplace.storage.money_models import CommitmentRow, PayoutRow, SettlementRow, VaultRow
+from torg_marketplace.storage.moves import MovedMeanwhile
+from torg_protocol.states import PAYOUT_MOVES, SETTLEMENT_MOVES, PayoutState, SettlementState, check_move
+
+
+async def move_settlement(unit: Unit, settlement_id: str, to: SettlementState, *, detail: str = "") -> SettlementRow:
+    """Moves a capture and its payouts along. Raises IllegalMove or MovedMeanwhile."""
+    row = await unit.session.get_one(SettlementRow, settlement_id)
+    current = SettlementState(row.state)
+    check_move(SETTLEMENT_MOVES, current, to)
+    moved = await unit.session.execute(
+        update(SettlementRow)
+        .where(SettlementRow.settlement_id == settlement_id, SettlementRow.state == current)
+        .values(state=to, detail=detail)
+        .execution_options(synchronize_session=False)
+    )
+    if not isinstance(moved, CursorResult) or moved.rowcount != 1:
+        raise MovedMeanwhile("this settlement was moved by somebody else meanwhile", to=str(to))
+    await unit.session.refresh(row)
+    if to is SettlementState.CONFIRMED:
+        await _move_payouts(unit, row, PayoutState.CONFIRMED)
+    elif current is SettlementState.CONFIRMED and to is SettlementState.UNKNOWN:
+        await _move_payouts(unit, row, PayoutState.PENDING)
+        await _move_payouts(unit, row, PayoutState.IN_FLIGHT)
+    return row
+
+
+async def apply_finalized(unit: Unit, settlement_id: str, skipped: frozenset[str]) -> None:
+    """The capture is for good: ledger, vault totals, payouts. Addresses in `skipped` were not paid: theirs wait again."""
+    row = await unit.session.get_one(SettlementRow, settlement_id)
+    if SettlementState(row.state) is not SettlementState.CONFIRMED:
+        row = await move_settlement(unit, settlement_id, SettlementState.CONFIRMED)
+    row = await move_settlement(unit, settlement_id, SettlementState.FINALIZED)
+    paid = [(address, amount) for address, amount in row.payees if address not in skipped]
+    total = sum(amount for _, amount in paid)
+    entries = [ledger.Entry(ledger.payable(row.vault, address), -amount) for address, amount in paid]
+    entries.append(ledger.Entry(ledger.chain(row.vault), total))
+    cause = f"captured by {row.signature}"
+    await ledger.post(unit.session, key=f"capture:{settlement_id}", cause=cause, entries=entries, at_ms=unit.now_ms)
+    vault = await unit.session.get_one(VaultRow, row.vault)
+    vault.chain_settled = row.expected_settled + total
+    vault.chain_balance -= total
+    vault.active_settlement = None
+    row.outcome = {"paid": total, "skipped": sorted(skipped)}
+    for payout in await _payouts(unit, row):
+        if payout.payout_address in skipped:
+            await _move_payout(unit, payout, PayoutState.PENDING)
+            payout.settlement_id, payout.note = (
+                None,
+                "its token account cannot be paid: closed, frozen or of another mint",
+            )
+        else:
+            await _move_payout(unit, payout, PayoutState.FINALIZED)
+    await unit.session.flush()
+    await _release_commitments(unit, row.vault)
+    unit.wake("match")
+
+
+async def bury(unit: Unit, settlement_id: str, detail: str) -> None:
+    """The capture can never land any more: its payouts wait again for a new one."""
+    row = await move_settlement(unit, settlement_id, SettlementState.DEAD, detail=detail)
+    for payout in await _payouts(unit, row):
+        await _move_payout(unit, payout, PayoutState.PENDING)
+        payout.settlement_id = None
+    vault = await unit.session.get_one(VaultRow, row.vault)
+    vault.active_settlement = None
+    unit.wake("settle")
+
+
+async def _release_commitments(unit: Unit, vault: str) -> None:
+    """Ranges of decided leases whose every payout is final are free for others."""
+    waiting = select(PayoutRow.lease_id).where(PayoutRow.vault == vault, PayoutRow.state != PayoutState.FINALIZED)
+    await unit.session.execute(
+        update(CommitmentRow)
+        .where(CommitmentRow.vault == vault, CommitmentRow.decided.is_(True), CommitmentRow.lease_id.not_in(waiting))
+        .values(released=True)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def _payouts(unit: Unit, row: SettlementRow) -> list[PayoutRow]:
+    return list(await unit.session.scalars(select(PayoutRow).where(PayoutRow.settlement_id == row.settlement_id)))
+
+
+async def _move_payouts(unit: Unit, row: SettlementRow, to: PayoutState) -> None:
+    for payout in await _payouts(unit, row):
+        await _move_payout(unit, payout, to)
+
+
+async def _move_payout(unit: Unit, payout: PayoutRow, to: PayoutState) -> None:
+    check_move(PAYOUT_MOVES, PayoutState(payout.state), to)
+    payout.state = to
+    await unit.session.flush()
