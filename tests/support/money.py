@@ -1,0 +1,150 @@
+"""A chain for flow tests: vaults in memory, captures applied as the vault program would, faults on demand.
+
+It decodes the very transactions that the settlement worker signs. What the real program refuses is tested against the real program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field, replace
+
+from solders.hash import Hash
+from solders.pubkey import Pubkey
+from solders.transaction import VersionedTransaction
+
+from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
+from torg_chain.network import Network
+from torg_chain.rpc import SignatureStatus, TransactionStatus
+from torg_chain.vault import OperatorConfig, VaultState, find_vault, token_account_of
+
+BLOCKHASH_LIFE = 150
+
+
+@dataclass
+class FakeChain:
+    """`down`: nobody answers. `lose_next`: that many sends are accepted and never land. `answer_lost_next`: that many sends
+    land, and the answer does not arrive. `unpayable`: token accounts that a capture must skip."""
+
+    vaults: dict[str, VaultState] = field(default_factory=dict)
+    fee_owner: Pubkey = field(default_factory=lambda: Pubkey(hashlib.sha256(b"fees").digest()))
+    height: int = 1_000
+    down: bool = False
+    lose_next: int = 0
+    answer_lost_next: int = 0
+    level: TransactionStatus = TransactionStatus.FINALIZED
+    unpayable: set[Pubkey] = field(default_factory=set)
+    paid: dict[Pubkey, int] = field(default_factory=dict)
+    sends: list[str] = field(default_factory=list)
+    landed: dict[str, frozenset[int]] = field(default_factory=dict)
+
+    async def vault(self, address: str) -> VaultState | None:
+        self._answer()
+        return self.vaults.get(address)
+
+    async def operator_config(self, address: Pubkey) -> OperatorConfig | None:
+        self._answer()
+        return OperatorConfig(address, address, address, self.fee_owner)
+
+    async def accounts_exist(self, addresses: list[Pubkey]) -> list[bool]:
+        self._answer()
+        return [True for _ in addresses]
+
+    async def latest_blockhash(self) -> tuple[Hash, int]:
+        self._answer()
+        return Hash(hashlib.sha256(struct.pack("<Q", self.height)).digest()), self.height + BLOCKHASH_LIFE
+
+    async def block_height(self) -> int:
+        self._answer()
+        return self.height
+
+    async def send(self, raw: bytes) -> str:
+        self._answer()
+        transaction = VersionedTransaction.from_bytes(raw)
+        signature = str(transaction.signatures[0])
+        self.sends.append(signature)
+        if signature in self.landed:
+            return signature
+        recent = {Hash(hashlib.sha256(struct.pack("<Q", self.height - age)).digest()) for age in range(BLOCKHASH_LIFE)}
+        if transaction.message.recent_blockhash not in recent:
+            raise TransactionExpired("the transaction's blockhash is dead")
+        if self.lose_next:
+            self.lose_next -= 1
+            return signature
+        self.landed[signature] = self._capture(transaction)
+        if self.answer_lost_next:
+            self.answer_lost_next -= 1
+            raise ChainUnavailable("the answer got lost")
+        return signature
+
+    async def signature_status(self, signature: str) -> SignatureStatus:
+        self._answer()
+        return SignatureStatus(self.level if signature in self.landed else TransactionStatus.NOT_FOUND)
+
+    async def skipped_payees(self, signature: str) -> frozenset[int] | None:
+        self._answer()
+        return self.landed.get(signature)
+
+    def expire_blockhashes(self) -> None:
+        self.height += BLOCKHASH_LIFE + 1
+
+    def deposit(self, address: str, amount: int) -> None:
+        state = self.vaults[address]
+        self.vaults[address] = replace(state, balance=state.balance + amount)
+
+    def _answer(self) -> None:
+        if self.down:
+            raise ChainUnavailable("the chain's RPC node does not answer")
+
+    def _capture(self, transaction: VersionedTransaction) -> frozenset[int]:
+        message = transaction.message
+        keys = list(message.account_keys)
+        found = [item for item in message.instructions if bytes(item.data)[:1] == b"\x03" and len(item.accounts) > 6]
+        assert len(found) == 1, "exactly one capture per transaction"
+        data, accounts = bytes(found[0].data), [keys[index] for index in found[0].accounts]
+        expected, count = struct.unpack_from("<QB", data, 3)
+        amounts = struct.unpack_from(f"<{count}Q", data, 12)
+        state = self.vaults[str(accounts[0])]
+        if state.settled != expected:
+            raise TransactionRejected("capture refused", error_name="E_STALE")
+        skipped = frozenset(index for index, account in enumerate(accounts[6:]) if account in self.unpayable)
+        paid = [
+            (account, amount)
+            for index, (account, amount) in enumerate(zip(accounts[6:], amounts, strict=True))
+            if index not in skipped
+        ]
+        total = sum(amount for _, amount in paid)
+        if total == 0 or total > state.balance:
+            raise TransactionRejected("capture refused", error_name="E_OVER_BALANCE" if total else "E_NOTHING_PAYABLE")
+        for account, amount in paid:
+            self.paid[account] = self.paid.get(account, 0) + amount
+        self.vaults[str(state.address)] = replace(state, settled=state.settled + total, balance=state.balance - total)
+        return skipped
+
+
+def open_vault(
+    chain: FakeChain, network: Network, *, depositor: Pubkey, signer: Pubkey, balance: int, grace_s: int = 24 * 3600
+) -> str:
+    """A vault with a finalized deposit; returns its address."""
+    salt = 1_000 + len(chain.vaults)
+    address, _ = find_vault(network.program_pubkey, depositor, network.operator_pubkey, salt)
+    chain.vaults[str(address)] = VaultState(
+        address=address,
+        kind=0,
+        grace_s=grace_s,
+        depositor=depositor,
+        config=network.operator_pubkey,
+        mint=network.mint_pubkey,
+        token_account=token_account_of(address, network.mint_pubkey),
+        signer=signer,
+        next_signer=Pubkey.default(),
+        chain_id=network.chain_id,
+        roots=bytes(32),
+        salt=salt,
+        settled=0,
+        close_at=0,
+        next_signer_at=0,
+        captures=0,
+        balance=balance,
+    )
+    return str(address)
