@@ -12,6 +12,7 @@ from tests.support.market import World
 from tests.support.money import open_vault
 from torg_marketplace.flow.cancel import cancel
 from torg_marketplace.flow.lease_events import on_lease_event
+from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.nodes import on_disconnect, on_heartbeat, on_hello
 from torg_marketplace.flow.quote import quote
 from torg_marketplace.flow.receipts import on_receipt_signed, receipts
@@ -383,3 +384,12 @@ async def join(world: World, **offer: Any) -> Node:
     node = make_node(world, **offer)
     await node.connect()
     return node
+
+
+async def let_pass(world: World, *, seconds: int, nodes: tuple[Node, ...] = (), step_s: int = 10) -> None:
+    """Time passes as it does: the marketplace sweeps, and `nodes` (and only they) are heard of."""
+    for _ in range(seconds // step_s):
+        world.advance(seconds=step_s)
+        for node in nodes:
+            await node.heartbeat()
+        await sweep(world.market)

@@ -178,12 +178,11 @@ def send_stop(unit: Unit, lease: LeaseRow) -> None:
 
 
 async def _directive(unit: Unit, node_id: NodeId, item: HeldLease) -> LeaseDirective:
-    if await _is_over_for(unit, node_id, item):
-        return LeaseDirective(lease_id=item.lease_id, directive="abandon")
-    lease = await unit.session.get_one(LeaseRow, item.lease_id)
-    receipt = await issued_receipt(unit, lease.lease_id)
-    if receipt is not None:
+    lease = await unit.session.get(LeaseRow, item.lease_id)
+    if lease is not None and lease.node_id == node_id and (receipt := await issued_receipt(unit, lease.lease_id)):
         unit.send(node_id, ReceiptIssued(receipt=receipt))
+    if lease is None or await _is_over_for(unit, node_id, item):
+        return LeaseDirective(lease_id=item.lease_id, directive="abandon")
     return LeaseDirective(lease_id=item.lease_id, directive="continue", acknowledged=lease.acknowledged)
 
 

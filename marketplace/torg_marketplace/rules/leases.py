@@ -50,10 +50,11 @@ def due(lease: LeaseClock, now_ms: int, policy: MarketPolicy) -> End | StopIt | 
         asked_ms = now_ms - max(lease.stop_requested_ms, lease.grace_from_ms)
         if asked_ms >= policy.stopping_limit_ms:
             return End(EndReason.NODE_LOST, f"not stopped within {policy.stopping_limit_ms} ms")
-    # The node stops it by itself at max_duration; this is for one that does not.
-    patience_ms = lease.max_duration_ms + policy.stop_grace_ms + policy.unknown_after_ms
-    if lease.state is LeaseState.RUNNING and now_ms - (lease.started_ms or now_ms) >= patience_ms:
-        return StopIt(EndReason.MAX_DURATION)
+    # The node stops it by itself at max_duration; this is for one that is heard of and does not.
+    if lease.state is LeaseState.RUNNING and lease.started_ms is not None and silent_ms < policy.unknown_after_ms:
+        over_ms = now_ms - max(lease.started_ms + lease.max_duration_ms, lease.grace_from_ms)
+        if over_ms >= policy.stop_grace_ms + policy.unknown_after_ms:
+            return StopIt(EndReason.MAX_DURATION)
     return None
 
 
