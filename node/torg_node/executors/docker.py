@@ -1,0 +1,339 @@
+"""Runs jobs as containers of a Docker engine: the port's docker side.
+
+Every container carries this node's label; no call touches one that carries another's, so nodes can share an engine.
+
+What survives what: containers, their alarms and their logs live in the engine; why this executor ended a container, and the
+places in its logs, live in `state_dir`. A restarted agent needs the handle and the same `state_dir`.
+
+Folders mounted writable must be writable for user 65534; whoever prepares them (the agent's workspace step) sees to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from torg_host.seccomp import docker_profile
+from torg_node.executors import docker_request as request
+from torg_node.executors.docker_cgroup import MemoryReading
+from torg_node.executors.docker_containers import NodeContainers
+from torg_node.executors.docker_engine import Engine, connect_engine
+from torg_node.executors.docker_exit import Ending, Witness, engine_time_ms, exit_of, has_ended, never_ran
+from torg_node.executors.docker_gpu import verify_gpus
+from torg_node.executors.docker_images import DockerImages
+from torg_node.executors.docker_logs import STREAMS, LogMarks, StreamCursor, chunks, since_parameter
+from torg_node.executors.docker_watch import EndingFile, Watched, watch_container, watched
+from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUnavailable, LaunchRefused
+from torg_node.executors.port import (
+    Capabilities,
+    Exit,
+    ExitReason,
+    Handle,
+    LaunchSpec,
+    LogChunk,
+    PreparedImage,
+    ProgressCallback,
+)
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,200}")
+_DEADLINE_GRACE_MS = 5_000  # SIGTERM to SIGKILL at the deadline; below the alarm's allowance
+_RECONNECT_S, _LOOK_AGAIN_S = 0.5, 0.02
+_KERNEL_OF_ITS_OWN = "runsc"  # gVisor's containers cannot share a PID namespace with another
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class DockerExecutor:
+    """One node's containers on one engine. Made by `connect`; `close` ends the connection, never a container."""
+
+    name = "docker"
+
+    def __init__(
+        self,
+        engine: Engine,
+        images: DockerImages,
+        settings: request.NodeSettings,
+        state_dir: Path,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._containers = NodeContainers(engine, settings.node_label)
+        self._images = images
+        self._settings = settings
+        self._state_dir = state_dir
+        self._now_ms = now_ms
+        self._starting: set[str] = set()
+        self._memory: dict[str, MemoryReading] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
+
+    @classmethod
+    async def connect(
+        cls,
+        socket_path: Path | None,
+        node_label: str,
+        *,
+        state_dir: Path,
+        runtime: str | None = None,
+        local_images: Collection[str] = (),
+        pull_timeout_s: float = 60.0,
+        now_ms: Callable[[], int] = wall_clock_ms,
+    ) -> DockerExecutor:
+        """Raises ExecutorUnavailable, with the reason, when no engine answers or the one that does is unfit.
+
+        `socket_path` None: DOCKER_HOST, else the usual places. `runtime`: an engine runtime such as "runsc" for all jobs.
+        `local_images`: names or ids of images without a registry that jobs may use.
+        """
+        engine = await connect_engine(socket_path)
+        if runtime is not None and runtime not in engine.runtimes:
+            await engine.docker.close()
+            known = ", ".join(sorted(engine.runtimes))
+            raise ExecutorUnavailable(f'the container engine has no runtime "{runtime}"; it has {known}')
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings = request.NodeSettings(node_label, docker_profile(), engine.gpu_driver, runtime)
+        images = DockerImages(engine, pull_timeout_s=pull_timeout_s, local_images=local_images)
+        return cls(engine, images, settings, state_dir, now_ms)
+
+    async def close(self) -> None:
+        for task in self._watching.values():
+            task.cancel()
+        await asyncio.gather(*self._watching.values(), return_exceptions=True)
+        await self._engine.docker.close()
+
+    async def probe(self) -> Capabilities:
+        raise NotImplementedError
+
+    async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
+        return await self._images.prepare(image, on_progress)
+
+    async def start(self, launch: LaunchSpec) -> Handle:
+        """Beside the port's: LaunchRefused for what this engine cannot keep; ExecutorError "gpu_mismatch" when the container
+        does not see its GPUs. Whatever is raised, nothing of the attempt is left."""
+        _refuse(launch)
+        image = await self._images.runnable(launch.image)
+        if launch.name in self._starting:
+            raise AlreadyRunning(f"{launch.name} is being started", field="name", value=launch.name)
+        self._starting.add(launch.name)
+        made: list[str] = []
+        try:
+            await self._clear_name(launch.name)
+            alarm_id = await self._start_alarm(launch, made)
+            handle = await self._start_job(launch, request.job_body(launch, image, self._settings, alarm_id), made)
+            self._watch(handle)
+            return handle
+        except BaseException:
+            await asyncio.shield(self._discard(made))
+            raise
+        finally:
+            self._starting.discard(launch.name)
+
+    async def reattach(self, handle: Handle) -> bool:
+        if await self._containers.inspect(handle.ref) is None:
+            return False
+        self._watch(handle)
+        return True
+
+    async def logs(self, handle: Handle, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[LogChunk]:
+        """Rides over broken connections. Ends at once for an unknown handle."""
+        marks = LogMarks(self._state_dir / f"{handle.ref}.marks")
+        wanted = {"stdout": stdout_from, "stderr": stderr_from}
+        cursors = {stream: StreamCursor(stream, wanted[stream], marks) for stream in STREAMS.values()}
+        while True:
+            container = await self._containers.inspect(handle.ref)
+            if container is None or never_ran(container["State"]):
+                return
+            # A followed log may end a little before its last lines; one more pass, after the end, gets them.
+            ended = has_ended(container["State"])
+            pause_s = _RECONNECT_S
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                received = self._containers.raw_logs(handle.ref, since=since_parameter(cursors), follow=not ended)
+                async for chunk in chunks(received, cursors):
+                    yield chunk
+                if ended:
+                    return
+                pause_s = _LOOK_AGAIN_S
+            for cursor in cursors.values():
+                cursor.resume()
+            await asyncio.sleep(pause_s)
+
+    async def wait(self, handle: Handle) -> Exit:
+        """Raises ExecutorError ("container_gone") for an unknown handle."""
+        while True:
+            container = await self._existing(handle)
+            if has_ended(container["State"]):
+                return self._exit(container)
+            await asyncio.shield(self._watch(handle))
+
+    async def stop(self, handle: Handle, grace_ms: int) -> None:
+        await self._end(handle, Ending(ExitReason.STOPPED), grace_ms)
+
+    async def remove(self, handle: Handle) -> None:
+        if await self._containers.inspect(handle.ref) is not None:
+            await self._containers.delete(handle.ref)
+        for container in await self._containers.list(lease=handle.name):
+            if container.labels[request.LABEL_ROLE] == request.ROLE_ALARM:
+                await self._containers.delete(container.ref)
+        self._forget(handle.ref)
+
+    async def reap(self, keep: frozenset[str]) -> tuple[str, ...]:
+        removed = []
+        for container in await self._containers.list():
+            if container.labels[request.LABEL_LEASE] in keep:
+                continue
+            await self._containers.delete(container.ref)
+            self._forget(container.ref)
+            if container.labels[request.LABEL_ROLE] == request.ROLE_JOB:
+                removed.append(container.labels[request.LABEL_LEASE])
+        return tuple(sorted(removed))
+
+    # --- start ------------------------------------------------------------------------------------------------------
+
+    async def _clear_name(self, name: str) -> None:
+        """Takes away what a start left that was cut off between creating and starting. Raises AlreadyRunning otherwise."""
+        found = await self._containers.anybodys(name)
+        if found is None:
+            leftovers = await self._containers.list(lease=name)
+        elif not self._containers.is_ours(found):
+            raise LaunchRefused(f"another container on this engine is called {name}", field="name", value=name)
+        elif found["State"]["Status"] == "created" and not never_ran(found["State"]):
+            leftovers = await self._containers.list(lease=name)
+        else:
+            raise AlreadyRunning(f"{name} runs here, or ended and was not removed yet", field="name", value=name)
+        for leftover in leftovers:
+            await self._containers.delete(leftover.ref)
+
+    async def _start_alarm(self, launch: LaunchSpec, made: list[str]) -> str | None:
+        if self._settings.runtime == _KERNEL_OF_ITS_OWN:
+            return None
+        body = request.alarm_body(launch, await self._images.sleeper(), self._settings)
+        alarm_id = await self._containers.create(request.alarm_name(launch.name), body)
+        made.append(alarm_id)
+        await self._containers.start(alarm_id)
+        return alarm_id
+
+    async def _start_job(self, launch: LaunchSpec, body: Mapping[str, Any], made: list[str]) -> Handle:
+        began_at_ms = self._now_ms()
+        ref = await self._containers.create(launch.name, body)
+        made.append(ref)
+        try:
+            await self._containers.start(ref)
+        except ExecutorError:
+            # A command that cannot be executed is the job's mistake, not this host's: it ends as a shell would end it.
+            container = await self._containers.inspect(ref)
+            if container is None or not never_ran(container["State"]):
+                raise
+            return Handle(executor=self.name, name=launch.name, ref=ref, started_at_ms=self._now_ms())
+        container = await self._containers.inspect(ref)
+        if container is None:
+            raise ExecutorError("the container vanished while it started", code="container_gone")
+        started_at_ms = engine_time_ms(container["State"]["StartedAt"])
+        if started_at_ms - began_at_ms > request.ALARM_ALLOWANCE_MS:
+            raise ExecutorError(
+                f"the engine took {started_at_ms - began_at_ms} ms to start the container", code="start_too_slow"
+            )
+        if launch.gpu_uuids:
+            await verify_gpus(self._engine.docker, ref, launch.gpu_uuids)
+        return Handle(executor=self.name, name=launch.name, ref=ref, started_at_ms=started_at_ms)
+
+    async def _discard(self, made: list[str]) -> None:
+        for ref in reversed(made):
+            with contextlib.suppress(ExecutorError):  # the first error is the one to tell; reaping gets the rest
+                await self._containers.delete(ref)
+
+    # --- while it runs ----------------------------------------------------------------------------------------------
+
+    def _watch(self, handle: Handle) -> asyncio.Task[None]:
+        """The one task that keeps this container's limits while the agent lives; it ends with the container."""
+        task = self._watching.get(handle.ref)
+        if task is None or task.done():
+            task = self._watching[handle.ref] = asyncio.create_task(self._keep_limits(handle))
+        return task
+
+    async def _keep_limits(self, handle: Handle) -> None:
+        container = await self._containers.inspect(handle.ref)
+        if container is None or has_ended(container["State"]):
+            return
+        ended = asyncio.create_task(self._containers.wait(handle.ref))
+        try:
+            await watch_container(
+                _watched(container),
+                ended,
+                now_ms=self._now_ms,
+                saw=lambda reading: self._saw_memory(handle.ref, reading),
+                end=lambda ending: self._end(handle, ending),
+            )
+        finally:
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
+
+    def _saw_memory(self, ref: str, reading: MemoryReading) -> None:
+        self._memory[ref] = self._memory.get(ref, MemoryReading()).merged(reading)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def _end(self, handle: Handle, ending: Ending, grace_ms: int = _DEADLINE_GRACE_MS) -> None:
+        container = await self._containers.inspect(handle.ref)
+        if container is None or not container["State"]["Running"]:
+            return
+        self._ending_file(handle.ref).write_once(ending)
+        if grace_ms > 0:
+            await self._containers.signal(handle.ref, "SIGTERM")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_ms / 1000):
+                    await self._containers.wait(handle.ref)
+        await self._containers.signal(handle.ref, "SIGKILL")
+        await self._containers.wait(handle.ref)
+
+    def _exit(self, container: Mapping[str, Any]) -> Exit:
+        ref = str(container["Id"])
+        memory = self._memory.get(ref, MemoryReading())
+        target = _watched(container)
+        witness = Witness(
+            max_duration_ms=target.max_duration_ms,
+            ending=self._ending_file(ref).read(),
+            oom_kills=memory.oom_kills,
+            peak_memory_bytes=memory.peak_bytes,
+            disk_full=target.disk_is_full(),
+        )
+        return exit_of(container, witness)
+
+    async def _existing(self, handle: Handle) -> dict[str, Any]:
+        container = await self._containers.inspect(handle.ref)
+        if container is None:
+            raise ExecutorError(f"{handle.name} is not on this engine any more", code="container_gone")
+        return container
+
+    def _ending_file(self, ref: str) -> EndingFile:
+        return EndingFile(self._state_dir / f"{ref}.ending")
+
+    def _forget(self, ref: str) -> None:
+        self._ending_file(ref).remove()
+        (self._state_dir / f"{ref}.marks").unlink(missing_ok=True)
+        self._memory.pop(ref, None)
+        self._watching.pop(ref, None)
+
+
+def _refuse(launch: LaunchSpec) -> None:
+    if launch.network != "none":
+        raise LaunchRefused("jobs have no network here", field="network", value=launch.network, hint='use "none"')
+    if _NAME.fullmatch(launch.name) is None:
+        raise LaunchRefused("not a container name", field="name", value=launch.name, hint="letters, digits, _ . -")
+    if not launch.command:
+        raise LaunchRefused("a container needs a command", field="command", value=[])
+
+
+def _watched(container: Mapping[str, Any]) -> Watched:
+    labels: Mapping[str, str] = container["Config"]["Labels"]
+    return watched(
+        container,
+        max_duration_ms=int(labels[request.LABEL_MAX_DURATION]),
+        disk_bytes=int(labels[request.LABEL_DISK]),
+    )

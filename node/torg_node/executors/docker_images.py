@@ -1,0 +1,165 @@
+"""Images on one engine: found locally, pulled, or made from nothing; always named by what really runs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import aiodocker
+import aiohttp
+
+from torg_node.executors.docker_engine import Engine, engine_errors
+from torg_node.executors.docker_host_python import HOST_PYTHON, host_python_env, host_python_mounts, skeleton_archive
+from torg_node.executors.docker_request import RunnableImage
+from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
+from torg_node.executors.port import PreparedImage, ProgressCallback
+
+_NOT_FOUND = 404
+_REFERENCE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,511}")
+_REFUSED = ("denied", "unauthorized", "authentication required", "403 forbidden")
+
+
+class DockerImages:
+    """`pull_timeout_s` bounds the silence of a pull, not its length: a large image may take as long as it needs.
+
+    `local_images`: names or ids of images that exist only here and that jobs may use. All others that no registry knows are
+    the owner's private matter: a job could otherwise read whatever the owner once built on this machine.
+    """
+
+    def __init__(self, engine: Engine, *, pull_timeout_s: float, local_images: Collection[str] = ()) -> None:
+        self._engine = engine
+        self._docker = engine.docker
+        self._pull_timeout_s = pull_timeout_s
+        self._local_images = frozenset(local_images)
+        self._skeleton_id: str | None = None
+        self._loading = asyncio.Lock()
+
+    async def prepare(self, image: str, on_progress: ProgressCallback | None) -> PreparedImage:
+        """The reference is the engine's image id, so a tag that moves later changes nothing; host-python keeps its name.
+
+        The digest is the registry's manifest digest where the image came from one, else the image id, which for an image
+        without a registry is the digest of its configuration and layers.
+        """
+        if image == HOST_PYTHON:
+            return PreparedImage(reference=HOST_PYTHON, digest=await self.skeleton())
+        if _REFERENCE.fullmatch(image) is None:
+            raise ImageNotFound(
+                f'"{image}" is not an image reference', field="image", value=image, hint="registry/name@sha256:..."
+            )
+        found = await self._local(image)
+        if found is None:
+            await self._pull(image, on_progress)
+            found = await self._local(image)
+        if found is None:
+            raise ImageNotFound(f"the engine pulled {image} but does not know it", field="image", value=image)
+        self._refuse_private(image, found)
+        return PreparedImage(reference=found["Id"], digest=_digest(image, found))
+
+    async def runnable(self, reference: str) -> RunnableImage:
+        """What `prepare` made ready. Raises ImageNotFound when it is gone."""
+        if reference == HOST_PYTHON:
+            return RunnableImage(await self.skeleton(), mounts=host_python_mounts(), env=host_python_env())
+        found = await self._local(reference)
+        if found is None:
+            raise ImageNotFound(
+                f"{reference} is not on this host (any more)", field="image", value=reference, hint="prepare it first"
+            )
+        volumes = tuple(sorted((found.get("Config") or {}).get("Volumes") or {}))
+        return RunnableImage(found["Id"], volumes=volumes)
+
+    async def sleeper(self) -> RunnableImage:
+        """What the alarm runs in: the empty image and the host's `sleep`."""
+        return RunnableImage(await self.skeleton(), mounts=host_python_mounts())
+
+    async def skeleton(self) -> str:
+        """The id of the empty image, loaded once per engine."""
+        async with self._loading:
+            if self._skeleton_id is None or await self._local(self._skeleton_id) is None:
+                archive = skeleton_archive(self._engine.architecture)
+                if await self._local(archive.image_id) is None:
+                    with engine_errors("loading the empty image"):
+                        await self._docker.images.import_image(archive.data)
+                self._skeleton_id = archive.image_id
+        return self._skeleton_id
+
+    async def _local(self, reference: str) -> dict[str, Any] | None:
+        with engine_errors(f"looking for image {reference}"):
+            try:
+                return await self._docker.images.inspect(reference)
+            except aiodocker.DockerError as error:
+                if error.status == _NOT_FOUND:
+                    return None
+                raise
+
+    def _refuse_private(self, image: str, found: Mapping[str, Any]) -> None:
+        names = {image, found["Id"], *(found.get("RepoTags") or [])}
+        if not found.get("RepoDigests") and not names & self._local_images:
+            raise ImageForbidden(
+                f"{image} was made on this host and its owner does not offer it to jobs",
+                field="image",
+                value=image,
+                hint="name an image of a registry; the node's owner may list local images that jobs may use",
+            )
+
+    async def _pull(self, image: str, on_progress: ProgressCallback | None) -> None:
+        progress = _PullProgress(on_progress)
+        try:
+            lines = self._docker.images.pull(image, stream=True, timeout=None)
+            while True:
+                async with asyncio.timeout(self._pull_timeout_s):
+                    line = await anext(lines, None)
+                if line is None:
+                    return
+                progress.saw(line)
+        except TimeoutError as error:
+            raise _not_found(image, f"its registry did not answer within {self._pull_timeout_s:g} s") from error
+        except aiodocker.DockerError as error:
+            if any(word in error.message.lower() for word in _REFUSED):
+                raise ImageForbidden(
+                    f"the registry refuses {image}: {error.message}",
+                    field="image",
+                    value=image,
+                    hint="is it public, and spelled right?",
+                ) from error
+            raise _not_found(image, error.message) from error
+        except aiohttp.ClientError as error:
+            raise ExecutorError(f"pulling {image}: lost the engine: {error}") from error
+
+
+class _PullProgress:
+    """Sums the layers' progress. Totals are known only once every layer has begun, so `total_bytes` may rise."""
+
+    def __init__(self, on_progress: ProgressCallback | None) -> None:
+        self._on_progress = on_progress
+        self._layers: dict[str, tuple[int, int]] = {}
+
+    def saw(self, line: Mapping[str, Any]) -> None:
+        detail = line.get("progressDetail") or {}
+        if line.get("status") == "Downloading" and "current" in detail:
+            self._layers[str(line.get("id"))] = int(detail["current"]), int(detail.get("total") or 0)
+        if self._on_progress is not None:
+            done = sum(current for current, _total in self._layers.values())
+            total = sum(total for _current, total in self._layers.values())
+            self._on_progress(done, total or None, str(line.get("status", "")))
+
+
+def _not_found(image: str, reason: str) -> ImageNotFound:
+    return ImageNotFound(
+        f"no image {image}: not on this host, and could not be pulled: {reason}",
+        field="image",
+        value=image,
+        hint="check the name, or use host-python",
+    )
+
+
+def _digest(asked: str, found: Mapping[str, Any]) -> str:
+    _name, separator, digest = asked.partition("@")
+    if separator:
+        return digest
+    name = asked.rpartition(":")[0] if ":" in asked.rpartition("/")[2] else asked
+    for known in found.get("RepoDigests") or []:
+        if known.partition("@")[0] == name:
+            return str(known.partition("@")[2])
+    return str(found["Id"])

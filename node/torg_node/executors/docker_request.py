@@ -1,0 +1,183 @@
+"""What the engine is asked for: the hardened body of a job's container, and of the alarm that ends it on time.
+
+Pure: values in, JSON out. Every field that protects the host is set here and nowhere else.
+
+**The alarm.** Docker has no deadline. A job's container therefore joins the PID namespace of a second, tiny container that only
+sleeps; when its sleep is over, its PID 1 ends and the kernel kills everything in the namespace. This needs neither the agent nor
+a process on the host, survives an agent that runs in a container itself, and cannot be disarmed by the job (other user id, no
+capabilities). It also reaps the job's orphans (the engine's own init is its PID 1) and spares the job the rules of PID 1, which
+ignores SIGTERM by default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+from torg_node.executors.docker_engine import GpuDriver
+from torg_node.executors.port import LaunchSpec, Mount
+
+LABEL_NODE = "torg.node"
+LABEL_LEASE = "torg.lease"
+LABEL_ROLE = "torg.role"
+LABEL_MAX_DURATION = "torg.max-duration-ms"
+LABEL_DISK = "torg.disk-bytes"
+ROLE_JOB, ROLE_ALARM = "job", "alarm"
+
+JOB_USER_ID = 65534
+_ALARM_USER_ID = 65533  # so that the job may not signal the alarm
+ALARM_ALLOWANCE_MS = 10_000  # the alarm starts before the job; a job never loses time to a slow start below this
+_ALARM_MEMORY_BYTES = 32 << 20
+_LOG_FILES = 2  # the engine rotates at half of the limit
+_OPEN_FILES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class RunnableImage:
+    """A local image and what a container of it needs beside its layers."""
+
+    image_id: str
+    volumes: tuple[
+        str, ...
+    ] = ()  # declared by the image; each becomes bounded memory instead of an unbounded host folder
+    mounts: tuple[Mount, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)  # defaults; the launch overrides them
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What is the same for all containers of one node."""
+
+    node_label: str
+    seccomp: Mapping[str, Any]
+    gpu_driver: GpuDriver
+    runtime: str | None = None
+
+
+def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm_id: str | None) -> dict[str, Any]:
+    """`alarm_id`: the running alarm's container, or None for a runtime with a kernel of its own (gVisor)."""
+    limits = launch.limits
+    scratch_bytes = max(min(limits.disk_bytes, limits.memory_bytes // 2), 1 << 20)
+    host = _hardened(node, memory_bytes=limits.memory_bytes, pids=limits.pids)
+    host |= {
+        "NanoCpus": limits.cpu_millis * 1_000_000,
+        "ShmSize": limits.shm_bytes,
+        "Tmpfs": {path: _tmpfs(scratch_bytes) for path in ("/tmp", *image.volumes)},  # noqa: S108  # inside the container
+        "Mounts": [_bind(mount) for mount in (*image.mounts, *launch.mounts)],
+        "LogConfig": _bounded_log(limits.log_bytes),
+        "DeviceRequests": device_requests(launch.gpu_uuids, node.gpu_driver),
+        **({"PidMode": f"container:{alarm_id}"} if alarm_id else {"Init": True}),
+        **({"Runtime": node.runtime} if node.runtime else {}),
+    }
+    return _body(launch, node, ROLE_JOB) | {
+        "Image": image.image_id,
+        "Entrypoint": list(launch.command),  # exactly the job's command: an image's entrypoint script does not run
+        "Cmd": [],
+        "Env": [f"{name}={value}" for name, value in _environment(launch, image, node).items()],
+        "WorkingDir": launch.workdir,
+        "User": f"{JOB_USER_ID}:{JOB_USER_ID}",
+        "HostConfig": host,
+    }
+
+
+def alarm_body(launch: LaunchSpec, sleeper: RunnableImage, node: NodeSettings) -> dict[str, Any]:
+    """Sleeps for the job's longest time and a little more, then ends the namespace in which the job runs."""
+    sleep_s = (launch.max_duration_ms + ALARM_ALLOWANCE_MS) / 1000
+    host = _hardened(node, memory_bytes=_ALARM_MEMORY_BYTES, pids=8)
+    host |= {"Init": True, "Mounts": [_bind(mount) for mount in sleeper.mounts], "LogConfig": {"Type": "none"}}
+    return _body(launch, node, ROLE_ALARM) | {
+        "Image": sleeper.image_id,
+        "Entrypoint": ["/usr/bin/sleep", f"{sleep_s:.3f}"],
+        "Cmd": [],
+        "User": f"{_ALARM_USER_ID}:{_ALARM_USER_ID}",
+        "HostConfig": host,
+    }
+
+
+def alarm_name(name: str) -> str:
+    return f"{name}-alarm"
+
+
+def device_requests(gpu_uuids: Sequence[str], driver: GpuDriver) -> list[dict[str, Any]]:
+    """Exactly these GPUs, never a count: a count would let the engine choose one that another lease holds."""
+    if not gpu_uuids:
+        return []
+    match driver:
+        case "nvidia":
+            wanted = {"Capabilities": [["gpu", "compute", "utility"]], "DeviceIDs": list(gpu_uuids)}
+        case "cdi":
+            wanted = {"DeviceIDs": [f"nvidia.com/gpu={uuid}" for uuid in gpu_uuids]}
+        case _:
+            assert_never(driver)
+    return [{"Driver": driver, **wanted}]
+
+
+def _body(launch: LaunchSpec, node: NodeSettings, role: str) -> dict[str, Any]:
+    """Our labels are always all set: an image may carry labels of its own, which must not speak for us."""
+    ours = {
+        LABEL_NODE: node.node_label,
+        LABEL_LEASE: launch.name,
+        LABEL_ROLE: role,
+        LABEL_MAX_DURATION: str(launch.max_duration_ms),
+        LABEL_DISK: str(launch.limits.disk_bytes),
+    }
+    return {
+        "Labels": {**launch.labels, **ours},
+        "Hostname": "job",
+        "StopSignal": "SIGTERM",
+        "Healthcheck": {"Test": ["NONE"]},  # an image's health check would run code that nobody asked for
+        "Tty": False,
+        "OpenStdin": False,
+    }
+
+
+def _hardened(node: NodeSettings, *, memory_bytes: int, pids: int) -> dict[str, Any]:
+    return {
+        "NetworkMode": "none",
+        "ReadonlyRootfs": True,
+        "Privileged": False,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={json.dumps(node.seccomp)}"],
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "Memory": memory_bytes,
+        "MemorySwap": memory_bytes,  # equal: no swap
+        "PidsLimit": pids,
+        "OomScoreAdj": 500,  # when the host itself runs short, a job goes first
+        "Ulimits": [
+            {"Name": "nofile", "Soft": _OPEN_FILES, "Hard": _OPEN_FILES},
+            {"Name": "core", "Soft": 0, "Hard": 0},
+        ],
+        "RestartPolicy": {"Name": "no"},
+        "AutoRemove": False,
+    }
+
+
+def _environment(launch: LaunchSpec, image: RunnableImage, node: NodeSettings) -> dict[str, str]:
+    # A host whose default runtime is nvidia's gives out every GPU by this variable alone, so it is never left to a job.
+    gpus = ",".join(launch.gpu_uuids) if launch.gpu_uuids and node.gpu_driver == "nvidia" else "void"
+    return {"HOME": "/tmp", **image.env, **launch.env, "NVIDIA_VISIBLE_DEVICES": gpus}  # noqa: S108  # inside the container
+
+
+def _bind(mount: Mount) -> dict[str, Any]:
+    # Not recursive: a read-only bind does not make what is mounted below it read-only.
+    return {
+        "Type": "bind",
+        "Source": str(mount.source),
+        "Target": mount.target,
+        "ReadOnly": not mount.writable,
+        "BindOptions": {"Propagation": "rprivate", "NonRecursive": True},
+    }
+
+
+def _tmpfs(size_bytes: int) -> str:
+    return f"rw,nosuid,nodev,exec,size={size_bytes},mode=1777"  # exec: compilers of kernels write and load code here
+
+
+def _bounded_log(log_bytes: int) -> dict[str, Any]:
+    return {
+        "Type": "json-file",
+        "Config": {"max-size": str(max(log_bytes // _LOG_FILES, 4096)), "max-file": str(_LOG_FILES)},
+    }
