@@ -1,0 +1,144 @@
+"""The node channel: hello, welcome, then messages both ways until one side goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import assert_never
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from torg_marketplace.api.auth import verify_party
+from torg_marketplace.api.context import Edge, edge_of
+from torg_marketplace.api.hub import Connection
+from torg_marketplace.flow.lease_events import on_lease_event
+from torg_marketplace.flow.nodes import on_disconnect, on_heartbeat, on_hello
+from torg_marketplace.flow.receipts import on_receipt_signed
+from torg_marketplace.flow.stream import on_log, on_progress
+from torg_protocol.errors import Invalid, TorgError
+from torg_protocol.ids import NodeId
+from torg_protocol.messages import (
+    CHANNEL_PATH,
+    FROM_NODE,
+    FromNode,
+    Heartbeat,
+    Hello,
+    LeaseEvent,
+    LogLines,
+    Progress,
+    ReceiptSigned,
+    Refused,
+)
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+HELLO_WITHIN_S = 10.0
+_POLICY_VIOLATION = 1008
+
+
+@router.websocket(CHANNEL_PATH)
+async def node_channel(socket: WebSocket) -> None:
+    edge = edge_of(socket)
+    try:
+        headers = dict(socket.headers.items())
+        account = verify_party(edge, "GET", socket.url.path, socket.url.query, headers, b"")
+    except TorgError as error:
+        await socket.accept()
+        await _refuse(socket, error)
+        return
+    await socket.accept()
+    connection = Connection(NodeId(account), socket)
+    try:
+        await _serve(edge, socket, connection)
+    except (WebSocketDisconnect, RuntimeError):
+        pass  # it went; RuntimeError is what starlette says when sending to one that has gone
+    finally:
+        edge.hub.leave(connection)
+        with contextlib.suppress(TorgError):
+            async with edge.market.transaction() as unit:
+                await on_disconnect(unit, connection.node_id)
+
+
+async def _serve(edge: Edge, socket: WebSocket, connection: Connection) -> None:
+    """Joins the hub before the hello is applied, so that what it queues finds its way, after the welcome."""
+    try:
+        hello = _parse(await asyncio.wait_for(socket.receive_text(), HELLO_WITHIN_S))
+        if not isinstance(hello, Hello):
+            raise Invalid("the first message must be a hello", code="hello_expected", field="type", value=hello.type)
+        edge.hub.join(connection)
+        async with edge.market.transaction() as unit:
+            welcome = await on_hello(unit, connection.node_id, hello)
+    except TorgError as error:
+        await _refuse(socket, error)
+        return
+    except TimeoutError:
+        await socket.close(_POLICY_VIOLATION)
+        return
+    await connection.send_now(welcome)
+    reading = asyncio.create_task(_read(edge, socket, connection))
+    pumping = asyncio.create_task(connection.pump())
+    replaced = asyncio.create_task(connection.replaced.wait())
+    tasks = {reading, pumping, replaced}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect | RuntimeError):
+            log.error("node %s: the channel broke", connection.node_id, exc_info=result)
+    with contextlib.suppress(RuntimeError):
+        await socket.close()
+
+
+async def _read(edge: Edge, socket: WebSocket, connection: Connection) -> None:
+    while True:
+        text = await socket.receive_text()
+        try:
+            await _apply(edge, connection, _parse(text))
+        except TorgError as error:
+            connection.put(Refused(problem=error.to_problem()))
+
+
+async def _apply(edge: Edge, connection: Connection, message: FromNode) -> None:
+    node_id, market = connection.node_id, edge.market
+    match message:
+        case LeaseEvent():
+            connection.put(await on_lease_event(market, node_id, message))
+        case Heartbeat():
+            async with market.transaction() as unit:
+                await on_heartbeat(unit, node_id, message)
+        case Progress():
+            async with market.transaction() as unit:
+                await on_progress(unit, node_id, message)
+        case LogLines():
+            async with market.transaction() as unit:
+                await on_log(unit, node_id, message)
+        case ReceiptSigned():
+            async with market.transaction() as unit:
+                await on_receipt_signed(unit, node_id, message)
+        case Hello():
+            raise Invalid("hello is only the first message", code="hello_repeated", field="type", value="hello")
+        case _:
+            assert_never(message)
+
+
+def _parse(text: str) -> FromNode:
+    try:
+        return FROM_NODE.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise Invalid(
+            f"malformed message: {first['msg']}",
+            code="message_malformed",
+            field=".".join(str(part) for part in first["loc"]),
+        ) from error
+
+
+async def _refuse(socket: WebSocket, error: TorgError) -> None:
+    await socket.send_text(Refused(problem=error.to_problem(), fatal=True).model_dump_json())
+    await socket.close(_POLICY_VIOLATION)

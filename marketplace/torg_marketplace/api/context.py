@@ -1,0 +1,34 @@
+"""What handlers need, hung on the application by the composition root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from starlette.requests import HTTPConnection
+
+from torg_marketplace.api.hub import Hub
+from torg_marketplace.flow.unit import Market
+from torg_marketplace.storage.blobs import StoredBlobs
+from torg_marketplace.storage.nonces import NonceStore
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    market: Market
+    hub: Hub
+    blobs: StoredBlobs
+    nonces: NonceStore
+
+
+def edge_of(connection: HTTPConnection) -> Edge:
+    edge: Edge = connection.app.state.edge
+    return edge
+
+
+def _edge(request: Request) -> Edge:
+    return edge_of(request)
+
+
+TheEdge = Annotated[Edge, Depends(_edge)]

@@ -1,0 +1,207 @@
+"""The composition root: reads settings, builds engines, picks implementations, serves. Nothing else does any of that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import secrets
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from solders.keypair import Keypair
+from solders.pubkey import Pubkey
+
+from torg_chain.errors import ChainUnavailable
+from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
+from torg_chain.rpc import ChainClient
+from torg_chain.vault_operations import ensure_operator_config
+from torg_chain.wallet import create_keypair, load_keypair
+from torg_marketplace.api import blobs as blob_routes
+from torg_marketplace.api import channel, jobs, market, problems
+from torg_marketplace.api.context import Edge
+from torg_marketplace.api.hub import Hub
+from torg_marketplace.flow.liveness import on_startup
+from torg_marketplace.flow.unit import Market
+from torg_marketplace.settings import Settings
+from torg_marketplace.storage.blobs import local_blobs
+from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.nonces import NonceStore
+from torg_marketplace.storage.schema import upgrade
+from torg_marketplace.workers.catalogue import FolderCatalogue
+from torg_marketplace.workers.evaluator import SandboxEvaluator
+from torg_marketplace.workers.loops import run_loops
+
+log = logging.getLogger(__name__)
+_FEES_LAMPORTS = 10**9
+_SHUTDOWN_S = 3
+
+
+class SystemClock:
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+class SystemRandomness:
+    def bits(self, count: int) -> int:
+        return secrets.randbits(count)
+
+
+def make_keys(settings: Settings) -> tuple[Keypair, Keypair]:
+    """Identity and capture key, made at first use. Raises WalletError for unreadable ones."""
+    keys = []
+    for name in ("identity.json", "capture.json"):
+        path = settings.data / name
+        keys.append(load_keypair(path) if path.exists() else create_keypair(path))
+    return keys[0], keys[1]
+
+
+async def serve(settings: Settings) -> None:
+    """Runs the marketplace until SIGTERM or SIGINT; prints one JSON line when it is ready."""
+    listener = socket.create_server((settings.host, settings.port))
+    host, port = listener.getsockname()[:2]
+    url = settings.public_url or f"http://{host}:{port}"
+    async with AsyncExitStack() as stack:
+        edge = await stack.enter_async_context(open_edge(settings, url))
+        server = uvicorn.Server(_uvicorn_config(make_app(edge)))
+        serving = asyncio.create_task(server.serve([listener]))
+        working = asyncio.create_task(run_loops(edge.market))
+        ready = {
+            "url": url,
+            "marketplace": edge.market.public_key,
+            "operator_config": edge.market.network.operator_config,
+        }
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers no event for it
+            await asyncio.sleep(0.01)
+        print(json.dumps(ready), flush=True)  # noqa: T201 - the one line that says where it listens
+        try:
+            await asyncio.wait({serving, working}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            server.should_exit = True
+            edge.hub.close_all()
+            working.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await working
+            await serving
+
+
+@asynccontextmanager
+async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
+    """Everything that the HTTP layer and the workers share; the database is migrated, the operator's config is on chain."""
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    identity, capture_key = make_keys(settings)
+    async with AsyncExitStack() as stack:
+        chain = await stack.enter_async_context(ChainClient(settings.rpc_url))
+        network = await _network(settings, chain, identity, capture_key)
+        engine = create_engine(settings.database_url or f"sqlite+aiosqlite:///{settings.data / 'marketplace.sqlite'}")
+        stack.push_async_callback(engine.dispose)
+        await upgrade(engine)
+        secret = hashlib.sha256(b"torg blob urls" + bytes(identity)).digest()
+        blobs = local_blobs(settings.data / "blobs", secret, max_bytes=settings.max_blob_bytes)
+        blobs.base_url = url
+        catalogue = FolderCatalogue(settings.workloads)
+        hub = Hub()
+        nonces = NonceStore(settings.data / "nonces.sqlite")
+        stack.callback(nonces.close)
+        the_market = Market(
+            sessions=create_sessions(engine),
+            clock=SystemClock(),
+            random=SystemRandomness(),
+            identity=identity,
+            capture_key=capture_key,
+            network=network,
+            chain=chain,
+            blobs=blobs,
+            links=hub,
+            catalogue=catalogue,
+            evaluator=SandboxEvaluator(catalogue, blobs),
+            policy=settings.policy(network.decimals),
+        )
+        await on_startup(the_market)
+        yield Edge(the_market, hub, blobs, nonces)
+
+
+def make_app(edge: Edge | None) -> FastAPI:
+    """`edge` None: only for printing the OpenAPI document."""
+    app = FastAPI(
+        title="Torg marketplace", version="1", description="A GPU compute market. Requests are signed (RFC 9421)."
+    )
+    app.state.edge = edge
+    for module in (market, jobs, blob_routes, channel):
+        app.include_router(module.router)
+    problems.install(app)
+    return app
+
+
+async def _network(settings: Settings, chain: ChainClient, identity: Keypair, capture_key: Keypair) -> Network:
+    """Waits for the RPC node, sees to the operator's config, and on a localnet to fees."""
+    genesis = await _patiently(chain)
+    program = Pubkey.from_string(settings.program_id or LOCALNET_PROGRAM_ID)
+    if settings.program_id is None:
+        for key in (identity, capture_key):
+            if await chain.lamports(key.pubkey()) < _FEES_LAMPORTS // 10:
+                await chain.localnet("requestAirdrop", [str(key.pubkey()), _FEES_LAMPORTS])
+    config = await ensure_operator_config(
+        chain, program, admin=identity, capture_key=capture_key.pubkey(), fee_owner=identity.pubkey()
+    )
+    return Network(
+        rpc_url=settings.rpc_url,
+        genesis_hash=genesis,
+        program_id=str(program),
+        mint=settings.mint or LOCALNET_MINT,
+        decimals=6,
+        operator_config=str(config),
+    )
+
+
+async def _patiently(chain: ChainClient) -> str:
+    while True:
+        try:
+            return await chain.genesis_hash()
+        except ChainUnavailable as error:
+            log.warning("%s; waiting for it", error.message)
+            await asyncio.sleep(1)
+
+
+def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+        ws="websockets-sansio",
+        ws_max_size=4 << 20,
+        lifespan="off",
+    )
+
+
+class JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def configure_logging(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonLines()
+        if settings.log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)

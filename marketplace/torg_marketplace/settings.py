@@ -1,0 +1,45 @@
+"""Settings of one marketplace process: flags, then TORG_MARKETPLACE_* variables, then defaults. Read once, by the composition root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from torg_marketplace.rules.policy import MarketPolicy
+from torg_protocol.quantities import DurationMs
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="TORG_MARKETPLACE_", frozen=True, extra="forbid")
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=0, le=65535)  # 0 takes a free one
+    public_url: str | None = None  # how nodes and clients reach us, when that is not host and port
+    rpc_url: str = "http://127.0.0.1:8899"
+    program_id: str | None = None  # default: the localnet's
+    mint: str | None = None
+    database_url: str | None = None  # default: SQLite in the data folder
+    name: str = "torg"
+    workloads: Path | None = None
+    heartbeat: DurationMs = 10_000
+    settlement_age: DurationMs = 600_000
+    usage_interval: DurationMs = 600_000
+    fee_basis_points: int = Field(default=200, ge=0, le=10_000)
+    min_vault_grace_s: int = Field(default=3_600, ge=3_600)
+    max_blob_bytes: int = 16 << 30
+    log_format: str = Field(default="text", pattern="^(text|json)$")
+
+    def policy(self, decimals: int) -> MarketPolicy:
+        return MarketPolicy(
+            name=self.name,
+            decimals=decimals,
+            heartbeat_ms=self.heartbeat,
+            unknown_after_ms=3 * self.heartbeat,
+            settlement_max_age_ms=self.settlement_age,
+            usage_interval_ms=self.usage_interval,
+            fee_basis_points=self.fee_basis_points,
+            min_vault_grace_s=self.min_vault_grace_s,
+        )

@@ -1,0 +1,62 @@
+"""The catalogue of workloads that this marketplace can verify, read from their folders.
+
+A workload's folder holds job.yaml, the files of its workspace, and evaluate.py, which runs here and never reaches a node.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from torg_host.archive import pack
+from torg_marketplace.ports import CatalogueEntry
+from torg_protocol.ids import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    entry: CatalogueEntry
+    evaluator: Path
+
+
+class FolderCatalogue:
+    """Every folder under `root` whose job.yaml asks for the metric policy. Packed once, at start."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.workloads = {item.entry.name: item for item in _load(root or default_root())}
+
+    def entry(self, name: str) -> CatalogueEntry | None:
+        workload = self.workloads.get(name)
+        return None if workload is None else workload.entry
+
+
+def default_root() -> Path:
+    """The installed package data, or, in a checkout, the folder beside the packages."""
+    spec = importlib.util.find_spec("torg_workloads")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(__file__).resolve().parents[3] / "workloads"
+
+
+def _load(root: Path) -> list[Workload]:
+    found = []
+    for file in sorted(root.glob("*/job.yaml")):
+        raw = yaml.safe_load(file.read_text())
+        verify = raw.get("verify", {})
+        if verify.get("policy") != "metric":
+            continue
+        with tempfile.TemporaryDirectory(prefix="torg-catalogue-") as scratch:
+            packed = pack(file.parent, Path(scratch) / "workspace.tar.zst")
+        entry = CatalogueEntry(
+            name=verify["catalogue"],
+            workspace_digest=Digest(packed.digest),
+            metric=verify["metric"],
+            target=str(verify["target"]),
+            required_outputs=("model.safetensors",),
+        )
+        found.append(Workload(entry, file.parent / "evaluate.py"))
+    return found

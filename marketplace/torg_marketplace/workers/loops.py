@@ -1,0 +1,79 @@
+"""The marketplace's own work, each kind a loop: woken by what happened, and looking by itself every so often.
+
+A loop never ends by an error: it says what went wrong and goes on, later and later while it keeps going wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from torg_chain.errors import ChainUnavailable
+from torg_marketplace.flow.liveness import sweep
+from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.reconcile import reconcile, watch_vaults
+from torg_marketplace.flow.settle import advance_settlements, settle_due
+from torg_marketplace.flow.unit import Market
+from torg_marketplace.flow.verify import verify_pending
+
+log = logging.getLogger(__name__)
+_LONGEST_BACKOFF_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    name: str
+    work: Callable[[Market], Awaitable[object]]
+    every_s: float
+    topic: str | None = None
+
+
+def loops(market: Market) -> list[Loop]:
+    pulse_s = min(1.0, market.policy.heartbeat_ms / 1000)
+    return [
+        Loop("match", match_pending, 1.0, "match"),
+        Loop("verify", verify_pending, 2.0, "verify"),
+        Loop("sweep", sweep, pulse_s),
+        Loop("settle", _settle, 0.5, "settle"),
+        Loop("watch", watch_vaults, 5.0),
+        Loop("reconcile", _reconcile, 60.0),
+    ]
+
+
+async def run_loops(market: Market) -> None:
+    """Until cancelled."""
+    async with asyncio.TaskGroup() as group:
+        for loop in loops(market):
+            group.create_task(_run(loop, market), name=loop.name)
+
+
+async def _run(loop: Loop, market: Market) -> None:
+    failures = 0
+    while True:
+        waiter = market.wakes.arm(loop.topic) if loop.topic else None
+        try:
+            await loop.work(market)
+            failures = 0
+        except ChainUnavailable as error:
+            failures += 1
+            log.warning("%s: %s", loop.name, error.message)
+        except Exception:
+            failures += 1
+            log.exception("%s failed; trying again", loop.name)
+        pause_s = min(loop.every_s * 2**failures, _LONGEST_BACKOFF_S) if failures else loop.every_s
+        if waiter is None or failures:
+            await asyncio.sleep(pause_s)
+        else:
+            await waiter.wait(pause_s)
+
+
+async def _settle(market: Market) -> None:
+    await settle_due(market)
+    await advance_settlements(market)
+
+
+async def _reconcile(market: Market) -> None:
+    for difference in await reconcile(market):
+        log.error("reconcile: %s", difference)
