@@ -33,7 +33,7 @@ DENIED = _names(
     """
     acct add_key adjtimex bpf chroot clock_adjtime clock_settime create_module delete_module fanotify_init
     finit_module fsconfig fsmount fsopen fspick get_kernel_syms init_module io_uring_enter io_uring_register
-    io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie migrate_pages mknod mknodat
+    io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie migrate_pages XX
     mount mount_setattr move_mount move_pages name_to_handle_at nfsservctl open_by_handle_at open_tree
     perf_event_open pidfd_getfd pivot_root process_madvise process_vm_readv process_vm_writev ptrace
     query_module quotactl quotactl_fd reboot request_key set_mempolicy_home_node setdomainname sethostname setns
@@ -62,7 +62,7 @@ ALLOWED = _names(
     io_pgetevents_time64 io_setup io_submit ioctl ioprio_get ioprio_set ipc kill landlock_add_rule
     landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat listen listxattr
     llistxattr _llseek lremovexattr lseek lsetxattr lstat lstat64 madvise map_shadow_stack mbind membarrier
-    memfd_create memfd_secret mincore mkdir mkdirat mlock mlock2 mlockall mmap mmap2 modify_ldt mprotect
+    memfd_create memfd_secret mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mmap2 modify_ldt mprotect
     mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64
     mq_unlink mremap msgctl msgget msgrcv msgsnd msync munlock munlockall munmap nanosleep newfstatat _newselect
     open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll

@@ -1,0 +1,196 @@
+"""Starts a container: state directory, plan, shim. What is in a state directory:
+
+plan.json, seccomp.bpf, etc/, root/    written here before the shim starts
+shim.json                              which process the shim is
+logs/                                  see `output`
+stop.json                              a request to stop; the shim renames it
+exit.json                              how it ended; its presence means that all is over
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import select
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from torg_host import cgroups
+from torg_host.sandbox.command import ContainerSpec, Isolation, check, etc_files, plan
+from torg_host.sandbox.container import Container
+from torg_host.sandbox.images import Bind
+from torg_host.seccomp import bpf_program
+from torg_protocol.errors import Conflict, Invalid, TorgError, Unavailable
+
+JOB_USER = (65534, 65534)
+CGROUP_PARENT = "torg"
+START_TIMEOUT_S = 20.0
+# The shim needs nothing but the standard library and this package; skipping `site` makes it start in half the time.
+SHIM = "import sys; sys.path.insert(0, sys.argv[1]); from torg_host.sandbox.shim import main; main(sys.argv[2:])"
+PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+
+
+class StartFailed(TorgError):
+    """The container could not be set up on this host; the message is bubblewrap's or the kernel's own."""
+
+    status = 500
+    default_code = "sandbox_start_failed"
+
+
+def isolation_here(user: tuple[int, int] = JOB_USER) -> Isolation:
+    """What this host offers now. Raises Unavailable `sandbox_unavailable` without bubblewrap."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise Unavailable(
+            "bubblewrap is not installed",
+            code="sandbox_unavailable",
+            hint="Install it: apt-get install bubblewrap.",
+        )
+    is_root = os.geteuid() == 0
+    hierarchy = cgroups.detect() if is_root else None
+    return Isolation(Path(bwrap).resolve(), user if is_root else None, hierarchy is not None)
+
+
+async def launch(
+    spec: ContainerSpec, state_dir: Path, *, isolation: Isolation | None = None, lifeline: int = -1
+) -> Container:
+    """Starts the container and returns once its program runs. `state_dir` must not exist; its name is the container's.
+
+    As root, writable mounts are given to the job's user, with all that is in them. Raises Invalid (the spec), Conflict
+    `already_running`, StartFailed or Unavailable; on all of them nothing is left behind. When cancelled it first finishes starting, so
+    that the caller finds a whole container to remove. `lifeline`: a descriptor (inherited); the container is killed when its other end closes.
+    """
+    here = isolation or isolation_here()
+    starting = asyncio.ensure_future(asyncio.to_thread(_launch, spec, state_dir.absolute(), here, lifeline))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting])
+        raise
+
+
+def cgroup_name(state_dir: Path) -> str:
+    """Unique on this host, and found again from the state directory alone."""
+    owner = hashlib.sha256(os.fsencode(state_dir.parent)).hexdigest()[:8]
+    return f"{CGROUP_PARENT}/{owner}-{state_dir.name}"
+
+
+def _launch(spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline: int) -> Container:
+    state_dir = state_dir.parent.resolve() / state_dir.name
+    check(spec)
+    _check_sources(spec.mounts)
+    try:
+        state_dir.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise Conflict(
+            "a container of this name exists", code="already_running", field="name", value=state_dir.name
+        ) from error
+    try:
+        _prepare(spec, state_dir, isolation)
+        answer = _start_shim(state_dir, lifeline)
+    except BaseException:
+        shutil.rmtree(state_dir, ignore_errors=True)
+        raise
+    if "failed" in answer:
+        shutil.rmtree(state_dir, ignore_errors=True)
+        raise StartFailed(f"the container did not start: {answer['failed']}", field="name", value=state_dir.name)
+    return Container(state_dir)
+
+
+def _prepare(spec: ContainerSpec, state_dir: Path, isolation: Isolation) -> None:
+    for name in ("logs", "root", "etc"):
+        (state_dir / name).mkdir(mode=0o755)
+    uid, gid = isolation.user or (os.getuid(), os.getgid())
+    for name, text in etc_files(uid, gid).items():
+        (state_dir / "etc" / name).write_text(text)
+        (state_dir / "etc" / name).chmod(0o644)
+    (state_dir / "seccomp.bpf").write_bytes(bpf_program())
+    steps = plan(spec, state_dir, isolation, cgroup_name(state_dir))
+    for bind in spec.mounts:
+        if bind.writable:
+            guard = "quotas" if _is_quota(bind.source, spec.limits.disk_bytes) else "watched"
+            steps["disk"][guard].append(str(bind.source))
+            if isolation.user is not None:
+                _give_to(bind.source, uid, gid)
+    plan_file = state_dir / "plan.json"
+    plan_file.touch(mode=0o600)  # it holds the job's environment
+    plan_file.write_text(json.dumps(steps))
+
+
+def _start_shim(state_dir: Path, lifeline: int) -> dict[str, Any]:
+    near, far = os.pipe()
+    command = [sys.executable, "-I", "-S", "-c", SHIM, PACKAGE_PARENT, str(state_dir), str(far), str(lifeline)]
+    try:
+        with (state_dir / "shim.log").open("ab") as log:
+            try:
+                starter = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    env={},
+                    start_new_session=True,
+                    pass_fds=[far] if lifeline < 0 else [far, lifeline],
+                )
+            finally:
+                os.close(far)
+        starter.wait()
+        return _read_answer(near, state_dir)
+    finally:
+        os.close(near)
+
+
+def _read_answer(near: int, state_dir: Path) -> dict[str, Any]:
+    data = b""
+    while not data.endswith(b"\n"):
+        poll = select.poll()
+        poll.register(near, select.POLLIN)
+        piece = os.read(near, 65536) if poll.poll(START_TIMEOUT_S * 1000) else b""
+        if not piece:
+            tail = (state_dir / "shim.log").read_text(errors="replace")[-2000:]
+            return {"failed": f"the shim said nothing. {tail}".strip()}
+        data += piece
+    answer: dict[str, Any] = json.loads(data)
+    return answer
+
+
+def _check_sources(mounts: tuple[Bind, ...]) -> None:
+    for bind in mounts:
+        source = str(bind.source)
+        if not bind.source.exists():
+            raise Invalid("a mount's source is missing", code="bad_mount", field="mounts", value=source)
+        if os.path.realpath(source) != source:
+            raise Invalid(
+                "a mount's source is a link, or behind one",
+                code="bad_mount",
+                field="mounts",
+                value=source,
+                hint="An earlier task may have planted it. If it is yours, pass the resolved path.",
+            )
+
+
+def _is_quota(source: Path, limit_bytes: int) -> bool:
+    """A file system that is no larger than the limit guards it better than any watching."""
+    status = os.statvfs(source)
+    return status.f_blocks * status.f_frsize <= limit_bytes
+
+
+def _give_to(root: Path, uid: int, gid: int) -> None:
+    """By descriptors and never through links: the tree may hold what an earlier task of the job planted."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        os.fchown(descriptor, uid, gid)
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            return
+        for _, directories, files, at in os.fwalk(".", dir_fd=descriptor, follow_symlinks=False):
+            for name in directories + files:
+                os.chown(name, uid, gid, dir_fd=at, follow_symlinks=False)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""Runs an untrusted program to its end and returns what it printed: how the marketplace evaluates a model it was sent."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torg_host.sandbox.command import ContainerSpec, Limits
+from torg_host.sandbox.container import Container, Reason
+from torg_host.sandbox.images import Bind, Image, host_python
+from torg_host.sandbox.launch import launch
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedRun:
+    code: int | None  # None when the sandbox itself was killed
+    reason: Reason  # "exited" when it ended by itself, with any code
+    stdout: bytes  # the newest `log_bytes` of both streams together
+    stderr: bytes
+    duration_ms: int
+    peak_memory_bytes: int | None
+    detail: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        return self.reason == "exited" and self.code == 0
+
+
+async def run_sandboxed(
+    argv: Sequence[str],
+    *,
+    mounts: Sequence[Bind] = (),
+    limits: Limits,
+    timeout_s: float,
+    stdin: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    workdir: str | None = None,
+    image: Image | None = None,
+) -> CompletedRun:
+    """No network, no other files than the image's and the mounts'. The default image is this interpreter with its packages.
+
+    At `timeout_s` it ends with reason "max_duration". When the caller is cancelled, or dies, the program is killed.
+    Raises what `launch` raises; a program that fails is no exception but a CompletedRun.
+    """
+    with tempfile.TemporaryDirectory(prefix="torg-run-") as scratch:
+        state_dir = Path(scratch).resolve() / f"run-{os.getpid()}"
+        stdin_file = None
+        if stdin is not None:
+            stdin_file = Path(scratch) / "stdin"
+            stdin_file.write_bytes(stdin)
+        spec = ContainerSpec(
+            command=tuple(argv),
+            image=image or host_python(),
+            limits=limits,
+            max_duration_ms=round(timeout_s * 1000),
+            env=env or {},
+            mounts=tuple(mounts),
+            stdin=stdin_file,
+            **({"workdir": workdir} if workdir else {}),
+        )
+        far, lifeline = os.pipe()
+        try:
+            try:
+                container = await launch(spec, state_dir, lifeline=far)
+            finally:
+                os.close(far)
+            return await _result(container)
+        finally:
+            os.close(lifeline)
+            await Container(state_dir).remove()
+
+
+async def _result(container: Container) -> CompletedRun:
+    outcome = await container.wait()
+    output = {"stdout": b"", "stderr": b""}
+    async for piece in container.follow_logs():
+        output[piece.stream] += piece.data
+    return CompletedRun(
+        code=outcome.code,
+        reason=outcome.reason,
+        stdout=output["stdout"],
+        stderr=output["stderr"],
+        duration_ms=outcome.finished_at_ms - outcome.started_at_ms,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        detail=outcome.detail,
+    )
