@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -132,4 +133,6 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    os._exit(exit_code)  # everything is on disk; tearing torch down would take a second that a stopping node does not have
