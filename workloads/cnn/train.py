@@ -135,4 +135,5 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 if __name__ == "__main__":
     exit_code = main()
     sys.stdout.flush()
-    os._exit(exit_code)  # everything is on disk; tearing torch down would take a second that a stopping node does not have
+    # Everything is on disk; tearing torch down would take a second that a stopping node does not have.
+    os._exit(exit_code)
