@@ -63,6 +63,15 @@ async def decide_lease(unit: Unit, *, lease_id: LeaseId, passed: bool) -> None:
     await _shrink_commitment(unit, lease_id)
 
 
+async def keep_pending(unit: Unit, *, lease_id: LeaseId) -> None:
+    """A lease has ended and will be decided later, with its job: of its range it keeps what it may have earned. Safe to
+    repeat."""
+    commitment = await unit.session.get_one(CommitmentRow, lease_id)
+    if not commitment.decided:
+        commitment.upper = commitment.lower + await _earned(unit, lease_id, (PENDING, PAYABLE))
+        await unit.session.flush()
+
+
 async def _make_payable(unit: Unit, earning: EarningRow) -> None:
     earning.state = PAYABLE
     shares = [(earning.payout_address, earning.node_amount), (FEE_ADDRESS, earning.fee_amount)]
@@ -104,14 +113,16 @@ async def _shrink_commitment(unit: Unit, lease_id: LeaseId) -> None:
     commitment = await unit.session.get(CommitmentRow, lease_id)
     if commitment is None or commitment.decided:
         return
-    earned = await unit.session.scalars(
-        select(EarningRow).where(EarningRow.lease_id == lease_id, EarningRow.state == PAYABLE)
-    )
-    total = sum(item.node_amount + item.fee_amount for item in earned)
+    total = await _earned(unit, lease_id, (PAYABLE,))
     commitment.decided = True
     commitment.upper = commitment.lower + total
     commitment.released = total == 0
     await unit.session.flush()
+
+
+async def _earned(unit: Unit, lease_id: LeaseId, states: tuple[str, ...]) -> int:
+    query = select(EarningRow).where(EarningRow.lease_id == lease_id, EarningRow.state.in_(states))
+    return sum(item.node_amount + item.fee_amount for item in await unit.session.scalars(query))
 
 
 def _name(earning: EarningRow) -> str:

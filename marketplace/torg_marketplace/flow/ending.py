@@ -35,7 +35,9 @@ async def end_lease(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason,
     else:
         if decision.lease is LeaseState.REPORTED:
             await move_lease(unit.session, lease, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
-        if not _is_held_back(lease, job, decision):
+        if _is_held_back(lease, job, decision):
+            await earnings.keep_pending(unit, lease_id=lease.id)
+        else:
             await conclude(unit, lease, job, not_checked(spec_of(job).verify.policy), passed=True)
         await _move_on(unit, job, decision, reason, decision.detail or detail)
     unit.wake("match")

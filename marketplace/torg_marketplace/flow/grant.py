@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import CursorResult, update
+from sqlalchemy import CursorResult, select, update
 
 from torg_marketplace.flow import vaults
 from torg_marketplace.flow.rows import demand_of, leases_of_job, node_snapshots, offer_of, spec_of
@@ -18,10 +18,11 @@ from torg_marketplace.matching.snapshot import NodeSnapshot, units_needed
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.storage.events import add_lease_born
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
+from torg_marketplace.storage.money_models import CapRow
 from torg_marketplace.storage.moves import move_job
 from torg_protocol.caps import Commitment, SignedCap
 from torg_protocol.errors import Conflict
-from torg_protocol.ids import LeaseId, NodeId
+from torg_protocol.ids import LeaseId, NodeId, VaultAddress
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.messages import CheckpointRef, Grant, Granted, SignedGrant
 from torg_protocol.states import EndReason, JobState, LeaseState
@@ -58,7 +59,8 @@ async def grant(unit: Unit, job: JobRow, node_id: NodeId) -> SignedGrant:
         payout_address=offer_of(node).payout_address,
         max_amount=limits.max_amount,
     )
-    signed = _sign(unit, job, node, spec, limits, commitment, commitment_signature)
+    cap = await _covering_cap(unit, job, commitment)
+    signed = _sign(unit, job, node, spec, limits, cap, commitment, commitment_signature)
     lease = _lease_row(unit, signed, spec)
     unit.session.add(lease)
     await unit.session.flush()
@@ -110,12 +112,33 @@ async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
     return _Limits(amount, min(spec.limits.max_duration - billed_ms, until_cap_ms), len(leases) + 1)
 
 
+async def _covering_cap(unit: Unit, job: JobRow, commitment: Commitment) -> SignedCap:
+    """A cap that the node can capture its whole range with; of several, the one that lives longest."""
+    query = (
+        select(CapRow)
+        .where(CapRow.vault == job.vault, CapRow.cap >= commitment.committed_after)
+        .order_by(CapRow.valid_until_s.desc(), CapRow.cap)
+        .limit(1)
+    )
+    row = (await unit.session.scalars(query)).one_or_none()
+    if row is None:
+        return SignedCap.model_validate(job.cap)
+    return SignedCap(
+        vault=VaultAddress(row.vault),
+        cap=row.cap,
+        valid_until_s=row.valid_until_s,
+        signer=row.signer,
+        signature=row.signature,
+    )
+
+
 def _sign(
     unit: Unit,
     job: JobRow,
     node: NodeRow,
     spec: JobSpec,
     limits: _Limits,
+    cap: SignedCap,
     commitment: Commitment,
     commitment_signature: str,
 ) -> SignedGrant:
@@ -136,7 +159,7 @@ def _sign(
         granted_at_ms=unit.now_ms,
         accept_within_ms=unit.policy.accept_within_ms,
         resume_from=CheckpointRef.model_validate(job.checkpoint) if job.checkpoint is not None else None,
-        cap=SignedCap.model_validate(job.cap),
+        cap=cap,
         commitment=commitment,
         commitment_signature=commitment_signature,
     )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torg_protocol.jobspec import Retry
 from torg_protocol.states import OUTCOMES, Billing, EndReason, Fault, JobState, LeaseState
 
-# A declined grant costs nobody anything and excludes its node, so it is bounded by the number of nodes; the others count.
-_NOT_COUNTED = frozenset({EndReason.DECLINED})
+# A declined grant costs nobody anything and excludes its node, so it is bounded by the number of nodes. A completed one counts
+# when its verdict rejects it, not twice.
+_NOT_COUNTED = frozenset({EndReason.DECLINED, EndReason.COMPLETED})
 
 
 @dataclass(frozen=True, slots=True)
