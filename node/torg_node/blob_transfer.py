@@ -1,0 +1,115 @@
+"""Moves blobs between this node and the marketplace's store, by digest, through outages of the marketplace."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from solders.keypair import Keypair
+
+from torg_host.archive import sha256_file
+from torg_protocol.api import BlobDownload, BlobUpload
+from torg_protocol.errors import Invalid, TorgError, from_problem
+from torg_protocol.httpsig import RequestParts, sign_request
+from torg_protocol.ids import Digest
+from torg_protocol.jobspec import BlobRef
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 15.0
+
+
+class BlobTransfer:
+    """Every transfer is repeated until it works, for hours if need be; only an answer that will not change ends it early.
+
+    Cancel it to give up. Safe for many tasks of one loop.
+    """
+
+    def __init__(self, base_url: str, keypair: Keypair) -> None:
+        self._keypair = keypair
+        self._http = httpx.AsyncClient(base_url=base_url, timeout=httpx.Timeout(60.0, connect=5.0), trust_env=False)
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def store(self, path: Path) -> BlobRef:
+        """Uploads a file unless the store has it; returns its name and size."""
+        size = path.stat().st_size
+        digest = Digest(await asyncio.to_thread(sha256_file, path))
+
+        async def once() -> BlobRef:
+            upload = BlobUpload.model_validate(await self._ask("POST", "/v1/blobs", {"digest": digest, "size_bytes": size}))
+            if upload.url is not None:
+                response = await self._http.put(upload.url, content=_pieces(path), headers={"content-length": str(size)})
+                _check(response)
+            return BlobRef(digest=digest, size_bytes=size)
+
+        return await self._persistently(f"upload of {path.name}", once)
+
+    async def fetch(self, blob: BlobRef, path: Path) -> None:
+        """Downloads to `path`. Raises Invalid `blob_digest_mismatch` when the store gives something else."""
+
+        async def once() -> None:
+            download = BlobDownload.model_validate(await self._ask("GET", f"/v1/blobs/{blob.digest}", None))
+            async with self._http.stream("GET", download.url) as response:
+                if response.status_code >= 400:
+                    await response.aread()
+                    _check(response)
+                with path.open("wb") as file:
+                    async for piece in response.aiter_bytes(1 << 20):
+                        file.write(piece)
+            actual = await asyncio.to_thread(sha256_file, path)
+            if actual != blob.digest:
+                path.unlink()
+                raise Invalid("the store gave other bytes", code="blob_digest_mismatch", field="digest", value=blob.digest, hint=f"got {actual}")
+
+        await self._persistently(f"download of {blob.digest}", once)
+
+    async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        content = b"" if body is None else json.dumps(body).encode()
+        headers = {} if body is None else {"content-type": "application/json"}
+        request = self._http.build_request(method, path, headers=headers, content=content or None)
+        parts = RequestParts(method, request.headers["host"], path, "?", headers, content)
+        request.headers.update(sign_request(self._keypair, parts, created_s=int(time.time()), nonce=secrets.token_urlsafe(18)))
+        response = await self._http.send(request)
+        _check(response)
+        return response.json()
+
+    async def _persistently(self, what: str, once: Callable[[], Awaitable[T]]) -> T:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await once()
+            except (httpx.HTTPError, TorgError) as error:
+                if isinstance(error, TorgError) and error.status < 500:
+                    raise
+                log.warning("%s: %s; again in %.1f s", what, str(error) or type(error).__name__, pause_s)
+            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            yield piece
+
+
+def _check(response: httpx.Response) -> None:
+    if response.status_code < 400:
+        return
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = {"title": response.reason_phrase, "status": response.status_code, "code": "http_error"}
+    error: TorgError = from_problem(problem)
+    if response.status_code >= 500:
+        raise httpx.HTTPError(str(error))
+    raise error

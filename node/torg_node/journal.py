@@ -1,0 +1,188 @@
+"""What this node must not forget: its leases, what it said about them, and what it was told.
+
+SQLite, one writer. Everything is written down before it is done, so that an agent that was killed goes on where it was: containers are
+found again by their handle, events that nobody acknowledged are sent again, nothing is started twice.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torg_node.executors.port import Handle
+from torg_protocol.ids import LeaseId
+from torg_protocol.messages import LeaseEvent, LeaseEventBody, SignedGrant
+from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.usage import SignedReceipt, SignedUsage
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS leases (
+    lease_id TEXT PRIMARY KEY, grant_json TEXT NOT NULL, state TEXT NOT NULL, reason TEXT, handle_json TEXT, starting INTEGER NOT NULL DEFAULT 0,
+    done INTEGER NOT NULL DEFAULT 0, granted_at_ms INTEGER NOT NULL, receipt_json TEXT);
+CREATE TABLE IF NOT EXISTS events (
+    lease_id TEXT NOT NULL, sequence INTEGER NOT NULL, event_json TEXT NOT NULL, acknowledged INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS usage (
+    lease_id TEXT NOT NULL, sequence INTEGER NOT NULL, signed_json TEXT NOT NULL, PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checkpoints (lease_id TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (lease_id, name)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEntry:
+    """`starting`: a start was begun, so a container of this lease may exist. `done`: nothing of it is left on this host."""
+
+    signed: SignedGrant
+    state: LeaseState
+    reason: EndReason | None
+    handle: Handle | None
+    starting: bool
+    done: bool
+    receipt: SignedReceipt | None
+
+
+class Journal:
+    """Every method is one durable transaction; cheap enough for the event loop's thread."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA busy_timeout=5000")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def next_offer_sequence(self) -> int:
+        """Rises by one at each call, over restarts."""
+        self._db.execute("INSERT OR IGNORE INTO facts VALUES ('offer_sequence', '0')")
+        self._db.execute("UPDATE facts SET value = CAST(value AS INTEGER) + 1 WHERE name = 'offer_sequence'")
+        return int(self._db.execute("SELECT value FROM facts WHERE name = 'offer_sequence'").fetchone()[0])
+
+    def set_offer_sequence(self, at_least: int) -> None:
+        """After a lost journal the marketplace knows of newer offers than we do."""
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES ('offer_sequence', ?)", (str(at_least),))
+
+    def set_fact(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def fact(self, name: str) -> str | None:
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    def add_lease(self, signed: SignedGrant) -> bool:
+        """False when it is known already: a grant may arrive more than once."""
+        grant = signed.grant
+        cursor = self._db.execute(
+            "INSERT OR IGNORE INTO leases (lease_id, grant_json, state, granted_at_ms) VALUES (?, ?, ?, ?)",
+            (grant.lease_id, signed.model_dump_json(), LeaseState.GRANTED, grant.granted_at_ms),
+        )
+        return cursor.rowcount == 1
+
+    def set_state(self, lease_id: LeaseId, state: LeaseState, reason: EndReason | None = None) -> None:
+        self._db.execute("UPDATE leases SET state = ?, reason = COALESCE(?, reason) WHERE lease_id = ?", (state, reason, lease_id))
+
+    def intend_start(self, lease_id: LeaseId) -> None:
+        self._db.execute("UPDATE leases SET starting = 1 WHERE lease_id = ?", (lease_id,))
+
+    def set_handle(self, lease_id: LeaseId, handle: Handle) -> None:
+        self._db.execute("UPDATE leases SET handle_json = ? WHERE lease_id = ?", (json.dumps(asdict(handle)), lease_id))
+
+    def finish(self, lease_id: LeaseId) -> None:
+        self._db.execute("UPDATE leases SET done = 1 WHERE lease_id = ?", (lease_id,))
+
+    def lease(self, lease_id: LeaseId) -> LeaseEntry | None:
+        found = self._leases("WHERE lease_id = ?", (lease_id,))
+        return found[0] if found else None
+
+    def open_leases(self) -> list[LeaseEntry]:
+        """Those that still need this host."""
+        return self._leases("WHERE done = 0", ())
+
+    def undecided_leases(self) -> list[LeaseEntry]:
+        """Open ones, and those that have reported and wait for their receipt."""
+        return self._leases("WHERE done = 0 OR receipt_json IS NULL", ())
+
+    def recent_leases(self, limit: int) -> list[LeaseEntry]:
+        return self._leases("ORDER BY granted_at_ms DESC LIMIT ?", (limit,))
+
+    def forget_undecided(self, lease_id: LeaseId) -> None:
+        """The marketplace gave it to somebody else: there is nothing to wait for."""
+        self._db.execute("UPDATE leases SET receipt_json = COALESCE(receipt_json, '') WHERE lease_id = ?", (lease_id,))
+        self._db.execute("UPDATE events SET acknowledged = 1 WHERE lease_id = ?", (lease_id,))
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def add_event(self, lease_id: LeaseId, fence: int, at_ms: int, body: LeaseEventBody) -> LeaseEvent:
+        row = self._db.execute("SELECT COALESCE(MAX(sequence), 0) FROM events WHERE lease_id = ?", (lease_id,)).fetchone()
+        event = LeaseEvent(lease_id=lease_id, fence=fence, sequence=int(row[0]) + 1, at_ms=at_ms, body=body)
+        self._db.execute(
+            "INSERT INTO events (lease_id, sequence, event_json) VALUES (?, ?, ?)", (lease_id, event.sequence, event.model_dump_json())
+        )
+        return event
+
+    def acknowledge(self, lease_id: LeaseId, sequence: int) -> None:
+        """Everything up to this one is taken."""
+        self._db.execute("UPDATE events SET acknowledged = 1 WHERE lease_id = ? AND sequence <= ?", (lease_id, sequence))
+
+    def unacknowledged(self) -> list[LeaseEvent]:
+        rows = self._db.execute("SELECT event_json FROM events WHERE acknowledged = 0 ORDER BY lease_id, sequence").fetchall()
+        return [LeaseEvent.model_validate_json(row[0]) for row in rows]
+
+    def has_said(self, lease_id: LeaseId, kinds: Sequence[str]) -> bool:
+        marks = ",".join("?" for _ in kinds)
+        query = f"SELECT 1 FROM events WHERE lease_id = ? AND json_extract(event_json, '$.body.kind') IN ({marks})"  # noqa: S608 - marks only
+        return self._db.execute(query, (lease_id, *kinds)).fetchone() is not None
+
+    # --- what we earned ---------------------------------------------------------------------------------------------
+
+    def add_usage(self, signed: SignedUsage) -> None:
+        record = signed.record
+        self._db.execute(
+            "INSERT OR REPLACE INTO usage VALUES (?, ?, ?)", (record.lease_id, record.sequence, signed.model_dump_json())
+        )
+
+    def usage(self, lease_id: LeaseId) -> list[SignedUsage]:
+        rows = self._db.execute("SELECT signed_json FROM usage WHERE lease_id = ? ORDER BY sequence", (lease_id,)).fetchall()
+        return [SignedUsage.model_validate_json(row[0]) for row in rows]
+
+    def undecided_amount(self) -> int:
+        """Base units countersigned for leases without a receipt: what this node has at stake now."""
+        rows = self._db.execute(
+            "SELECT signed_json FROM usage JOIN leases USING (lease_id) WHERE receipt_json IS NULL"
+        ).fetchall()
+        return sum(SignedUsage.model_validate_json(row[0]).record.amount for row in rows)
+
+    def set_receipt(self, lease_id: LeaseId, receipt: SignedReceipt) -> None:
+        self._db.execute("UPDATE leases SET receipt_json = ? WHERE lease_id = ?", (receipt.model_dump_json(), lease_id))
+
+    def checkpoint_known(self, lease_id: LeaseId, name: str) -> bool:
+        row = self._db.execute("SELECT 1 FROM checkpoints WHERE lease_id = ? AND name = ?", (lease_id, name)).fetchone()
+        return row is not None
+
+    def add_checkpoint(self, lease_id: LeaseId, name: str) -> None:
+        self._db.execute("INSERT OR IGNORE INTO checkpoints VALUES (?, ?)", (lease_id, name))
+
+    def _leases(self, where: str, values: tuple[object, ...]) -> list[LeaseEntry]:
+        columns = "grant_json, state, reason, handle_json, starting, done, receipt_json"
+        rows = self._db.execute(f"SELECT {columns} FROM leases {where}", values).fetchall()  # noqa: S608 - constant clauses
+        return [
+            LeaseEntry(
+                signed=SignedGrant.model_validate_json(row[0]),
+                state=LeaseState(row[1]),
+                reason=EndReason(row[2]) if row[2] else None,
+                handle=Handle(**json.loads(row[3])) if row[3] else None,
+                starting=bool(row[4]),
+                done=bool(row[5]),
+                receipt=SignedReceipt.model_validate_json(row[6]) if row[6] else None,
+            )
+            for row in rows
+        ]

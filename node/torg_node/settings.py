@@ -1,0 +1,94 @@
+"""One node's settings: config.toml in its data folder, written by `torg-node init`, read once at start."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from torg_chain.network import Network
+from torg_protocol.errors import Invalid
+
+CONFIG_NAME = "config.toml"
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path
+    marketplace_url: str
+    marketplace_key: str  # pinned at init: grants by anybody else are refused
+    network: Network  # pinned at init too
+    price_per_gpu_hour: int = Field(ge=0)  # base units
+    payout_address: str
+    max_unpaid: int = Field(gt=0)  # base units of undecided work at which no more is taken
+    slots: int = Field(default=1, ge=1, le=256)
+    executor: str = Field(default="auto", pattern="^(auto|docker|sandbox)$")
+    engine_socket: Path | None = None
+    region: str = "unknown"
+    min_vault_grace_s: int = 3_600
+    offered_disk_bytes: int = Field(default=20 << 30, gt=0)
+
+    @property
+    def key_path(self) -> Path:
+        return self.data / "node.json"
+
+    @property
+    def journal_path(self) -> Path:
+        return self.data / "journal.sqlite"
+
+    @property
+    def leases_path(self) -> Path:
+        return self.data / "leases"
+
+
+def load_settings(data: Path) -> Settings:
+    """Raises Invalid (config_not_found, config_invalid) naming the field."""
+    path = data / CONFIG_NAME
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise Invalid(
+            "this folder holds no node", code="config_not_found", field="data", value=str(data), hint="make one: torg-node init --data DIR"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise Invalid("the node's config is not TOML", code="config_invalid", field=str(path), hint=str(error)) from error
+    try:
+        return Settings(data=data, **raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise Invalid(f"{path}: {field}: {first['msg']}", code="config_invalid", field=field) from error
+
+
+def write_settings(settings: Settings) -> None:
+    """As commented TOML, which its owner may edit; a running node reads it at its next start."""
+    network = "\n".join(f'{name} = {_toml(value)}' for name, value in settings.network.model_dump().items())
+    text = f"""\
+# A Torg node. Edit what you like; it is read at start.
+marketplace_url = {_toml(settings.marketplace_url)}
+# Pinned when this file was made: grants that this key did not sign are refused.
+marketplace_key = {_toml(settings.marketplace_key)}
+# In base units of the token per GPU and hour (per slot and hour without a GPU).
+price_per_gpu_hour = {settings.price_per_gpu_hour}
+# The wallet that is paid. It need not, and should not, be a key that is on this machine.
+payout_address = {_toml(settings.payout_address)}
+# Base units of work that is not decided yet, at which this node takes no more.
+max_unpaid = {settings.max_unpaid}
+# Jobs at once, as long as they ask for no GPU.
+slots = {settings.slots}
+# docker, sandbox, or auto: docker when an engine answers, else sandbox.
+executor = {_toml(settings.executor)}
+region = {_toml(settings.region)}
+# A client's vault must stay open at least this long after its owner asks for the rest.
+min_vault_grace_s = {settings.min_vault_grace_s}
+offered_disk_bytes = {settings.offered_disk_bytes}
+"""
+    if settings.engine_socket is not None:
+        text += f"engine_socket = {_toml(str(settings.engine_socket))}\n"
+    (settings.data / CONFIG_NAME).write_text(f"{text}\n# Where the money is; pinned like the key above.\n[network]\n{network}\n")
+
+
+def _toml(value: str | int) -> str:
+    return str(value) if isinstance(value, int) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
