@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 
+from torg_host.sandbox.command import DEADLINE_GRACE_MS
 from torg_host.seccomp import docker_profile
 from torg_node.executors import docker_request as request
 from torg_node.executors.docker_cgroup import MemoryReading
@@ -43,7 +44,6 @@ from torg_node.executors.port import (
 )
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,200}")
-_DEADLINE_GRACE_MS = 5_000  # SIGTERM to SIGKILL at the deadline; below the alarm's allowance
 _RECONNECT_S, _LOOK_AGAIN_S = 0.5, 0.02
 _KERNEL_OF_ITS_OWN = "runsc"  # gVisor's containers cannot share a PID namespace with another
 
@@ -279,7 +279,7 @@ class DockerExecutor:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    async def _end(self, handle: Handle, ending: Ending, grace_ms: int = _DEADLINE_GRACE_MS) -> None:
+    async def _end(self, handle: Handle, ending: Ending, grace_ms: int = DEADLINE_GRACE_MS) -> None:
         container = await self._containers.inspect(handle.ref)
         if container is None or not container["State"]["Running"]:
             return

@@ -1,58 +1,49 @@
-"""`host-python`: the node's own Python environment as an image, with nothing to build and no registry.
+"""`host-python` on an engine: the same image as the sandbox's, with nothing to build and no registry.
 
-An empty image holds only links and mount points; /usr and the Python environment of the agent are bound read-only. The job sees
-the host's programs and libraries (no secrets live there) but nothing else of the host. Results depend on the host: meant
-for demonstrations, tests and an owner's own jobs; work for strangers is pinned to an image's digest.
+An empty image holds only links and mount points; what `torg_host.sandbox.images.host_python` names is bound into it read-only. The
+engine must therefore see the same files as the agent: an agent in a container needs real images.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+from torg_host.sandbox.command import etc_files
+from torg_host.sandbox.images import HOST_PYTHON, host_python, host_python_digest
 from torg_node.executors.docker_archive import Entry, File, Folder, ImageArchive, ImageConfig, Link, image_archive
-from torg_node.executors.errors import ImageNotFound
-from torg_node.executors.port import Mount
+from torg_node.executors.docker_request import HOSTNAME, JOB_USER_ID, RunnableImage
+from torg_node.executors.port import Mount, PreparedImage
 
-HOST_PYTHON = "host-python"
 SKELETON_TAG = "torg/host-python:1"
-_USR = Path("/usr")
-_MERGED = ("bin", "lib", "lib64")  # /sbin stays a folder: the engine puts its own init there
-_HOST_FILES = (Path("/etc/ld.so.cache"), Path("/etc/alternatives"))
+_FOLDERS = ("dev", "etc", "opt", "proc", "run", "sbin", "sys", "usr", "var", "workspace")
+_ENGINES_OWN = ("/sbin", "/sys")  # the engine puts its init into the first and mounts the second itself
 
-_PASSWD = b"root:x:0:0:root:/:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/tmp:/bin/sh\n"
-_GROUP = b"root:x:0:\nnogroup:x:65534:\n"
+__all__ = ["HOST_PYTHON", "host_python_image", "prepared_host_python", "skeleton_archive"]
 
 
 def skeleton_archive(architecture: str) -> ImageArchive:
-    """The empty image. Equal on every host of that architecture."""
-    folders = [Folder(path) for path in ("usr", "etc", "proc", "sys", "dev", "sbin", "run", "var", "job")]
+    """The empty image. Equal on every host with the same links into /usr."""
+    links = [Link(place.lstrip("/"), says) for says, place in host_python().links if place not in _ENGINES_OWN]
+    etc = {
+        name: text for name, text in etc_files(JOB_USER_ID, JOB_USER_ID).items() if name not in {"hosts", "hostname"}
+    }
     entries: list[Entry] = [
-        *folders,
+        *(Folder(path) for path in _FOLDERS),
         Folder("tmp", 0o1777),
         Link("var/tmp", "../tmp"),
-        *(Link(name, f"usr/{name}") for name in _MERGED),
-        File("etc/passwd", _PASSWD),
-        File("etc/group", _GROUP),
+        *links,
+        *(File(f"etc/{name}", text.encode()) for name, text in sorted(etc.items())),
     ]
     return image_archive(SKELETON_TAG, entries, ImageConfig(architecture=architecture))
 
 
-def host_python_mounts() -> tuple[Mount, ...]:
-    """/usr, the interpreter's home where that is elsewhere, and the environment. Raises ImageNotFound on unusual hosts."""
-    unmerged = [name for name in _MERGED if (Path("/") / name).exists() and not (Path("/") / name).is_symlink()]
-    if unmerged:
-        raise ImageNotFound(
-            f"host-python needs a host whose /{unmerged[0]} is a link into /usr",
-            field="image",
-            value=HOST_PYTHON,
-            hint="use an image from a registry",
-        )
-    homes = [Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]
-    wanted = [_USR, *(home for home in dict.fromkeys(homes) if not home.is_relative_to(_USR))]
-    wanted += [path for path in _HOST_FILES if path.exists()]
-    return tuple(Mount(source=path, target=str(path)) for path in wanted)
+def host_python_image(skeleton_id: str) -> RunnableImage:
+    image = host_python()
+    mounts = tuple(
+        Mount(source=bind.source, target=bind.target)
+        for bind in image.binds
+        if not bind.target.startswith(_ENGINES_OWN)
+    )
+    return RunnableImage(skeleton_id, mounts=mounts, env={"USER": "job", "HOSTNAME": HOSTNAME, **dict(image.env)})
 
 
-def host_python_env() -> dict[str, str]:
-    return {"PATH": f"{Path(sys.prefix).resolve()}/bin:/usr/local/bin:/usr/bin:/bin"}
+def prepared_host_python() -> PreparedImage:
+    return PreparedImage(reference=HOST_PYTHON, digest=host_python_digest())

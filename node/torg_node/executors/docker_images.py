@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,7 +12,12 @@ import aiodocker
 import aiohttp
 
 from torg_node.executors.docker_engine import Engine, engine_errors
-from torg_node.executors.docker_host_python import HOST_PYTHON, host_python_env, host_python_mounts, skeleton_archive
+from torg_node.executors.docker_host_python import (
+    HOST_PYTHON,
+    host_python_image,
+    prepared_host_python,
+    skeleton_archive,
+)
 from torg_node.executors.docker_request import RunnableImage
 from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
 from torg_node.executors.port import PreparedImage, ProgressCallback
@@ -43,7 +49,8 @@ class DockerImages:
         without a registry is the digest of its configuration and layers.
         """
         if image == HOST_PYTHON:
-            return PreparedImage(reference=HOST_PYTHON, digest=await self.skeleton())
+            await self.skeleton()
+            return prepared_host_python()
         if _REFERENCE.fullmatch(image) is None:
             raise ImageNotFound(
                 f'"{image}" is not an image reference', field="image", value=image, hint="registry/name@sha256:..."
@@ -60,7 +67,7 @@ class DockerImages:
     async def runnable(self, reference: str) -> RunnableImage:
         """What `prepare` made ready. Raises ImageNotFound when it is gone."""
         if reference == HOST_PYTHON:
-            return RunnableImage(await self.skeleton(), mounts=host_python_mounts(), env=host_python_env())
+            return host_python_image(await self.skeleton())
         found = await self._local(reference)
         if found is None:
             raise ImageNotFound(
@@ -71,7 +78,7 @@ class DockerImages:
 
     async def sleeper(self) -> RunnableImage:
         """What the alarm runs in: the empty image and the host's `sleep`."""
-        return RunnableImage(await self.skeleton(), mounts=host_python_mounts())
+        return host_python_image(await self.skeleton())
 
     async def skeleton(self) -> str:
         """The id of the empty image, loaded once per engine."""
@@ -80,7 +87,7 @@ class DockerImages:
                 archive = skeleton_archive(self._engine.architecture)
                 if await self._local(archive.image_id) is None:
                     with engine_errors("loading the empty image"):
-                        await self._docker.images.import_image(archive.data)
+                        await self._docker.images.import_image(io.BytesIO(archive.data))
                 self._skeleton_id = archive.image_id
         return self._skeleton_id
 

@@ -32,6 +32,8 @@ ALARM_ALLOWANCE_MS = 10_000  # the alarm starts before the job; a job never lose
 _ALARM_MEMORY_BYTES = 32 << 20
 _LOG_FILES = 2  # the engine rotates at half of the limit
 _OPEN_FILES = 8192
+_MIN_SCRATCH_BYTES = 16 << 20
+HOSTNAME = "torg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,10 @@ class NodeSettings:
 def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm_id: str | None) -> dict[str, Any]:
     """`alarm_id`: the running alarm's container, or None for a runtime with a kernel of its own (gVisor)."""
     limits = launch.limits
-    scratch_bytes = max(min(limits.disk_bytes, limits.memory_bytes // 2), 1 << 20)
-    host = _hardened(node, memory_bytes=limits.memory_bytes, pids=limits.pids)
+    # /tmp lives in memory and counts as the job's memory: half of it at most.
+    scratch_bytes = min(limits.disk_bytes, max(_MIN_SCRATCH_BYTES, limits.memory_bytes // 2))
+    largest_file = max(limits.disk_bytes, limits.shm_bytes, scratch_bytes)
+    host = _hardened(node, memory_bytes=limits.memory_bytes, pids=limits.pids, largest_file_bytes=largest_file)
     host |= {
         "NanoCpus": limits.cpu_millis * 1_000_000,
         "ShmSize": limits.shm_bytes,
@@ -85,7 +89,7 @@ def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm
 def alarm_body(launch: LaunchSpec, sleeper: RunnableImage, node: NodeSettings) -> dict[str, Any]:
     """Sleeps for the job's longest time and a little more, then ends the namespace in which the job runs."""
     sleep_s = (launch.max_duration_ms + ALARM_ALLOWANCE_MS) / 1000
-    host = _hardened(node, memory_bytes=_ALARM_MEMORY_BYTES, pids=8)
+    host = _hardened(node, memory_bytes=_ALARM_MEMORY_BYTES, pids=8, largest_file_bytes=0)
     host |= {"Init": True, "Mounts": [_bind(mount) for mount in sleeper.mounts], "LogConfig": {"Type": "none"}}
     return _body(launch, node, ROLE_ALARM) | {
         "Image": sleeper.image_id,
@@ -125,7 +129,7 @@ def _body(launch: LaunchSpec, node: NodeSettings, role: str) -> dict[str, Any]:
     }
     return {
         "Labels": {**launch.labels, **ours},
-        "Hostname": "job",
+        "Hostname": HOSTNAME,
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},  # an image's health check would run code that nobody asked for
         "Tty": False,
@@ -133,13 +137,15 @@ def _body(launch: LaunchSpec, node: NodeSettings, role: str) -> dict[str, Any]:
     }
 
 
-def _hardened(node: NodeSettings, *, memory_bytes: int, pids: int) -> dict[str, Any]:
+def _hardened(node: NodeSettings, *, memory_bytes: int, pids: int, largest_file_bytes: int) -> dict[str, Any]:
     return {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
         "Privileged": False,
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges", f"seccomp={json.dumps(node.seccomp)}"],
+        "Dns": ["127.0.0.1"],  # otherwise the engine copies the host's resolver and search domains into the container
+        "DnsSearch": ["."],
         "IpcMode": "private",
         "CgroupnsMode": "private",
         "Memory": memory_bytes,
@@ -149,6 +155,7 @@ def _hardened(node: NodeSettings, *, memory_bytes: int, pids: int) -> dict[str, 
         "Ulimits": [
             {"Name": "nofile", "Soft": _OPEN_FILES, "Hard": _OPEN_FILES},
             {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": "fsize", "Soft": largest_file_bytes, "Hard": largest_file_bytes},
         ],
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,
@@ -158,7 +165,7 @@ def _hardened(node: NodeSettings, *, memory_bytes: int, pids: int) -> dict[str, 
 def _environment(launch: LaunchSpec, image: RunnableImage, node: NodeSettings) -> dict[str, str]:
     # A host whose default runtime is nvidia's gives out every GPU by this variable alone, so it is never left to a job.
     gpus = ",".join(launch.gpu_uuids) if launch.gpu_uuids and node.gpu_driver == "nvidia" else "void"
-    return {"HOME": "/tmp", **image.env, **launch.env, "NVIDIA_VISIBLE_DEVICES": gpus}  # noqa: S108  # inside the container
+    return {"HOME": "/tmp", "LANG": "C.UTF-8", **image.env, **launch.env, "NVIDIA_VISIBLE_DEVICES": gpus}  # noqa: S108  # inside the container
 
 
 def _bind(mount: Mount) -> dict[str, Any]:

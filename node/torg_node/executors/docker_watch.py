@@ -63,7 +63,10 @@ class Watched:
         return self.started_at_ms + self.max_duration_ms
 
     def disk_is_full(self) -> bool:
-        return any(watch.is_full(str(folder)) for folder in self.quota_folders)
+        """The last word, once the container ended. A single file stops exactly at the limit, which no look may have met."""
+        if any(watch.is_full(str(folder)) for folder in self.quota_folders):
+            return True
+        return bool(self.plain_folders) and self.disk_used_bytes() >= self.disk_bytes
 
     def disk_used_bytes(self) -> int:
         return sum(watch.used_bytes(str(folder)) for folder in self.plain_folders)

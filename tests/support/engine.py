@@ -1,0 +1,150 @@
+"""A real container engine for tests: private, started once per test session and only when asked for, gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiodocker
+import pytest
+
+from torg_node.executors.docker import DockerExecutor
+from torg_node.executors.docker_archive import Entry, File, Folder, ImageArchive, ImageConfig, Link, image_archive
+from torg_node.executors.port import Exit, Handle, LaunchSpec, LogChunk, Mount, ResourceLimits
+
+ENGINE_SCRIPT = Path(__file__).resolve().parents[2] / "docker" / "engine.py"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="session")
+def engine_socket() -> Iterator[Path]:
+    """The socket of a running engine. Skips, with the reason, where none can be started."""
+    if os.geteuid() != 0:
+        pytest.skip("a private container engine needs root")
+    if shutil.which("dockerd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+        pytest.skip("dockerd is not installed (Debian: docker.io)")
+    folder = Path(tempfile.mkdtemp(prefix="torg-engine-"))
+    try:
+        yield Path(run_engine_script("start", folder / "engine"))
+    finally:
+        run_engine_script("stop", folder / "engine")
+        folder.rmdir()
+
+
+def run_engine_script(action: str, state_dir: Path) -> str:
+    command = [sys.executable, str(ENGINE_SCRIPT), action, "--state-dir", str(state_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@asynccontextmanager
+async def docker_executor(
+    socket: Path, state_dir: Path, node: str = "node-a", **options: object
+) -> AsyncIterator[DockerExecutor]:
+    """Connected for the test; at its end all of the node's containers are removed."""
+    executor = await DockerExecutor.connect(socket, node, state_dir=state_dir, **options)  # type: ignore[arg-type]  # passed through
+    try:
+        yield executor
+    finally:
+        await executor.reap(frozenset())
+        await executor.close()
+
+
+@asynccontextmanager
+async def engine_client(socket: Path) -> AsyncIterator[aiodocker.Docker]:
+    """The engine seen from outside our executor."""
+    client = aiodocker.Docker(url=f"unix://{socket}")
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def load_image(socket: Path, image: ImageArchive) -> ImageArchive:
+    async with engine_client(socket) as client:
+        await client.images.import_image(io.BytesIO(image.data))
+    return image
+
+
+@dataclass(frozen=True)
+class Outcome:
+    exit: Exit
+    stdout: str
+    stderr: str
+
+
+def launch(name: str, command: Sequence[str], **changes: object) -> LaunchSpec:
+    """A small job in host-python; `changes` override fields of the spec."""
+    fields: dict[str, object] = {
+        "image": "host-python",
+        "env": {},
+        "workdir": "/tmp",
+        "mounts": (),
+        "limits": limits(),
+        "max_duration_ms": 60_000,
+    }
+    return LaunchSpec(name=name, command=tuple(command), **{**fields, **changes})  # type: ignore[arg-type]  # checked by tests
+
+
+def limits(**changes: int) -> ResourceLimits:
+    return ResourceLimits(**{"memory_bytes": 256 * MIB, "cpu_millis": 1000, "disk_bytes": 64 * MIB, **changes})
+
+
+async def run_to_end(executor: DockerExecutor, spec: LaunchSpec) -> Outcome:
+    handle = await executor.start(spec)
+    chunks = await read_logs(executor, handle)
+    outcome = Outcome(await executor.wait(handle), text_of(chunks, "stdout"), text_of(chunks, "stderr"))
+    await executor.remove(handle)
+    return outcome
+
+
+async def read_logs(executor: DockerExecutor, handle: Handle, **offsets: int) -> list[LogChunk]:
+    async with asyncio.timeout(60):
+        return [chunk async for chunk in executor.logs(handle, **offsets)]
+
+
+def text_of(chunks: Sequence[LogChunk], stream: str) -> str:
+    return b"".join(chunk.data for chunk in chunks if chunk.stream == stream).decode()
+
+
+def job_folder(path: Path) -> Mount:
+    """A writable folder as the agent prepares it: owned by the job's user."""
+    path.mkdir()
+    os.chown(path, 65534, 65534)
+    return Mount(source=path, target="/workspace", writable=True)
+
+
+def small_image(
+    tag: str = "torg-test/busybox:1",
+    *,
+    architecture: str = "amd64",
+    volumes: tuple[str, ...] = (),
+    labels: Mapping[str, str] | None = None,
+) -> ImageArchive:
+    """Static busybox and nothing else: 2 MB, made without a registry."""
+    busybox = Path("/usr/bin/busybox")
+    if not busybox.exists():
+        pytest.skip("busybox is not installed (Debian: busybox-static)")
+    entries: list[Entry] = [
+        *(Folder(name) for name in ("bin", "dev", "etc", "proc", "sys", "work")),
+        Folder("tmp", 0o1777),
+        File("bin/busybox", busybox.read_bytes(), 0o755),
+        *(
+            Link(f"bin/{name}", "busybox")
+            for name in ("sh", "echo", "sleep", "cat", "id", "dd", "true", "touch", "ls", "df")
+        ),
+    ]
+    env = ("PATH=/bin",)
+    return image_archive(
+        tag, entries, ImageConfig(architecture=architecture, env=env, volumes=volumes, labels=labels or {})
+    )
