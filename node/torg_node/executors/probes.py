@@ -1,0 +1,151 @@
+"""What an executor isolates, found out by trying: four containers, run at once, each doing what a hostile job would.
+
+An offer declares only what passed here. `torg-node doctor` prints the failures with their reasons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from torg_host.sandbox.processes import start_time
+from torg_node.executors.errors import ExecutorError
+from torg_node.executors.port import (
+    Capabilities,
+    Executor,
+    Exit,
+    ExitReason,
+    LaunchSpec,
+    Mount,
+    ResourceLimits,
+)
+
+PROGRAM = Path(__file__).with_name("probe_inside.py")
+MIB = 1 << 20
+LIMITS = ResourceLimits(
+    memory_bytes=96 * MIB, cpu_millis=1000, disk_bytes=32 * MIB, shm_bytes=8 * MIB, pids=32, log_bytes=MIB
+)
+MAX_DURATION_MS = 20_000
+SCRATCH = "/scratch"
+
+INSPECTED = (
+    "no-network",
+    "no-new-privileges",
+    "not-host-root",
+    "seccomp",
+    "no-mount",
+    "no-namespaces",
+    "no-raw-sockets",
+    "no-io-uring",
+    "no-keyrings",
+    "no-tracing",
+    "no-kernel-loading",
+    "proc-and-sys-read-only",
+    "root-read-only",
+    "own-processes-only",
+    "no-host-files",
+    "shm-limit",
+    "tmp-limit",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    exit: Exit
+    findings: dict[str, str | None]  # empty when the program did not get to its end
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One container that answers for `names`. `must_end` is how it ends where the limits hold; None: by itself."""
+
+    names: tuple[str, ...]
+    arguments: tuple[str, ...]
+    must_end: ExitReason | None = None
+
+    def judge(self, ran: Ran) -> dict[str, str | None]:
+        """Each name's reason for failing, or None."""
+        if ran.findings:
+            return ran.findings
+        if self.must_end is not None and ran.exit.reason is self.must_end:
+            return dict.fromkeys(self.names)
+        reason = f"the probe ended with {ran.exit.reason}, code {ran.exit.code}: {ran.stderr[-300:]}"
+        return dict.fromkeys(self.names, reason)
+
+
+async def probe_executor(
+    executor: Executor, *, image: str, isolation: str, version: str, gpu: bool = False
+) -> Capabilities:
+    """`image` must have `python` on its path. Takes about a second. Never raises for a probe that fails."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        tempfile.TemporaryDirectory(prefix="torg-probe-") as scratch,
+    ):
+        port = listener.getsockname()[1]
+        results = await asyncio.gather(*(_run(executor, image, probe, Path(scratch)) for probe in _probes(port)))
+    reasons = {name: reason for result in results for name, reason in result.items()}
+    return Capabilities(
+        executor=executor.name,
+        version=version,
+        isolation=isolation,
+        verified=tuple(name for name, reason in reasons.items() if reason is None),
+        failed=tuple(f"{name}: {reason}" for name, reason in reasons.items() if reason is not None),
+        gpu=gpu,
+    )
+
+
+def _probes(host_port: int) -> tuple[Probe, ...]:
+    agent = str(start_time(os.getpid()))
+    tmp_bytes = min(LIMITS.disk_bytes, LIMITS.memory_bytes // 2)
+    return (
+        Probe(INSPECTED, ("inspect", str(host_port), agent, str(LIMITS.shm_bytes), str(tmp_bytes))),
+        Probe(("pids-limit",), ("forks", str(LIMITS.pids))),
+        Probe(("memory-limit",), ("memory", str(LIMITS.memory_bytes)), ExitReason.OOM),
+        Probe(("disk-limit",), ("disk", SCRATCH, str(LIMITS.disk_bytes)), ExitReason.DISK_FULL),
+    )
+
+
+async def _run(executor: Executor, image: str, probe: Probe, scratch: Path) -> dict[str, str | None]:
+    writable = scratch.resolve() / probe.arguments[0]
+    writable.mkdir()
+    writable.chmod(0o777)
+    launch = LaunchSpec(
+        name=f"probe-{probe.arguments[0]}-{secrets.token_hex(4)}",
+        image=image,
+        command=("python", "-c", PROGRAM.read_text(), *probe.arguments),
+        env={},
+        workdir="/",
+        mounts=(Mount(writable, SCRATCH, writable=True),),
+        limits=LIMITS,
+        max_duration_ms=MAX_DURATION_MS,
+    )
+    try:
+        findings = probe.judge(await _ran(executor, launch))
+        if (owned := writable / "owner").exists() and owned.stat().st_uid == 0:
+            findings["not-host-root"] = "what the job writes belongs to the host's root"
+        return findings
+    except ExecutorError as error:
+        return dict.fromkeys(probe.names, f"the container failed: {error.message}")
+
+
+async def _ran(executor: Executor, launch: LaunchSpec) -> Ran:
+    handle = await executor.start(launch)
+    try:
+        ended = await executor.wait(handle)
+        output = {"stdout": b"", "stderr": b""}
+        async for chunk in executor.logs(handle):
+            output[chunk.stream] += chunk.data
+    finally:
+        await executor.remove(handle)
+    try:
+        findings = json.loads(output["stdout"])
+    except ValueError:
+        findings = {}
+    return Ran(ended, findings, output["stderr"].decode(errors="replace"))

@@ -1,0 +1,244 @@
+"""Strangers' jobs under bubblewrap: no daemon, no image needed, starts in tens of milliseconds.
+
+A thin layer over `torg_host.sandbox`: each container is a directory below `state_root` with a shim that outlives the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from torg_host.sandbox.command import ContainerSpec, Isolation, Limits
+from torg_host.sandbox.container import Container, LogPiece, Outcome
+from torg_host.sandbox.images import (
+    HOST_PYTHON,
+    OCI_DIRECTORY,
+    Bind,
+    Image,
+    host_python,
+    host_python_digest,
+    oci_directory,
+    tree_digest,
+)
+from torg_host.sandbox.launch import isolation_here, launch
+from torg_node.executors.errors import (
+    AlreadyRunning,
+    ExecutorError,
+    ExecutorUnavailable,
+    ImageForbidden,
+    ImageNotFound,
+    LaunchRefused,
+)
+from torg_node.executors.port import (
+    Capabilities,
+    Exit,
+    ExitReason,
+    Handle,
+    LaunchSpec,
+    LogChunk,
+    PreparedImage,
+    ProgressCallback,
+    ResourceLimits,
+)
+from torg_protocol.errors import Conflict, Invalid, TorgError, Unavailable
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class SandboxExecutor:
+    """`state_root`: this node's own directory; it is made with mode 0700. `image_root`: unpacked images that jobs may name as
+    `oci-dir:/path`; without it only `host-python` runs, and with `host_python_allowed=False` not even that."""
+
+    name = "sandbox"
+
+    def __init__(
+        self,
+        state_root: Path,
+        *,
+        image_root: Path | None = None,
+        host_python_allowed: bool = True,
+        isolation: Isolation | None = None,
+        now_ms: Callable[[], int] = _wall_clock_ms,
+    ) -> None:
+        state_root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._state_root = state_root.resolve()
+        self._image_root = image_root.resolve() if image_root else None
+        self._host_python_allowed = host_python_allowed
+        self._isolation = isolation
+        self._now_ms = now_ms
+        self._oci_digests: dict[Path, str] = {}
+
+    async def probe(self) -> Capabilities:
+        from torg_node.executors.probes import probe_executor
+
+        return await probe_executor(self, image=HOST_PYTHON, isolation="sandbox", version=await self._version())
+
+    async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
+        found = self._image(image)
+        if found.reference == HOST_PYTHON:
+            digest = await asyncio.to_thread(host_python_digest)
+        else:
+            digest = await self._oci_digest(Path(found.reference.removeprefix(OCI_DIRECTORY)))
+        if on_progress is not None:
+            on_progress(0, 0, f"{image} is ready")
+        return PreparedImage(found.reference, digest)
+
+    async def start(self, launch_spec: LaunchSpec) -> Handle:
+        self._check(launch_spec)
+        state_dir = self._state_root / launch_spec.name
+        started_at_ms = self._now_ms()
+        spec = ContainerSpec(
+            command=launch_spec.command,
+            image=self._image(launch_spec.image),
+            limits=_limits(launch_spec.limits),
+            max_duration_ms=launch_spec.max_duration_ms,
+            env=launch_spec.env,
+            workdir=launch_spec.workdir,
+            mounts=tuple(Bind(mount.source, mount.target, mount.writable) for mount in launch_spec.mounts),
+        )
+        try:
+            await launch(spec, state_dir, isolation=self._isolation)
+        except TorgError as error:
+            raise _translated(error) from error
+        return Handle(self.name, launch_spec.name, str(state_dir), started_at_ms)
+
+    async def reattach(self, handle: Handle) -> bool:
+        return self._container(handle).exists()
+
+    async def logs(self, handle: Handle, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[LogChunk]:
+        container = self._container(handle)
+        async for piece in container.follow_logs(stdout_from=stdout_from, stderr_from=stderr_from):
+            yield _chunk(piece)
+
+    async def wait(self, handle: Handle) -> Exit:
+        try:
+            return _exit(await self._container(handle).wait())
+        except FileNotFoundError as error:
+            raise _unknown(handle) from error
+
+    async def stop(self, handle: Handle, grace_ms: int) -> None:
+        await self._container(handle).stop(grace_ms)
+
+    async def remove(self, handle: Handle) -> None:
+        await self._container(handle).remove()
+
+    async def reap(self, keep: frozenset[str]) -> tuple[str, ...]:
+        strangers = sorted(path for path in self._state_root.iterdir() if path.is_dir() and path.name not in keep)
+        await asyncio.gather(*(Container(path).remove() for path in strangers))
+        return tuple(path.name for path in strangers)
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _container(self, handle: Handle) -> Container:
+        """By name below the own root, not by `ref`: a journal from elsewhere cannot make us delete another directory."""
+        if not NAME.fullmatch(handle.name):
+            raise _unknown(handle)
+        return Container(self._state_root / handle.name, self._now_ms)
+
+    def _check(self, launch_spec: LaunchSpec) -> None:
+        if not NAME.fullmatch(launch_spec.name):
+            raise LaunchRefused("not a container name", field="name", value=launch_spec.name)
+        if launch_spec.gpu_uuids:
+            raise LaunchRefused(
+                "the sandbox passes no GPUs on",
+                code="gpu_not_supported",
+                field="gpu_uuids",
+                value=list(launch_spec.gpu_uuids),
+                hint="Use the docker executor with the NVIDIA container toolkit.",
+            )
+        if launch_spec.network != "none":
+            raise LaunchRefused(
+                "the sandbox has no network",
+                code="network_not_supported",
+                field="network",
+                value=launch_spec.network,
+            )
+
+    def _image(self, image: str) -> Image:
+        if image == HOST_PYTHON:
+            if not self._host_python_allowed:
+                raise ImageForbidden("this node does not lend its own Python", field="image", value=image)
+            return host_python()
+        if not image.startswith(OCI_DIRECTORY):
+            raise ImageNotFound(
+                "the sandbox cannot pull images",
+                field="image",
+                value=image,
+                hint=f"It runs {HOST_PYTHON} and unpacked images ({OCI_DIRECTORY}/path); the docker executor pulls.",
+            )
+        path = Path(image.removeprefix(OCI_DIRECTORY))
+        resolved = path.resolve()
+        if self._image_root is None or not resolved.is_relative_to(self._image_root):
+            raise ImageForbidden("not below this node's image directory", field="image", value=image)
+        try:
+            return oci_directory(resolved)
+        except TorgError as error:
+            raise ImageNotFound(error.message, field="image", value=image) from error
+
+    async def _oci_digest(self, root: Path) -> str:
+        if root not in self._oci_digests:
+            self._oci_digests[root] = await asyncio.to_thread(tree_digest, root)
+        return self._oci_digests[root]
+
+    async def _version(self) -> str:
+        try:
+            isolation = self._isolation or isolation_here()
+        except Unavailable as error:
+            raise _translated(error) from error
+        process = await asyncio.create_subprocess_exec(
+            str(isolation.bwrap), "--version", stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
+        )
+        output, _ = await process.communicate()
+        guard = "cgroups" if isolation.cgroups else "rlimits"
+        return f"{output.decode().strip()}, limits by {guard}"
+
+
+def _limits(limits: ResourceLimits) -> Limits:
+    return Limits(
+        memory_bytes=limits.memory_bytes,
+        cpu_millis=limits.cpu_millis,
+        disk_bytes=limits.disk_bytes,
+        shm_bytes=limits.shm_bytes,
+        pids=limits.pids,
+        log_bytes=limits.log_bytes,
+    )
+
+
+def _chunk(piece: LogPiece) -> LogChunk:
+    return LogChunk(piece.stream, piece.offset, piece.data, piece.at_ms)
+
+
+def _exit(outcome: Outcome) -> Exit:
+    return Exit(
+        reason=ExitReason(outcome.reason),
+        code=outcome.code,
+        started_at_ms=outcome.started_at_ms,
+        finished_at_ms=outcome.finished_at_ms,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        detail=outcome.detail,
+    )
+
+
+def _unknown(handle: Handle) -> ExecutorError:
+    return ExecutorError("no such container here", code="unknown_container", field="name", value=handle.name)
+
+
+def _translated(error: TorgError) -> ExecutorError:
+    match error:
+        case Conflict():
+            kind: type[ExecutorError] = AlreadyRunning
+        case Invalid():
+            kind = LaunchRefused
+        case Unavailable():
+            kind = ExecutorUnavailable
+        case _:
+            kind = ExecutorError
+    code = None if kind is AlreadyRunning else error.code
+    return kind(error.message, code=code, field=error.field, value=error.value, hint=error.hint)
