@@ -129,7 +129,7 @@ async def make_client(world: World, *, deposit: int = 100 * TUSD) -> Client:
     key = world.random.keypair()
     vault = open_vault(world.chain, world.market.network, depositor=key.pubkey(), signer=key.pubkey(), balance=deposit)
     await refresh_vault(world.market, vault)
-    return Client(world, key, vault)
+    return Client(world, key, VaultAddress(vault))
 
 
 @dataclass

@@ -8,7 +8,7 @@ Isolation levels: "sandbox" (bubblewrap) is satisfied by any level, "container" 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot, units_needed
 from torg_protocol.money import cost, format_amount
@@ -177,7 +177,7 @@ def _moment(demand: Demand) -> list[Constraint]:
             lambda nodes: ", ".join(sorted({node.state for node in nodes})),
             permanent=False,
         ),
-        Constraint("capacity", "free", lambda node: has_room(node, demand), lambda _nodes: "busy", permanent=False),
+        Constraint("capacity", "free", lambda node: not _is_busy(node, demand), lambda _nodes: "busy", permanent=False),
     ]
 
 
@@ -189,6 +189,12 @@ def has_room(node: NodeSnapshot, demand: Demand) -> bool:
         and inventory.memory_bytes - node.memory_in_use >= asked.memory
         and inventory.disk_bytes - node.disk_in_use >= asked.disk
     )
+
+
+def _is_busy(node: NodeSnapshot, demand: Demand) -> bool:
+    """What it would have room for if it were empty; what it is too small for is said by other constraints."""
+    empty = replace(node, units_in_use=frozenset(), cpu_millis_in_use=0, memory_in_use=0, disk_in_use=0)
+    return has_room(empty, demand) and not has_room(node, demand)
 
 
 def _is_paid_at_the_end(demand: Demand) -> bool:

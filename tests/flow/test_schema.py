@@ -1,0 +1,33 @@
+"""The migrations make what the models say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import text
+
+from torg_marketplace.storage.engine import create_engine
+from torg_marketplace.storage.schema import differences, upgrade
+
+
+async def test_migrations_and_models_agree(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'market.sqlite'}")
+    try:
+        await upgrade(engine)
+        await upgrade(engine)  # safe to repeat
+        assert await differences(engine) == []
+    finally:
+        await engine.dispose()
+
+
+async def test_sqlite_is_configured_for_durability(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'market.sqlite'}")
+    try:
+        async with engine.connect() as connection:
+            values = [
+                await connection.scalar(text(f"PRAGMA {name}"))
+                for name in ("journal_mode", "foreign_keys", "synchronous")
+            ]
+        assert values == ["wal", 1, 2]
+    finally:
+        await engine.dispose()

@@ -1,0 +1,168 @@
+"""Matching is pure: what is chosen always fits, and what is refused is explained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torg_marketplace.matching.choose import choose
+from torg_marketplace.matching.constraints import can_run, constraints, could_run
+from torg_marketplace.matching.explain import explain
+from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
+from torg_marketplace.rules.pricing import price_ceiling
+from torg_protocol.ids import NodeId
+from torg_protocol.jobspec import load_job_spec
+from torg_protocol.offers import GpuInfo, Inventory, Offer
+from torg_protocol.states import Liveness, NodeState
+
+DECIMALS = 6
+TUSD = 10**DECIMALS
+
+
+def node(
+    name: str, *, price: int = TUSD, gpus: int = 0, vram_gib: int = 24, slots: int = 1, **changes: Any
+) -> NodeSnapshot:
+    inventory = Inventory(
+        source="simulated",
+        gpu_class="rtx-4090" if gpus else "cpu",
+        gpus=tuple(
+            GpuInfo(uuid=f"{name}-{number}", model="x", vram_bytes=vram_gib << 30, compute_capability="8.9")
+            for number in range(gpus)
+        ),
+        cpu_millis=8_000,
+        memory_bytes=16 << 30,
+        disk_bytes=100 << 30,
+    )
+    offer = Offer(
+        node=NodeId(name),
+        sequence=1,
+        marketplace="m",
+        price_per_gpu_hour=price,
+        slots=slots,
+        inventory=inventory,
+        executor="fake",
+        isolation=("sandbox",),
+        payout_address="p",
+        max_unpaid=10**15,
+    )
+    snapshot = NodeSnapshot(NodeId(name), offer, NodeState.ACTIVE, Liveness.ALIVE, connected=True)
+    return replace(snapshot, **changes)
+
+
+def demand(**members: Any) -> Demand:
+    return Demand(spec=load_job_spec({"version": 1, "command": ["x"]} | members), price_limit=100 * TUSD)
+
+
+@st.composite
+def markets(draw: st.DrawFn) -> list[NodeSnapshot]:
+    count = draw(st.integers(0, 8))
+    return [
+        node(
+            f"node{number}",
+            price=draw(st.integers(0, 200 * TUSD)),
+            gpus=draw(st.integers(0, 8)),
+            vram_gib=draw(st.sampled_from([8, 24, 80])),
+            slots=draw(st.integers(1, 4)),
+            state=draw(st.sampled_from(NodeState)),
+            liveness=draw(st.sampled_from(Liveness)),
+            connected=draw(st.booleans()),
+            units_in_use=frozenset(draw(st.sets(st.sampled_from(["gpu:0", "gpu:1", "slot:0", "slot:1"])))),
+            memory_in_use=draw(st.integers(0, 16)) << 30,
+        )
+        for number in range(count)
+    ]
+
+
+@st.composite
+def demands(draw: st.DrawFn) -> Demand:
+    resources: dict[str, Any] = {"gpus": draw(st.integers(0, 8)), "memory": f"{draw(st.integers(1, 20))}GiB"}
+    if resources["gpus"]:
+        resources["min_vram"] = f"{draw(st.sampled_from([4, 24, 48]))}GiB"
+    return demand(resources=resources, excluded_nodes=draw(st.lists(st.sampled_from(["node0", "node1"]))))
+
+
+@given(markets(), demands())
+def test_what_is_chosen_can_run_and_nothing_better_was_left(nodes: list[NodeSnapshot], asked: Demand) -> None:
+    rules = constraints(asked, DECIMALS)
+    chosen = choose(nodes, asked, DECIMALS)
+    able = [item for item in nodes if can_run(item, rules)]
+    assert (chosen is None) == (not able)
+    if chosen is not None:
+        assert chosen in able
+        cheapest = min(item.offer.price_per_gpu_hour for item in able)
+        assert chosen.offer.price_per_gpu_hour <= cheapest * 12 // 10 + 1  # packing weighs 20 % at most
+
+
+@given(markets(), demands())
+def test_the_order_of_nodes_does_not_matter(nodes: list[NodeSnapshot], asked: Demand) -> None:
+    assert choose(nodes, asked, DECIMALS) == choose(nodes[::-1], asked, DECIMALS)
+
+
+@given(markets(), demands())
+def test_an_explanation_adds_up(nodes: list[NodeSnapshot], asked: Demand) -> None:
+    told, rules = explain(nodes, asked, DECIMALS), constraints(asked, DECIMALS)
+    assert told.considered == len(nodes)
+    assert set(told.fitting) == {item for item in nodes if could_run(item, rules)}
+    assert set(told.free) == {item for item in nodes if can_run(item, rules)}
+    assert set(told.free) <= set(told.live) <= set(told.fitting)
+    assert all(1 <= failure.nodes_removed <= len(nodes) for failure in told.failures)
+    if nodes and not told.free:
+        assert told.failures
+        assert told.hint
+    assert told.in_words
+
+
+def test_the_decisive_constraint_comes_first() -> None:
+    nodes = [node("a", gpus=1), node("b", gpus=2), node("c", gpus=2)]
+    told = explain(nodes, demand(resources={"gpus": 2, "min_vram": "80GiB"}), DECIMALS)
+
+    assert [(item.constraint, item.nodes_removed, item.best_available) for item in told.failures] == [
+        ("min_vram", 3, "24.0 GiB"),
+        ("gpus", 1, "2"),
+    ]
+
+
+def test_best_available_is_what_the_other_constraints_leave() -> None:
+    """The 8-GPU node is too dear: what would fit has two."""
+    nodes = [node("dear", gpus=8, price=200 * TUSD), node("fair", gpus=2)]
+    told = explain(nodes, demand(resources={"gpus": 4}), DECIMALS)
+
+    assert [(item.constraint, item.best_available) for item in told.failures] == [
+        ("gpus", "2"),
+        ("max_price_per_hour", "200"),
+    ]
+
+
+def test_packing_prefers_the_node_that_is_filled() -> None:
+    nodes = [node("big", gpus=8), node("small", gpus=2)]
+    chosen = choose(nodes, demand(resources={"gpus": 2}), DECIMALS)
+    assert chosen is not None
+    assert chosen.node_id == "small"
+
+
+def test_packing_does_not_beat_a_clearly_better_price() -> None:
+    nodes = [node("big", gpus=8, price=TUSD), node("small", gpus=2, price=2 * TUSD)]
+    chosen = choose(nodes, demand(resources={"gpus": 2}), DECIMALS)
+    assert chosen is not None
+    assert chosen.node_id == "big"
+
+
+@pytest.mark.parametrize(
+    ("prices", "cap", "attempts", "ceiling"),
+    [
+        ([], None, 3, None),
+        ([5], None, 3, 5),
+        ([1, 2, 3, 1000], None, 3, 3),
+        ([1, 2, 3], 2, 3, 2),
+        ([5, 6], 4, 3, None),
+        ([3, 1, 2], None, 1, 1),
+    ],
+)
+def test_the_ceiling_leaves_room_for_retries_and_none_for_absurd_offers(
+    prices: list[int], cap: int | None, attempts: int, ceiling: int | None
+) -> None:
+    assert price_ceiling(prices, cap, attempts) == ceiling
