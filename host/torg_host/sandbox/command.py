@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torg_host.sandbox.images import Bind, Image
+from torg_host.sandbox.images import Image, SandboxMount
 from torg_protocol.errors import Invalid
 
 HOSTNAME = "torg"
@@ -23,7 +23,7 @@ ETC_FILES = ("group", "hosts", "hostname", "nsswitch.conf", "passwd")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SandboxLimits:
     memory_bytes: int
     cpu_millis: int = 1000  # 1000 = one core
     disk_bytes: int = 1 << 30  # of what is written to writable mounts
@@ -36,11 +36,11 @@ class Limits:
 class ContainerSpec:
     command: tuple[str, ...]
     image: Image
-    limits: Limits
+    limits: SandboxLimits
     max_duration_ms: int
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str = TMP
-    mounts: tuple[Bind, ...] = ()
+    mounts: tuple[SandboxMount, ...] = ()
     stdin: Path | None = None
 
 
@@ -53,7 +53,7 @@ class Isolation:
     cgroups: bool  # False: rlimits only, which bound memory per process and count all of the user's processes
 
 
-def tmp_bytes(limits: Limits) -> int:
+def tmp_bytes(limits: SandboxLimits) -> int:
     """The container's temporary directory lives in memory and counts as the job's memory: half of it at most."""
     return min(limits.disk_bytes, max(MIN_TMP_BYTES, limits.memory_bytes // 2))
 
@@ -75,7 +75,7 @@ def plan(spec: ContainerSpec, state_dir: Path, isolation: Isolation, cgroup_name
     """All that the shim needs, as JSON. As root, sources get short places in a private root (see `private_root`)."""
     binds = [*spec.image.binds, *spec.mounts]
     if not spec.image.has_etc:
-        binds += [Bind(state_dir / "etc" / name, f"/etc/{name}") for name in ETC_FILES]
+        binds += [SandboxMount(state_dir / "etc" / name, f"/etc/{name}") for name in ETC_FILES]
     places = {str(bind.source): str(bind.source) for bind in binds}
     private_root = None
     if isolation.user is not None:
@@ -117,7 +117,7 @@ def etc_files(uid: int, gid: int) -> dict[str, str]:
     }
 
 
-def _options(spec: ContainerSpec, binds: list[Bind], places: Mapping[str, str]) -> list[str]:
+def _options(spec: ContainerSpec, binds: list[SandboxMount], places: Mapping[str, str]) -> list[str]:
     options = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
     options += ["--clearenv", "--cap-drop", "ALL", "--hostname", HOSTNAME]
     options += ["--perms", "1777", "--size", str(tmp_bytes(spec.limits)), "--tmpfs", TMP]
@@ -149,7 +149,7 @@ def _private_root(places: Mapping[str, str]) -> dict[str, Any]:
     return {"binds": binds, "links": links}
 
 
-def _rlimits(limits: Limits, isolation: Isolation) -> dict[str, int]:
+def _rlimits(limits: SandboxLimits, isolation: Isolation) -> dict[str, int]:
     largest_file = max(limits.disk_bytes, limits.shm_bytes, tmp_bytes(limits))
     always = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": largest_file}
     if isolation.cgroups:

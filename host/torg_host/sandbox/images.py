@@ -33,7 +33,7 @@ MADE_BY_THE_SANDBOX = frozenset({"dev", "proc", "sys", "tmp", "run"})
 
 
 @dataclass(frozen=True, slots=True)
-class Bind:
+class SandboxMount:
     """A host file or directory at a place in the container."""
 
     source: Path
@@ -44,7 +44,7 @@ class Bind:
 @dataclass(frozen=True, slots=True)
 class Image:
     reference: str
-    binds: tuple[Bind, ...]
+    binds: tuple[SandboxMount, ...]
     links: tuple[tuple[str, str], ...]  # (what the link says, where it is)
     env: tuple[tuple[str, str], ...]
     has_etc: bool  # False: the sandbox makes a small /etc
@@ -57,23 +57,23 @@ class Image:
 
 def host_python(prefix: Path = Path(sys.prefix), base_prefix: Path = Path(sys.base_prefix)) -> Image:
     """The image of the interpreter with these prefixes (default: the running one)."""
-    binds = [Bind(Path("/usr"), "/usr")]
+    binds = [SandboxMount(Path("/usr"), "/usr")]
     links = []
     for name in MERGED:
         place = Path("/") / name
         if place.is_symlink():
             links.append((str(place.readlink()), f"/{name}"))
         elif place.is_dir():
-            binds.append(Bind(place, f"/{name}"))
+            binds.append(SandboxMount(place, f"/{name}"))
     # Without these, libraries that Debian picks through alternatives (BLAS) are not found, and the loader is slower.
     wanted = (Path("/etc/ld.so.cache"), Path("/etc/alternatives"), Path("/sys/devices/system/cpu"))
-    binds.extend(Bind(file, str(file)) for file in wanted if file.exists())
+    binds.extend(SandboxMount(file, str(file)) for file in wanted if file.exists())
     path = SYSTEM_PATH
     if prefix != base_prefix:
-        binds.append(Bind(prefix.resolve(), VENV))
+        binds.append(SandboxMount(prefix.resolve(), VENV))
         path = f"{VENV}/bin:{path}"
     if not base_prefix.resolve().is_relative_to("/usr"):
-        binds.append(Bind(base_prefix.resolve(), str(base_prefix)))
+        binds.append(SandboxMount(base_prefix.resolve(), str(base_prefix)))
         path = f"{path}:{base_prefix}/bin"
     return Image(HOST_PYTHON, tuple(binds), tuple(links), (("PATH", path),), has_etc=False)
 
@@ -101,7 +101,7 @@ def oci_directory(root: Path) -> Image:
         if entry.is_symlink():
             links.append((str(entry.readlink()), f"/{entry.name}"))
         else:
-            binds.append(Bind(entry, f"/{entry.name}"))
+            binds.append(SandboxMount(entry, f"/{entry.name}"))
     has_etc = (root / "etc").is_dir()
     return Image(f"{OCI_DIRECTORY}{root}", tuple(binds), tuple(links), (("PATH", IMAGE_PATH),), has_etc)
 

@@ -24,9 +24,10 @@ from typing import Any
 from torg_host import cgroups
 from torg_host.sandbox.command import ContainerSpec, Isolation, check, etc_files, plan
 from torg_host.sandbox.container import Container
-from torg_host.sandbox.images import Bind
+from torg_host.sandbox.errors import SandboxStartFailed, SandboxUnavailable
+from torg_host.sandbox.images import SandboxMount
 from torg_host.seccomp import bpf_program
-from torg_protocol.errors import Conflict, Invalid, TorgError, Unavailable
+from torg_protocol.errors import Conflict, Invalid, Unavailable
 
 JOB_USER = (65534, 65534)
 CGROUP_PARENT = "torg"
@@ -36,22 +37,15 @@ SHIM = "import sys; sys.path.insert(0, sys.argv[1]); from torg_host.sandbox.shim
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
-class StartFailed(TorgError):
-    """The container could not be set up on this host; the message is bubblewrap's or the kernel's own."""
-
-    status = 500
-    default_code = "sandbox_start_failed"
-
-
 def isolation_here(user: tuple[int, int] = JOB_USER) -> Isolation:
-    """What this host offers now. Raises Unavailable `sandbox_unavailable` without bubblewrap."""
+    """What this host offers now. Raises SandboxUnavailable without bubblewrap, or without what builds the seccomp filter."""
     bwrap = shutil.which("bwrap")
     if bwrap is None:
-        raise Unavailable(
-            "bubblewrap is not installed",
-            code="sandbox_unavailable",
-            hint="Install it: apt-get install bubblewrap.",
-        )
+        raise SandboxUnavailable("bubblewrap is not installed", hint="Install it: apt-get install bubblewrap.")
+    try:
+        bpf_program()
+    except Unavailable as error:
+        raise SandboxUnavailable(error.message, code=error.code, hint=error.hint) from error
     is_root = os.geteuid() == 0
     hierarchy = cgroups.detect() if is_root else None
     return Isolation(Path(bwrap).resolve(), user if is_root else None, hierarchy is not None)
@@ -63,7 +57,7 @@ async def launch(
     """Starts the container and returns once its program runs. `state_dir` must not exist; its name is the container's.
 
     As root, writable mounts are given to the job's user, with all that is in them. Raises Invalid (the spec), Conflict
-    `already_running`, StartFailed or Unavailable; on all of them nothing is left behind. When cancelled it first finishes starting, so
+    `already_running`, SandboxUnavailable (of which SandboxStartFailed is one); on all of them nothing is left behind. When cancelled it first finishes starting, so
     that the caller finds a whole container to remove. `lifeline`: a descriptor (inherited); the container is killed when its other end closes.
     """
     here = isolation or isolation_here()
@@ -99,7 +93,7 @@ def _launch(spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline
         raise
     if "failed" in answer:
         shutil.rmtree(state_dir, ignore_errors=True)
-        raise StartFailed(f"the container did not start: {answer['failed']}", field="name", value=state_dir.name)
+        raise SandboxStartFailed(f"the container did not start: {answer['failed']}", field="name", value=state_dir.name)
     return Container(state_dir)
 
 
@@ -161,7 +155,7 @@ def _read_answer(near: int, state_dir: Path) -> dict[str, Any]:
     return answer
 
 
-def _check_sources(mounts: tuple[Bind, ...]) -> None:
+def _check_sources(mounts: tuple[SandboxMount, ...]) -> None:
     for bind in mounts:
         source = str(bind.source)
         if not bind.source.exists():

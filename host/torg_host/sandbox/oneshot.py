@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torg_host.sandbox.command import ContainerSpec, Limits
+from torg_host.sandbox.command import ContainerSpec, SandboxLimits
 from torg_host.sandbox.container import Container, Reason
-from torg_host.sandbox.images import Bind, Image, host_python
+from torg_host.sandbox.images import Image, SandboxMount, host_python
 from torg_host.sandbox.launch import launch
 
 
@@ -32,8 +32,8 @@ class CompletedRun:
 async def run_sandboxed(
     argv: Sequence[str],
     *,
-    mounts: Sequence[Bind] = (),
-    limits: Limits,
+    mounts: Sequence[SandboxMount] = (),
+    limits: SandboxLimits,
     timeout_s: float,
     stdin: bytes | None = None,
     env: Mapping[str, str] | None = None,
@@ -43,7 +43,8 @@ async def run_sandboxed(
     """No network, no other files than the image's and the mounts'. The default image is this interpreter with its packages.
 
     At `timeout_s` it ends with reason "max_duration". When the caller is cancelled, or dies, the program is killed.
-    Raises what `launch` raises; a program that fails is no exception but a CompletedRun.
+    Raises Invalid for a spec that cannot be right and SandboxUnavailable when this host cannot run it; a program that fails is no
+    exception but a CompletedRun.
     """
     with tempfile.TemporaryDirectory(prefix="torg-run-") as scratch:
         state_dir = Path(scratch).resolve() / f"run-{os.getpid()}"
@@ -57,7 +58,7 @@ async def run_sandboxed(
             limits=limits,
             max_duration_ms=round(timeout_s * 1000),
             env=env or {},
-            mounts=tuple(mounts),
+            mounts=tuple(SandboxMount(mount.source.resolve(), mount.target, mount.writable) for mount in mounts),
             stdin=stdin_file,
             **({"workdir": workdir} if workdir else {}),
         )

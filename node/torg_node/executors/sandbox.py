@@ -11,13 +11,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from torg_host.sandbox.command import ContainerSpec, Isolation, Limits
+from torg_host.sandbox.command import ContainerSpec, Isolation, SandboxLimits
 from torg_host.sandbox.container import Container, LogPiece, Outcome
+from torg_host.sandbox.errors import SandboxStartFailed, SandboxUnavailable
 from torg_host.sandbox.images import (
     HOST_PYTHON,
     OCI_DIRECTORY,
-    Bind,
     Image,
+    SandboxMount,
     host_python,
     host_python_digest,
     oci_directory,
@@ -43,7 +44,7 @@ from torg_node.executors.port import (
     ProgressCallback,
     ResourceLimits,
 )
-from torg_protocol.errors import Conflict, Invalid, TorgError, Unavailable
+from torg_protocol.errors import Conflict, Invalid, TorgError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
@@ -101,7 +102,7 @@ class SandboxExecutor:
             max_duration_ms=launch_spec.max_duration_ms,
             env=launch_spec.env,
             workdir=launch_spec.workdir,
-            mounts=tuple(Bind(mount.source, mount.target, mount.writable) for mount in launch_spec.mounts),
+            mounts=tuple(SandboxMount(mount.source, mount.target, mount.writable) for mount in launch_spec.mounts),
         )
         try:
             await launch(spec, state_dir, isolation=self._isolation)
@@ -190,7 +191,7 @@ class SandboxExecutor:
     async def _version(self) -> str:
         try:
             isolation = self._isolation or isolation_here()
-        except Unavailable as error:
+        except SandboxUnavailable as error:
             raise _translated(error) from error
         process = await asyncio.create_subprocess_exec(
             str(isolation.bwrap), "--version", stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
@@ -200,8 +201,8 @@ class SandboxExecutor:
         return f"{output.decode().strip()}, limits by {guard}"
 
 
-def _limits(limits: ResourceLimits) -> Limits:
-    return Limits(
+def _limits(limits: ResourceLimits) -> SandboxLimits:
+    return SandboxLimits(
         memory_bytes=limits.memory_bytes,
         cpu_millis=limits.cpu_millis,
         disk_bytes=limits.disk_bytes,
@@ -236,7 +237,7 @@ def _translated(error: TorgError) -> ExecutorError:
             kind: type[ExecutorError] = AlreadyRunning
         case Invalid():
             kind = LaunchRefused
-        case Unavailable():
+        case SandboxUnavailable() if not isinstance(error, SandboxStartFailed):
             kind = ExecutorUnavailable
         case _:
             kind = ExecutorError

@@ -1,0 +1,74 @@
+"""Which executor this node uses. Never a silent step down: what was chosen, and why, is returned and ends up in the offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, assert_never
+
+from torg_host.sandbox.errors import SandboxUnavailable
+from torg_host.sandbox.launch import isolation_here
+from torg_node.executors.errors import ExecutorUnavailable
+from torg_node.executors.port import Executor
+from torg_node.executors.sandbox import SandboxExecutor
+from torg_protocol.errors import TorgError
+
+ExecutorKind = Literal["auto", "docker", "sandbox"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    executor: Executor
+    why: str  # one line for the owner
+
+
+async def choose_executor(
+    kind: ExecutorKind,
+    state_root: Path,
+    *,
+    node_label: str,
+    docker_socket: Path | None = None,
+    image_root: Path | None = None,
+) -> Chosen:
+    """`auto`: docker when its engine answers, else the sandbox, else ExecutorUnavailable with both reasons.
+
+    `state_root`: this node's own directory for executors. `node_label` marks this node's containers on a shared engine.
+    """
+    match kind:
+        case "docker":
+            return await _docker(state_root, node_label, docker_socket)
+        case "sandbox":
+            return _sandbox(state_root, image_root, "chosen by the owner")
+        case "auto":
+            try:
+                return await _docker(state_root, node_label, docker_socket)
+            except TorgError as no_docker:
+                reason = no_docker.message
+            try:
+                return _sandbox(state_root, image_root, f"no container engine ({reason})")
+            except ExecutorUnavailable as no_sandbox:
+                raise ExecutorUnavailable(
+                    f"nothing here can isolate a job: docker: {reason}; sandbox: {no_sandbox.message}",
+                    hint="Install bubblewrap (apt-get install bubblewrap) or start a Docker engine.",
+                ) from no_sandbox
+        case _:
+            assert_never(kind)
+
+
+async def _docker(state_root: Path, node_label: str, socket: Path | None) -> Chosen:
+    try:
+        from torg_node.executors.docker import DockerExecutor
+    except ImportError as error:
+        raise ExecutorUnavailable(f"the docker executor needs {error.name}", hint="pip install 'torg[node]'") from error
+    executor = await DockerExecutor.connect(socket, node_label, state_dir=state_root / "docker")
+    return Chosen(executor, "a container engine answers")
+
+
+def _sandbox(state_root: Path, image_root: Path | None, why: str) -> Chosen:
+    try:
+        isolation = isolation_here()
+    except SandboxUnavailable as error:
+        raise ExecutorUnavailable(error.message, code=error.code, hint=error.hint) from error
+    guard = "control groups" if isolation.cgroups else "rlimits, which bound memory per process only"
+    executor = SandboxExecutor(state_root / "sandbox", image_root=image_root, isolation=isolation)
+    return Chosen(executor, f"{why}; limits by {guard}")
