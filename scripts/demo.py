@@ -192,7 +192,7 @@ async def follow_and_kill(market: Market, job_id: str) -> None:
             case "lease":
                 node = data.get("node", node)
                 market.say(
-                    f"attempt {data.get('attempt')} on {market.name_of(node)}: {data.get('to')} {data.get('reason') or ''}".rstrip()
+                    f"attempt {data.get('attempt')} on {market.name_of(node)}: {data.get('state')} {data.get('reason') or ''}".rstrip()
                 )
             case "progress" if isinstance(data.get("epoch"), int) and data["epoch"] // 10 != printed:
                 printed = data["epoch"] // 10
@@ -209,7 +209,7 @@ async def follow_and_kill(market: Market, job_id: str) -> None:
                     await market.nodes[node].kill()
                     await kill_containers(market, market.node_names[node])
             case "job":
-                market.say(f"job: {data.get('to')} {data.get('reason') or ''}".rstrip())
+                market.say(f"job: {data.get('state')} {data.get('reason') or ''}".rstrip())
     job = await market.torg("wait", job_id)
     if job["state"] != "succeeded" or not killed or len(job["leases"]) < 2:
         raise ProcessFailed(

@@ -46,9 +46,13 @@ class BlobTransfer:
         digest = Digest(await asyncio.to_thread(sha256_file, path))
 
         async def once() -> BlobRef:
-            upload = BlobUpload.model_validate(await self._ask("POST", "/v1/blobs", {"digest": digest, "size_bytes": size}))
+            upload = BlobUpload.model_validate(
+                await self._ask("POST", "/v1/blobs", {"digest": digest, "size_bytes": size})
+            )
             if upload.url is not None:
-                response = await self._http.put(upload.url, content=_pieces(path), headers={"content-length": str(size)})
+                response = await self._http.put(
+                    upload.url, content=_pieces(path), headers={"content-length": str(size)}
+                )
                 _check(response)
             return BlobRef(digest=digest, size_bytes=size)
 
@@ -69,7 +73,13 @@ class BlobTransfer:
             actual = await asyncio.to_thread(sha256_file, path)
             if actual != blob.digest:
                 path.unlink()
-                raise Invalid("the store gave other bytes", code="blob_digest_mismatch", field="digest", value=blob.digest, hint=f"got {actual}")
+                raise Invalid(
+                    "the store gave other bytes",
+                    code="blob_digest_mismatch",
+                    field="digest",
+                    value=blob.digest,
+                    hint=f"got {actual}",
+                )
 
         await self._persistently(f"download of {blob.digest}", once)
 
@@ -78,7 +88,9 @@ class BlobTransfer:
         headers = {} if body is None else {"content-type": "application/json"}
         request = self._http.build_request(method, path, headers=headers, content=content or None)
         parts = RequestParts(method, request.headers["host"], path, "?", headers, content)
-        request.headers.update(sign_request(self._keypair, parts, created_s=int(time.time()), nonce=secrets.token_urlsafe(18)))
+        request.headers.update(
+            sign_request(self._keypair, parts, created_s=int(time.time()), nonce=secrets.token_urlsafe(18))
+        )
         response = await self._http.send(request)
         _check(response)
         return response.json()

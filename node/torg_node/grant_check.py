@@ -72,10 +72,16 @@ def why_not_vault(grant: Grant, vault: VaultState | None, facts: NodeFacts) -> s
 def _commitment_problem(grant: Grant, facts: NodeFacts) -> str | None:
     commitment = grant.commitment
     checks = (
-        (not commitment.is_signed_by(facts.marketplace, grant.commitment_signature), "the commitment's signature does not verify"),
+        (
+            not commitment.is_signed_by(facts.marketplace, grant.commitment_signature),
+            "the commitment's signature does not verify",
+        ),
         (commitment.lease_id != grant.lease_id, "the commitment is for another lease"),
         (commitment.payout_address != facts.offer.payout_address, "the commitment pays somebody else"),
-        (commitment.committed_after - commitment.committed_before < grant.max_amount, "the commitment covers less than the grant"),
+        (
+            commitment.committed_after - commitment.committed_before < grant.max_amount,
+            "the commitment covers less than the grant",
+        ),
         (commitment.vault != grant.cap.vault, "the commitment is of another vault than the cap"),
         (commitment.committed_after > grant.cap.cap, "the client's cap does not cover the commitment"),
     )

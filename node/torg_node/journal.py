@@ -88,7 +88,9 @@ class Journal:
         return cursor.rowcount == 1
 
     def set_state(self, lease_id: LeaseId, state: LeaseState, reason: EndReason | None = None) -> None:
-        self._db.execute("UPDATE leases SET state = ?, reason = COALESCE(?, reason) WHERE lease_id = ?", (state, reason, lease_id))
+        self._db.execute(
+            "UPDATE leases SET state = ?, reason = COALESCE(?, reason) WHERE lease_id = ?", (state, reason, lease_id)
+        )
 
     def intend_start(self, lease_id: LeaseId) -> None:
         self._db.execute("UPDATE leases SET starting = 1 WHERE lease_id = ?", (lease_id,))
@@ -122,19 +124,26 @@ class Journal:
     # --- events -----------------------------------------------------------------------------------------------------
 
     def add_event(self, lease_id: LeaseId, fence: int, at_ms: int, body: LeaseEventBody) -> LeaseEvent:
-        row = self._db.execute("SELECT COALESCE(MAX(sequence), 0) FROM events WHERE lease_id = ?", (lease_id,)).fetchone()
+        row = self._db.execute(
+            "SELECT COALESCE(MAX(sequence), 0) FROM events WHERE lease_id = ?", (lease_id,)
+        ).fetchone()
         event = LeaseEvent(lease_id=lease_id, fence=fence, sequence=int(row[0]) + 1, at_ms=at_ms, body=body)
         self._db.execute(
-            "INSERT INTO events (lease_id, sequence, event_json) VALUES (?, ?, ?)", (lease_id, event.sequence, event.model_dump_json())
+            "INSERT INTO events (lease_id, sequence, event_json) VALUES (?, ?, ?)",
+            (lease_id, event.sequence, event.model_dump_json()),
         )
         return event
 
     def acknowledge(self, lease_id: LeaseId, sequence: int) -> None:
         """Everything up to this one is taken."""
-        self._db.execute("UPDATE events SET acknowledged = 1 WHERE lease_id = ? AND sequence <= ?", (lease_id, sequence))
+        self._db.execute(
+            "UPDATE events SET acknowledged = 1 WHERE lease_id = ? AND sequence <= ?", (lease_id, sequence)
+        )
 
     def unacknowledged(self) -> list[LeaseEvent]:
-        rows = self._db.execute("SELECT event_json FROM events WHERE acknowledged = 0 ORDER BY lease_id, sequence").fetchall()
+        rows = self._db.execute(
+            "SELECT event_json FROM events WHERE acknowledged = 0 ORDER BY lease_id, sequence"
+        ).fetchall()
         return [LeaseEvent.model_validate_json(row[0]) for row in rows]
 
     def has_said(self, lease_id: LeaseId, kinds: Sequence[str]) -> bool:
@@ -147,11 +156,14 @@ class Journal:
     def add_usage(self, signed: SignedUsage) -> None:
         record = signed.record
         self._db.execute(
-            "INSERT OR REPLACE INTO usage VALUES (?, ?, ?)", (record.lease_id, record.sequence, signed.model_dump_json())
+            "INSERT OR REPLACE INTO usage VALUES (?, ?, ?)",
+            (record.lease_id, record.sequence, signed.model_dump_json()),
         )
 
     def usage(self, lease_id: LeaseId) -> list[SignedUsage]:
-        rows = self._db.execute("SELECT signed_json FROM usage WHERE lease_id = ? ORDER BY sequence", (lease_id,)).fetchall()
+        rows = self._db.execute(
+            "SELECT signed_json FROM usage WHERE lease_id = ? ORDER BY sequence", (lease_id,)
+        ).fetchall()
         return [SignedUsage.model_validate_json(row[0]) for row in rows]
 
     def undecided_amount(self) -> int:
@@ -164,9 +176,9 @@ class Journal:
     def set_receipt(self, lease_id: LeaseId, receipt: SignedReceipt) -> None:
         self._db.execute("UPDATE leases SET receipt_json = ? WHERE lease_id = ?", (receipt.model_dump_json(), lease_id))
 
-    def checkpoint_known(self, lease_id: LeaseId, name: str) -> bool:
-        row = self._db.execute("SELECT 1 FROM checkpoints WHERE lease_id = ? AND name = ?", (lease_id, name)).fetchone()
-        return row is not None
+    def checkpoints(self, lease_id: LeaseId) -> set[str]:
+        """Names of those that are safe."""
+        return {row[0] for row in self._db.execute("SELECT name FROM checkpoints WHERE lease_id = ?", (lease_id,))}
 
     def add_checkpoint(self, lease_id: LeaseId, name: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO checkpoints VALUES (?, ?)", (lease_id, name))

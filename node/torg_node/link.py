@@ -73,7 +73,12 @@ class Link:
         """One connection from hello to its end. True when it was welcomed."""
         address = self._url.replace("http", "ws", 1) + CHANNEL_PATH
         async with connect(
-            address, additional_headers=self._signature(), max_size=_MAX_MESSAGE_BYTES, ping_interval=10, ping_timeout=20, proxy=None
+            address,
+            additional_headers=self._signature(),
+            max_size=_MAX_MESSAGE_BYTES,
+            ping_interval=10,
+            ping_timeout=20,
+            proxy=None,
         ) as connection:
             await connection.send(self._make_hello().model_dump_json())
             async with asyncio.timeout(_WELCOME_WITHIN_S):
@@ -101,5 +106,5 @@ def _parse(raw: str | bytes) -> ToNode | None:
     try:
         return TO_NODE.validate_json(raw)
     except ValidationError as error:
-        log.error("a message from the marketplace cannot be understood: %s", error.errors(include_url=False)[:1])
+        log.warning("a message from the marketplace cannot be understood: %s", error.errors(include_url=False)[:1])
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,7 +25,7 @@ class Settings(BaseModel):
     payout_address: str
     max_unpaid: int = Field(gt=0)  # base units of undecided work at which no more is taken
     slots: int = Field(default=1, ge=1, le=256)
-    executor: str = Field(default="auto", pattern="^(auto|docker|sandbox)$")
+    executor: Literal["auto", "docker", "sandbox"] = "auto"
     engine_socket: Path | None = None
     region: str = "unknown"
     min_vault_grace_s: int = 3_600
@@ -50,10 +51,16 @@ def load_settings(data: Path) -> Settings:
         raw = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise Invalid(
-            "this folder holds no node", code="config_not_found", field="data", value=str(data), hint="make one: torg-node init --data DIR"
+            "this folder holds no node",
+            code="config_not_found",
+            field="data",
+            value=str(data),
+            hint="make one: torg-node init --data DIR",
         ) from None
     except tomllib.TOMLDecodeError as error:
-        raise Invalid("the node's config is not TOML", code="config_invalid", field=str(path), hint=str(error)) from error
+        raise Invalid(
+            "the node's config is not TOML", code="config_invalid", field=str(path), hint=str(error)
+        ) from error
     try:
         return Settings(data=data, **raw)
     except ValidationError as error:
@@ -64,7 +71,7 @@ def load_settings(data: Path) -> Settings:
 
 def write_settings(settings: Settings) -> None:
     """As commented TOML, which its owner may edit; a running node reads it at its next start."""
-    network = "\n".join(f'{name} = {_toml(value)}' for name, value in settings.network.model_dump().items())
+    network = "\n".join(f"{name} = {_toml(value)}" for name, value in settings.network.model_dump().items())
     text = f"""\
 # A Torg node. Edit what you like; it is read at start.
 marketplace_url = {_toml(settings.marketplace_url)}
@@ -87,7 +94,9 @@ offered_disk_bytes = {settings.offered_disk_bytes}
 """
     if settings.engine_socket is not None:
         text += f"engine_socket = {_toml(str(settings.engine_socket))}\n"
-    (settings.data / CONFIG_NAME).write_text(f"{text}\n# Where the money is; pinned like the key above.\n[network]\n{network}\n")
+    (settings.data / CONFIG_NAME).write_text(
+        f"{text}\n# Where the money is; pinned like the key above.\n[network]\n{network}\n"
+    )
 
 
 def _toml(value: str | int) -> str:

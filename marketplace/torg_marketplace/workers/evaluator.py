@@ -15,7 +15,7 @@ from torg_protocol.ids import Digest
 TIMEOUT_S = 120.0
 MODEL = "model.safetensors"
 MAX_MODEL_BYTES = 256 << 20
-_LIMITS = SandboxLimits(memory_bytes=1 << 30, cpu_millis=1000, pids=64)
+_LIMITS = SandboxLimits(memory_bytes=1 << 30, cpu_millis=1000, disk_bytes=16 << 20, pids=64)
 _REFUSED_INPUT = 2  # exit code of evaluate.py for a model that is not what it must be
 
 

@@ -1,0 +1,185 @@
+"""`torg-node`: init, start, status, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from torg_chain.wallet import load_keypair
+from torg_node.agent import Agent
+from torg_node.executors.choose import choose_executor
+from torg_node.executors.port import Capabilities, Executor
+from torg_node.hardware.inventory import take_inventory
+from torg_node.journal import Journal
+from torg_node.settings import Settings, load_settings
+from torg_node.setup import initialise
+from torg_node.status import read_status
+from torg_protocol.errors import TorgError
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    try:
+        sys.exit(_run(arguments))
+    except TorgError as error:
+        sys.exit(f"torg-node: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    match arguments.command:
+        case "init":
+            return _init(arguments)
+        case "start":
+            return asyncio.run(_start(load_settings(arguments.data), stop_leases=arguments.stop_leases))
+        case "status":
+            return _status(arguments)
+        case _:
+            return asyncio.run(_doctor(load_settings(arguments.data), as_json=arguments.json))
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    settings = initialise(
+        arguments.data,
+        arguments.marketplace,
+        price=arguments.price,
+        payout=arguments.payout,
+        slots=arguments.slots,
+        executor=arguments.executor,
+        max_unpaid=arguments.max_unpaid,
+        engine_socket=arguments.engine_socket,
+    )
+    node = str(load_keypair(settings.key_path).pubkey())
+    made = {"node": node, "payout_address": settings.payout_address, "data": str(settings.data)}
+    _print(json.dumps(made) if arguments.json else f"node {node} is ready: torg-node start --data {settings.data}")
+    return 0
+
+
+async def _start(settings: Settings, *, stop_leases: bool) -> int:
+    """SIGTERM or Ctrl-C detaches: running containers go on, and the next start takes them over."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    keypair = load_keypair(settings.key_path)
+    settings.leases_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    executor, capabilities = await _executor(settings)
+    journal = Journal(settings.journal_path)
+    journal.set_fact("agent_pid", str(os.getpid()))
+    inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes)
+    agent = Agent(settings, keypair, journal, executor, capabilities, inventory)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    running = asyncio.create_task(agent.run())
+    stopping = asyncio.create_task(stop.wait())
+    connecting = asyncio.create_task(agent.connected.wait())
+    await asyncio.wait({running, stopping, connecting}, return_when=asyncio.FIRST_COMPLETED)
+    if connecting.done():
+        ready = {
+            "node": str(keypair.pubkey()),
+            "payout_address": settings.payout_address,
+            "executor": executor.name,
+            "isolation": capabilities.isolation,
+            "gpu_class": inventory.gpu_class,
+        }
+        _print(json.dumps(ready))
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if stop_leases and not running.done():
+        await agent.stop_leases()
+    for task in (running, stopping, connecting):
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    journal.close()
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    settings = load_settings(arguments.data)
+    status = read_status(settings, str(load_keypair(settings.key_path).pubkey()))
+    _print(json.dumps(status.as_json()) if arguments.json else status.as_text(settings.network.decimals))
+    return 0
+
+
+async def _doctor(settings: Settings, *, as_json: bool) -> int:
+    executor, capabilities = await _executor(settings)
+    if as_json:
+        _print(
+            json.dumps({"executor": executor.name, "verified": capabilities.verified, "failed": capabilities.failed})
+        )
+    else:
+        lines = [f"{capabilities.executor} {capabilities.version}, isolation {capabilities.isolation}"]
+        lines += [f"  holds   {name}" for name in capabilities.verified] + [
+            f"  FAILED  {name}" for name in capabilities.failed
+        ]
+        _print("\n".join(lines))
+    return 1 if capabilities.failed else 0
+
+
+async def _executor(settings: Settings) -> tuple[Executor, Capabilities]:
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    node_label = str(load_keypair(settings.key_path).pubkey())
+    chosen = await choose_executor(
+        settings.executor, settings.data / "containers", node_label=node_label, docker_socket=settings.engine_socket
+    )
+    logging.getLogger(__name__).info("executor %s: %s", chosen.executor.name, chosen.why)
+    return chosen.executor, await chosen.executor.probe()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torg-node", description="Earn with your machine: run leased jobs in containers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("init", "make a node: key, pinned marketplace, config"),
+        ("start", "run the agent in the foreground"),
+        ("status", "leases and earnings"),
+        ("doctor", "what this host's isolation really keeps"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument(
+            "--data", type=Path, default=Path.home() / ".torg-node", help="folder of key, config and journal"
+        )
+        if name != "start":
+            command.add_argument("--json", action="store_true")
+        if name == "start":
+            command.add_argument(
+                "--stop-leases", action="store_true", help="at the end, end running leases instead of leaving them"
+            )
+        if name == "init":
+            _add_init_options(command)
+    return parser
+
+
+def _add_init_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--marketplace", required=True, help="its address")
+    command.add_argument(
+        "--price", required=True, help='tokens per GPU and hour (per slot and hour without one), for example "0.80"'
+    )
+    command.add_argument(
+        "--payout", help="wallet that is paid; best one whose key is not on this machine. Default: the node's key"
+    )
+    command.add_argument("--slots", type=int, default=1, help="jobs at once that want no GPU")
+    command.add_argument("--executor", choices=["auto", "docker", "sandbox"], default="auto")
+    command.add_argument(
+        "--engine-socket", type=Path, help="of the container engine, when it is not in the usual place"
+    )
+    command.add_argument("--max-unpaid", default="10", help="tokens of undecided work at which no more is taken")
+    command.add_argument("--yes", action="store_true", help="ask nothing")
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - a command's answer
+
+
+if __name__ == "__main__":
+    main()

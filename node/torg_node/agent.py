@@ -1,0 +1,251 @@
+"""The agent: one connection, one journal, and a task per lease.
+
+Survives its own death: containers outlive it, the journal knows them, and everything that nobody acknowledged is said again.
+Survives the marketplace's: leased work goes on, and results are delivered when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import assert_never
+
+from solders.keypair import Keypair
+
+from torg_node import __version__
+from torg_node.blob_transfer import BlobTransfer
+from torg_node.execute import clean_up, execute
+from torg_node.executors.port import Capabilities, Executor
+from torg_node.journal import Journal, LeaseEntry
+from torg_node.lease import Lease, Node
+from torg_node.link import Link
+from torg_node.offer import make_offer
+from torg_node.reservation import Reservations
+from torg_node.settings import Settings
+from torg_protocol import PROTOCOL_VERSION
+from torg_protocol.ids import LeaseId
+from torg_protocol.messages import (
+    Abandon,
+    Acknowledge,
+    Granted,
+    Heartbeat,
+    HeldLease,
+    Hello,
+    ReceiptIssued,
+    ReceiptSigned,
+    Refused,
+    SignedGrant,
+    Stop,
+    ToNode,
+    UsageCountersigned,
+    Welcome,
+)
+from torg_protocol.offers import Inventory, SignedOffer
+from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.usage import verify_receipt
+
+log = logging.getLogger(__name__)
+_RESEND_EVERY_S = 5.0
+
+
+class Agent:
+    """Build it, then `run`. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keypair: Keypair,
+        journal: Journal,
+        executor: Executor,
+        capabilities: Capabilities,
+        inventory: Inventory,
+    ) -> None:
+        self._settings, self._keypair, self._journal, self._executor = settings, keypair, journal, executor
+        self._inventory, self._capabilities = inventory, capabilities
+        self._offer = self._new_offer()
+        self._link = Link(
+            settings.marketplace_url, keypair, self._hello, self._on_welcome, self._on_message, self._on_refused
+        )
+        self._blobs = BlobTransfer(settings.marketplace_url, keypair)
+        self._node = Node(
+            settings=settings,
+            keypair=keypair,
+            journal=journal,
+            executor=executor,
+            isolation=capabilities.isolation,
+            blobs=self._blobs,
+            reservations=Reservations(inventory, settings.slots),
+            offer=lambda: self._offer.offer,
+            send=self._link.send,
+            now_ms=_now_ms,
+        )
+        self._leases: dict[LeaseId, tuple[Lease, asyncio.Task[None]]] = {}
+        self._heartbeat_s = 10.0
+        self._heartbeats = asyncio.Event()
+        self.connected = asyncio.Event()
+        self.draining = False
+
+    async def run(self) -> None:
+        """Until cancelled; then detaches: containers go on, and the next agent on this folder takes them over."""
+        await self._take_over()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._link.run(), name="link")
+                group.create_task(self._beat(), name="heartbeat")
+                group.create_task(self._resend(), name="resend")
+        finally:
+            tasks = [task for _, task in self._leases.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._blobs.aclose()
+
+    async def stop_leases(self) -> None:
+        """Ends all leases (reason drained) and waits for their reports to be journalled."""
+        self.draining = True
+        for lease, _ in self._leases.values():
+            lease.request_stop(EndReason.DRAINED, lease.stop_grace_ms)
+        await asyncio.gather(*(task for _, task in self._leases.values()), return_exceptions=True)
+
+    # --- leases -----------------------------------------------------------------------------------------------------
+
+    async def _take_over(self) -> None:
+        """Reaps what the journal does not know as running, then goes on with what it does."""
+        entries = self._journal.open_leases()
+        kept = frozenset(entry.handle.name for entry in entries if entry.handle is not None)
+        for name in await self._executor.reap(kept):
+            log.warning("removed %s: no lease of this node knows it", name)
+        for entry in entries:
+            self._spawn(entry.signed, entry)
+
+    def _spawn(self, signed: SignedGrant, entry: LeaseEntry | None = None) -> None:
+        lease = Lease(self._node, signed)
+        if entry is not None:
+            lease.handle = entry.handle
+            lease.stored_checkpoints = self._journal.checkpoints(lease.id)
+            if entry.state is LeaseState.STOPPING and entry.reason is not None:
+                lease.request_stop(entry.reason, lease.stop_grace_ms)
+        task = asyncio.create_task(execute(lease), name=lease.id)
+        self._leases[lease.id] = (lease, task)
+        task.add_done_callback(lambda _: self._leases.pop(lease.id, None))
+
+    async def _abandon(self, lease_id: LeaseId) -> None:
+        """Everything of this lease goes from this host; nothing is said about it any more."""
+        running = self._leases.get(lease_id)
+        if running is not None:
+            lease, task = running
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await clean_up(lease)
+        self._journal.set_state(lease_id, LeaseState.REVOKED, EndReason.STALE)
+        self._journal.forget_undecided(lease_id)
+        self._journal.finish(lease_id)
+
+    # --- the channel ------------------------------------------------------------------------------------------------
+
+    def _new_offer(self) -> SignedOffer:
+        sequence = self._journal.next_offer_sequence()
+        return make_offer(self._settings, self._keypair, self._inventory, self._capabilities, sequence)
+
+    def _hello(self) -> Hello:
+        return Hello(
+            protocol_version=PROTOCOL_VERSION,
+            node_version=__version__,
+            offer=self._offer,
+            draining=self.draining,
+            leases=self._held(),
+        )
+
+    def _held(self) -> tuple[HeldLease, ...]:
+        return tuple(
+            HeldLease(
+                lease_id=entry.signed.grant.lease_id,
+                fence=entry.signed.grant.fence,
+                state=entry.state,
+                reason=entry.reason,
+            )
+            for entry in self._journal.undecided_leases()
+        )
+
+    async def _on_welcome(self, welcome: Welcome) -> None:
+        if welcome.marketplace != self._settings.marketplace_key:
+            log.error("somebody else answers at the marketplace's address: %s", welcome.marketplace)
+            return
+        for directive in welcome.leases:
+            if directive.directive == "abandon":
+                await self._abandon(directive.lease_id)
+            else:
+                self._journal.acknowledge(directive.lease_id, directive.acknowledged)
+        self._heartbeat_s = welcome.heartbeat_ms / 1000
+        self._heartbeats.set()
+        self.connected.set()
+        await self._send_unacknowledged()
+
+    async def _on_message(self, message: ToNode) -> None:
+        match message:
+            case Granted():
+                if self._journal.add_lease(message.signed):
+                    self._spawn(message.signed)
+            case Stop():
+                if message.lease_id in self._leases:
+                    self._leases[message.lease_id][0].request_stop(message.reason, message.grace_ms)
+            case Abandon():
+                await self._abandon(message.lease_id)
+            case Acknowledge():
+                self._journal.acknowledge(message.lease_id, message.sequence)
+            case UsageCountersigned():
+                self._journal.add_usage(message.usage)
+            case ReceiptIssued():
+                await self._on_receipt(message)
+            case Refused():
+                await self._on_refused(message)
+            case Welcome():
+                log.warning("a second welcome on one connection")
+            case _:
+                assert_never(message)
+
+    async def _on_receipt(self, message: ReceiptIssued) -> None:
+        """Kept as the proof of what is owed; signed by this node too when it holds."""
+        receipt = message.receipt.receipt
+        if problems := verify_receipt(message.receipt, marketplace=self._settings.marketplace_key):
+            log.error("%s: the receipt does not hold: %s", receipt.lease_id, "; ".join(problems))
+            return
+        self._journal.set_receipt(receipt.lease_id, message.receipt)
+        await self._link.send(
+            ReceiptSigned(
+                lease_id=receipt.lease_id, receipt_digest=receipt.digest, signature=receipt.sign(self._keypair)
+            )
+        )
+
+    async def _on_refused(self, refused: Refused) -> None:
+        problem = refused.problem
+        log.warning("refused: %s (%s)", problem.get("title"), problem.get("code"))
+        if problem.get("code") == "offer_stale":
+            # The journal was lost or restored from a backup: go on above what the marketplace has seen.
+            self._journal.set_offer_sequence(int(problem.get("offer_sequence", 0)))
+            self._offer = self._new_offer()
+
+    async def _beat(self) -> None:
+        while True:
+            await self._link.send(Heartbeat(at_ms=_now_ms(), leases=self._held(), draining=self.draining))
+            self._heartbeats.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat_s):
+                    await self._heartbeats.wait()
+
+    async def _resend(self) -> None:
+        """What was refused for now (a blob still on its way) or got lost is said again, in order."""
+        while True:
+            await asyncio.sleep(_RESEND_EVERY_S)
+            await self._send_unacknowledged()
+
+    async def _send_unacknowledged(self) -> None:
+        for event in self._journal.unacknowledged():
+            if not await self._link.send(event):
+                return
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

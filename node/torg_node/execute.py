@@ -1,0 +1,81 @@
+"""One lease from grant to report, as one list of steps.
+
+Each step moves forward with `do`; at the end, however it came, every step's `undo` runs in reverse order, also when one of them fails,
+so that nothing of the lease is left on this host. A restarted agent runs the same list again: steps know what was done before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import assert_never
+
+from torg_node.lease import Abandoned, Declined, Lease, LeaseEnded
+from torg_node.steps import Step
+from torg_node.steps.check_grant import CheckGrant
+from torg_node.steps.collect_outputs import CollectOutputs
+from torg_node.steps.make_workspace import MakeWorkspace
+from torg_node.steps.prepare_image import PrepareImage
+from torg_node.steps.report import Report
+from torg_node.steps.reserve import Reserve
+from torg_node.steps.start_container import StartContainer
+from torg_node.steps.watch import Watch
+from torg_protocol import messages
+from torg_protocol.states import EndReason, LeaseState
+
+log = logging.getLogger(__name__)
+
+STEPS: tuple[Step, ...] = (
+    CheckGrant(),
+    Reserve(),
+    PrepareImage(),
+    MakeWorkspace(),
+    StartContainer(),
+    Watch(),
+    CollectOutputs(),
+    Report(),
+)
+
+
+async def execute(lease: Lease) -> None:
+    """Runs the lease to its end. Only cancellation (the agent detaches: the container goes on) leaves it open."""
+    try:
+        for step in STEPS:
+            log.info("%s: %s", lease.id, step.name)
+            await step.do(lease)
+    except (Declined, LeaseEnded, Abandoned) as ending:
+        await _say_ending(lease, ending)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        log.exception("%s: a step failed", lease.id)
+        await _say_ending(lease, LeaseEnded(EndReason.START_FAILED, f"{type(error).__name__}: {error}"))
+    await clean_up(lease)
+    lease.node.journal.finish(lease.id)
+
+
+async def clean_up(lease: Lease) -> None:
+    """Every undo, in reverse, whatever happens to the others."""
+    for step in reversed(STEPS):
+        try:
+            await step.undo(lease)
+        except Exception:
+            log.exception("%s: could not undo: %s", lease.id, step.name)
+
+
+async def _say_ending(lease: Lease, ending: Declined | LeaseEnded | Abandoned) -> None:
+    match ending:
+        case Declined():
+            log.info("%s: declined: %s", lease.id, ending)
+            await lease.say(messages.Declined(detail=str(ending)))
+            lease.set_state(LeaseState.RELEASED, EndReason.DECLINED)
+        case LeaseEnded():
+            log.warning("%s: released (%s): %s", lease.id, ending.reason, ending.detail)
+            if not lease.node.journal.has_said(lease.id, ["reported", "released", "declined"]):
+                await lease.say(messages.Released(reason=ending.reason, detail=ending.detail))
+            lease.set_state(LeaseState.RELEASED, ending.reason)
+        case Abandoned():
+            log.warning("%s: the marketplace gave it to somebody else", lease.id)
+            lease.set_state(LeaseState.REVOKED, EndReason.STALE)
+        case _:
+            assert_never(ending)

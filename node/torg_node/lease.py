@@ -1,0 +1,129 @@
+"""One lease on this host: what the steps share, and the only way in which they speak to the marketplace.
+
+Imported by the steps; knows nothing of them. Events are journalled before they are sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel
+from solders.keypair import Keypair
+
+from torg_node.blob_transfer import BlobTransfer
+from torg_node.executors.port import Executor, Exit, Handle, PreparedImage
+from torg_node.journal import Journal
+from torg_node.reservation import Reservations
+from torg_node.settings import Settings
+from torg_protocol.ids import LeaseId
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.messages import Grant, LeaseEventBody, Progress, SignedGrant
+from torg_protocol.offers import Offer
+from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.usage import OutputFile
+
+# Where a job finds its folders inside the container; the same for every executor.
+WORK, CHECKPOINT, OUTPUT, TORG = "/work", "/checkpoint", "/output", "/torg"
+
+
+class LeaseEnded(Exception):
+    """A step cannot go on: the lease is released for this reason."""
+
+    def __init__(self, reason: EndReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+class Declined(Exception):
+    """The grant is not taken; no penalty, and the detail tells the market why."""
+
+
+class Abandoned(Exception):
+    """The marketplace gave this lease to somebody else: everything of it goes, nothing is said any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What all leases of this node share."""
+
+    settings: Settings
+    keypair: Keypair
+    journal: Journal
+    executor: Executor
+    isolation: str
+    blobs: BlobTransfer
+    reservations: Reservations
+    offer: Callable[[], Offer]
+    send: Callable[[BaseModel], Awaitable[bool]]
+    now_ms: Callable[[], int]
+
+
+@dataclass
+class Lease:
+    """Mutable while its steps run, one task at a time; `request_stop` and `abandon` come from the agent."""
+
+    node: Node
+    signed: SignedGrant
+    handle: Handle | None = None
+    image: PreparedImage | None = None
+    exit: Exit | None = None
+    outputs: list[OutputFile] = field(default_factory=list)
+    stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
+    stop_reason: EndReason | None = None
+    stop_grace_ms: int = 30_000
+    stored_checkpoints: set[str] = field(default_factory=set)
+
+    @property
+    def grant(self) -> Grant:
+        return self.signed.grant
+
+    @property
+    def spec(self) -> JobSpec:
+        return self.signed.grant.spec
+
+    @property
+    def id(self) -> LeaseId:
+        return self.signed.grant.lease_id
+
+    @property
+    def folder(self) -> Path:
+        """Everything that this lease keeps on disk."""
+        return self.node.settings.leases_path / self.id
+
+    @property
+    def files(self) -> Path:
+        """What the job sees, on its own bounded disk: work, checkpoint, output, torg."""
+        return self.folder / "files"
+
+    @property
+    def container_name(self) -> str:
+        return self.id.replace("_", "-")
+
+    def request_stop(self, reason: EndReason, grace_ms: int) -> None:
+        """The first reason counts. Safe to repeat."""
+        if self.stop_reason is None:
+            self.stop_reason, self.stop_grace_ms = reason, grace_ms
+            self.stop_requested.set()
+
+    def check_not_stopped(self) -> None:
+        """Between two steps before the container runs. Raises LeaseEnded with the reason of the stop."""
+        if self.stop_reason is not None:
+            raise LeaseEnded(self.stop_reason, "stopped before the container was started")
+
+    async def say(self, body: LeaseEventBody) -> None:
+        """Journals an event, then sends it if there is a connection; otherwise it goes with the next one."""
+        event = self.node.journal.add_event(self.id, self.grant.fence, self.node.now_ms(), body)
+        await self.node.send(event)
+
+    async def preparing(self, step: str, done_bytes: int = 0, total_bytes: int | None = None) -> None:
+        """Best effort: what the node is busy with before the container runs."""
+        data = {"step": step, "done_bytes": done_bytes, "total_bytes": total_bytes}
+        await self.node.send(
+            Progress(lease_id=self.id, fence=self.grant.fence, at_ms=self.node.now_ms(), kind="preparing", data=data)
+        )
+
+    def set_state(self, state: LeaseState, reason: EndReason | None = None) -> None:
+        self.node.journal.set_state(self.id, state, reason)

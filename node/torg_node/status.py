@@ -1,0 +1,91 @@
+"""What the owner sees: connection, leases, earnings; read from the journal, so it works while the agent runs and when it does not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torg_node.journal import Journal
+from torg_node.settings import Settings
+from torg_protocol.money import format_amount
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLine:
+    lease_id: str
+    job_id: str
+    state: str
+    reason: str | None
+    earned: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """Amounts in base units. `earned_decided`: receipts in hand; `earned_undecided`: countersigned, verdict to come."""
+
+    node: str
+    marketplace: str
+    agent_pid: int | None
+    earned_decided: int
+    earned_undecided: int
+    leases: tuple[LeaseLine, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self, decimals: int) -> str:
+        running = f"running (process {self.agent_pid})" if self.agent_pid else "not running"
+        lines = [
+            f"node {self.node}: {running}",
+            f"  marketplace  {self.marketplace}",
+            (
+                f"  earned       {format_amount(self.earned_decided, decimals)} by receipts,"
+                f" {format_amount(self.earned_undecided, decimals)} waiting for a verdict"
+            ),
+        ]
+        lines += [
+            f"  {lease.lease_id}  {lease.state}{f' ({lease.reason})' if lease.reason else ''}  {format_amount(lease.earned, decimals)}"
+            for lease in self.leases
+        ]
+        return "\n".join(lines)
+
+
+def read_status(settings: Settings, node: str) -> NodeStatus:
+    journal = Journal(settings.journal_path)
+    try:
+        entries = journal.recent_leases(20)
+        decided = sum(entry.receipt.receipt.amount for entry in entries if entry.receipt)
+        return NodeStatus(
+            node=node,
+            marketplace=settings.marketplace_url,
+            agent_pid=_live_pid(journal.fact("agent_pid")),
+            earned_decided=decided,
+            earned_undecided=journal.undecided_amount(),
+            leases=tuple(
+                LeaseLine(
+                    entry.signed.grant.lease_id,
+                    entry.signed.grant.job_id,
+                    entry.state,
+                    entry.reason,
+                    entry.receipt.receipt.amount
+                    if entry.receipt
+                    else sum(item.record.amount for item in journal.usage(entry.signed.grant.lease_id)),
+                )
+                for entry in entries
+            ),
+        )
+    finally:
+        journal.close()
+
+
+def _live_pid(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        os.kill(int(text), 0)
+    except (ProcessLookupError, ValueError):
+        return None
+    except PermissionError:
+        return int(text)
+    return int(text)

@@ -1,0 +1,83 @@
+"""Make the workspace: a bounded disk with the folders that the job sees, and the job's inputs in them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+from torg_host.archive import UnpackLimits, unpack
+from torg_host.disk import close_disk, open_disk
+from torg_node.lease import Lease, LeaseEnded
+from torg_protocol.errors import TorgError
+from torg_protocol.jobspec import BlobRef
+from torg_protocol.states import EndReason
+
+JOB_USER = (65534, 65534)  # whom the executors run jobs as
+_FOLDERS = ("work", "checkpoint", "output", "torg")
+_READY = ".ready"
+
+
+class MakeWorkspace:
+    name = "make the workspace"
+
+    async def do(self, lease: Lease) -> None:
+        """After a restart the disk is mounted again and what is there stays."""
+        disk_bytes = lease.spec.resources.disk
+        lease.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            await asyncio.to_thread(open_disk, lease.folder / "disk", lease.files, disk_bytes)
+        except (OSError, TorgError) as error:
+            raise LeaseEnded(EndReason.START_FAILED, f"no disk for the job: {error}") from error
+        if (lease.folder / _READY).exists():
+            return
+        for name in _FOLDERS:
+            (lease.files / name).mkdir(exist_ok=True)
+        limits = UnpackLimits(max_bytes=disk_bytes)
+        if lease.spec.workspace is not None:
+            await lease.preparing("workspace", 0, lease.spec.workspace.size_bytes)
+            await _bring(lease, lease.spec.workspace, lease.files / "work", limits)
+        if lease.grant.resume_from is not None:
+            checkpoint = lease.grant.resume_from
+            await lease.preparing(f"checkpoint {checkpoint.name}", 0, checkpoint.blob.size_bytes)
+            await _bring(lease, checkpoint.blob, lease.files / "checkpoint" / checkpoint.name, limits)
+            lease.stored_checkpoints.add(checkpoint.name)
+            lease.node.journal.add_checkpoint(lease.id, checkpoint.name)
+        await asyncio.to_thread(_give_to_job, lease.files)
+        (lease.folder / _READY).touch()
+
+    async def undo(self, lease: Lease) -> None:
+        await asyncio.to_thread(close_disk, lease.folder / "disk", lease.files)
+        await asyncio.to_thread(shutil.rmtree, lease.folder, ignore_errors=True)
+
+
+async def _bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits) -> None:
+    """Fetches an archive and unpacks it as `target`. What is wrong with it is the client's fault, not this node's."""
+    archive = lease.folder / "incoming.tar.zst"
+    fetching = asyncio.ensure_future(lease.node.blobs.fetch(blob, archive))
+    stopping = asyncio.ensure_future(lease.stop_requested.wait())
+    try:
+        await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        lease.check_not_stopped()
+        await fetching
+        if target.exists():
+            target.rmdir()
+        await asyncio.to_thread(unpack, archive, target, limits)
+    except TorgError as error:
+        raise LeaseEnded(EndReason.INPUT_INVALID, str(error)) from error
+    finally:
+        for task in (fetching, stopping):
+            task.cancel()
+        await asyncio.gather(fetching, stopping, return_exceptions=True)
+        archive.unlink(missing_ok=True)
+
+
+def _give_to_job(root: Path) -> None:
+    """The job's user owns what it may write. Without root the agent's own user runs the job already."""
+    if os.geteuid() != 0:
+        return
+    for folder, names, files in os.walk(root):
+        os.chown(folder, *JOB_USER, follow_symlinks=False)
+        for name in (*names, *files):
+            os.chown(os.path.join(folder, name), *JOB_USER, follow_symlinks=False)  # noqa: PTH118 - hot for large trees

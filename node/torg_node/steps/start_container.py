@@ -1,0 +1,82 @@
+"""Start the container: exactly once per lease, whatever happens to this agent meanwhile."""
+
+from __future__ import annotations
+
+from torg_node.executors.errors import ExecutorError
+from torg_node.executors.port import LaunchSpec, Mount, ResourceLimits
+from torg_node.lease import CHECKPOINT, OUTPUT, TORG, WORK, Lease, LeaseEnded
+from torg_protocol.messages import Started
+from torg_protocol.states import EndReason, LeaseState
+
+
+class StartContainer:
+    name = "start the container"
+
+    async def do(self, lease: Lease) -> None:
+        """The intent is journalled first. An intent without a handle means that the agent died in between: whether a container
+        ran is not known, so this node does not run it again (start-up has reaped it)."""
+        node = lease.node
+        if lease.handle is not None:
+            if not await node.executor.reattach(lease.handle):
+                raise LeaseEnded(EndReason.START_FAILED, "the container is gone")
+        else:
+            entry = node.journal.lease(lease.id)
+            if entry is not None and entry.starting:
+                raise LeaseEnded(EndReason.START_FAILED, "the agent was killed while it started the container")
+            lease.check_not_stopped()
+            node.journal.intend_start(lease.id)
+            try:
+                lease.handle = await node.executor.start(_launch(lease))
+            except ExecutorError as error:
+                fault = EndReason.INPUT_INVALID if error.code == "command_not_found" else EndReason.START_FAILED
+                raise LeaseEnded(fault, str(error)) from error
+            node.journal.set_handle(lease.id, lease.handle)
+        if not node.journal.has_said(lease.id, ["started"]):
+            await lease.say(
+                Started(
+                    started_at_ms=lease.handle.started_at_ms,
+                    image_digest=lease.image.digest if lease.image else "",
+                    executor=node.executor.name,
+                    isolation=node.isolation,
+                    gpu_uuids=node.reservations.held[lease.id].gpu_uuids,
+                )
+            )
+            lease.set_state(LeaseState.RUNNING)
+
+    async def undo(self, lease: Lease) -> None:
+        if lease.handle is not None:
+            await lease.node.executor.stop(lease.handle, 0)
+            await lease.node.executor.remove(lease.handle)
+
+
+def _launch(lease: Lease) -> LaunchSpec:
+    spec, resources = lease.spec, lease.spec.resources
+    if lease.image is None:
+        raise LeaseEnded(EndReason.START_FAILED, "the image was not prepared")
+    env = {
+        **spec.env,
+        "HOME": WORK,
+        "TORG_CHECKPOINT_DIR": CHECKPOINT,
+        "TORG_OUTPUT_DIR": OUTPUT,
+        "TORG_PROGRESS_FILE": f"{TORG}/progress.jsonl",
+        "TORG_JOB_ID": lease.grant.job_id,
+        "TORG_ATTEMPT": str(lease.grant.attempt),
+    }
+    folders = (("work", WORK), ("checkpoint", CHECKPOINT), ("output", OUTPUT), ("torg", TORG))
+    return LaunchSpec(
+        name=lease.container_name,
+        image=lease.image.reference,
+        command=spec.command,
+        env=env,
+        workdir=WORK,
+        mounts=tuple(Mount(lease.files / name, target, writable=True) for name, target in folders),
+        limits=ResourceLimits(
+            memory_bytes=resources.memory,
+            cpu_millis=resources.cpus,
+            disk_bytes=resources.disk,
+            shm_bytes=resources.shm,
+        ),
+        max_duration_ms=lease.grant.max_duration_ms,
+        gpu_uuids=lease.node.reservations.held[lease.id].gpu_uuids,
+        labels={"torg.lease": lease.id, "torg.job": lease.grant.job_id},
+    )

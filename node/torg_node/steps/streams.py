@@ -1,0 +1,125 @@
+"""What the job says: its two log streams by byte offset, and its progress file. Best effort; the whole log goes with the report."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+from torg_node.lease import Lease
+from torg_protocol.messages import LogLines, Progress
+
+_POLL_S = 0.25
+_PROGRESS_EVERY_S = 0.2
+_MAX_LINE_BYTES = 16 << 10
+_MAX_MESSAGE_BYTES = 32 << 10
+
+
+def _one_for_one(error: UnicodeError) -> tuple[str, int]:
+    """A question mark per byte that is not UTF-8, so that offsets in bytes stay true."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "?" * (error.end - error.start), error.end
+
+
+codecs.register_error("torg-one-for-one", _one_for_one)
+
+
+async def follow_logs(lease: Lease) -> None:
+    """Until the container has ended and all was read. After a restart it begins anew: the marketplace knows what it has."""
+    if lease.handle is None:
+        return
+    kept = {"stdout": b"", "stderr": b""}
+    async for chunk in lease.node.executor.logs(lease.handle):
+        offset, data = chunk.offset - len(kept[chunk.stream]), kept[chunk.stream] + chunk.data
+        whole = _whole_characters(data)
+        kept[chunk.stream] = data[whole:]
+        for start in range(0, whole, _MAX_MESSAGE_BYTES):
+            piece = data[start : min(start + _MAX_MESSAGE_BYTES, whole)]
+            await _send_log(lease, chunk.stream, offset + start, piece)
+        if len(kept[chunk.stream]) > 3:  # not an unfinished character, just bytes
+            await _send_log(lease, chunk.stream, offset + whole, kept[chunk.stream])
+            kept[chunk.stream] = b""
+
+
+async def _send_log(lease: Lease, stream: str, offset: int, data: bytes) -> None:
+    text = data.decode("utf-8", errors="torg-one-for-one")
+    lines = {
+        "lease_id": lease.id,
+        "fence": lease.grant.fence,
+        "at_ms": lease.node.now_ms(),
+        "stream": stream,
+        "offset": offset,
+        "text": text,
+    }
+    await lease.node.send(LogLines.model_validate(lines))
+
+
+def _whole_characters(data: bytes) -> int:
+    """How many bytes end with a whole character: up to three trailing ones may be the start of the next."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
+        if byte >= 0xC0:
+            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(data) - back if needed > back else len(data)
+        if byte < 0x80:
+            break
+    return len(data)
+
+
+async def follow_progress(lease: Lease, ended: asyncio.Event) -> None:
+    """Passes on the newest line of the job's progress file, a few times a second at most. Lines that are not JSON objects
+    are the job's problem and are left out."""
+    path, position, sent = lease.files / "torg" / "progress.jsonl", 0, 0.0
+    loop = asyncio.get_running_loop()
+    while True:
+        last = ended.is_set()
+        newest, position = await asyncio.to_thread(_newest_line, path, position)
+        if newest is not None and (last or loop.time() - sent >= _PROGRESS_EVERY_S):
+            sent = loop.time()
+            await lease.node.send(
+                Progress(
+                    lease_id=lease.id, fence=lease.grant.fence, at_ms=lease.node.now_ms(), kind="step", data=newest
+                )
+            )
+        if last:
+            return
+        await _sleep_until(ended, _POLL_S)
+
+
+def _newest_line(path: Path, position: int) -> tuple[dict[str, Any] | None, int]:
+    """The last whole line after `position` that is a JSON object, and where to go on. Never follows a link out of the disk."""
+    newest = None
+    try:
+        if path.is_symlink():
+            return None, position
+        with path.open("rb") as file:
+            file.seek(position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                position += len(line)
+                newest = _object(line) or newest
+    except OSError:
+        return None, position
+    return newest, position
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    if len(line) > _MAX_LINE_BYTES:
+        return None
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+async def _sleep_until(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,28 @@
+"""The SDK as its users type it: this file is not run, it is type-checked (mypy strict) like a user's program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_type
+
+import torg
+from torg_protocol.api import JobView, Quote
+from torg_protocol.usage import SignedReceipt
+
+
+async def asynchronous() -> None:
+    async with torg.AsyncClient() as client:
+        spec = torg.read_spec_file(Path("job.yaml"))
+        assert_type(await client.quote(spec.check()), Quote)
+        job = await client.submit(spec)
+        assert_type(job, JobView)
+        async for event in client.follow(job.job_id):
+            assert_type(event.id, int)
+        assert_type(await client.receipts(job.job_id), tuple[SignedReceipt, ...])
+
+
+def blocking() -> None:
+    with torg.Client() as client:
+        job = client.submit(torg.read_spec_file(Path("job.yaml")))
+        assert_type(client.wait(job.job_id, check=True), JobView)
+        assert_type(client.pull(job.job_id, Path("results")), list[Path])
