@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from torg_host.sandbox.command import DEADLINE_GRACE_MS
+from torg_host.sandbox.images import HOST_PYTHON
 from torg_host.seccomp import docker_profile
 from torg_node.executors import docker_request as request
 from torg_node.executors.docker_cgroup import MemoryReading
@@ -29,7 +32,7 @@ from torg_node.executors.docker_engine import Engine, connect_engine
 from torg_node.executors.docker_exit import Ending, Witness, engine_time_ms, exit_of, has_ended, never_ran
 from torg_node.executors.docker_gpu import verify_gpus
 from torg_node.executors.docker_images import DockerImages
-from torg_node.executors.docker_logs import STREAMS, LogMarks, StreamCursor, chunks, since_parameter
+from torg_node.executors.docker_logs import STREAMS, LogBroken, LogMarks, StreamCursor, chunks, since_parameter
 from torg_node.executors.docker_watch import EndingFile, Watched, watch_container, watched
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUnavailable, LaunchRefused
 from torg_node.executors.port import (
@@ -41,9 +44,11 @@ from torg_node.executors.port import (
     LogChunk,
     PreparedImage,
     ProgressCallback,
+    ResourceLimits,
 )
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,200}")
+_GPU_PROBE_LIMITS = ResourceLimits(memory_bytes=256 << 20, cpu_millis=1000, disk_bytes=16 << 20)
 _RECONNECT_S, _LOOK_AGAIN_S = 0.5, 0.02
 _KERNEL_OF_ITS_OWN = "runsc"  # gVisor's containers cannot share a PID namespace with another
 
@@ -63,6 +68,7 @@ class DockerExecutor:
         images: DockerImages,
         settings: request.NodeSettings,
         state_dir: Path,
+        gpu_uuids: tuple[str, ...],
         now_ms: Callable[[], int],
     ) -> None:
         self._engine = engine
@@ -70,6 +76,7 @@ class DockerExecutor:
         self._images = images
         self._settings = settings
         self._state_dir = state_dir
+        self._gpu_uuids = gpu_uuids
         self._now_ms = now_ms
         self._starting: set[str] = set()
         self._memory: dict[str, MemoryReading] = {}
@@ -84,13 +91,16 @@ class DockerExecutor:
         state_dir: Path,
         runtime: str | None = None,
         local_images: Collection[str] = (),
+        gpu_uuids: Sequence[str] = (),
         pull_timeout_s: float = 60.0,
+        host_python_allowed: bool = True,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> DockerExecutor:
         """Raises ExecutorUnavailable, with the reason, when no engine answers or the one that does is unfit.
 
         `socket_path` None: DOCKER_HOST, else the usual places. `runtime`: an engine runtime such as "runsc" for all jobs.
-        `local_images`: names or ids of images without a registry that jobs may use.
+        `local_images`: names or ids of images without a registry that jobs may use. `gpu_uuids`: this host's GPUs, which
+        `probe` then tries; `start` takes any.
         """
         engine = await connect_engine(socket_path)
         if runtime is not None and runtime not in engine.runtimes:
@@ -99,8 +109,13 @@ class DockerExecutor:
             raise ExecutorUnavailable(f'the container engine has no runtime "{runtime}"; it has {known}')
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = request.NodeSettings(node_label, docker_profile(), engine.gpu_driver, runtime)
-        images = DockerImages(engine, pull_timeout_s=pull_timeout_s, local_images=local_images)
-        return cls(engine, images, settings, state_dir, now_ms)
+        images = DockerImages(
+            engine,
+            pull_timeout_s=pull_timeout_s,
+            local_images=frozenset(local_images),
+            host_python_allowed=host_python_allowed,
+        )
+        return cls(engine, images, settings, state_dir, tuple(gpu_uuids), now_ms)
 
     async def close(self) -> None:
         for task in self._watching.values():
@@ -109,7 +124,18 @@ class DockerExecutor:
         await self._engine.docker.close()
 
     async def probe(self) -> Capabilities:
-        raise NotImplementedError
+        """The shared probes, in the host's Python; and whether containers see this host's GPUs, each of them."""
+        from torg_node.executors.probes import probe_executor
+
+        isolation = "gvisor" if self._settings.runtime == _KERNEL_OF_ITS_OWN else "container"
+        found = await probe_executor(self, image=HOST_PYTHON, isolation=isolation, version=self._engine.version)
+        failed = list(found.failed)
+        if isolation == "gvisor":
+            failed.append("deadline-without-agent: gVisor's containers cannot share the alarm's PID namespace")
+        if self._gpu_uuids and (reason := await self._gpu_trouble()):
+            failed.append(f"gpu: {reason}")
+        has_gpus = bool(self._gpu_uuids) and not any(line.startswith("gpu:") for line in failed)
+        return dataclasses.replace(found, failed=tuple(failed), gpu=has_gpus)
 
     async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
         return await self._images.prepare(image, on_progress)
@@ -153,7 +179,7 @@ class DockerExecutor:
             # A followed log may end a little before its last lines; one more pass, after the end, gets them.
             ended = has_ended(container["State"])
             pause_s = _RECONNECT_S
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, LogBroken):
                 received = self._containers.raw_logs(handle.ref, since=since_parameter(cursors), follow=not ended)
                 async for chunk in chunks(received, cursors):
                     yield chunk
@@ -165,7 +191,7 @@ class DockerExecutor:
             await asyncio.sleep(pause_s)
 
     async def wait(self, handle: Handle) -> Exit:
-        """Raises ExecutorError ("container_gone") for an unknown handle."""
+        """Raises ExecutorError ("unknown_container") for an unknown handle."""
         while True:
             container = await self._existing(handle)
             if has_ended(container["State"]):
@@ -193,6 +219,27 @@ class DockerExecutor:
             if container.labels[request.LABEL_ROLE] == request.ROLE_JOB:
                 removed.append(container.labels[request.LABEL_LEASE])
         return tuple(sorted(removed))
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    async def _gpu_trouble(self) -> str | None:
+        """Why a container with all of this host's GPUs does not start; starting verifies what it sees."""
+        launch = LaunchSpec(
+            name=f"probe-gpu-{secrets.token_hex(4)}",
+            image=HOST_PYTHON,
+            command=("sleep", "30"),
+            env={},
+            workdir="/",
+            mounts=(),
+            limits=_GPU_PROBE_LIMITS,
+            max_duration_ms=30_000,
+            gpu_uuids=self._gpu_uuids,
+        )
+        try:
+            await self.remove(await self.start(launch))
+        except ExecutorError as error:
+            return error.message
+        return None
 
     # --- start ------------------------------------------------------------------------------------------------------
 
@@ -233,7 +280,7 @@ class DockerExecutor:
             return Handle(executor=self.name, name=launch.name, ref=ref, started_at_ms=self._now_ms())
         container = await self._containers.inspect(ref)
         if container is None:
-            raise ExecutorError("the container vanished while it started", code="container_gone")
+            raise ExecutorError("the container vanished while it started", code="unknown_container")
         started_at_ms = engine_time_ms(container["State"]["StartedAt"])
         if started_at_ms - began_at_ms > request.ALARM_ALLOWANCE_MS:
             raise ExecutorError(
@@ -308,7 +355,12 @@ class DockerExecutor:
     async def _existing(self, handle: Handle) -> dict[str, Any]:
         container = await self._containers.inspect(handle.ref)
         if container is None:
-            raise ExecutorError(f"{handle.name} is not on this engine any more", code="container_gone")
+            raise ExecutorError(
+                f"{handle.name} is not on this engine (any more)",
+                code="unknown_container",
+                field="name",
+                value=handle.name,
+            )
         return container
 
     def _ending_file(self, ref: str) -> EndingFile:
@@ -323,7 +375,13 @@ class DockerExecutor:
 
 def _refuse(launch: LaunchSpec) -> None:
     if launch.network != "none":
-        raise LaunchRefused("jobs have no network here", field="network", value=launch.network, hint='use "none"')
+        raise LaunchRefused(
+            "jobs have no network here",
+            code="network_not_supported",
+            field="network",
+            value=launch.network,
+            hint='use "none"',
+        )
     if _NAME.fullmatch(launch.name) is None:
         raise LaunchRefused("not a container name", field="name", value=launch.name, hint="letters, digits, _ . -")
     if not launch.command:

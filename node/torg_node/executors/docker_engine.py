@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import aiohttp
 from torg_node.executors.errors import ExecutorError, ExecutorUnavailable
 
 _CONNECT_TIMEOUT_S = 5.0
+_FIRST_ANSWER_TIMEOUT_S = 10.0
 _CALL_TIMEOUT_S = 120.0
 _USUAL_SOCKETS = (Path("/run/docker.sock"), Path("/var/run/docker.sock"))
 _UNREACHABLE = 900  # aiodocker's own status for "no connection"
@@ -44,7 +46,8 @@ async def connect_engine(socket_path: Path | None) -> Engine:
     )
     try:
         with engine_errors(f"container engine at {path}"):
-            version, info = await docker.version(), await docker.system.info()
+            async with asyncio.timeout(_FIRST_ANSWER_TIMEOUT_S):
+                version, info = await docker.version(), await docker.system.info()
         _refuse_unfit(path, version, info)
     except BaseException:
         await docker.close()
@@ -69,10 +72,10 @@ def engine_errors(what: str) -> Iterator[None]:
         if error.status == _UNREACHABLE:
             raise _unavailable(f"{what}: {error.message}") from error
         raise ExecutorError(f"{what}: {error.message}", engine_status=error.status) from error
+    except TimeoutError as error:  # an OSError too, but one without words
+        raise _unavailable(f"{what}: no answer in time") from error
     except (aiohttp.ClientError, OSError) as error:
         raise _unavailable(f"{what}: {error}") from error
-    except TimeoutError as error:
-        raise _unavailable(f"{what}: no answer in time") from error
 
 
 def _unavailable(message: str) -> ExecutorUnavailable:

@@ -16,8 +16,6 @@ SKELETON_TAG = "torg/host-python:1"
 _FOLDERS = ("dev", "etc", "opt", "proc", "run", "sbin", "sys", "usr", "var", "workspace")
 _ENGINES_OWN = ("/sbin", "/sys")  # the engine puts its init into the first and mounts the second itself
 
-__all__ = ["HOST_PYTHON", "host_python_image", "prepared_host_python", "skeleton_archive"]
-
 
 def skeleton_archive(architecture: str) -> ImageArchive:
     """The empty image. Equal on every host with the same links into /usr."""

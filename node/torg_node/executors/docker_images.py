@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import aiodocker
 import aiohttp
 
+from torg_host.sandbox.images import HOST_PYTHON
 from torg_node.executors.docker_engine import Engine, engine_errors
 from torg_node.executors.docker_host_python import (
-    HOST_PYTHON,
     host_python_image,
     prepared_host_python,
     skeleton_archive,
@@ -34,11 +34,14 @@ class DockerImages:
     the owner's private matter: a job could otherwise read whatever the owner once built on this machine.
     """
 
-    def __init__(self, engine: Engine, *, pull_timeout_s: float, local_images: Collection[str] = ()) -> None:
+    def __init__(
+        self, engine: Engine, *, pull_timeout_s: float, local_images: frozenset[str], host_python_allowed: bool
+    ) -> None:
         self._engine = engine
         self._docker = engine.docker
         self._pull_timeout_s = pull_timeout_s
-        self._local_images = frozenset(local_images)
+        self._local_images = local_images
+        self._host_python_allowed = host_python_allowed
         self._skeleton_id: str | None = None
         self._loading = asyncio.Lock()
 
@@ -49,6 +52,8 @@ class DockerImages:
         without a registry is the digest of its configuration and layers.
         """
         if image == HOST_PYTHON:
+            if not self._host_python_allowed:
+                raise ImageForbidden("this node does not lend its own Python", field="image", value=image)
             await self.skeleton()
             return prepared_host_python()
         if _REFERENCE.fullmatch(image) is None:

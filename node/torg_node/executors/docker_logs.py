@@ -2,10 +2,10 @@
 
 The engine keeps lines with nanosecond times and drops the oldest when the log is full. While following, this writes down now and
 then at which time which byte offset was (a mark); a later follower asks for lines since a mark at or before its offset and
-counts on from there. Offsets are exact as long as the engine dropped nothing that no follower had read. When more than the log's
+counts on from there, or back from the next mark where the engine has dropped lines. Offsets are exact as long as the engine dropped nothing that no follower had read. When more than the log's
 limit is written while no agent runs, the dropped bytes are not counted: later offsets are then too low, never too high.
 
-The engine ends a last line without a newline with one of its own, which counts.
+Engines repeat lines to a follower when they rotate a log under it; those are left out here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torg_node.executors.docker_exit import engine_time_ms
 from torg_node.executors.port import LogChunk
 
 STREAMS = {1: "stdout", 2: "stderr"}
+_ENGINE_SPEAKS = 3  # the stream on which the engine itself says that it cannot read on
 MARK_EVERY_BYTES = 64 << 10
 _HEADER_BYTES = 8
 
@@ -31,6 +32,10 @@ class LogRecord:
     stream: str
     stamp: str
     data: bytes
+
+
+class LogBroken(Exception):
+    """The engine stopped sending in its own words. Asking again from where it stopped helps."""
 
 
 class FrameParser:
@@ -48,7 +53,10 @@ class FrameParser:
             end = position + _HEADER_BYTES + length
             if len(self._buffer) < end:
                 break
-            stamp, _blank, line = bytes(self._buffer[position + _HEADER_BYTES : end]).partition(b" ")
+            payload = bytes(self._buffer[position + _HEADER_BYTES : end])
+            if self._buffer[position] == _ENGINE_SPEAKS:
+                raise LogBroken(payload.decode(errors="replace"))
+            stamp, _blank, line = payload.partition(b" ")
             records.append(LogRecord(STREAMS[self._buffer[position]], stamp.decode(), line))
             position = end
         del self._buffer[:position]
@@ -75,6 +83,13 @@ class LogMarks:
         marks = self._marks[stream]
         return marks[place][0] if place < len(marks) and marks[place][1] == stamp else None
 
+    def has_after(self, stream: str, stamp: str) -> bool:
+        return bool(self._marks[stream]) and self._marks[stream][-1][1] > stamp
+
+    def last_before(self, stream: str, stamp: str) -> int:
+        place = bisect.bisect_left(self._marks[stream], stamp, key=lambda mark: mark[1])
+        return self._marks[stream][place - 1][0] if place else 0
+
     def saw(self, stream: str, offset: int, stamp: str) -> None:
         """Keeps a mark when the last one is far enough away. Only the first line of a time may be marked."""
         marks = self._marks[stream]
@@ -94,20 +109,40 @@ class StreamCursor:
     marks: LogMarks
     since: str = ""  # lines before this time are not ours to count
     position: int = 0
-    _last_stamp: str = field(default="", init=False)
+    _newest: str = field(default="", init=False)
+    _newest_is_whole: bool = field(default=False, init=False)
+    _marked: str = field(default="", init=False)
+    _adrift: list[LogRecord] = field(default_factory=list, init=False)  # lines whose offset the next mark will tell
 
     def __post_init__(self) -> None:
-        if mark := self.marks.at_or_before(self.stream, self.wanted_from):
-            self.position, self.since = mark
+        self._go_to_mark()
 
-    def feed(self, record: LogRecord) -> LogChunk | None:
-        if record.stamp < self.since:
-            return None
-        first_of_its_time, self._last_stamp = record.stamp != self._last_stamp, record.stamp
-        if first_of_its_time:
-            known = self.marks.offset_at(self.stream, record.stamp)
-            if known is not None:
-                self.position = known
+    def resume(self) -> None:
+        """After a broken connection: go on where the follower stands."""
+        self.wanted_from = max(self.wanted_from, self.position)
+        self._newest = ""
+        self._adrift.clear()
+        self._go_to_mark()
+
+    def feed(self, record: LogRecord) -> list[LogChunk]:
+        if record.stamp < self.since or self._is_repeated(record):
+            return []
+        is_first, opens_time = not self._newest, record.stamp != self._newest
+        self._newest, self._newest_is_whole = record.stamp, record.data.endswith(b"\n")
+        known = self.marks.offset_at(self.stream, record.stamp) if opens_time else None
+        if known is not None:
+            self.position = known - sum(len(held.data) for held in self._adrift)
+        elif self._adrift or (is_first and self.marks.has_after(self.stream, record.stamp)):
+            self._adrift.append(record)
+            return []
+        elif is_first:
+            self.position = max(self.position, self.marks.last_before(self.stream, record.stamp))
+        held, self._adrift = [*self._adrift, record], []
+        return [chunk for each in held if (chunk := self._placed(each))]
+
+    def _placed(self, record: LogRecord) -> LogChunk | None:
+        if record.stamp != self._marked:
+            self._marked = record.stamp
             self.marks.saw(self.stream, self.position, record.stamp)
         start, self.position = self.position, self.position + len(record.data)
         if self.position <= self.wanted_from:
@@ -115,14 +150,13 @@ class StreamCursor:
         skipped = max(self.wanted_from - start, 0)
         return LogChunk(self.stream, start + skipped, record.data[skipped:], engine_time_ms(record.stamp))
 
-    def resume(self) -> None:
-        """After a broken connection: go on where the follower stands."""
-        self.wanted_from = max(self.wanted_from, self.position)
-        self._last_stamp = ""
-        if mark := self.marks.at_or_before(self.stream, self.wanted_from):
-            self.position, self.since = mark
-        else:
-            self.position = 0
+    def _go_to_mark(self) -> None:
+        mark = self.marks.at_or_before(self.stream, self.wanted_from)
+        self.position, self.since = mark or (0, "")
+
+    def _is_repeated(self, record: LogRecord) -> bool:
+        """Only the pieces of one long line share a time, and only the last of them ends in a newline."""
+        return record.stamp < self._newest or (record.stamp == self._newest and self._newest_is_whole)
 
 
 async def chunks(received: AsyncIterator[bytes], cursors: dict[str, StreamCursor]) -> AsyncIterator[LogChunk]:
@@ -130,16 +164,13 @@ async def chunks(received: AsyncIterator[bytes], cursors: dict[str, StreamCursor
     parser = FrameParser()
     async for data in received:
         pending: LogChunk | None = None
-        for record in parser.feed(data):
-            chunk = cursors[record.stream].feed(record)
-            if chunk is None:
-                continue
+        for chunk in (chunk for record in parser.feed(data) for chunk in cursors[record.stream].feed(record)):
             if pending and pending.stream == chunk.stream and pending.offset + len(pending.data) == chunk.offset:
                 pending = LogChunk(chunk.stream, pending.offset, pending.data + chunk.data, chunk.at_ms)
-            else:
-                if pending:
-                    yield pending
-                pending = chunk
+                continue
+            if pending:
+                yield pending
+            pending = chunk
         if pending:
             yield pending
 

@@ -31,6 +31,7 @@ _ALARM_USER_ID = 65533  # so that the job may not signal the alarm
 ALARM_ALLOWANCE_MS = 10_000  # the alarm starts before the job; a job never loses time to a slow start below this
 _ALARM_MEMORY_BYTES = 32 << 20
 _LOG_FILES = 2  # the engine rotates at half of the limit
+_MIN_LOG_FILE_BYTES = 32 << 10  # room for a piece of a line
 _OPEN_FILES = 8192
 _MIN_SCRATCH_BYTES = 16 << 20
 HOSTNAME = "torg"
@@ -184,7 +185,9 @@ def _tmpfs(size_bytes: int) -> str:
 
 
 def _bounded_log(log_bytes: int) -> dict[str, Any]:
+    # "local" keeps bytes as they are; "json-file" keeps text and replaces whatever is no UTF-8.
+    size_bytes = max(log_bytes // _LOG_FILES, _MIN_LOG_FILE_BYTES)
     return {
-        "Type": "json-file",
-        "Config": {"max-size": str(max(log_bytes // _LOG_FILES, 4096)), "max-file": str(_LOG_FILES)},
+        "Type": "local",
+        "Config": {"max-size": str(size_bytes), "max-file": str(_LOG_FILES), "compress": "false"},
     }
