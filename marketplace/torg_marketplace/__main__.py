@@ -29,7 +29,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "openapi":
         _print(json.dumps(make_app(None).openapi(), indent=2))
         return 0
-    settings = Settings(**_given(arguments))
+    settings = Settings.read(_given(arguments))
     configure_logging(settings)
     match arguments.command:
         case "init":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from torg_marketplace.rules.policy import MarketPolicy
+from torg_protocol.errors import Invalid
 from torg_protocol.quantities import DurationMs
 
 
@@ -24,13 +26,24 @@ class Settings(BaseSettings):
     database_url: str | None = None  # default: SQLite in the data folder
     name: str = "torg"
     workloads: Path | None = None
-    heartbeat: DurationMs = 10_000
-    settlement_age: DurationMs = 600_000
-    usage_interval: DurationMs = 600_000
+    heartbeat: DurationMs = Field(default="10s", validate_default=True)
+    settlement_age: DurationMs = Field(default="10m", validate_default=True)
+    usage_interval: DurationMs = Field(default="10m", validate_default=True)
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
     log_format: str = Field(default="text", pattern="^(text|json)$")
+
+    @classmethod
+    def read(cls, given: dict[str, Any]) -> Settings:
+        """Raises Invalid `setting_invalid` naming the first wrong one."""
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = "--" + str(first["loc"][0]).replace("_", "-")
+            message = first["msg"].removeprefix("Value error, ")
+            raise Invalid(f"{name}: {message}", code="setting_invalid", field=name, value=str(first["input"])) from error
 
     def policy(self, decimals: int) -> MarketPolicy:
         return MarketPolicy(
