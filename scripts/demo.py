@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -31,8 +32,9 @@ from scripts.market_processes import ProcessFailed, Running, call, script, start
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".demo"
 HEARTBEAT, GRACE = "2s", "8s"
-EPOCHS = 90
+EPOCHS = 60
 KILL_AFTER_CHECKPOINTS = 3
+KILL_EPOCHS_LATER = 3  # so that some work is lost, and not billed
 
 
 @dataclass
@@ -75,6 +77,7 @@ async def main(arguments: argparse.Namespace) -> None:
     market = Market(console, arguments.executor)
     shutil.rmtree(HOME, ignore_errors=True)
     async with AsyncExitStack() as stack:
+        stack.callback(unmount_disks)
         if arguments.executor == "docker":
             await stack.enter_async_context(engine(market))
         with market.step("start a localnet, a marketplace and two nodes, each a process with its own key"):
@@ -185,7 +188,7 @@ async def submit_training(market: Market) -> str:
 
 async def follow_and_kill(market: Market, job_id: str) -> None:
     """Prints the job's story; after a few safe checkpoints kills its node, agent and container, without warning."""
-    checkpoints, killed, node, printed = 0, False, "", -1
+    checkpoints, epoch, kill_at_epoch, killed, node, printed, newest = 0, 0, None, False, "", -1, ""
     async for event in events(market, job_id):
         data = event["data"]
         match event["kind"]:
@@ -194,20 +197,24 @@ async def follow_and_kill(market: Market, job_id: str) -> None:
                 market.say(
                     f"attempt {data.get('attempt')} on {market.name_of(node)}: {data.get('state')} {data.get('reason') or ''}".rstrip()
                 )
-            case "progress" if isinstance(data.get("epoch"), int) and data["epoch"] // 10 != printed:
-                printed = data["epoch"] // 10
-                market.say(
-                    f"  epoch {data['epoch']}: loss {data.get('loss', 0):.4f}, accuracy {data.get('accuracy', 0):.4f}"
-                )
-            case "checkpoint":
-                checkpoints += 1
-                if checkpoints >= KILL_AFTER_CHECKPOINTS and not killed:
+            case "progress":
+                epoch = int(data.get("epoch", 0))
+                if epoch // 10 != printed:
+                    printed = epoch // 10
+                    market.say(
+                        f"  epoch {epoch}: loss {data.get('loss', 0):.4f}, accuracy {data.get('accuracy', 0):.4f}"
+                    )
+                if kill_at_epoch is not None and epoch >= kill_at_epoch and not killed:
                     killed = True
                     market.say(
-                        f"[bold red]checkpoint {data.get('name')} is safe: now {market.name_of(node)} is killed, agent and container[/bold red]"
+                        f"[bold red]{newest} is safe, and work goes on: now {market.name_of(node)} is killed, agent and container[/bold red]"
                     )
                     await market.nodes[node].kill()
                     await kill_containers(market, market.node_names[node])
+            case "checkpoint":
+                checkpoints, newest = checkpoints + 1, f"checkpoint {data.get('name')}"
+                if checkpoints == KILL_AFTER_CHECKPOINTS:
+                    kill_at_epoch = epoch + KILL_EPOCHS_LATER
             case "job":
                 market.say(f"job: {data.get('state')} {data.get('reason') or ''}".rstrip())
     job = await market.torg("wait", job_id)
@@ -234,6 +241,14 @@ async def kill_containers(market: Market, name: str) -> None:
         _, listed = await call([*docker, "ps", "-q"])
         if listed.split():
             await call([*docker, "kill", *listed.split()], check=False)
+
+
+def unmount_disks() -> None:
+    """The killed node never comes back to clean up after itself, as it would in life: its job's disk is taken down here."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        mount_point = line.split()[1]
+        if mount_point.startswith(str(HOME)):
+            subprocess.run(["umount", "--lazy", mount_point], check=False)
 
 
 async def events(market: Market, job_id: str) -> AsyncIterator[dict[str, Any]]:

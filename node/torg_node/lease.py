@@ -96,7 +96,7 @@ class Lease:
     @property
     def files(self) -> Path:
         """What the job sees, on its own bounded disk: work, checkpoint, output, torg."""
-        return self.folder / "files"
+        return self.folder / "disk" / "files"
 
     @property
     def container_name(self) -> str:

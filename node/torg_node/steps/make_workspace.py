@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from torg_host.archive import UnpackLimits, unpack
-from torg_host.disk import close_disk, open_disk
+from torg_host.disk import QuotaDisk
 from torg_node.lease import Lease, LeaseEnded
 from torg_protocol.errors import TorgError
 from torg_protocol.jobspec import BlobRef
@@ -27,7 +27,7 @@ class MakeWorkspace:
         disk_bytes = lease.spec.resources.disk
         lease.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            await asyncio.to_thread(open_disk, lease.folder / "disk", lease.files, disk_bytes)
+            await asyncio.to_thread(_disk(lease).open)
         except (OSError, TorgError) as error:
             raise LeaseEnded(EndReason.START_FAILED, f"no disk for the job: {error}") from error
         if (lease.folder / _READY).exists():
@@ -48,8 +48,13 @@ class MakeWorkspace:
         (lease.folder / _READY).touch()
 
     async def undo(self, lease: Lease) -> None:
-        await asyncio.to_thread(close_disk, lease.folder / "disk", lease.files)
+        await asyncio.to_thread(_disk(lease).remove)
         await asyncio.to_thread(shutil.rmtree, lease.folder, ignore_errors=True)
+
+
+def _disk(lease: Lease) -> QuotaDisk:
+    """Its files are at `lease.files`, which is where QuotaDisk puts them."""
+    return QuotaDisk(lease.folder / "disk", lease.spec.resources.disk)
 
 
 async def _bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits) -> None:
