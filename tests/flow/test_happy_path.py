@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.support.actors import TUSD, join, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.settle import advance_settlements, settle_due
+from torg_marketplace.flow.vaults import refresh_vault
 from torg_protocol.states import JobState, LeaseState
 from torg_protocol.usage import verify_receipt
 
@@ -54,6 +56,14 @@ async def test_a_job_from_quote_to_receipt(world: World) -> None:
     (signed,) = await client.receipts(job.job_id)
     assert signed.node_signature is not None
     assert verify_receipt(signed, marketplace=world.market.public_key) == []
+
+    # Settled: one capture on chain pays the node and the marketplace's fee of 2 %; the rest is the client's again.
+    await settle_due(world.market, hurry=True)
+    await advance_settlements(world.market)  # sent
+    await advance_settlements(world.market)  # final
+    assert sorted(world.chain.paid.values()) == [TUSD * 2 // 100, TUSD * 98 // 100]
+    vault = await refresh_vault(world.market, client.vault)
+    assert (vault.chain_balance, vault.chain_settled, vault.open_maximum) == (9 * TUSD, TUSD, 0)
 
     # What the client could follow live.
     story = [(event.kind, event.data.get("state")) for event in await client.events(job.job_id)]

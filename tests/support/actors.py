@@ -272,9 +272,9 @@ class Node:
     def useful_ms(self) -> int:
         return self.world.clock.now_ms() - self.lease.started_at_ms
 
-    def claim(self, *, useful_ms: int | None = None, final: bool = False) -> UsageClaimed:
+    def claim(self, *, useful_ms: int | None = None, final: bool = False, held: Held | None = None) -> UsageClaimed:
         """The next record, from where the last claim ended."""
-        held, now_ms = self.lease, self.world.clock.now_ms()
+        held, now_ms = held or self.lease, self.world.clock.now_ms()
         start_ms = held.claims[-1].end_ms if held.claims else held.started_at_ms
         useful = now_ms - start_ms if useful_ms is None else useful_ms
         record = UsageRecord(

@@ -39,8 +39,8 @@ class NothingLeft(Conflict):
 
     default_code = "nothing_left"
 
-    def __init__(self, reason: EndReason) -> None:
-        super().__init__(f"nothing left of the job's {reason}")
+    def __init__(self, reason: EndReason, message: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 
@@ -106,9 +106,11 @@ async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
     # The cap was signed to outlive this moment; a lease must not.
     until_cap_ms = latest_lease_end_ms(spec, job.created_at_ms) - spec.lease_grace - unit.now_ms
     if amount <= 0 < job.max_amount:
-        raise NothingLeft(EndReason.BUDGET)
-    if billed_ms >= spec.limits.max_duration or until_cap_ms <= 0:
-        raise NothingLeft(EndReason.MAX_DURATION)
+        raise NothingLeft(EndReason.BUDGET, "earlier attempts have used up what the job may cost")
+    if billed_ms >= spec.limits.max_duration:
+        raise NothingLeft(EndReason.MAX_DURATION, "earlier attempts have used up the job's max_duration")
+    if until_cap_ms <= 0:
+        raise NothingLeft(EndReason.MAX_DURATION, "too late: the client's cap would expire before an attempt is paid")
     return _Limits(amount, min(spec.limits.max_duration - billed_ms, until_cap_ms), len(leases) + 1)
 
 

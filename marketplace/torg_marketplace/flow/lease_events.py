@@ -18,7 +18,7 @@ from torg_marketplace.flow.usage import on_usage
 from torg_marketplace.rules import metering
 from torg_marketplace.storage.events import add_job_event
 from torg_marketplace.storage.models import JobRow, LeaseEventRow, LeaseRow
-from torg_marketplace.storage.moves import move_lease
+from torg_marketplace.storage.moves import MovedMeanwhile, move_lease
 from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
 from torg_protocol.ids import LeaseId, NodeId
 from torg_protocol.jobspec import BlobRef
@@ -41,7 +41,8 @@ from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState
 
 
 async def on_lease_event(market: Market, node_id: NodeId, event: LeaseEvent) -> Acknowledge | Refused:
-    """Never raises for what a node may send; the answer goes back to it. Asks the blob store before the transaction."""
+    """The answer goes back to the node. Asks the blob store before the transaction. Raises only for what is not the node's
+    doing (MovedMeanwhile, a broken ledger): nothing is taken then, and the node says it again."""
     missing = await _missing_blob(market, event.body)
     async with market.transaction() as unit:
         try:
@@ -63,7 +64,9 @@ async def _take(unit: Unit, lease: LeaseRow, event: LeaseEvent) -> Acknowledge |
     try:
         async with unit.savepoint():
             await _apply(unit, lease, await job_row(unit, lease.job_id), event.body)
-    except TorgError as error:
+    except MovedMeanwhile:
+        raise  # nothing is taken: the node says it again
+    except (Invalid, Conflict) as error:
         refusal = error
         await unit.session.refresh(lease)
     lease.acknowledged = event.sequence

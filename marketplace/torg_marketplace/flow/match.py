@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import select
 
 from torg_marketplace.flow.ending import end_queued
@@ -20,30 +22,35 @@ BACKLOG = 200  # jobs looked at in one pass
 
 
 async def match_pending(market: Market) -> int:
-    """Grants what can be granted now and notes for the rest what it waits for. Returns the number of grants."""
+    """Grants what can be granted now and notes for the rest what it waits for. Returns the number of grants.
+
+    No job blocks those behind it: what one cannot use, another may.
+    """
+    granted, nodes = 0, None
+    for job_id in await _backlog(market):
+        async with market.reading() as unit:
+            job = await job_row(unit, job_id)
+            if job.state != JobState.QUEUED:
+                continue
+            if nodes is None:
+                nodes = await node_snapshots(unit)
+        chosen = choose(nodes, demand_of(job), market.policy.decimals)
+        if chosen is not None:
+            granted += await _try_grant(market, job_id, chosen.node_id)
+            nodes = None  # whatever came of it, they are not as we saw them
+            continue
+        waiting_for = explain(nodes, demand_of(job), market.policy.decimals).in_words
+        if waiting_for != job.waiting_for:
+            await _note_waiting(market, job_id, waiting_for)
+    return granted
+
+
+async def _backlog(market: Market) -> Sequence[str]:
     async with market.reading() as unit:
         query = (
             select(JobRow.job_id).where(JobRow.state == JobState.QUEUED).order_by(JobRow.queued_at_ms, JobRow.job_id)
         )
-        backlog = (await unit.session.scalars(query.limit(BACKLOG))).all()
-    return sum([await _match(market, job_id) for job_id in backlog])
-
-
-async def _match(market: Market, job_id: str) -> bool:
-    """No job blocks those behind it: what one cannot use, another may."""
-    async with market.reading() as unit:
-        job = await job_row(unit, job_id)
-        if job.state != JobState.QUEUED:
-            return False
-        nodes = await node_snapshots(unit)
-        chosen = choose(nodes, demand_of(job), market.policy.decimals)
-        waiting_for = None if chosen else explain(nodes, demand_of(job), market.policy.decimals).in_words
-        if waiting_for is not None and waiting_for == job.waiting_for:
-            return False
-    if chosen is not None:
-        return await _try_grant(market, job_id, chosen.node_id)
-    await _note_waiting(market, job_id, waiting_for or "")
-    return False
+        return (await unit.session.scalars(query.limit(BACKLOG))).all()
 
 
 async def _try_grant(market: Market, job_id: str, node_id: NodeId) -> bool:
@@ -56,7 +63,7 @@ async def _try_grant(market: Market, job_id: str, node_id: NodeId) -> bool:
             return True
     except NothingLeft as nothing:
         async with market.transaction() as unit:
-            await end_queued(unit, await job_row(unit, job_id), nothing.reason)
+            await end_queued(unit, await job_row(unit, job_id), nothing.reason, nothing.message)
     except (NotGrantable, MovedMeanwhile):
         pass  # the next pass sees what changed
     except TorgError as refused:  # by the vault: its owner is closing it, or its cap is about to expire
