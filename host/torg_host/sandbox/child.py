@@ -52,7 +52,7 @@ def _become_bubblewrap(plan: dict[str, Any], state_dir: str, pipes: Pipes, cgrou
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
         seccomp = os.open(f"{state_dir}/seccomp.bpf", os.O_RDONLY)
-        stdin = os.open(plan["stdin"] or os.devnull, os.O_RDONLY)
+        stdin = os.open(plan["stdin"], os.O_RDONLY)
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write(OOM_SCORE)
         if cgroup is not None:

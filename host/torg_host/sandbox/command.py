@@ -41,7 +41,7 @@ class ContainerSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str = TMP
     mounts: tuple[SandboxMount, ...] = ()
-    stdin: Path | None = None
+    stdin: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def plan(spec: ContainerSpec, state_dir: Path, isolation: Isolation, cgroup_name
         "max_duration_ms": spec.max_duration_ms,
         "deadline_grace_ms": DEADLINE_GRACE_MS,
         "disk": {"limit_bytes": limits.disk_bytes, "watched": [], "quotas": []},
-        "stdin": str(spec.stdin) if spec.stdin else None,
+        "stdin": str(state_dir / "stdin"),
     }
 
 

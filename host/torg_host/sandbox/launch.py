@@ -1,6 +1,6 @@
 """Starts a container: state directory, plan, shim. What is in a state directory:
 
-plan.json, seccomp.bpf, etc/, root/    written here before the shim starts
+plan.json, seccomp.bpf, stdin, etc/, root/  written here before the shim starts
 shim.json                              which process the shim is
 logs/                                  see `output`
 stop.json                              a request to stop; the shim renames it
@@ -58,7 +58,8 @@ async def launch(
 
     As root, writable mounts are given to the job's user, with all that is in them. Raises Invalid (the spec), Conflict
     `already_running`, SandboxUnavailable (of which SandboxStartFailed is one); on all of them nothing is left behind. When cancelled it first finishes starting, so
-    that the caller finds a whole container to remove. `lifeline`: a descriptor (inherited); the container is killed when its other end closes.
+    that the caller finds a whole container to remove. `lifeline`: a descriptor (inherited); when its other end closes the container is killed and
+    its state directory deleted.
     """
     here = isolation or isolation_here()
     starting = asyncio.ensure_future(asyncio.to_thread(_launch, spec, state_dir.absolute(), here, lifeline))
@@ -104,6 +105,7 @@ def _prepare(spec: ContainerSpec, state_dir: Path, isolation: Isolation) -> None
     for name, text in etc_files(uid, gid).items():
         (state_dir / "etc" / name).write_text(text)
         (state_dir / "etc" / name).chmod(0o644)
+    (state_dir / "stdin").write_bytes(spec.stdin)
     (state_dir / "seccomp.bpf").write_bytes(bpf_program())
     steps = plan(spec, state_dir, isolation, cgroup_name(state_dir))
     for bind in spec.mounts:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torg_host.sandbox.command import ContainerSpec, SandboxLimits
+from torg_host.sandbox.command import TMP, ContainerSpec, SandboxLimits
 from torg_host.sandbox.container import Container, Reason
 from torg_host.sandbox.images import Image, SandboxMount, host_python
 from torg_host.sandbox.launch import launch
@@ -35,9 +36,9 @@ async def run_sandboxed(
     mounts: Sequence[SandboxMount] = (),
     limits: SandboxLimits,
     timeout_s: float,
-    stdin: bytes | None = None,
+    stdin: bytes = b"",
     env: Mapping[str, str] | None = None,
-    workdir: str | None = None,
+    workdir: str = TMP,
     image: Image | None = None,
 ) -> CompletedRun:
     """No network, no other files than the image's and the mounts'. The default image is this interpreter with its packages.
@@ -46,32 +47,31 @@ async def run_sandboxed(
     Raises Invalid for a spec that cannot be right and SandboxUnavailable when this host cannot run it; a program that fails is no
     exception but a CompletedRun.
     """
-    with tempfile.TemporaryDirectory(prefix="torg-run-") as scratch:
-        state_dir = Path(scratch).resolve() / f"run-{os.getpid()}"
-        stdin_file = None
-        if stdin is not None:
-            stdin_file = Path(scratch) / "stdin"
-            stdin_file.write_bytes(stdin)
-        spec = ContainerSpec(
-            command=tuple(argv),
-            image=image or host_python(),
-            limits=limits,
-            max_duration_ms=round(timeout_s * 1000),
-            env=env or {},
-            mounts=tuple(SandboxMount(mount.source.resolve(), mount.target, mount.writable) for mount in mounts),
-            stdin=stdin_file,
-            **({"workdir": workdir} if workdir else {}),
-        )
-        far, lifeline = os.pipe()
+    scratch = Path(tempfile.mkdtemp(prefix="torg-run-")).resolve()
+    state_dir = scratch / f"run-{os.getpid()}"
+    spec = ContainerSpec(
+        command=tuple(argv),
+        image=image or host_python(),
+        limits=limits,
+        max_duration_ms=round(timeout_s * 1000),
+        env=env or {},
+        mounts=tuple(SandboxMount(mount.source.resolve(), mount.target, mount.writable) for mount in mounts),
+        stdin=stdin,
+        workdir=workdir,
+    )
+    far, lifeline = os.pipe()
+    try:
         try:
-            try:
-                container = await launch(spec, state_dir, lifeline=far)
-            finally:
-                os.close(far)
-            return await _result(container)
+            container = await launch(spec, state_dir, lifeline=far)
         finally:
-            os.close(lifeline)
+            os.close(far)
+        return await _result(container)
+    finally:
+        try:
             await Container(state_dir).remove()
+        finally:
+            os.close(lifeline)  # after the removal: the shim would clean up at the same time
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 async def _result(container: Container) -> CompletedRun:

@@ -1,11 +1,11 @@
 # The shim is started for every container, and pathlib alone would cost it 6 ms.
-# ruff: noqa: PTH105, PTH123
+# ruff: noqa: PTH105, PTH106, PTH120, PTH123
 """The process beside each container: `python -m torg_host.sandbox.shim STATE_DIR [REPORT_FD] [LIFELINE_FD]`.
 
 It outlives whoever started it. It reads `plan.json` from its state directory, starts bubblewrap, keeps the logs, enforces the
 deadline, stops the container on request (`stop.json` and a signal), and at the end writes `exit.json`, whole or not at all.
-When the shim is killed bubblewrap dies with it. One JSON line on REPORT_FD says whether the container runs. The container is killed
-when LIFELINE_FD closes (for one-shot runs, which nobody would come back for).
+When the shim is killed bubblewrap dies with it. One JSON line on REPORT_FD says whether the container runs. When
+LIFELINE_FD closes the container is killed and its state deleted (for one-shot runs, which nobody would come back for).
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Shim:
         self._started_at_ms = now_ms()
         self._ending: str | None = None  # the reason, once this shim has decided to end it
         self._kill_at: float | None = None
+        self._is_abandoned = False
         self._watch_at = 0.0
         self._detail: list[str] = []
 
@@ -161,8 +162,8 @@ class Shim:
             if wake in ready:
                 os.read(wake, 4096)
             self._look_at_request()
-            if self._lifeline in ready and not os.read(self._lifeline, 1):
-                self._lifeline = -1
+            if self._lifeline in ready:
+                self._lifeline, self._is_abandoned = -1, True
                 self._end_now("killed", "its starter is gone")
             if self._bwrap_fd in ready:
                 return
@@ -267,6 +268,15 @@ class Shim:
         if code is None:
             self._detail.append(f"the sandbox itself ended, wait status {wait_status}")
         self._finish(self._reason(code), code, "; ".join(self._detail))
+        if self._is_abandoned:
+            self._delete_state()
+
+    def _delete_state(self) -> None:
+        import shutil  # slow to import, and rarely needed
+
+        shutil.rmtree(self._dir, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self._dir))  # the scratch directory that was made for this run alone
 
     def _reason(self, code: int | None) -> str:
         if self._ending is not None:

@@ -1,0 +1,15 @@
+"""Waiting for the outside world, for a bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+
+async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Returns when `condition` holds; fails the test when it does not in time."""
+    deadline = time.monotonic() + within_s
+    for _ in iter(condition, True):
+        assert time.monotonic() < deadline, "waited too long"
+        await asyncio.sleep(0.01)

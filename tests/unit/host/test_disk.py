@@ -1,0 +1,90 @@
+"""A job's own disk: it holds what it should, no more, and leaves nothing."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from torg_host.disk import QuotaDisk
+
+MIB = 1 << 20
+
+
+def loop_devices(directory: Path) -> list[str]:
+    listing = subprocess.run(["losetup", "--list", "--noheadings"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listing.splitlines() if str(directory) in line]
+
+
+def fill(path: Path) -> tuple[int | None, int]:
+    """Writes until that fails; the error and the bytes written."""
+    written = 0
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                written += file.write(bytes(MIB))
+        except OSError as error:
+            return error.errno, written
+
+
+@pytest.mark.root
+def test_it_fills_up_at_its_size_and_is_gone_afterwards(tmp_path: Path) -> None:
+    disk = QuotaDisk(tmp_path / "disk", 16 * MIB, owner=(65534, 65534))
+    state = disk.open()
+    assert state.enforced
+    assert (state.files.stat().st_uid, list(state.files.iterdir())) == (65534, [])
+
+    error, written = fill(state.files / "big")
+    assert error == errno.ENOSPC
+    assert 14 * MIB < written <= 16 * MIB
+    mounted = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(state.files) in line)
+    assert "nosuid,nodev" in mounted
+
+    for _ in range(2):
+        disk.remove()
+    assert not (tmp_path / "disk").exists()
+    assert loop_devices(tmp_path) == []
+
+
+@pytest.mark.root
+def test_a_restarted_agent_finds_it_again(tmp_path: Path) -> None:
+    first = QuotaDisk(tmp_path / "disk", 16 * MIB)
+    (first.open().files / "checkpoint").write_text("step 100")
+
+    again = QuotaDisk(tmp_path / "disk", 16 * MIB)
+    assert (again.open().files / "checkpoint").read_text() == "step 100"
+    assert len(loop_devices(tmp_path)) == 1
+
+    subprocess.run(["umount", str(again.files)], check=True)  # as after a restart of the host
+    assert not (again.files / "checkpoint").exists()
+    assert (again.open().files / "checkpoint").read_text() == "step 100"
+
+    again.remove()
+    assert loop_devices(tmp_path) == []
+
+
+@pytest.mark.root
+def test_a_half_made_image_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "disk.img.partial").write_bytes(b"killed while making it")
+    disk = QuotaDisk(tmp_path / "disk", 16 * MIB)
+    try:
+        assert disk.open().enforced
+    finally:
+        disk.remove()
+
+
+def test_without_mkfs_it_says_that_nothing_is_enforced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torg_host.disk.TOOL_PATH", str(tmp_path))
+    disk = QuotaDisk(tmp_path / "disk", 16 * MIB)
+
+    state = disk.open()
+
+    assert not state.enforced
+    assert state.why in {"mkfs.ext4 is not installed", "disk quotas need root"}
+    (state.files / "works").write_text("all the same")
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["files"]
+    disk.remove()
+    assert not (tmp_path / "disk").exists()
