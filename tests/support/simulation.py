@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import func, select
 
@@ -253,7 +254,7 @@ class Simulation:
 
     async def _submit(self) -> None:
         client = self.chance.choice(self.clients)
-        members = {
+        members: dict[str, Any] = {
             "checkpoint": {"enabled": self.chance.random() < 0.7},
             "lease_grace": f"{self.chance.choice([15, 60, 300])}s",
             "retry": {"max_attempts": self.chance.randrange(1, 5), "on_failure": self.chance.randrange(0, 2)},
@@ -278,7 +279,7 @@ class Simulation:
         await on_startup(self.world.market)
 
     async def _verify(self) -> None:
-        answers = [
+        answers: list[Measurement | EvaluationFailed] = [
             Measurement({"accuracy": "0.97"}),
             Measurement({"accuracy": "0.5"}),
             Measurement(detail="unreadable"),

@@ -9,6 +9,7 @@ from torg_protocol.jobspec import JobSpec
 from torg_protocol.money import MS_PER_HOUR, cost, parse_amount
 
 MAX_ACCEPTED_AMOUNT = 2**63 - 1  # the database's integers end here
+ABSURD_TIMES_MIDDLE = 4
 
 
 def max_price(spec: JobSpec, decimals: int) -> int | None:
@@ -20,10 +21,13 @@ def max_price(spec: JobSpec, decimals: int) -> int | None:
 def price_ceiling(fitting_prices: Sequence[int], spec_cap: int | None, max_attempts: int) -> int | None:
     """The highest price per GPU-hour that this job may ever be charged; None when nothing fits.
 
-    As many nodes as the job has attempts must be under it, so that a retry has somewhere to go; a single absurd offer must
-    not raise what every client has to hold.
+    As many nodes as the job has attempts must be under it, so that a retry has somewhere to go. Without a cap of the client's
+    own, offers far above the middle of the market do not count: an absurd one must not raise what every client has to hold.
     """
     prices = sorted(price for price in fitting_prices if spec_cap is None or price <= spec_cap)
+    middle = prices[(len(prices) - 1) // 2] if prices else 0
+    if spec_cap is None and middle > 0:
+        prices = [price for price in prices if price <= middle * ABSURD_TIMES_MIDDLE]
     return prices[min(max_attempts, len(prices)) - 1] if prices else None
 
 

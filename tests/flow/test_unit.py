@@ -1,0 +1,147 @@
+"""The unit of work: what is queued leaves after the commit, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from sqlalchemy import select
+
+from tests.support.actors import join, make_client, spec
+from tests.support.market import World
+from torg_marketplace.flow.blobs import may_read_blob, note_upload
+from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.storage.models import BlobUploadRow, JobRow
+from torg_marketplace.storage.moves import MovedMeanwhile, move_job
+from torg_protocol.canonical import sha256_digest
+from torg_protocol.ids import LeaseId
+from torg_protocol.messages import Abandon
+from torg_protocol.states import IllegalMove, JobState
+
+DIGEST = sha256_digest(b"blob")
+ABANDON = Abandon(lease_id=LeaseId("lease_x"))
+
+
+async def uploads(world: World) -> int:
+    async with world.market.reading() as unit:
+        return len((await unit.session.scalars(select(BlobUploadRow))).all())
+
+
+async def test_messages_and_wakes_leave_after_the_commit(world: World) -> None:
+    node = await join(world)
+    waiter = world.market.wakes.arm("match")
+    async with world.market.transaction() as unit:
+        unit.send(node.id, ABANDON)
+        unit.wake("match")
+        assert world.links.unread() == []
+    assert await waiter.wait(1)
+    assert node.expect(Abandon) == ABANDON
+
+
+async def test_nothing_leaves_when_it_is_rolled_back(world: World) -> None:
+    node = await join(world)
+    waiter = world.market.wakes.arm("match")
+
+    async def fail() -> None:
+        async with world.market.transaction() as unit:
+            await note_upload(unit, node.id, DIGEST, 4)
+            unit.send(node.id, ABANDON)
+            unit.wake("match")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert not await waiter.wait(0)
+    assert node.read() == []
+    assert await uploads(world) == 0
+
+
+async def test_a_savepoint_takes_its_messages_back(world: World) -> None:
+    node = await join(world)
+
+    async def fail(unit: Unit) -> None:
+        async with unit.savepoint():
+            await note_upload(unit, node.id, DIGEST, 4)
+            unit.send(node.id, ABANDON)
+            raise ZeroDivisionError
+
+    async with world.market.transaction() as unit:
+        with pytest.raises(ZeroDivisionError):
+            await fail(unit)
+    assert node.read() == []
+    assert await uploads(world) == 0
+
+
+async def test_a_transaction_in_a_transaction_is_refused_instead_of_waiting_for_itself(world: World) -> None:
+    async with world.market.transaction():
+        with pytest.raises(RuntimeError, match="open in this task already"):
+            async with world.market.transaction():
+                pass
+    async with world.market.transaction() as unit:
+        assert unit.now_ms == world.clock.now_ms()
+
+
+async def test_readers_do_not_wait_for_the_writer(world: World) -> None:
+    async with world.market.transaction() as unit:
+        await note_upload(unit, "somebody", DIGEST, 4)
+        await unit.session.flush()
+        async with asyncio.timeout(2):
+            assert await uploads(world) == 0
+    assert await uploads(world) == 1
+
+
+async def test_writers_wait_for_each_other(world: World) -> None:
+    async def add(number: int) -> None:
+        async with world.market.transaction() as unit:
+            before = len((await unit.session.scalars(select(BlobUploadRow))).all())
+            await asyncio.sleep(0)
+            await note_upload(unit, f"party{before}", DIGEST, number)
+
+    await asyncio.gather(*(add(number) for number in range(20)))
+    assert await uploads(world) == 20
+
+
+async def test_of_two_deciders_one_wins(world: World) -> None:
+    await join(world)
+    client = await make_client(world)
+    job = await client.submit(spec())
+    async with world.market.reading() as unit:
+        seen = await unit.session.get_one(JobRow, job.job_id)
+    await match_pending(world.market)
+    async with world.market.transaction() as unit:
+        with pytest.raises(MovedMeanwhile):
+            await move_job(unit.session, seen, JobState.EXPIRED, at_ms=0)
+    assert (await client.job(job.job_id)).state is JobState.LEASED
+    world.links.take_all(next(iter(world.links.connected())))
+
+
+async def test_moves_that_the_table_does_not_know_are_refused(world: World) -> None:
+    await join(world)
+    client = await make_client(world)
+    job = await client.submit(spec())
+    with pytest.raises(IllegalMove):
+        async with world.market.transaction() as unit:
+            await move_job(unit.session, await unit.session.get_one(JobRow, job.job_id), JobState.SUCCEEDED, at_ms=0)
+
+
+async def test_who_may_read_a_blob(world: World) -> None:
+    node, stranger = await join(world), await join(world, price=10**9)
+    client = await make_client(world)
+    workspace = world.blobs.put(b"workspace")
+    async with world.market.transaction() as unit:
+        await note_upload(unit, "uploader", workspace.digest, workspace.size_bytes)
+    await client.submit(spec(workspace=workspace.model_dump(mode="json")))
+
+    async def readers() -> list[bool]:
+        parties = ("uploader", client.account, node.id, stranger.id)
+        async with world.market.reading() as unit:
+            return [await may_read_blob(unit, party, workspace.digest) for party in parties]
+
+    assert await readers() == [True, True, False, False]
+    await match_pending(world.market)
+    await node.accept_and_start()
+    assert await readers() == [True, True, True, False]
+    await node.finish()
+    node.read()
+    assert await readers() == [True, True, False, False]
