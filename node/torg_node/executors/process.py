@@ -158,8 +158,10 @@ class _Running:
             timers = asyncio.get_running_loop()
             deadline_s = self._launch.max_duration_ms / 1000
             self._timers.append(timers.call_later(deadline_s, self.end, ExitReason.MAX_DURATION, DEADLINE_GRACE_MS))
-            await asyncio.gather(*(self._copy(stream) for stream in STREAMS), self._process.wait())
-            self._kill()
+            copying = [asyncio.create_task(self._copy(stream)) for stream in STREAMS]
+            await self._process.wait()
+            self._kill()  # children that it left would keep the pipes open
+            await asyncio.gather(*copying)
             code = self._process.returncode or 0
             code = 128 - code if code < 0 else code
         for timer in self._timers:
