@@ -11,6 +11,18 @@ from torg_protocol.states import JobState, LeaseState
 from torg_protocol.usage import verify_receipt
 
 MINUTE_MS = 60_000
+STORY = [
+    ("job", "queued"),
+    ("job", "leased"),
+    ("lease", "granted"),
+    ("lease", "preparing"),
+    ("lease", "running"),
+    ("lease", "reported"),
+    ("job", "verifying"),
+    ("lease", "verified"),
+    ("receipt", "verified"),
+    ("job", "succeeded"),
+]
 
 
 async def test_a_job_from_quote_to_receipt(world: World) -> None:
@@ -66,16 +78,4 @@ async def test_a_job_from_quote_to_receipt(world: World) -> None:
     assert (vault.chain_balance, vault.chain_settled, vault.open_maximum) == (9 * TUSD, TUSD, 0)
 
     # What the client could follow live.
-    story = [(event.kind, event.data.get("state")) for event in await client.events(job.job_id)]
-    assert story == [
-        ("job", "queued"),
-        ("job", "leased"),
-        ("lease", "granted"),
-        ("lease", "preparing"),
-        ("lease", "running"),
-        ("lease", "reported"),
-        ("job", "verifying"),
-        ("lease", "verified"),
-        ("receipt", "verified"),
-        ("job", "succeeded"),
-    ]
+    assert [(event.kind, event.data.get("state")) for event in await client.events(job.job_id)] == STORY

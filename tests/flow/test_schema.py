@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import text
+import pytest
+from sqlalchemy import Table, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from torg_marketplace.storage.engine import create_engine
+from torg_marketplace.storage.registry import metadata
 from torg_marketplace.storage.schema import differences, upgrade
 
 
@@ -18,6 +22,13 @@ async def test_migrations_and_models_agree(tmp_path: Path) -> None:
         assert await differences(engine) == []
     finally:
         await engine.dispose()
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
+def test_the_models_mean_something_to_postgresql_too(table: Table) -> None:
+    dialect = postgresql.dialect()
+    assert f"CREATE TABLE {table.name}" in str(CreateTable(table).compile(dialect=dialect))
+    assert all(str(CreateIndex(index).compile(dialect=dialect)).startswith("CREATE") for index in table.indexes)
 
 
 async def test_sqlite_is_configured_for_durability(tmp_path: Path) -> None:

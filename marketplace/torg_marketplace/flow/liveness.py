@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from torg_marketplace.flow.cancel import stop_lease
 from torg_marketplace.flow.ending import end_lease, end_queued
@@ -16,10 +16,12 @@ from torg_marketplace.flow.rows import job_row, live_leases, node_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules import leases as rules
 from torg_marketplace.rules.leases import End, LeaseClock, StopIt
-from torg_marketplace.storage.models import JobRow, LeaseRow, MarketRow, NodeRow
+from torg_marketplace.storage.models import JobRow, LeaseRow, MarketRow, NodeRow, QuoteRow
 from torg_marketplace.storage.moves import MovedMeanwhile, set_liveness
 from torg_protocol.messages import Abandon
 from torg_protocol.states import EndReason, JobState, Liveness
+
+_KEEP_QUOTES_MS = 3_600_000  # expired ones, to say that they have expired
 
 
 async def on_startup(market: Market) -> None:
@@ -39,7 +41,8 @@ async def sweep(market: Market) -> None:
             await _refresh_grace(unit)
         pulse.awake_at_ms = unit.now_ms
         await _sweep_nodes(unit)
-        lease_ids = [lease.lease_id for lease in await live_leases(unit)]
+        await unit.session.execute(delete(QuoteRow).where(QuoteRow.expires_at_ms < unit.now_ms - _KEEP_QUOTES_MS))
+        lease_ids = [lease.lease_id for lease in await live_leases(unit) if await _due(unit, lease) is not None]
         overdue = select(JobRow.job_id).where(JobRow.state == JobState.QUEUED, JobRow.queue_deadline_ms <= unit.now_ms)
         job_ids = (await unit.session.scalars(overdue)).all()
     for lease_id in lease_ids:
@@ -74,23 +77,23 @@ async def _sweep_lease(market: Market, lease_id: str) -> None:
             lease = await unit.session.get_one(LeaseRow, lease_id)
             if lease.ended_at_ms is not None:
                 return
-            job, node = await job_row(unit, lease.job_id), await node_row(unit, lease.node_id)
-            decision = rules.due(_clock(lease, job, node), unit.now_ms, market.policy)
+            decision, job = await _due(unit, lease), await job_row(unit, lease.job_id)
             match decision:
                 case None:
                     return
                 case StopIt(reason):
                     await stop_lease(unit, lease, job, reason)
                 case End(reason, detail):
-                    await _end(unit, lease, job, node, reason, detail)
+                    await _end(unit, lease, job, reason, detail)
                 case _:
                     assert_never(decision)
     except MovedMeanwhile:
         pass  # an event of the node was faster
 
 
-async def _end(unit: Unit, lease: LeaseRow, job: JobRow, node: NodeRow, reason: EndReason, detail: str) -> None:
+async def _end(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, detail: str) -> None:
     if reason is EndReason.NODE_LOST:
+        node = await node_row(unit, lease.node_id)
         if lease.started_at_ms is not None:  # how long it ran as far as we know, for the part that nobody is billed for
             until_ms = lease.exited_at_ms if lease.exited_at_ms is not None else node.last_seen_ms
             lease.claimed_ms = max(lease.claimed_ms, until_ms - lease.started_at_ms)
@@ -110,8 +113,9 @@ async def _expire(market: Market, job_id: str) -> None:
         pass
 
 
-def _clock(lease: LeaseRow, job: JobRow, node: NodeRow) -> LeaseClock:
-    return LeaseClock(
+async def _due(unit: Unit, lease: LeaseRow) -> End | StopIt | None:
+    job, node = await job_row(unit, lease.job_id), await node_row(unit, lease.node_id)
+    clock = LeaseClock(
         state=lease.status,
         granted_ms=lease.granted_at_ms,
         started_ms=lease.started_at_ms,
@@ -123,3 +127,4 @@ def _clock(lease: LeaseRow, job: JobRow, node: NodeRow) -> LeaseClock:
         lease_grace_ms=spec_of(job).lease_grace,
         max_duration_ms=lease.max_duration_ms,
     )
+    return rules.due(clock, unit.now_ms, unit.policy)
