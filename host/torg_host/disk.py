@@ -73,7 +73,7 @@ class QuotaDisk:
         deadline = time.monotonic() + LOOP_FREED_WITHIN_S
         while self._image.exists() and _loop_devices_of(self._image) and time.monotonic() < deadline:
             time.sleep(0.02)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        delete_tree(self._directory)
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
@@ -109,6 +109,14 @@ class QuotaDisk:
     def _give_root_to_owner(self) -> None:
         if self._owner:
             os.chown(self.files, *self._owner)
+
+
+def delete_tree(root: Path) -> None:
+    """Deletes what a job may have made to be hard to delete. Never through links; safe to repeat; what cannot go is left."""
+    try:
+        shutil.rmtree(root, ignore_errors=True)
+    except RecursionError:  # thousands of directories in one another: `rm` does not recurse
+        _run("rm", "-rf", "--", str(root))
 
 
 def _mount_lines() -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 STREAMS = ("stdout", "stderr")
+MIN_CHARGE_BYTES = 16 << 10  # a read costs about as much for one byte
 SEGMENTS = 8
 MIN_SEGMENT_BYTES = 4096
 MAX_BYTES_PER_S = 32 << 20  # beyond it the writer has to wait: reading costs the host CPU that nobody pays for
@@ -62,7 +63,7 @@ class LogWriter:
 
 
 class Throttle:
-    """A token bucket on bytes. `pause_s` says how long to read nothing."""
+    """A token bucket on bytes, with a least charge per read. `pause_s` says how long to read nothing."""
 
     def __init__(self, now: float, bytes_per_s: int = MAX_BYTES_PER_S) -> None:
         self._bytes_per_s = bytes_per_s
@@ -70,7 +71,8 @@ class Throttle:
         self._at = now
 
     def took(self, size_bytes: int, now: float) -> None:
-        self._tokens = min(self._bytes_per_s, self._tokens + (now - self._at) * self._bytes_per_s) - size_bytes
+        earned = (now - self._at) * self._bytes_per_s
+        self._tokens = min(self._bytes_per_s, self._tokens + earned) - max(size_bytes, MIN_CHARGE_BYTES)
         self._at = now
 
     def pause_s(self, now: float) -> float:

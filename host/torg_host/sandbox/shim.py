@@ -75,7 +75,7 @@ class Shim:
         self._ending: str | None = None  # the reason, once this shim has decided to end it
         self._kill_at: float | None = None
         self._is_abandoned = False
-        self._watch_at = 0.0
+        self._watch_at = self._request_at = 0.0
         self._detail: list[str] = []
 
     def run(self, report: int) -> None:
@@ -161,7 +161,9 @@ class Shim:
                     self._read_output(descriptor)
             if wake in ready:
                 os.read(wake, 4096)
-            self._look_at_request()
+            if wake in ready or now >= self._request_at:
+                self._request_at = now + IDLE_WAKE_S
+                self._look_at_request()
             if self._lifeline in ready:
                 self._lifeline, self._is_abandoned = -1, True
                 self._end_now("killed", "its starter is gone")
@@ -355,11 +357,10 @@ class Shim:
         return NOT_FOUND_CODE if "No such file" in lines[-1] else NOT_EXECUTABLE_CODE
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Whole or not at all. Not fsynced: when the host itself goes down the container was killed, whatever was written."""
         partial = f"{self._dir}/.{name}.partial"
         with open(partial, "w") as file:
             json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(partial, f"{self._dir}/{name}")
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 BLOCK_BYTES = 512
+UNMEASURABLE = 1 << 62
 ALMOST_FULL_BYTES = 256 << 10  # a writer of larger pieces fails before the last block is taken
 
 
 def used_bytes(path: str) -> int:
-    """Blocks taken below `path`, links not followed. What vanishes meanwhile counts as nothing."""
+    """Blocks taken below `path`, links not followed. What vanishes meanwhile counts as nothing.
+
+    Directories nested beyond what a path can name count as everything: they are made to hide files from this very count.
+    """
     total = 0
     waiting = [path]
     while waiting:
@@ -17,8 +22,9 @@ def used_bytes(path: str) -> int:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     total += _blocks(entry, waiting)
-        except OSError:
-            continue
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return UNMEASURABLE
     return total
 
 

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
+from torg_host.sandbox import SandboxLimits, run_sandboxed
 from torg_host.sandbox.errors import SandboxUnavailable
 from torg_host.sandbox.launch import isolation_here
 from torg_node.executors.errors import ExecutorUnavailable
 from torg_node.executors.port import Executor
 from torg_node.executors.sandbox import SandboxExecutor
 from torg_protocol.errors import TorgError
+
+TRIAL_LIMITS = SandboxLimits(memory_bytes=64 << 20)
+TRIAL_TIMEOUT_S = 10.0
 
 ExecutorKind = Literal["auto", "docker", "sandbox"]
 
@@ -38,14 +42,14 @@ async def choose_executor(
         case "docker":
             return await _docker(state_root, node_label, docker_socket)
         case "sandbox":
-            return _sandbox(state_root, image_root, "chosen by the owner")
+            return await _sandbox(state_root, image_root, "chosen by the owner")
         case "auto":
             try:
                 return await _docker(state_root, node_label, docker_socket)
             except TorgError as no_docker:
                 reason = no_docker.message
             try:
-                return _sandbox(state_root, image_root, f"no container engine ({reason})")
+                return await _sandbox(state_root, image_root, f"no container engine ({reason})")
             except ExecutorUnavailable as no_sandbox:
                 raise ExecutorUnavailable(
                     f"nothing here can isolate a job: docker: {reason}; sandbox: {no_sandbox.message}",
@@ -64,9 +68,11 @@ async def _docker(state_root: Path, node_label: str, socket: Path | None) -> Cho
     return Chosen(executor, "a container engine answers")
 
 
-def _sandbox(state_root: Path, image_root: Path | None, why: str) -> Chosen:
+async def _sandbox(state_root: Path, image_root: Path | None, why: str) -> Chosen:
     try:
         isolation = isolation_here()
+        # Installed is not enough: hosts may forbid user namespaces (Ubuntu 24.04, containers).
+        await run_sandboxed(["true"], limits=TRIAL_LIMITS, timeout_s=TRIAL_TIMEOUT_S)
     except SandboxUnavailable as error:
         raise ExecutorUnavailable(error.message, code=error.code, hint=error.hint) from error
     guard = "control groups" if isolation.cgroups else "rlimits, which bound memory per process only"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from torg_host.disk import delete_tree
 from torg_host.sandbox.container import Container, LogPiece
 from torg_host.sandbox.output import LogWriter, Throttle
+from torg_host.sandbox.watch import used_bytes
+
+MIB = 1 << 20
 
 
 def container_with_logs(tmp_path: Path) -> Container:
@@ -71,13 +76,57 @@ async def test_a_container_that_is_gone_has_no_logs(tmp_path: Path) -> None:
     assert await read(Container(tmp_path / "never")) == []
 
 
-def test_the_throttle_holds_the_average_rate() -> None:
+@pytest.mark.parametrize(("size_bytes", "charged_bytes"), [(64 << 10, 64 << 10), (1, 16 << 10)])
+def test_the_throttle_holds_the_average_rate(size_bytes: int, charged_bytes: int) -> None:
     now = 0.0
-    throttle = Throttle(now, bytes_per_s=1000)
+    throttle = Throttle(now, bytes_per_s=MIB)
     taken = 0
     while now < 10:
-        throttle.took(100, now)
-        taken += 100
+        throttle.took(size_bytes, now)
+        taken += charged_bytes
         now += throttle.pause_s(now)
 
-    assert 10_000 <= taken <= 11_200  # ten seconds' worth and one second of saved-up allowance
+    assert 10 * MIB <= taken <= 11.2 * MIB  # ten seconds' worth and one second of saved-up allowance
+
+
+def test_used_space_counts_blocks_and_not_what_links_point_at(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "file").write_bytes(b"x" * MIB)
+    before = used_bytes(str(tmp_path))
+    (tmp_path / "sparse").open("wb").truncate(1 << 40)
+    (tmp_path / "link").symlink_to("/usr")
+
+    assert MIB <= before < MIB + 64_000
+    assert used_bytes(str(tmp_path)) - before < 64_000
+    assert used_bytes(str(tmp_path / "gone")) == 0
+
+
+@pytest.fixture
+def nest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Path]:
+    """Makes directories in one another, deeper than a path can name; leaves the process inside the innermost."""
+
+    def make(name: str, depth: int) -> Path:
+        monkeypatch.chdir(tmp_path)
+        for _ in range(depth):
+            Path(name).mkdir()
+            os.chdir(name)
+        return tmp_path
+
+    return make
+
+
+def test_directories_too_deep_to_look_into_count_as_over_any_limit(nest: Callable[[str, int], Path]) -> None:
+    root = nest("d" * 200, 40)
+    Path("hidden").write_bytes(b"x" * MIB)
+    try:
+        assert used_bytes(str(root)) > 1 << 60
+    finally:
+        delete_tree(root)
+
+
+def test_a_tree_deeper_than_pythons_stack_is_deleted(nest: Callable[[str, int], Path]) -> None:
+    root = nest("d", 3000)
+
+    delete_tree(root)
+
+    assert not root.exists()
