@@ -58,6 +58,15 @@ def detect(mountinfo: str = "/proc/self/mountinfo") -> Hierarchy | None:
     return None
 
 
+def names_below(hierarchy: Hierarchy, parent: str) -> list[str]:
+    """Names of all groups directly below `parent`, in whichever controller they still are."""
+    found: set[str] = set()
+    for root in dict.fromkeys(hierarchy.roots.values()):
+        with contextlib.suppress(FileNotFoundError):
+            found.update(entry.name for entry in os.scandir(f"{root}/{parent}") if entry.is_dir())
+    return sorted(f"{parent}/{name}" for name in found)
+
+
 class Cgroup:
     """A group named `name` ("torg/ab12-lease"). Names are kept in files, so a group can be found after any restart."""
 

@@ -167,8 +167,10 @@ class Container:
         plan = self._read_json("plan.json")
         if plan is not None and plan["cgroup"] is not None and (hierarchy := cgroups.detect()) is not None:
             cgroups.Cgroup(hierarchy, plan["cgroup"]["name"]).remove()
+        if (written := self._outcome()) is not None:
+            return written  # it was about to end; its own word counts
         outcome = Outcome("killed", None, self.started_at_ms(), self._now_ms(), None, "its shim was killed")
-        partial = self.state_dir / ".exit.json.partial"
+        partial = self.state_dir / f".exit.json.{os.getpid()}"
         partial.write_text(json.dumps({field: getattr(outcome, field) for field in Outcome.__slots__}))
         partial.rename(self.state_dir / "exit.json")
         return outcome

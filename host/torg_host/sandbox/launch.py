@@ -72,8 +72,25 @@ async def launch(
 
 def cgroup_name(state_dir: Path) -> str:
     """Unique on this host, and found again from the state directory alone."""
-    owner = hashlib.sha256(os.fsencode(state_dir.parent)).hexdigest()[:8]
-    return f"{CGROUP_PARENT}/{owner}-{state_dir.name}"
+    return _cgroup_prefix(state_dir.parent) + state_dir.name
+
+
+def _cgroup_prefix(state_root: Path) -> str:
+    return f"{CGROUP_PARENT}/{hashlib.sha256(os.fsencode(state_root)).hexdigest()[:8]}-"
+
+
+def sweep(state_root: Path) -> None:
+    """Removes control groups whose container's state directory is gone: a shim was killed and somebody deleted its files.
+
+    Blocks; safe at any time, since a container's directory exists before its group.
+    """
+    hierarchy = cgroups.detect() if os.geteuid() == 0 else None
+    prefix = _cgroup_prefix(state_root.resolve())
+    if hierarchy is None:
+        return
+    for name in cgroups.names_below(hierarchy, CGROUP_PARENT):
+        if name.startswith(prefix) and not (state_root / name.removeprefix(prefix)).exists():
+            cgroups.Cgroup(hierarchy, name).remove()
 
 
 def _launch(spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline: int) -> Container:

@@ -24,7 +24,7 @@ from torg_host.sandbox.images import (
     oci_directory,
     tree_digest,
 )
-from torg_host.sandbox.launch import isolation_here, launch
+from torg_host.sandbox.launch import isolation_here, launch, sweep
 from torg_node.executors.errors import (
     AlreadyRunning,
     ExecutorError,
@@ -133,6 +133,7 @@ class SandboxExecutor:
     async def reap(self, keep: frozenset[str]) -> tuple[str, ...]:
         strangers = sorted(path for path in self._state_root.iterdir() if path.is_dir() and path.name not in keep)
         await asyncio.gather(*(Container(path).remove() for path in strangers))
+        await asyncio.to_thread(sweep, self._state_root)
         return tuple(path.name for path in strangers)
 
     # --- parts ------------------------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.executors import LIMITS, left_behind
+from tests.support.waiting import until
 from torg_host.sandbox.launch import isolation_here
 from torg_node.executors import choose
 from torg_node.executors.choose import choose_executor
@@ -140,6 +143,24 @@ async def test_two_nodes_on_one_host_do_not_meet(tmp_path: Path) -> None:
     assert not await second.reattach(other)
     await first.remove(handle)
     assert left_behind(tmp_path, "no-token") == []
+
+
+@pytest.mark.root
+async def test_reap_finds_control_groups_whose_files_somebody_deleted(tmp_path: Path) -> None:
+    executor = SandboxExecutor(tmp_path / "sandbox")
+    handle = await executor.start(a_launch(command=("sleep", "30")))
+    os.kill(json.loads((tmp_path / "sandbox" / "job" / "shim.json").read_text())["pid"], signal.SIGKILL)
+    await until(lambda: not any(line.startswith("process") for line in left_behind(tmp_path, "no-token")))
+    shutil.rmtree(tmp_path / "sandbox" / "job")
+    kept = await executor.start(a_launch(name="kept", command=("sleep", "30")))
+    assert any(handle.name in line for line in left_behind(tmp_path, "no-token"))
+
+    assert await executor.reap(frozenset({"kept"})) == ()
+
+    left = left_behind(tmp_path, "no-token")
+    assert [line for line in left if line.endswith("-job")] == []
+    assert [line for line in left if line.endswith("-kept")] != []
+    await executor.remove(kept)
 
 
 def test_the_process_executor_wants_to_be_told_whose_jobs_it_runs(tmp_path: Path) -> None:
