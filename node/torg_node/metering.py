@@ -37,6 +37,7 @@ def next_record(
 
 
 def budget_ms(grant: Grant) -> int | None:
-    """Useful time that `max_amount` pays for; None when the work is free."""
-    rate = grant.price_per_gpu_hour * grant.billable_gpus
-    return None if rate == 0 else grant.max_amount * MS_PER_HOUR // rate
+    """Useful time that `max_amount` pays for; None when it pays for all that the lease may last."""
+    if cost(grant.price_per_gpu_hour, grant.billable_gpus, grant.max_duration_ms) <= grant.max_amount:
+        return None
+    return grant.max_amount * MS_PER_HOUR // (grant.price_per_gpu_hour * grant.billable_gpus)

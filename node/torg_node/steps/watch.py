@@ -66,9 +66,9 @@ async def _claim_regularly(lease: Lease) -> None:
 
 
 async def _stop_at_budget(lease: Lease) -> None:
-    """Stops a little before the money is used up, unless the duration ends it first anyway."""
+    """Stops when the money is used up."""
     limit_ms = budget_ms(lease.grant)
-    if limit_ms is None or limit_ms >= lease.grant.max_duration_ms or lease.handle is None:
+    if limit_ms is None or lease.handle is None:
         return
     await asyncio.sleep(max(0, lease.handle.started_at_ms + limit_ms - lease.node.now_ms()) / 1000)
     lease.request_stop(EndReason.BUDGET, lease.stop_grace_ms)

@@ -1,0 +1,222 @@
+"""How jobs end, with real processes, real containers and real payment: one market for all of these."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import zstandard
+
+from tests.support.small_market import SmallMarket, run, running_market, submit
+from torg.client import AsyncClient
+from torg.errors import Conflict, Invalid
+from torg_protocol.errors import Infeasible
+from torg_protocol.jobspec import load_job_spec
+from torg_protocol.states import EndReason, JobState, LeaseState
+from torg_protocol.usage import verify_receipt
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pytest.mark.root]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
+    async with running_market(tmp_path_factory.mktemp("market")) as market:
+        yield market
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
+    async with market.client() as client:
+        yield client
+
+
+async def test_a_job_runs_and_its_outputs_logs_and_receipt_come_back(client: AsyncClient, tmp_path: Path) -> None:
+    code = "import os; open(os.environ['TORG_OUTPUT_DIR'] + '/answer.txt', 'w').write('42'); print('grüße', flush=True)"
+    job = await run(client, ["python", "-c", code], outputs=["answer.txt"])
+
+    assert (job.state, job.leases[0].exit_code) == (JobState.SUCCEEDED, 0)
+    assert [path.read_text() for path in await client.pull(job.job_id, tmp_path)] == ["42"]
+    assert await client.logs(job.job_id) == "grüße\n"
+    (receipt,) = await client.receipts(job.job_id)
+    assert verify_receipt(receipt) == []
+    assert receipt.receipt.isolation == "sandbox"
+    assert job.final_amount == receipt.receipt.amount > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "fields", "reason", "exit_code"),
+    [
+        (["python", "-c", "raise SystemExit(3)"], {}, EndReason.FAILED_EXIT, 3),
+        (["python", "-c", "x = bytearray(400 << 20); x[::4096] = b'x' * len(x[::4096])"], {}, EndReason.OOM, None),
+        (
+            ["python", "-c", "import time; time.sleep(60)"],
+            {"limits": {"max_duration": "1s"}},
+            EndReason.MAX_DURATION,
+            None,
+        ),
+        (["python", "-c", "print('no output')"], {"outputs": ["model.bin"]}, EndReason.OUTPUT_MISSING, 0),
+    ],
+    ids=["exit-1", "oom", "never-ends", "output-missing"],
+)
+async def test_a_jobs_own_failure_is_final_named_and_billed(
+    client: AsyncClient, command: list[str], fields: dict[str, object], reason: EndReason, exit_code: int | None
+) -> None:
+    job = await run(client, command, **fields)
+
+    assert (job.state, job.reason, len(job.leases)) == (JobState.FAILED, reason, 1)
+    if exit_code is not None:
+        assert job.leases[0].exit_code == exit_code
+    assert job.leases[0].billed_ms > 0
+
+
+async def test_a_writer_without_bound_stops_at_its_own_disk(client: AsyncClient) -> None:
+    code = "f = open('big', 'wb')\nwhile True: f.write(bytes(1 << 20))"
+    job = await run(client, ["python", "-c", code])
+
+    assert job.state is JobState.FAILED
+    assert job.reason in {EndReason.DISK_FULL, EndReason.FAILED_EXIT}
+    assert "No space left on device" in await client.logs(job.job_id, "stderr")
+
+
+async def test_an_image_that_does_not_exist_fails_the_job_and_costs_nothing(client: AsyncClient) -> None:
+    job = await run(client, ["true"], image="no-such-image:1")
+
+    assert (job.state, job.reason, job.final_amount) == (JobState.FAILED, EndReason.IMAGE_NOT_FOUND, 0)
+
+
+async def test_a_workspace_that_climbs_out_is_refused_and_costs_nothing(
+    client: AsyncClient, market: SmallMarket, tmp_path: Path
+) -> None:
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        info = tarfile.TarInfo("../../../../tmp/torg-escaped")
+        info.size = 5
+        tar.addfile(info, io.BytesIO(b"gotya"))
+    archive = tmp_path / "evil.tar.zst"
+    archive.write_bytes(zstandard.compress(plain.getvalue()))
+    from torg_host.archive import sha256_file
+
+    digest = sha256_file(archive)
+    await client._blobs.store(digest, archive)
+    job = await _submit_wire(client, {"workspace": {"digest": digest, "size_bytes": archive.stat().st_size}})
+
+    assert (job.state, job.reason, job.final_amount) == (JobState.FAILED, EndReason.INPUT_INVALID, 0)
+    assert not Path("/tmp/torg-escaped").exists()
+    assert not list(market.folder.rglob("torg-escaped"))
+
+
+async def _submit_wire(client: AsyncClient, fields: dict[str, object]) -> object:
+    """Submits a spec that no honest client would make."""
+    from torg.spec_file import SpecFile
+
+    class Crafted(SpecFile):
+        def with_workspace(self, digest: str | None, size_bytes: int):  # type: ignore[no-untyped-def]  # test double of one method
+            del digest, size_bytes
+            return load_job_spec({**self.raw, **fields})
+
+    raw = {
+        "version": 1,
+        "command": ["true"],
+        "resources": {"memory": "128MiB", "disk": "32MiB"},
+        "limits": {"max_duration": "1m"},
+    }
+    job = await client.submit(Crafted(raw, None))
+    return await client.wait(job.job_id)
+
+
+async def test_what_nobody_can_run_is_refused_with_the_constraint_that_kills_it(client: AsyncClient) -> None:
+    with pytest.raises(Infeasible) as gpus:
+        await submit(client, ["true"], resources={"gpus": 8, "min_vram": "80GiB"})
+    assert gpus.value.data["constraints"][0]["nodes_removed"] == 1
+    assert "gpu" in gpus.value.data["constraints"][0]["constraint"]
+
+    with pytest.raises(Infeasible) as price:
+        await submit(client, ["true"], limits={"max_price_per_hour": "0.01", "max_duration": "1m"})
+    assert "price" in price.value.data["constraints"][0]["constraint"]
+    assert price.value.data["constraints"][0]["best_available"] is not None
+
+
+async def test_a_vault_that_cannot_cover_the_job_refuses_it_and_says_how_much_is_missing(market: SmallMarket) -> None:
+    async with market.client(deposit=100) as poor:
+        with pytest.raises(Conflict) as refused:
+            await submit(poor, ["true"], limits={"max_duration": "1h"})
+
+        assert refused.value.code == "vault_underfunded"
+        assert refused.value.data["missing"] == 1_000_000 - 100
+        # Refused jobs leave nothing behind: a small one still fits, under a cap that covers only it.
+        assert poor.journal.cap(await _only_vault(poor)) == 0
+
+
+async def _only_vault(client: AsyncClient) -> str:
+    return client.journal.vault((await client.market()).marketplace).address
+
+
+async def test_a_running_job_is_cancelled_and_only_what_was_useful_is_billed(client: AsyncClient) -> None:
+    job = await submit(client, ["python", "-c", "import time; time.sleep(60)"], limits={"max_duration": "10m"})
+    await _until(client, job.job_id, LeaseState.RUNNING)
+    await asyncio.sleep(0.5)
+    await client.cancel(job.job_id)
+    ended = await client.wait(job.job_id)
+
+    assert (ended.state, ended.reason) == (JobState.CANCELLED, EndReason.CANCELLED)
+    assert 0 < ended.leases[0].billed_ms < 30_000
+    assert (await client.cancel(job.job_id)).state is JobState.CANCELLED  # safe to repeat
+
+
+async def test_what_has_ended_cannot_be_cancelled(client: AsyncClient) -> None:
+    job = await run(client, ["true"])
+
+    with pytest.raises(Conflict) as refused:
+        await client.cancel(job.job_id)
+    assert refused.value.code == "job_ended"
+
+
+async def test_a_malformed_spec_is_refused_by_the_server_too(client: AsyncClient) -> None:
+    with pytest.raises(Invalid) as refused:
+        await client._transport.request(
+            "POST", "/v1/quotes", body={"spec": {"version": 1, "command": ["x"], "limits": {"max_duration": 5}}}
+        )
+
+    assert (refused.value.code, refused.value.field) == ("spec_invalid", "limits.max_duration")
+    assert "15m" in refused.value.message
+
+
+async def test_the_cli_runs_a_command_and_passes_its_exit_code_on(client: AsyncClient) -> None:
+    from scripts.market_processes import call, script
+
+    home, url = client.config.home, client.config.marketplace_url
+    argv = [
+        script("torg"),
+        "--home",
+        str(home),
+        "--marketplace",
+        url,
+        "run",
+        "--no-workspace",
+        "--memory",
+        "128MiB",
+        "--disk",
+        "32MiB",
+    ]
+    code, out = await call(
+        [*argv, "--max-duration", "1m", "--", "python", "-c", "print('hi'); raise SystemExit(7)"], check=False
+    )
+    assert (code, out) == (7, "hi\n")
+
+    _, listed = await call([script("torg"), "--home", str(home), "--marketplace", url, "ps", "--json"])
+    assert json.loads(listed)["jobs"][0]["reason"] == "failed_exit"
+
+
+async def _until(client: AsyncClient, job_id: str, state: LeaseState) -> None:
+    """Follows the job until one of its leases is in `state`."""
+    async with asyncio.timeout(30):
+        async for event in client.follow(job_id):
+            if event.kind == "lease" and event.data["state"] == state:
+                return
+    raise AssertionError(f"{job_id} ended before a lease was {state}")

@@ -1,0 +1,143 @@
+"""A whole market of real processes for end-to-end tests: localnet, marketplace, one node with the sandbox; and a client with a vault."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from solders.keypair import Keypair
+
+from scripts.market_processes import Running, call, script, start
+from torg.client import AsyncClient
+from torg.config import ClientConfig
+from torg.spec_file import spec_from_mapping
+from torg_chain.rpc import ChainClient
+from torg_chain.wallet import save_keypair
+from torg_protocol.api import JobView
+
+TUSD = 1_000_000
+
+
+@dataclass
+class SmallMarket:
+    folder: Path
+    localnet: Running | None = None
+    marketplace: Running | None = None
+    node: Running | None = None
+    ports: dict[str, int] = field(default_factory=dict)
+    rpc_url: str = ""
+    url: str = ""
+
+    async def start_localnet(self) -> None:
+        argv = [
+            script("torg-localnet"),
+            "--data",
+            str(self.folder / "localnet"),
+            "--port",
+            str(self.ports.get("localnet", 0)),
+        ]
+        argv += ["--slot-ms", "50", "--finalize-after-slots", "3"]
+        self.localnet = await start("localnet", argv, self.folder / "localnet.log")
+        self.rpc_url = self.localnet.ready["rpc_url"]
+        self.ports["localnet"] = int(self.rpc_url.rsplit(":", 1)[1])
+
+    async def start_marketplace(self) -> None:
+        argv = [
+            script("torg-marketplace"),
+            "serve",
+            "--data",
+            str(self.folder / "marketplace"),
+            "--rpc-url",
+            self.rpc_url,
+        ]
+        argv += ["--port", str(self.ports.get("marketplace", 0)), "--heartbeat", "500ms", "--settlement-age", "1s"]
+        self.marketplace = await start("marketplace", argv, self.folder / "marketplace.log")
+        self.url = self.marketplace.ready["url"]
+        self.ports["marketplace"] = int(self.url.rsplit(":", 1)[1])
+
+    async def start_node(self) -> None:
+        data = self.folder / "node"
+        if not (data / "config.toml").exists():
+            init = [
+                "init",
+                "--data",
+                str(data),
+                "--marketplace",
+                self.url,
+                "--price",
+                "1.00",
+                "--executor",
+                "sandbox",
+                "--yes",
+                "--json",
+            ]
+            await call([script("torg-node"), *init])
+        self.node = await start("node", [script("torg-node"), "start", "--data", str(data)], self.folder / "node.log")
+
+    async def stop(self) -> None:
+        """Ends everything, leases first, so that no container outlives the test."""
+        if self.node is not None:
+            await self.node.stop()
+        await _remove_containers(self.folder / "node")
+        for running in (self.marketplace, self.localnet):
+            if running is not None:
+                await running.stop()
+
+    @contextlib.asynccontextmanager
+    async def client(self, *, deposit: int = 5 * TUSD) -> AsyncIterator[AsyncClient]:
+        """A new client with its own key, tokens and vault."""
+        keypair = Keypair()
+        home = self.folder / f"client-{keypair.pubkey()}"
+        save_keypair(keypair, home / "wallet.json")
+        async with ChainClient(self.rpc_url) as chain:
+            await chain.faucet(keypair.pubkey(), 20 * TUSD)
+        async with AsyncClient(ClientConfig(home, self.url)) as client:
+            await client.vaults.open(deposit)
+            yield client
+
+
+@contextlib.asynccontextmanager
+async def running_market(folder: Path) -> AsyncIterator[SmallMarket]:
+    market = SmallMarket(folder)
+    try:
+        await market.start_localnet()
+        await market.start_marketplace()
+        await market.start_node()
+        yield market
+    finally:
+        await market.stop()
+
+
+async def submit(client: AsyncClient, command: list[str], **fields: object) -> JobView:
+    """A small job; `fields` override the spec's top level."""
+    raw: dict[str, object] = {
+        "version": 1,
+        "name": "test",
+        "command": command,
+        "resources": {"memory": "128MiB", "disk": "32MiB"},
+        "limits": {"max_duration": "1m"},
+        "lease_grace": "10s",
+    }
+    return await client.submit(spec_from_mapping({**raw, **fields}, base=client.config.home))
+
+
+async def run(client: AsyncClient, command: list[str], **fields: object) -> JobView:
+    job = await submit(client, command, **fields)
+    return await client.wait(job.job_id)
+
+
+async def _remove_containers(node: Path) -> None:
+    """What `torg-node start` would take over next time; a test has no next time."""
+    from torg_host.disk import QuotaDisk
+    from torg_node.executors.sandbox import SandboxExecutor
+
+    state_root = node / "containers" / "sandbox"
+    if state_root.exists():
+        await SandboxExecutor(state_root).reap(frozenset())
+    for disk in (node / "leases").glob("*/disk"):
+        QuotaDisk(disk, 1).remove()
+
+
+__all__ = ["TUSD", "SmallMarket", "run", "running_market", "submit"]
