@@ -23,6 +23,7 @@ from torg_host.sandbox.container import Container
 from torg_host.sandbox.errors import SandboxStartFailed
 from torg_host.sandbox.images import host_python, oci_directory, tree_digest
 from torg_host.sandbox.launch import cgroup_name, isolation_here, launch
+from torg_host.sandbox.processes import start_time
 from torg_protocol.errors import Conflict, Invalid, NotFound
 
 pytestmark = [
@@ -307,27 +308,20 @@ async def test_sigterm_to_the_shim_stops_the_job_gently(tmp_path: Path) -> None:
     await container.remove()
 
 
-async def test_a_recycled_process_id_is_not_taken_for_the_shim(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["pid", "boot_id"])
+async def test_neither_a_recycled_process_id_nor_another_boot_is_taken_for_the_shim(what: str, tmp_path: Path) -> None:
     container = await launch(sleeper(), tmp_path / "job")
-    real = shim_pid(container)
     identity = json.loads((container.state_dir / "shim.json").read_text())
-    (container.state_dir / "shim.json").write_text(json.dumps({**identity, "pid": os.getpid()}))
+    os.kill(identity["pid"], signal.SIGKILL)
+    # A living process has the shim's number now, but it started at another time; or the same time after another boot.
+    mine = {"pid": os.getpid(), "start_time": identity["start_time"], "boot_id": identity["boot_id"]}
+    after_boot = {**mine, "start_time": start_time(os.getpid()), "boot_id": "another"}
+    (container.state_dir / "shim.json").write_text(json.dumps(mine if what == "pid" else after_boot))
 
-    outcome = await container.wait()  # this process lives, but it started at another time
+    async with asyncio.timeout(5):
+        outcome = await container.wait()
 
-    assert outcome.detail == "its shim was killed"
-    os.kill(real, signal.SIGKILL)
-    await container.remove()
-
-
-async def test_another_boot_means_killed(tmp_path: Path) -> None:
-    container = await launch(sleeper(), tmp_path / "job")
-    real = shim_pid(container)
-    identity = json.loads((container.state_dir / "shim.json").read_text())
-    (container.state_dir / "shim.json").write_text(json.dumps({**identity, "boot_id": "another"}))
-
-    assert (await container.wait()).reason == "killed"
-    os.kill(real, signal.SIGKILL)
+    assert (outcome.reason, outcome.detail) == ("killed", "its shim was killed")
     await container.remove()
 
 
