@@ -4,8 +4,8 @@
     python docker/engine.py start --state-dir DIR     prints the socket's path; installs docker.io when it is missing (and says so)
     python docker/engine.py stop  --state-dir DIR     ends it and leaves no process, mount, cgroup or file behind
 
-Both are safe to repeat. The engine runs in its own mount namespace that follows the host's mounts, and is told to leave the
-network alone (no bridge, no firewall rules, no IP forwarding): our jobs have no network. Needs root. Standard library only.
+Both are safe to repeat. The engine is told to leave the network alone (no bridge, no firewall rules, no IP forwarding): our jobs
+have no network. Needs root. Standard library only.
 """
 
 from __future__ import annotations
@@ -142,8 +142,7 @@ class PrivateEngine:
         }
 
     def _launch(self, dockerd: str) -> subprocess.Popen[bytes]:
-        # In a slave mount namespace the engine sees what the host mounts later, and its own mounts die with it.
-        command = ["unshare", "--mount", "--propagation", "slave", dockerd, "--config-file", str(self._config_file)]
+        command = [dockerd, "--config-file", str(self._config_file)]
         with self.log_file.open("wb") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"

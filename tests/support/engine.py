@@ -51,13 +51,14 @@ def run_engine_script(action: str, state_dir: Path) -> str:
 async def docker_executor(
     socket: Path, state_dir: Path, node: str = "node-a", **options: object
 ) -> AsyncIterator[DockerExecutor]:
-    """Connected for the test; at its end all of the node's containers are removed."""
+    """Connected for the test; at its end all of the node's containers are removed, unless the test closed it before."""
     executor = await DockerExecutor.connect(socket, node, state_dir=state_dir, **options)  # type: ignore[arg-type]  # passed through
     try:
         yield executor
     finally:
-        await executor.reap(frozenset())
-        await executor.close()
+        if not executor.is_closed:
+            await executor.reap(frozenset())
+            await executor.close()
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.engine import docker_executor
 from torg_host.sandbox.launch import cgroup_name
 from torg_node.executors.port import Executor, Exit, Handle, LaunchSpec, LogChunk, Mount, ResourceLimits
 from torg_node.executors.process import ProcessExecutor
@@ -81,6 +82,23 @@ def _no_source(_request: pytest.FixtureRequest, _root: Path) -> str:
 
 
 KINDS.append(ExecutorKind("sandbox", _sandbox, _sandbox_source, marks=(pytest.mark.sandbox,)))
+
+
+@asynccontextmanager
+async def _docker(request: pytest.FixtureRequest, root: Path) -> AsyncIterator[Executor]:
+    async with docker_executor(request.getfixturevalue("engine_socket"), root / "docker") as executor:
+        yield executor
+
+
+def _docker_source(request: pytest.FixtureRequest, root: Path) -> str:
+    socket = request.getfixturevalue("engine_socket")
+    return (
+        "from torg_node.executors.docker import DockerExecutor\n"
+        f"    executor = await DockerExecutor.connect(Path({str(socket)!r}), 'node-a', state_dir=Path({str(root / 'docker')!r}))"
+    )
+
+
+KINDS.append(ExecutorKind("docker", _docker, _docker_source, marks=(pytest.mark.engine, pytest.mark.root)))
 KINDS.append(ExecutorKind("process", _process, _no_source, isolates=False))
 
 

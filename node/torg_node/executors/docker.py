@@ -2,8 +2,8 @@
 
 Every container carries this node's label; no call touches one that carries another's, so nodes can share an engine.
 
-What survives what: containers, their alarms and their logs live in the engine; why this executor ended a container, and the
-places in its logs, live in `state_dir`. A restarted agent needs the handle and the same `state_dir`.
+What survives what: containers and their alarms live in the engine, and so does what they print while no agent is there; captured
+output, and why this executor ended a container, live in `state_dir`. A restarted agent needs the handle and the same `state_dir`.
 
 Folders mounted writable must be writable for user 65534; whoever prepares them (the agent's workspace step) sees to it.
 """
@@ -13,27 +13,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-from torg_host.sandbox.command import DEADLINE_GRACE_MS
 from torg_host.sandbox.images import HOST_PYTHON
 from torg_host.seccomp import docker_profile
 from torg_node.executors import docker_request as request
-from torg_node.executors.docker_cgroup import MemoryReading
 from torg_node.executors.docker_containers import NodeContainers
 from torg_node.executors.docker_engine import Engine, connect_engine
-from torg_node.executors.docker_exit import Ending, Witness, engine_time_ms, exit_of, has_ended, never_ran
+from torg_node.executors.docker_exit import Ending, engine_time_ms, has_ended, never_ran
 from torg_node.executors.docker_gpu import verify_gpus
 from torg_node.executors.docker_images import DockerImages
-from torg_node.executors.docker_logs import STREAMS, LogBroken, LogMarks, StreamCursor, chunks, since_parameter
-from torg_node.executors.docker_watch import EndingFile, Watched, watch_container, watched
+from torg_node.executors.docker_supervise import Supervision
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUnavailable, LaunchRefused
 from torg_node.executors.port import (
     Capabilities,
@@ -49,7 +46,7 @@ from torg_node.executors.port import (
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,200}")
 _GPU_PROBE_LIMITS = ResourceLimits(memory_bytes=256 << 20, cpu_millis=1000, disk_bytes=16 << 20)
-_RECONNECT_S, _LOOK_AGAIN_S = 0.5, 0.02
+_LOOK_AGAIN_S = 0.05
 _KERNEL_OF_ITS_OWN = "runsc"  # gVisor's containers cannot share a PID namespace with another
 
 
@@ -79,8 +76,8 @@ class DockerExecutor:
         self._gpu_uuids = gpu_uuids
         self._now_ms = now_ms
         self._starting: set[str] = set()
-        self._memory: dict[str, MemoryReading] = {}
-        self._watching: dict[str, asyncio.Task[None]] = {}
+        self.is_closed = False
+        self._supervised: dict[str, Supervision] = {}
 
     @classmethod
     async def connect(
@@ -118,10 +115,9 @@ class DockerExecutor:
         return cls(engine, images, settings, state_dir, tuple(gpu_uuids), now_ms)
 
     async def close(self) -> None:
-        for task in self._watching.values():
-            task.cancel()
-        await asyncio.gather(*self._watching.values(), return_exceptions=True)
+        await asyncio.gather(*(supervision.close() for supervision in self._supervised.values()))
         await self._engine.docker.close()
+        self.is_closed = True
 
     async def probe(self) -> Capabilities:
         """The shared probes, in the host's Python; and whether containers see this host's GPUs, each of them."""
@@ -152,9 +148,7 @@ class DockerExecutor:
         try:
             await self._clear_name(launch.name)
             alarm_id = await self._start_alarm(launch, made)
-            handle = await self._start_job(launch, request.job_body(launch, image, self._settings, alarm_id), made)
-            self._watch(handle)
-            return handle
+            return await self._start_job(launch, request.job_body(launch, image, self._settings, alarm_id), made)
         except BaseException:
             await asyncio.shield(self._discard(made))
             raise
@@ -162,62 +156,63 @@ class DockerExecutor:
             self._starting.discard(launch.name)
 
     async def reattach(self, handle: Handle) -> bool:
-        if await self._containers.inspect(handle.ref) is None:
-            return False
-        self._watch(handle)
-        return True
+        return await self._supervise(handle.ref) is not None
 
     async def logs(self, handle: Handle, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[LogChunk]:
-        """Rides over broken connections. Ends at once for an unknown handle."""
-        marks = LogMarks(self._state_dir / f"{handle.ref}.marks")
-        wanted = {"stdout": stdout_from, "stderr": stderr_from}
-        cursors = {stream: StreamCursor(stream, wanted[stream], marks) for stream in STREAMS.values()}
-        while True:
-            container = await self._containers.inspect(handle.ref)
-            if container is None or never_ran(container["State"]):
-                return
-            # A followed log may end a little before its last lines; one more pass, after the end, gets them.
-            ended = has_ended(container["State"])
-            pause_s = _RECONNECT_S
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError, LogBroken):
-                received = self._containers.raw_logs(handle.ref, since=since_parameter(cursors), follow=not ended)
-                async for chunk in chunks(received, cursors):
+        """Ends at once for an unknown handle."""
+        cursors = {"stdout": stdout_from, "stderr": stderr_from}
+        supervision = await self._supervise(handle.ref)
+        while supervision is not None:
+            task = supervision.begin()
+            over = task.done()  # before reading: what was written until then is read below
+            news = False
+            for stream, cursor in cursors.items():
+                if chunk := supervision.files.read(stream, cursor):
+                    cursors[stream] = chunk.offset + len(chunk.data)
+                    news = True
                     yield chunk
-                if ended:
-                    return
-                pause_s = _LOOK_AGAIN_S
-            for cursor in cursors.values():
-                cursor.resume()
-            await asyncio.sleep(pause_s)
+            if over and not news:
+                return
+            if not news:
+                await asyncio.wait({task}, timeout=_LOOK_AGAIN_S)
 
     async def wait(self, handle: Handle) -> Exit:
         """Raises ExecutorError ("unknown_container") for an unknown handle."""
         while True:
-            container = await self._existing(handle)
+            supervision = await self._supervise(handle.ref)
+            container = await self._containers.inspect(handle.ref)
+            if supervision is None or container is None:
+                raise ExecutorError(
+                    f"{handle.name} is not on this engine (any more)",
+                    code="unknown_container",
+                    field="name",
+                    value=handle.name,
+                )
             if has_ended(container["State"]):
-                return self._exit(container)
-            await asyncio.shield(self._watch(handle))
+                return await supervision.exit(container)
+            await asyncio.shield(supervision.begin())
 
     async def stop(self, handle: Handle, grace_ms: int) -> None:
-        await self._end(handle, Ending(ExitReason.STOPPED), grace_ms)
+        if supervision := await self._supervise(handle.ref):
+            await supervision.end(Ending(ExitReason.STOPPED), grace_ms)
 
     async def remove(self, handle: Handle) -> None:
         if await self._containers.inspect(handle.ref) is not None:
             await self._containers.delete(handle.ref)
-        for container in await self._containers.list(lease=handle.name):
+        for container in await self._containers.find(name=handle.name):
             if container.labels[request.LABEL_ROLE] == request.ROLE_ALARM:
                 await self._containers.delete(container.ref)
-        self._forget(handle.ref)
+        await self._forget(handle.ref)
 
     async def reap(self, keep: frozenset[str]) -> tuple[str, ...]:
         removed = []
-        for container in await self._containers.list():
-            if container.labels[request.LABEL_LEASE] in keep:
+        for container in await self._containers.find():
+            if container.labels[request.LABEL_NAME] in keep:
                 continue
             await self._containers.delete(container.ref)
-            self._forget(container.ref)
+            await self._forget(container.ref)
             if container.labels[request.LABEL_ROLE] == request.ROLE_JOB:
-                removed.append(container.labels[request.LABEL_LEASE])
+                removed.append(container.labels[request.LABEL_NAME])
         return tuple(sorted(removed))
 
     # --- parts ------------------------------------------------------------------------------------------------------
@@ -247,11 +242,11 @@ class DockerExecutor:
         """Takes away what a start left that was cut off between creating and starting. Raises AlreadyRunning otherwise."""
         found = await self._containers.anybodys(name)
         if found is None:
-            leftovers = await self._containers.list(lease=name)
+            leftovers = await self._containers.find(name=name)
         elif not self._containers.is_ours(found):
             raise LaunchRefused(f"another container on this engine is called {name}", field="name", value=name)
         elif found["State"]["Status"] == "created" and not never_ran(found["State"]):
-            leftovers = await self._containers.list(lease=name)
+            leftovers = await self._containers.find(name=name)
         else:
             raise AlreadyRunning(f"{name} runs here, or ended and was not removed yet", field="name", value=name)
         for leftover in leftovers:
@@ -270,6 +265,8 @@ class DockerExecutor:
         began_at_ms = self._now_ms()
         ref = await self._containers.create(launch.name, body)
         made.append(ref)
+        supervision = self._supervised[ref] = self._supervision(ref, body["Labels"])
+        await supervision.capture.attach()
         try:
             await self._containers.start(ref)
         except ExecutorError:
@@ -278,14 +275,14 @@ class DockerExecutor:
             if container is None or not never_ran(container["State"]):
                 raise
             return Handle(executor=self.name, name=launch.name, ref=ref, started_at_ms=self._now_ms())
+        supervision.begin()
         container = await self._containers.inspect(ref)
         if container is None:
             raise ExecutorError("the container vanished while it started", code="unknown_container")
         started_at_ms = engine_time_ms(container["State"]["StartedAt"])
         if started_at_ms - began_at_ms > request.ALARM_ALLOWANCE_MS:
-            raise ExecutorError(
-                f"the engine took {started_at_ms - began_at_ms} ms to start the container", code="start_too_slow"
-            )
+            took_ms = started_at_ms - began_at_ms
+            raise ExecutorError(f"the engine took {took_ms} ms to start the container", code="start_too_slow")
         if launch.gpu_uuids:
             await verify_gpus(self._engine.docker, ref, launch.gpu_uuids)
         return Handle(executor=self.name, name=launch.name, ref=ref, started_at_ms=started_at_ms)
@@ -294,83 +291,30 @@ class DockerExecutor:
         for ref in reversed(made):
             with contextlib.suppress(ExecutorError):  # the first error is the one to tell; reaping gets the rest
                 await self._containers.delete(ref)
+            await self._forget(ref)
 
     # --- while it runs ----------------------------------------------------------------------------------------------
 
-    def _watch(self, handle: Handle) -> asyncio.Task[None]:
-        """The one task that keeps this container's limits while the agent lives; it ends with the container."""
-        task = self._watching.get(handle.ref)
-        if task is None or task.done():
-            task = self._watching[handle.ref] = asyncio.create_task(self._keep_limits(handle))
-        return task
-
-    async def _keep_limits(self, handle: Handle) -> None:
-        container = await self._containers.inspect(handle.ref)
-        if container is None or has_ended(container["State"]):
-            return
-        ended = asyncio.create_task(self._containers.wait(handle.ref))
-        try:
-            await watch_container(
-                _watched(container),
-                ended,
-                now_ms=self._now_ms,
-                saw=lambda reading: self._saw_memory(handle.ref, reading),
-                end=lambda ending: self._end(handle, ending),
-            )
-        finally:
-            ended.cancel()
-            await asyncio.gather(ended, return_exceptions=True)
-
-    def _saw_memory(self, ref: str, reading: MemoryReading) -> None:
-        self._memory[ref] = self._memory.get(ref, MemoryReading()).merged(reading)
-
-    # --- the end ----------------------------------------------------------------------------------------------------
-
-    async def _end(self, handle: Handle, ending: Ending, grace_ms: int = DEADLINE_GRACE_MS) -> None:
-        container = await self._containers.inspect(handle.ref)
-        if container is None or not container["State"]["Running"]:
-            return
-        self._ending_file(handle.ref).write_once(ending)
-        if grace_ms > 0:
-            await self._containers.signal(handle.ref, "SIGTERM")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace_ms / 1000):
-                    await self._containers.wait(handle.ref)
-        await self._containers.signal(handle.ref, "SIGKILL")
-        await self._containers.wait(handle.ref)
-
-    def _exit(self, container: Mapping[str, Any]) -> Exit:
-        ref = str(container["Id"])
-        memory = self._memory.get(ref, MemoryReading())
-        target = _watched(container)
-        witness = Witness(
-            max_duration_ms=target.max_duration_ms,
-            ending=self._ending_file(ref).read(),
-            oom_kills=memory.oom_kills,
-            peak_memory_bytes=memory.peak_bytes,
-            disk_full=target.disk_is_full(),
-        )
-        return exit_of(container, witness)
-
-    async def _existing(self, handle: Handle) -> dict[str, Any]:
-        container = await self._containers.inspect(handle.ref)
+    async def _supervise(self, ref: str) -> Supervision | None:
+        """The supervision of a container that exists and is ours; begins it when a restarted agent asks for the first time."""
+        container = await self._containers.inspect(ref)
         if container is None:
-            raise ExecutorError(
-                f"{handle.name} is not on this engine (any more)",
-                code="unknown_container",
-                field="name",
-                value=handle.name,
-            )
-        return container
+            return None
+        if ref not in self._supervised:
+            self._supervised[ref] = self._supervision(ref, container["Config"]["Labels"])
+        self._supervised[ref].begin()
+        return self._supervised[ref]
 
-    def _ending_file(self, ref: str) -> EndingFile:
-        return EndingFile(self._state_dir / f"{ref}.ending")
+    def _supervision(self, ref: str, labels: Mapping[str, str]) -> Supervision:
+        return Supervision(self._containers, ref, labels, self._folder(ref), self._now_ms)
 
-    def _forget(self, ref: str) -> None:
-        self._ending_file(ref).remove()
-        (self._state_dir / f"{ref}.marks").unlink(missing_ok=True)
-        self._memory.pop(ref, None)
-        self._watching.pop(ref, None)
+    def _folder(self, ref: str) -> Path:
+        return self._state_dir / ref
+
+    async def _forget(self, ref: str) -> None:
+        if supervision := self._supervised.pop(ref, None):
+            await supervision.close()
+        await asyncio.to_thread(shutil.rmtree, self._folder(ref), ignore_errors=True)
 
 
 def _refuse(launch: LaunchSpec) -> None:
@@ -386,12 +330,13 @@ def _refuse(launch: LaunchSpec) -> None:
         raise LaunchRefused("not a container name", field="name", value=launch.name, hint="letters, digits, _ . -")
     if not launch.command:
         raise LaunchRefused("a container needs a command", field="command", value=[])
-
-
-def _watched(container: Mapping[str, Any]) -> Watched:
-    labels: Mapping[str, str] = container["Config"]["Labels"]
-    return watched(
-        container,
-        max_duration_ms=int(labels[request.LABEL_MAX_DURATION]),
-        disk_bytes=int(labels[request.LABEL_DISK]),
-    )
+    for mount in launch.mounts:
+        source = str(mount.source)
+        if os.path.realpath(source) != source or not mount.source.exists():
+            raise LaunchRefused(
+                "a mount's source is missing, is a link, or is behind one",
+                code="bad_mount",
+                field="mounts",
+                value=source,
+                hint="An earlier task may have planted the link. If it is yours, pass the resolved path.",
+            )

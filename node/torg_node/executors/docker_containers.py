@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import aiodocker
 import aiohttp
 
 from torg_node.executors.docker_engine import Engine, engine_errors
-from torg_node.executors.docker_request import LABEL_LEASE, LABEL_NODE
+from torg_node.executors.docker_request import LABEL_NAME, LABEL_NODE
 from torg_node.executors.errors import AlreadyRunning, ExecutorError
 
-_NOT_FOUND, _CONFLICT = 404, 409
 _POLL_S, _GONE_ATTEMPTS = 0.05, 600
 _RECONNECT_S = 0.5
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +44,16 @@ class NodeContainers:
             try:
                 return await self._docker.containers.container(ref).show()
             except aiodocker.DockerError as error:
-                if error.status == _NOT_FOUND:
+                if error.status == HTTPStatus.NOT_FOUND:
                     return None
                 raise
 
     def is_ours(self, container: Mapping[str, Any]) -> bool:
         return bool((container["Config"].get("Labels") or {}).get(LABEL_NODE) == self._node_label)
 
-    async def list(self, *, lease: str | None = None) -> list[Listed]:
+    async def find(self, *, name: str | None = None) -> list[Listed]:
         """Running or not."""
-        labels = [f"{LABEL_NODE}={self._node_label}", *([f"{LABEL_LEASE}={lease}"] if lease is not None else [])]
+        labels = [f"{LABEL_NODE}={self._node_label}", *([f"{LABEL_NAME}={name}"] if name is not None else [])]
         with engine_errors("listing containers"):
             found = await self._docker.containers.list(all=True, filters={"label": labels})
         return [Listed(container.id, dict(container["Labels"])) for container in found]
@@ -62,7 +64,7 @@ class NodeContainers:
             try:
                 return (await self._docker.containers.create(body, name=name)).id
             except aiodocker.DockerError as error:
-                if error.status == _CONFLICT:
+                if error.status == HTTPStatus.CONFLICT:
                     raise AlreadyRunning(f"the name {name} is taken", field="name", value=name) from error
                 raise
 
@@ -77,7 +79,7 @@ class NodeContainers:
                 await self._docker.containers.container(ref).wait()
                 return
             except aiodocker.DockerError as error:
-                if error.status == _NOT_FOUND:
+                if error.status == HTTPStatus.NOT_FOUND:
                     return
             except (aiohttp.ClientError, TimeoutError):
                 pass  # the connection broke: the container may well run on
@@ -89,7 +91,7 @@ class NodeContainers:
             try:
                 await self._docker.containers.container(ref).kill(signal=name)
             except aiodocker.DockerError as error:
-                if error.status not in {_NOT_FOUND, _CONFLICT}:
+                if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
                     raise
 
     async def delete(self, ref: str) -> None:
@@ -98,7 +100,10 @@ class NodeContainers:
             try:
                 await self._docker.containers.container(ref).delete(force=True, v=True)
             except aiodocker.DockerError as error:
-                if error.status not in {_NOT_FOUND, _CONFLICT}:  # conflict: somebody else is removing it right now
+                if error.status not in {
+                    HTTPStatus.NOT_FOUND,
+                    HTTPStatus.CONFLICT,
+                }:  # conflict: somebody else is removing it right now
                     raise
         for _attempt in range(_GONE_ATTEMPTS):
             if await self.inspect(ref) is None:
@@ -106,15 +111,41 @@ class NodeContainers:
             await asyncio.sleep(_POLL_S)
         raise ExecutorError(f"the engine does not remove container {ref}")
 
+    async def signals_sent(self, ref: str, *, since_ms: int, until_ms: int) -> list[str]:
+        """Numbers of the signals that were sent to the container through the engine, as far back as it remembers."""
+        filters = json.dumps({"container": [ref], "event": ["kill"]})
+        parameters = {"since": f"{since_ms / 1000:.3f}", "until": f"{until_ms / 1000:.3f}", "filters": filters}
+        with engine_errors("asking for the container's events"):
+            async with self._docker.session.get(self._url("events"), params=parameters) as response:
+                lines = (await response.text()).splitlines()
+        return [str(json.loads(line)["Actor"]["Attributes"].get("signal")) for line in lines if line]
+
+    async def attach(self, ref: str) -> aiohttp.ClientResponse:
+        """The output from now on, as it is written; the writer waits for a slow reader. Ends with the container, or the engine.
+
+        To be closed by the caller. Raises ExecutorError.
+        """
+        parameters = {"stream": "1", "stdout": "1", "stderr": "1"}
+        with engine_errors("attaching to the container"):
+            response = await self._docker.session.post(
+                self._url(f"containers/{ref}/attach"), params=parameters, timeout=_NO_TIMEOUT
+            )
+            if response.status != HTTPStatus.OK:
+                text = await response.text()
+                raise aiodocker.DockerError(response.status, text)
+        return response
+
     async def raw_logs(self, ref: str, *, since: str, follow: bool) -> AsyncIterator[bytes]:
-        """The engine's multiplexed stream as it comes; ends with the container. The library's own reader decodes to text
-        and forgets which stream a line came from. Raises aiohttp.ClientError when the connection breaks."""
-        url = f"{self._docker.docker_host}/{self._docker.api_version}/containers/{ref}/logs"
+        """The engine's kept log with times, as a multiplexed stream; a followed one ends with the container. The library's own
+        reader decodes to text and forgets which stream a line came from. Raises aiohttp.ClientError when the connection breaks."""
         parameters = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": "1" if follow else "0", "since": since}
-        timeout = aiohttp.ClientTimeout(total=None)
-        async with self._docker.session.get(url, params=parameters, timeout=timeout) as response:
-            if response.status == _NOT_FOUND:
+        url = self._url(f"containers/{ref}/logs")
+        async with self._docker.session.get(url, params=parameters, timeout=_NO_TIMEOUT) as response:
+            if response.status == HTTPStatus.NOT_FOUND:
                 return
             response.raise_for_status()
             async for data in response.content.iter_any():
                 yield data
+
+    def _url(self, path: str) -> str:
+        return f"{self._docker.docker_host}/{self._docker.api_version}/{path}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from torg_node.executors.port import Exit, ExitReason
 
-_SIGKILLED = 128 + 9
+SIGKILLED, SIGTERMED = 128 + 9, 128 + 15
 _CANNOT_START = (126, 127)  # as shells have it: not executable, not found
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER_MS = 0
@@ -32,6 +32,7 @@ class Witness:
     oom_kills: int = 0
     peak_memory_bytes: int | None = None
     disk_full: bool = False
+    killed_by_others: bool = False
 
 
 def has_ended(state: Mapping[str, Any]) -> bool:
@@ -54,14 +55,14 @@ def exit_of(container: Mapping[str, Any], witness: Witness) -> Exit:
         reason, detail = ExitReason.EXITED, str(state.get("Error") or "the command could not be executed")
     elif witness.ending is not None:
         reason, detail = witness.ending.reason, witness.ending.detail
-    elif code == _SIGKILLED and finished_at_ms >= started_at_ms + witness.max_duration_ms:
+    elif code == SIGKILLED and finished_at_ms >= started_at_ms + witness.max_duration_ms:
         reason, detail = ExitReason.MAX_DURATION, f"ran for its longest time of {witness.max_duration_ms} ms"
     elif out_of_memory and code != 0:
         reason, detail = ExitReason.OOM, "killed by the kernel at its own memory limit"
     elif witness.disk_full and code != 0:
         reason, detail = ExitReason.DISK_FULL, "ended with no room left in a folder that it writes to"
-    elif code == _SIGKILLED:
-        reason, detail = ExitReason.KILLED, "killed, and not by this executor"
+    elif witness.killed_by_others:
+        reason, detail = ExitReason.KILLED, "ended from outside, and not by this executor"
     else:
         reason, detail = ExitReason.EXITED, ""
     return Exit(

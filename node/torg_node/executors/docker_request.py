@@ -20,10 +20,11 @@ from torg_node.executors.docker_engine import GpuDriver
 from torg_node.executors.port import LaunchSpec, Mount
 
 LABEL_NODE = "torg.node"
-LABEL_LEASE = "torg.lease"
+LABEL_NAME = "torg.container"
 LABEL_ROLE = "torg.role"
 LABEL_MAX_DURATION = "torg.max-duration-ms"
 LABEL_DISK = "torg.disk-bytes"
+LABEL_LOG = "torg.log-bytes"
 ROLE_JOB, ROLE_ALARM = "job", "alarm"
 
 JOB_USER_ID = 65534
@@ -123,10 +124,11 @@ def _body(launch: LaunchSpec, node: NodeSettings, role: str) -> dict[str, Any]:
     """Our labels are always all set: an image may carry labels of its own, which must not speak for us."""
     ours = {
         LABEL_NODE: node.node_label,
-        LABEL_LEASE: launch.name,
+        LABEL_NAME: launch.name,
         LABEL_ROLE: role,
         LABEL_MAX_DURATION: str(launch.max_duration_ms),
         LABEL_DISK: str(launch.limits.disk_bytes),
+        LABEL_LOG: str(launch.limits.log_bytes),
     }
     return {
         "Labels": {**launch.labels, **ours},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Watched:
     started_at_ms: int
     max_duration_ms: int
     disk_bytes: int
-    quota_folders: tuple[Path, ...]  # writable, on file systems of their own: the kernel bounds them
+    quota_folders: tuple[Path, ...]  # writable, on file systems no larger than the limit: the kernel bounds them
     plain_folders: tuple[Path, ...]  # writable, bounded only by looking
 
     @property
@@ -75,7 +76,7 @@ class Watched:
 def watched(container: Mapping[str, Any], *, max_duration_ms: int, disk_bytes: int) -> Watched:
     mounts = container["HostConfig"].get("Mounts") or []
     writable = [Path(mount["Source"]) for mount in mounts if not mount.get("ReadOnly")]
-    quotas = tuple(folder for folder in writable if folder.is_mount())
+    quotas = tuple(folder for folder in writable if _is_no_larger(folder, disk_bytes))
     return Watched(
         pid=int(container["State"]["Pid"]),
         started_at_ms=engine_time_ms(container["State"]["StartedAt"]),
@@ -84,6 +85,14 @@ def watched(container: Mapping[str, Any], *, max_duration_ms: int, disk_bytes: i
         quota_folders=quotas,
         plain_folders=tuple(folder for folder in writable if folder not in quotas and folder.is_dir()),
     )
+
+
+def _is_no_larger(folder: Path, limit_bytes: int) -> bool:
+    try:
+        status = os.statvfs(folder)
+    except OSError:  # unmounted meanwhile
+        return False
+    return status.f_blocks * status.f_frsize <= limit_bytes
 
 
 async def watch_container(

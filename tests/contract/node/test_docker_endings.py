@@ -14,7 +14,6 @@ import pytest
 
 from tests.support.engine import (
     docker_executor,
-    engine_socket,
     job_folder,
     launch,
     limits,
@@ -25,7 +24,6 @@ from tests.support.engine import (
 from torg_node.executors.docker_request import ALARM_ALLOWANCE_MS
 from torg_node.executors.port import ExitReason, Handle
 
-__all__ = ["engine_socket"]
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
 IGNORES_TERM = (

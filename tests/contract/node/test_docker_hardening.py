@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import docker_executor, engine_socket, launch, limits, run_to_end
+from tests.support.engine import docker_executor, launch, limits, run_to_end
 
-__all__ = ["engine_socket"]
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
 ATTEMPTS = r"""

@@ -10,7 +10,6 @@ import pytest
 from tests.support.engine import (
     docker_executor,
     engine_client,
-    engine_socket,
     launch,
     limits,
     load_image,
@@ -20,7 +19,6 @@ from tests.support.engine import (
 from torg_host.sandbox.images import host_python_digest
 from torg_node.executors.errors import ImageForbidden, ImageNotFound
 
-__all__ = ["engine_socket"]
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
 

@@ -1,148 +1,130 @@
-"""Logs of a container: live, split by stream, with offsets that stay true over restarts and rotation."""
+"""Output of a container: live, split by stream, byte for byte, with offsets that stay true over restarts and rotation."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.engine import docker_executor, engine_socket, launch, limits, read_logs, text_of
+from tests.support.engine import docker_executor, launch, limits, read_logs, text_of
+from torg_node.executors.docker_log_files import LogFiles
 from torg_node.executors.docker_logs import (
-    MARK_EVERY_BYTES,
     FrameParser,
     LogBroken,
-    LogMarks,
     LogRecord,
+    Place,
     StreamCursor,
-    chunks,
+    place_of,
     since_parameter,
+    stamped,
 )
 from torg_node.executors.port import LogChunk
 
-__all__ = ["engine_socket"]
+AT_MS = 1772359200000  # 2026-03-01T10:00:00Z
 
 
 def stamp(second: int, nanos: int = 0) -> str:
     return f"2026-03-01T10:00:{second:02d}.{nanos:09d}Z"
 
 
-def frame(stream: int, text: bytes, at: str) -> bytes:
-    payload = at.encode() + b" " + text
+def frame(stream: int, payload: bytes) -> bytes:
     return bytes([stream, 0, 0, 0]) + len(payload).to_bytes(4, "big") + payload
+
+
+def lines(*texts: str, stream: str = "stdout") -> list[LogRecord]:
+    return [LogRecord(stream, stamp(second), text.encode()) for second, text in enumerate(texts)]
 
 
 # --- pure -----------------------------------------------------------------------------------------------------------------
 
 
 def test_frames_are_found_wherever_the_network_cuts_them() -> None:
-    sent = frame(1, b"one two\n", stamp(1)) + frame(2, b"\x00\xff", stamp(2)) + frame(1, b"", stamp(3))
+    sent = frame(1, b"one two\n") + frame(2, b"\x00\xff") + frame(1, b"")
     for cut in range(len(sent)):
         parser = FrameParser()
         assert parser.feed(sent[:cut]) + parser.feed(sent[cut:]) == [
-            LogRecord("stdout", stamp(1), b"one two\n"),
-            LogRecord("stderr", stamp(2), b"\x00\xff"),
-            LogRecord("stdout", stamp(3), b""),
+            ("stdout", b"one two\n"),
+            ("stderr", b"\x00\xff"),
+            ("stdout", b""),
         ]
 
 
-async def test_lines_that_came_together_leave_together_but_never_across_streams(tmp_path: Path) -> None:
-    marks = LogMarks(tmp_path / "marks")
-    cursors = {name: StreamCursor(name, 0, marks) for name in ("stdout", "stderr")}
-
-    async def received() -> AsyncIterator[bytes]:
-        yield (
-            frame(1, b"a\n", stamp(1))
-            + frame(1, b"b\n", stamp(2))
-            + frame(2, b"e\n", stamp(2))
-            + frame(1, b"c\n", stamp(3))
-        )
-
-    found = [(chunk.stream, chunk.offset, chunk.data) async for chunk in chunks(received(), cursors)]
-    assert found == [("stdout", 0, b"a\nb\n"), ("stderr", 0, b"e\n"), ("stdout", 4, b"c\n")]
-
-
-def test_a_follower_gets_only_what_it_does_not_have(tmp_path: Path) -> None:
-    cursor = StreamCursor("stdout", 7, LogMarks(tmp_path / "marks"))
-    lines = [LogRecord("stdout", stamp(second), b"12345") for second in range(3)]
-
-    assert [cursor.feed(line) for line in lines] == [
-        [],
-        [LogChunk("stdout", 7, b"345", 1772359201000)],
-        [LogChunk("stdout", 10, b"12345", 1772359202000)],
-    ]
-
-
-def feed_all(cursor: StreamCursor, records: list[LogRecord]) -> list[tuple[int, bytes]]:
-    return [(chunk.offset, chunk.data) for record in records for chunk in cursor.feed(record)]
-
-
-def large_lines(count: int) -> list[LogRecord]:
-    return [LogRecord("stdout", stamp(second), bytes([65 + second]) * MARK_EVERY_BYTES) for second in range(count)]
-
-
-def test_a_restarted_follower_counts_on_from_a_mark_and_asks_only_for_what_came_since(tmp_path: Path) -> None:
-    lines = large_lines(5)
-    feed_all(StreamCursor("stdout", 0, LogMarks(tmp_path / "marks")), lines[:4])
-
-    wanted = 3 * MARK_EVERY_BYTES + 10
-    later = StreamCursor("stdout", wanted, LogMarks(tmp_path / "marks"))
-
-    assert since_parameter({"stdout": later}) == "1772359203.000000000"
-    assert feed_all(later, lines[3:]) == [
-        (wanted, lines[3].data[10:]),
-        (4 * MARK_EVERY_BYTES, lines[4].data),
-    ]
-
-
-def test_after_rotation_offsets_are_found_again_at_the_next_mark(tmp_path: Path) -> None:
-    lines = large_lines(6)
-    feed_all(StreamCursor("stdout", 0, LogMarks(tmp_path / "marks")), lines)
-
-    # A follower from the start, when the engine has dropped the first four lines.
-    later = StreamCursor("stdout", 0, LogMarks(tmp_path / "marks"))
-    assert [offset for offset, _data in feed_all(later, lines[4:])] == [4 * MARK_EVERY_BYTES, 5 * MARK_EVERY_BYTES]
-
-
-def test_lines_before_the_next_mark_are_counted_back_from_it(tmp_path: Path) -> None:
-    lines = [LogRecord("stdout", stamp(second), b"x" * (MARK_EVERY_BYTES // 4)) for second in range(12)]
-    feed_all(StreamCursor("stdout", 0, LogMarks(tmp_path / "marks")), lines)
-
-    later = StreamCursor("stdout", 0, LogMarks(tmp_path / "marks"))
-    found = feed_all(later, lines[6:])  # marks stand at lines 0, 4 and 8
-    assert [offset for offset, _data in found] == [n * MARK_EVERY_BYTES // 4 for n in range(6, 12)]
-
-
-def test_what_nobody_read_before_it_was_dropped_is_not_counted(tmp_path: Path) -> None:
-    """The stated bound: offsets are then too low, never too high."""
-    lines = large_lines(6)
-    feed_all(StreamCursor("stdout", 0, LogMarks(tmp_path / "marks")), lines[:2])
-
-    later = StreamCursor("stdout", 2 * MARK_EVERY_BYTES, LogMarks(tmp_path / "marks"))
-    (first, _data), *_rest = feed_all(later, lines[4:])
-    assert 0 < first <= 4 * MARK_EVERY_BYTES
-
-
-def test_pieces_of_one_long_line_share_a_time_and_are_counted_each(tmp_path: Path) -> None:
-    cursor = StreamCursor("stdout", 0, LogMarks(tmp_path / "marks"))
-    pieces = [LogRecord("stdout", stamp(1), b"x" * MARK_EVERY_BYTES) for _ in range(3)]
-
-    assert [offset for offset, _data in feed_all(cursor, pieces)] == [0, MARK_EVERY_BYTES, 2 * MARK_EVERY_BYTES]
-
-
-def test_lines_that_the_engine_repeats_are_left_out(tmp_path: Path) -> None:
-    cursor = StreamCursor("stdout", 0, LogMarks(tmp_path / "marks"))
-    lines = [LogRecord("stdout", stamp(second), f"{second}\n".encode()) for second in range(5)]
-    repeated = [*lines[:4], lines[3], lines[1], lines[2], lines[3], lines[4]]
-
-    assert feed_all(cursor, repeated) == [(0, b"0\n"), (2, b"1\n"), (4, b"2\n"), (6, b"3\n"), (8, b"4\n")]
+def test_a_line_is_parted_from_its_time() -> None:
+    assert stamped(("stderr", stamp(1).encode() + b" two words\n")) == LogRecord("stderr", stamp(1), b"two words\n")
 
 
 def test_the_engines_own_complaint_is_no_output() -> None:
     with pytest.raises(LogBroken, match="error grabbing logs"):
-        FrameParser().feed(frame(3, b"error grabbing logs", stamp(1)))
+        FrameParser().feed(frame(3, b"error grabbing logs"))
+
+
+def test_a_reader_gets_only_what_it_does_not_have() -> None:
+    cursor = StreamCursor(Place(stamp(1), 3), wanted_from=8)
+
+    assert [cursor.feed(line) for line in lines("aa\n", "bbb\n", "ccc\n", "d\n")] == [b"", b"", b"cc\n", b"d\n"]
+
+
+def test_lines_that_the_engine_repeats_are_left_out() -> None:
+    cursor = StreamCursor(Place("", 0), wanted_from=0)
+    a, b, c, d = lines("a\n", "b\n", "c\n", "d\n")
+
+    assert b"".join(cursor.feed(line) for line in (a, b, c, c, b, c, a, d)) == b"a\nb\nc\nd\n"
+
+
+def test_pieces_of_one_long_line_share_a_time_and_are_all_taken() -> None:
+    cursor = StreamCursor(Place("", 0), wanted_from=0)
+    pieces = [LogRecord("stdout", stamp(1), data) for data in (b"xx", b"xx", b"x\n")]
+
+    assert b"".join(cursor.feed(piece) for piece in pieces) == b"xxxxx\n"
+
+
+@pytest.mark.parametrize(
+    ("had", "tail", "at_ms", "place"),
+    [
+        (0, "", 0, Place("", 0)),
+        (3, "a1\n", AT_MS, Place(stamp(0), 0)),
+        (6, "a1\nb2\n", AT_MS + 1000, Place(stamp(1), 3)),
+        (8, "2\nc3", AT_MS + 2000, Place(stamp(2), 6)),  # in the middle of a line
+        (1006, "..a1\nb2\n", AT_MS + 1000, Place(stamp(1), 1003)),  # the tail begins before what was kept
+        (1000, "gone\n", AT_MS, Place(stamp(0), 1000)),  # everything kept is new; what was dropped is not counted
+    ],
+)
+def test_a_reader_that_comes_back_finds_its_place(had: int, tail: str, at_ms: int, place: Place) -> None:
+    assert place_of(lines("a1\n", "b2\n", "c3\n"), tail=tail.encode(), had_bytes=had, at_ms=at_ms) == place
+
+
+def test_in_output_that_repeats_itself_the_count_decides_and_else_the_time() -> None:
+    dots = lines(*[".\n"] * 30)
+
+    assert place_of(dots, tail=b".\n.\n", had_bytes=20, at_ms=AT_MS) == Place(stamp(9), 18)
+    assert place_of(dots, tail=b".\n.\n", had_bytes=1001, at_ms=AT_MS + 12_000) == Place(stamp(12), 999)
+
+
+def test_the_engine_is_asked_from_the_earliest_place() -> None:
+    assert since_parameter([Place(stamp(3, 7), 9), Place(stamp(2, 5), 1)]) == "1772359202.000000005"
+    assert since_parameter([Place(stamp(3, 7), 9), Place("", 0)]) == "0"
+
+
+def test_files_keep_the_newest_and_count_from_the_start(tmp_path: Path) -> None:
+    files = LogFiles(tmp_path / "logs", 64 << 10)
+    for number in range(1000):
+        files.append("stdout", f"{number:0255d}\n".encode())
+    files.append("stderr", b"only line\n")
+
+    assert files.end("stdout") == 256_000
+    assert sum(path.stat().st_size for path in (tmp_path / "logs").iterdir()) <= 64 << 10
+    for reader in (files, LogFiles(tmp_path / "logs", 64 << 10)):  # the second as a restarted agent has it
+        chunk = reader.read("stdout", 0)
+        assert chunk is not None
+        assert chunk.offset > 0
+        assert chunk.data.startswith(f"{chunk.offset // 256:0255d}\n".encode()[chunk.offset % 256 :])
+        assert reader.read("stdout", 256_000) is None
+        assert reader.tail("stdout", 300) == (f"{998:0255d}\n{999:0255d}\n".encode())[-300:]
+        stderr = reader.read("stderr", 5)
+        assert stderr == LogChunk("stderr", 5, b"line\n", stderr.at_ms if stderr else 0)
 
 
 # --- on a real engine -------------------------------------------------------------------------------------------------------
@@ -189,8 +171,10 @@ async def test_a_second_agent_goes_on_where_the_first_stopped(engine_socket: Pat
         got = bytearray()
         async for chunk in first.logs(handle):
             got += chunk.data
-            if len(got) > 80_000:
+            if len(got) > 60_000:
                 break
+        await first.close()
+        await asyncio.sleep(0.3)  # the job goes on without an agent
         async with docker_executor(engine_socket, tmp_path) as second:
             rest = await read_logs(second, handle, stdout_from=len(got))
 
@@ -202,29 +186,40 @@ async def test_a_second_agent_goes_on_where_the_first_stopped(engine_socket: Pat
 @pytest.mark.engine
 @pytest.mark.root
 async def test_the_log_is_bounded_and_keeps_the_newest_with_true_offsets(engine_socket: Path, tmp_path: Path) -> None:
-    line_bytes, count, log_bytes = 1000, 3000, 1 << 20
-    code = (
-        "import time\n"
-        f"for n in range({count}):\n"
-        f"    print(f'{{n:08d}}'.ljust({line_bytes - 1}, '.'), flush=True)\n"
-        "    if n % 100 == 0: time.sleep(0.02)\n"
-    )
+    line_bytes, count, log_bytes = 1000, 6000, 1 << 20
+    code = f"for n in range({count}): print(f'{{n:08d}}'.ljust({line_bytes - 1}, '.'))"
+    whole = "".join(f"{n:08d}".ljust(line_bytes - 1, ".") + "\n" for n in range(count)).encode()
     async with docker_executor(engine_socket, tmp_path) as executor:
         small = limits(log_bytes=log_bytes)
         handle = await executor.start(launch("much", ["python", "-c", code], limits=small))
-        live = await read_logs(executor, handle)
         await executor.wait(handle)
-        again = await read_logs(executor, handle)
-        folder = engine_socket.parent / "data" / "containers" / handle.ref / "local-logs"
-        kept = sum(file.stat().st_size for file in folder.iterdir())
+        found = await read_logs(executor, handle)
+        engines = engine_socket.parent / "data" / "containers" / handle.ref / "local-logs"
+        kept = [
+            sum(file.stat().st_size for file in folder.iterdir())
+            for folder in (engines, tmp_path / handle.ref / "logs")
+        ]
 
-    assert sum(len(chunk.data) for chunk in live) == count * line_bytes
-    assert log_bytes // 2 < kept <= log_bytes + 2 * line_bytes
-    assert again[0].offset > 0
-    assert again[-1].offset + len(again[-1].data) == count * line_bytes
-    for chunk in again:
-        assert chunk.offset % line_bytes == 0
-        assert chunk.data.startswith(f"{chunk.offset // line_bytes:08d}".encode())
+    assert found[0].offset > 0
+    assert b"".join(chunk.data for chunk in found) == whole[found[0].offset :]
+    assert all(log_bytes // 2 < size_bytes <= log_bytes + 2 * line_bytes for size_bytes in kept)
+
+
+@pytest.mark.engine
+@pytest.mark.root
+async def test_a_live_follower_loses_nothing_of_a_burst_larger_than_its_log(
+    engine_socket: Path, tmp_path: Path
+) -> None:
+    code = "import time; time.sleep(0.5)\nfor n in range(12000): print(f'{n:08d}'.ljust(999, '.'))"
+    async with docker_executor(engine_socket, tmp_path) as executor:
+        large = limits(log_bytes=16 << 20)
+        handle = await executor.start(launch("burst", ["python", "-c", code], limits=large))
+        found = await read_logs(executor, handle)
+
+    assert text_of(found, "stdout") == "".join(f"{n:08d}".ljust(999, ".") + "\n" for n in range(12000))
+    assert [chunk.offset for chunk in found] == list(
+        itertools.accumulate((len(chunk.data) for chunk in found[:-1]), initial=0)
+    )
 
 
 @pytest.mark.engine

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import docker_executor, engine_client, engine_socket, launch, load_image, small_image
+from tests.support.engine import docker_executor, engine_client, launch, load_image, small_image
 from torg_node.executors.docker_request import alarm_name
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, LaunchRefused
-from torg_node.executors.port import Handle
+from torg_node.executors.port import Handle, Mount
 
-__all__ = ["engine_socket"]
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 SLEEP = ["sleep", "60"]
 
@@ -58,7 +57,9 @@ async def test_a_foreign_handle_is_unknown(engine_socket: Path, tmp_path: Path) 
 
 
 async def test_an_image_that_labels_itself_speaks_for_nobody(engine_socket: Path, tmp_path: Path) -> None:
-    image = small_image("torg-test/liar:1", labels={"torg.node": "node-b", "torg.lease": "kept", "torg.role": "alarm"})
+    image = small_image(
+        "torg-test/liar:1", labels={"torg.node": "node-b", "torg.container": "kept", "torg.role": "alarm"}
+    )
     async with docker_executor(engine_socket, tmp_path / "a", "node-a", local_images=[image.image_id]) as ours:
         await load_image(engine_socket, image)
         prepared = await ours.prepare(image.image_id)
@@ -86,7 +87,7 @@ async def test_a_name_in_use_is_refused_and_what_uses_it_left_alone(engine_socke
 
 
 async def test_a_start_that_was_cut_off_is_cleared_away_by_the_next(engine_socket: Path, tmp_path: Path) -> None:
-    labels = {"torg.node": "node-a", "torg.lease": "again", "torg.max-duration-ms": "1000", "torg.disk-bytes": "1"}
+    labels = {"torg.node": "node-a", "torg.container": "again", "torg.max-duration-ms": "1000", "torg.disk-bytes": "1"}
     async with docker_executor(engine_socket, tmp_path, "node-a") as ours, engine_client(engine_socket) as client:
         prepared = await ours._images.skeleton()
         for name, role in (("again", "job"), (alarm_name("again"), "alarm")):
@@ -105,6 +106,17 @@ async def test_unknown_handles_are_no_trouble(engine_socket: Path, tmp_path: Pat
         await executor.stop(unknown, grace_ms=100)
         await executor.remove(unknown)
         await executor.remove(unknown)
+
+
+async def test_a_mount_through_a_planted_link_is_refused(engine_socket: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "output").symlink_to("/etc")
+    planted = Mount(tmp_path / "work" / "output", "/output", writable=True)
+    async with docker_executor(engine_socket, tmp_path / "state") as executor:
+        with pytest.raises(LaunchRefused) as caught:
+            await executor.start(launch("planted", ["true"], mounts=(planted,)))
+
+    assert (caught.value.code, caught.value.value) == ("bad_mount", str(tmp_path / "work" / "output"))
 
 
 @pytest.mark.parametrize(

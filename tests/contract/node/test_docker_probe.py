@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.support.engine import docker_executor, engine_client, engine_socket, launch
+from tests.support.engine import docker_executor, engine_client, launch
 from torg_node.executors.docker import DockerExecutor
 from torg_node.executors.errors import ExecutorError, ExecutorUnavailable
 from torg_node.executors.probes import INSPECTED
 
-__all__ = ["engine_socket"]
 GPU = "GPU-8a5f6b6e-0000-0000-0000-000000000001"
 NO_DRIVER = 'could not select device driver "nvidia" with capabilities: [[gpu compute utility]]'
 
