@@ -1,10 +1,19 @@
 # The shim imports this, and pathlib alone would cost it 6 ms per job.
 # ruff: noqa: PTH123
-"""Naming a process so that a recycled process id, or a reboot, is never taken for it."""
+"""Processes by names that last: a recycled process id, or a reboot, is never taken for the one that was meant."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def boot_id() -> str:
@@ -20,6 +29,12 @@ def start_time(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in {"Z", "X"} else int(fields[19])
+
+
+def identity() -> dict[str, Any]:
+    """This process, for others to find again by `open_if_same`."""
+    pid = os.getpid()
+    return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()}
 
 
 def open_if_same(pid: int, started: int, boot: str) -> int | None:
@@ -50,3 +65,36 @@ def command_name(pid: int) -> str:
             return file.read().strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def open_pidfd(pid: int) -> int:
+    """-1 when it is gone."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def send(descriptor: int, number: int) -> None:
+    """A signal by pidfd; nothing when the process has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(descriptor, number)
+
+
+def become_reaper() -> None:
+    """What a child leaves (bubblewrap's init, killed with it) becomes a child of this process, so its end can be waited for."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_orphans(timeout_s: float) -> None:
+    """Waits until no child is left. They must be dying already."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            time.sleep(0.001)

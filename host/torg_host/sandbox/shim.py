@@ -11,7 +11,6 @@ LIFELINE_FD closes the container is killed and its state deleted (for one-shot r
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -21,6 +20,7 @@ import time
 
 from torg_host.cgroups import Cgroup, detect
 from torg_host.sandbox import processes, watch
+from torg_host.sandbox.bwrap_status import BwrapStatus, command_failure
 from torg_host.sandbox.child import Pipes, spawn
 from torg_host.sandbox.output import LogWriter, Throttle
 
@@ -29,13 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-PR_SET_CHILD_SUBREAPER = 36
 READ_BYTES = 64 << 10
 START_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 5.0
 IDLE_WAKE_S = 1.0  # looks for stop.json even when the signal got lost
 WATCH_INTERVAL_S = 1.0
-NOT_FOUND_CODE, NOT_EXECUTABLE_CODE = 127, 126  # what shells answer
 
 
 def main(arguments: list[str]) -> None:
@@ -47,7 +45,7 @@ def main(arguments: list[str]) -> None:
             os.set_inheritable(descriptor, False)
     if os.fork():
         os._exit(0)  # the starter waits for this one; the grandchild belongs to nobody
-    _become_reaper()
+    processes.become_reaper()
     shim = Shim(state_dir, lifeline, now_ms=lambda: time.time_ns() // 1_000_000)
     try:
         shim.run(report)
@@ -68,7 +66,7 @@ class Shim:
         self._logs = LogWriter(f"{state_dir}/logs", self._plan["log_bytes"])
         self._throttle = Throttle(time.monotonic())
         self._open: dict[int, str] = {self._pipes.stdout: "stdout", self._pipes.stderr: "stderr"}
-        self._status = b""  # what bubblewrap said
+        self._status = BwrapStatus(self._pipes.status)
         self._stderr_head = b""
         self._bwrap = self._bwrap_fd = self._main_fd = -1
         self._started_at_ms = now_ms()
@@ -85,7 +83,7 @@ class Shim:
         signal.set_wakeup_fd(wake_far, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self._write_json("shim.json", _identity())
+        self._write_json("shim.json", processes.identity())
         failure = self._start()
         if failure:
             self._finish("start_failed", None, failure)
@@ -122,7 +120,7 @@ class Shim:
             return f"{error}"
         self._bwrap_fd = os.pidfd_open(self._bwrap)
         self._started_at_ms = self._now_ms()
-        if self._wait_for_program() or self._exit_code() is not None:
+        if self._wait_for_program() or self._status.exit_code() is not None:
             return None
         self._kill()
         self._drain()
@@ -134,17 +132,17 @@ class Shim:
         ended = select.poll()
         ended.register(self._bwrap_fd, select.POLLIN)
         while time.monotonic() < deadline:
-            self._read_status()
-            if (init := self._said("child-pid")) is not None:
+            self._status.read()
+            if (init := self._status.child_pid()) is not None:
                 for pid in processes.children(init):
                     if processes.command_name(pid) not in {"bwrap", ""}:
-                        self._main_fd = _pidfd(pid)
+                        self._main_fd = processes.open_pidfd(pid)
                         self._started_at_ms = self._now_ms()
                         return True
             if ended.poll(1):
-                self._read_status()
+                self._status.read()
                 self._drain()
-                return self._exit_code() is not None or self._command_failure() is not None
+                return self._status.exit_code() is not None or command_failure(self._stderr_head) is not None
         return False
 
     # --- while it runs ----------------------------------------------------------------------------------------------
@@ -241,7 +239,7 @@ class Shim:
             if self._main_fd < 0 or grace_ms <= 0:
                 kill_at = now
             else:
-                _send(self._main_fd, signal.SIGTERM)
+                processes.send(self._main_fd, signal.SIGTERM)
         self._kill_at = min(kill_at, self._kill_at or kill_at)
 
     def _end_now(self, reason: str, detail: str) -> None:
@@ -252,7 +250,7 @@ class Shim:
     def _kill(self) -> None:
         """Bubblewrap takes its whole process namespace with it; the group catches what a broken one might leave."""
         if self._bwrap_fd >= 0:
-            _send(self._bwrap_fd, signal.SIGKILL)
+            processes.send(self._bwrap_fd, signal.SIGKILL)
         if self._cgroup is not None:
             self._cgroup.kill_all()
 
@@ -261,12 +259,12 @@ class Shim:
         self._bwrap_fd = -1
         if self._cgroup is not None:
             self._cgroup.kill_all()
-        _reap_orphans()
+        processes.reap_orphans(DRAIN_TIMEOUT_S)
         self._drain()
-        self._read_status()
-        code = self._exit_code()
+        self._status.read()
+        code = self._status.exit_code()
         if code is None:
-            code = self._command_failure()
+            code = command_failure(self._stderr_head)
         if code is None:
             self._detail.append(f"the sandbox itself ended, wait status {wait_status}")
         self._finish(self._reason(code), code, "; ".join(self._detail))
@@ -326,36 +324,6 @@ class Shim:
             for descriptor, _ in poll.poll(100):
                 self._read_output(descriptor)
 
-    def _read_status(self) -> None:
-        try:
-            while data := os.read(self._pipes.status, READ_BYTES):
-                self._status += data
-        except BlockingIOError:
-            pass
-
-    def _said(self, key: str) -> int | None:
-        for line in self._status.splitlines():
-            try:
-                if (number := json.loads(line).get(key)) is not None:
-                    return int(number)
-            except ValueError:
-                continue  # a line not yet complete
-        return None
-
-    def _exit_code(self) -> int | None:
-        return self._said("exit-code")
-
-    def _command_failure(self) -> int | None:
-        """Bubblewrap could not execute the command: the job's own mistake, answered as a shell does."""
-        lines = [
-            line
-            for line in self._stderr_head.decode(errors="replace").splitlines()
-            if line.startswith("bwrap: execvp ")
-        ]
-        if not lines:
-            return None
-        return NOT_FOUND_CODE if "No such file" in lines[-1] else NOT_EXECUTABLE_CODE
-
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         """Whole or not at all. Not fsynced: when the host itself goes down the container was killed, whatever was written."""
         partial = f"{self._dir}/.{name}.partial"
@@ -364,45 +332,12 @@ class Shim:
         os.replace(partial, f"{self._dir}/{name}")
 
 
-def _become_reaper() -> None:
-    """What bubblewrap leaves (its init, killed with it) becomes a child of this process, so that its end can be waited for."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _reap_orphans() -> None:
-    deadline = time.monotonic() + DRAIN_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            time.sleep(0.001)
-
-
-def _identity() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"pid": pid, "start_time": processes.start_time(pid), "boot_id": processes.boot_id()}
-
-
 def _answer(report: int, value: dict[str, Any]) -> None:
     if report >= 0:
         # Broken when the starter died meanwhile; it will find the container by its state directory.
         with contextlib.suppress(BrokenPipeError):
             os.write(report, json.dumps(value).encode() + b"\n")
         os.close(report)
-
-
-def _pidfd(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1
-
-
-def _send(descriptor: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(descriptor, number)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a member of an archive may go. Pure checks on names; each refusal has its own code and names the member.
+"""What an archive may hold and where its members may go. Pure; each refusal has its own code and names the member.
 
 Why links stay inside by these rules: a link is created in a real directory (`check_place` refuses to go through links), its
 target is a row of `..` that does not climb above the root followed by plain names, and every link on the way obeys the same.
@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from torg_protocol.errors import Invalid
+from torg_protocol.errors import Conflict, Invalid, TooLarge
 
 MAX_COMPONENT_BYTES = 255
 IMPLIED = b"implied"  # a directory that no member named, only the path of another
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackLimits:
+    """What an archive may hold. The defaults fit workspaces; outputs and checkpoints take the job's disk limit."""
+
+    max_files: int = 100_000
+    max_bytes: int = 64 << 30
+    max_name_bytes: int = 1024
+    max_depth: int = 64
 
 
 def check_name(name: str, max_name_bytes: int, max_depth: int) -> str:
@@ -70,3 +81,19 @@ def _refused(code: str, what: str, member: str, **data: str) -> Invalid:
 def _parents(name: str) -> list[str]:
     parts = name.split("/")
     return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def too_many(limit: int, member: str) -> TooLarge:
+    return TooLarge(
+        f"more than {limit} members", code="archive_too_many_files", field="member", value=member, limit_files=limit
+    )
+
+
+def too_large(limit: int, member: str) -> TooLarge:
+    return TooLarge(
+        f"more than {limit} bytes unpacked", code="archive_too_large", field="member", value=member, limit_bytes=limit
+    )
+
+
+def changed(member: str) -> Conflict:
+    return Conflict("a file changed while it was packed", code="archive_changed", field="member", value=member)

@@ -1,0 +1,149 @@
+"""Walks a directory tree into a tar stream, the same bytes for the same tree. See `archive.pack`."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import tarfile
+from pathlib import Path
+from typing import BinaryIO
+
+from torg_host.archive_rules import UnpackLimits, changed, check_link, too_large, too_many
+from torg_host.ignore import GIT_FILE, TORG_FILE, Rule, left_out, parse_rules
+from torg_protocol.errors import Invalid
+
+MAX_IGNORE_FILE_BYTES = 1 << 20
+
+
+class HashingWriter:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.size_bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class TreeWriter:
+    """Walks by directory descriptors and never through a link, so a job that swaps a directory for a link while the
+    agent packs as root gains nothing."""
+
+    def __init__(self, tar: tarfile.TarFile, limits: UnpackLimits, *, skip_odd: bool) -> None:
+        self._tar = tar
+        self._limits = limits
+        self._skip_odd = skip_odd
+        self._ignore_file: str | None = None
+        self.files = 0
+        self.members = 0
+        self.bytes = 0
+        self.skipped: list[str] = []
+
+    def add_tree(self, root: Path, *, ignore: bool) -> None:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if ignore:
+                self._ignore_file = TORG_FILE if (root / TORG_FILE).is_file() else GIT_FILE
+            self._add_directory(descriptor, "", ())
+        finally:
+            os.close(descriptor)
+
+    def _add_directory(self, descriptor: int, path: str, rules: tuple[Rule, ...]) -> None:
+        if path.count("/") > self._limits.max_depth:
+            raise Invalid("directories nest too deep to pack", code="archive_too_deep", field="member", value=path)
+        rules += self._rules_here(descriptor, path)
+        for name in sorted(os.listdir(descriptor), key=os.fsencode):
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            member = path + name
+            if self._ignore_file and left_out(member, stat.S_ISDIR(status.st_mode), rules):
+                continue
+            try:
+                self._add_member(descriptor, name, member, status, rules)
+            except Invalid as refusal:
+                if not self._skip_odd or refusal.code not in {"archive_link_outside", "archive_member_kind"}:
+                    raise
+                self.skipped.append(member)
+
+    def _add_member(self, parent: int, name: str, member: str, status: os.stat_result, rules: tuple[Rule, ...]) -> None:
+        self.members += 1
+        self._count(member, 0)
+        if stat.S_ISDIR(status.st_mode):
+            self._tar.addfile(_member_info(member, tarfile.DIRTYPE, 0o755))
+            descriptor = _open_below(parent, name, member, os.O_DIRECTORY)
+            try:
+                self._add_directory(descriptor, member + "/", rules)
+            finally:
+                os.close(descriptor)
+        elif stat.S_ISREG(status.st_mode):
+            self._add_file(parent, name, member)
+        elif stat.S_ISLNK(status.st_mode):
+            info = _member_info(member, tarfile.SYMTYPE, 0o755)
+            info.linkname = os.readlink(name, dir_fd=parent)
+            check_link(member, info.linkname)
+            self._tar.addfile(info)
+        else:
+            raise Invalid(
+                "only files, directories and links can be packed",
+                code="archive_member_kind",
+                field="member",
+                value=member,
+                hint="Delete it or name it in .torgignore.",
+            )
+
+    def _add_file(self, parent: int, name: str, member: str) -> None:
+        # O_NONBLOCK: should it have become a pipe since the stat, opening must not hang.
+        with os.fdopen(_open_below(parent, name, member, os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise changed(member)
+            info = _member_info(member, tarfile.REGTYPE, 0o755 if status.st_mode & 0o111 else 0o644)
+            info.size = status.st_size
+            self._count(member, info.size)
+            try:
+                self._tar.addfile(info, file)
+            except OSError as error:
+                if error.errno is None:  # tarfile's "unexpected end of data"
+                    raise changed(member) from error
+                raise
+        self.files += 1
+
+    def _rules_here(self, descriptor: int, path: str) -> tuple[Rule, ...]:
+        if self._ignore_file is None:
+            return ()
+        try:
+            opened = os.open(self._ignore_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
+        except OSError:
+            return ()
+        with os.fdopen(opened, "rb") as file:
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                return ()
+            return parse_rules(file.read(MAX_IGNORE_FILE_BYTES).decode(errors="replace"), path)
+
+    def _count(self, member: str, size: int) -> None:
+        self.bytes += size
+        if self.members > self._limits.max_files:
+            raise too_many(self._limits.max_files, member)
+        if self.bytes > self._limits.max_bytes:
+            raise too_large(self._limits.max_bytes, member)
+
+
+def _open_below(parent: int, name: str, member: str, flags: int) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=parent)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.ENXIO}:
+            raise changed(member) from error
+        raise
+
+
+def _member_info(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.mtime, info.uid, info.gid = kind, mode, 0, 0, 0
+    return info
