@@ -60,8 +60,11 @@ class TreeWriter:
             raise Invalid("directories nest too deep to pack", code="archive_too_deep", field="member", value=path)
         rules += self._rules_here(descriptor, path)
         for name in sorted(os.listdir(descriptor), key=os.fsencode):
-            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
             member = path + name
+            try:
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            except FileNotFoundError as error:
+                raise changed(member) from error
             if self._ignore_file and left_out(member, stat.S_ISDIR(status.st_mode), rules):
                 continue
             try:
@@ -85,7 +88,10 @@ class TreeWriter:
             self._add_file(parent, name, member)
         elif stat.S_ISLNK(status.st_mode):
             info = _member_info(member, tarfile.SYMTYPE, 0o755)
-            info.linkname = os.readlink(name, dir_fd=parent)
+            try:
+                info.linkname = os.readlink(name, dir_fd=parent)
+            except OSError as error:  # gone, or no link any more
+                raise changed(member) from error
             check_link(member, info.linkname)
             self._tar.addfile(info)
         else:

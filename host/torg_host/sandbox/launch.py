@@ -10,9 +10,11 @@ exit.json                              how it ended; its presence means that all
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
+import re
 import select
 import shutil
 import stat
@@ -31,6 +33,7 @@ from torg_protocol.errors import Conflict, Invalid, Unavailable
 
 JOB_USER = (65534, 65534)
 CGROUP_PARENT = "torg"
+OLDEST_BWRAP = (0, 8)  # --size, --perms, --disable-userns
 START_TIMEOUT_S = 20.0
 # The shim needs nothing but the standard library and this package; skipping `site` makes it start in half the time.
 SHIM = "import sys; sys.path.insert(0, sys.argv[1]); from torg_host.sandbox.shim import main; main(sys.argv[2:])"
@@ -39,16 +42,32 @@ PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 def isolation_here(user: tuple[int, int] = JOB_USER) -> Isolation:
     """What this host offers now. Raises SandboxUnavailable without bubblewrap, or without what builds the seccomp filter."""
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
+    found = shutil.which("bwrap")
+    if found is None:
         raise SandboxUnavailable("bubblewrap is not installed", hint="Install it: apt-get install bubblewrap.")
+    bwrap = Path(found).resolve()
+    if (version := bwrap_version(bwrap)) < OLDEST_BWRAP:
+        raise SandboxUnavailable(
+            f"bubblewrap {'.'.join(map(str, version))} is too old: it bounds neither memory file systems nor user namespaces",
+            field="bwrap",
+            value=str(bwrap),
+            hint=f"Version {'.'.join(map(str, OLDEST_BWRAP))} or newer is needed.",
+        )
     try:
         bpf_program()
     except Unavailable as error:
         raise SandboxUnavailable(error.message, code=error.code, hint=error.hint) from error
     is_root = os.geteuid() == 0
     hierarchy = cgroups.detect() if is_root else None
-    return Isolation(Path(bwrap).resolve(), user if is_root else None, hierarchy is not None)
+    return Isolation(bwrap, user if is_root else None, hierarchy is not None)
+
+
+@functools.cache
+def bwrap_version(bwrap: Path) -> tuple[int, ...]:
+    """(0, 8, 0), or () for something that does not answer like bubblewrap."""
+    done = subprocess.run([bwrap, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    words = re.fullmatch(r"bubblewrap (\d+(?:\.\d+)*)\s*", done.stdout)
+    return tuple(int(number) for number in words[1].split(".")) if words else ()
 
 
 async def launch(

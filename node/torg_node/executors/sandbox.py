@@ -24,7 +24,7 @@ from torg_host.sandbox.images import (
     oci_directory,
     tree_digest,
 )
-from torg_host.sandbox.launch import isolation_here, launch, sweep
+from torg_host.sandbox.launch import bwrap_version, isolation_here, launch, sweep
 from torg_node.executors.errors import (
     AlreadyRunning,
     ExecutorError,
@@ -79,7 +79,7 @@ class SandboxExecutor:
     async def probe(self) -> Capabilities:
         from torg_node.executors.probes import probe_executor
 
-        return await probe_executor(self, image=HOST_PYTHON, isolation="sandbox", version=await self._version())
+        return await probe_executor(self, image=HOST_PYTHON, isolation="sandbox", version=self._version())
 
     async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
         found = self._image(image)
@@ -189,17 +189,14 @@ class SandboxExecutor:
             self._oci_digests[root] = await asyncio.to_thread(tree_digest, root)
         return self._oci_digests[root]
 
-    async def _version(self) -> str:
+    def _version(self) -> str:
         try:
             isolation = self._isolation or isolation_here()
         except SandboxUnavailable as error:
             raise _translated(error) from error
-        process = await asyncio.create_subprocess_exec(
-            str(isolation.bwrap), "--version", stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
-        )
-        output, _ = await process.communicate()
         guard = "cgroups" if isolation.cgroups else "rlimits"
-        return f"{output.decode().strip()}, limits by {guard}"
+        version = ".".join(map(str, bwrap_version(isolation.bwrap)))
+        return f"bubblewrap {version}, limits by {guard}"
 
 
 def _limits(limits: ResourceLimits) -> SandboxLimits:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import socket
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -267,3 +270,42 @@ def test_torgignore_replaces_gitignore(tmp_path: Path) -> None:
     unpack(tmp_path / "out", tmp_path / "copy")
 
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [".gitignore", ".torgignore", "dataset"]
+
+
+def test_a_directory_that_keeps_turning_into_a_link_never_gives_away_what_it_points_at(tmp_path: Path) -> None:
+    """What a job does while the agent, as root, packs its outputs."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("TOP SECRET")
+    root = tmp_path / "tree"
+    (root / "spare").mkdir(parents=True)
+    (root / "spare" / "key").write_text("harmless")
+    flip = f"""
+import os
+os.chdir({str(root)!r})
+while True:
+    os.rename("spare", "outputs")
+    os.rename("outputs", "spare")
+    os.symlink({str(secret)!r}, "outputs")
+    os.unlink("outputs")
+"""
+    flipper = subprocess.Popen([sys.executable, "-c", flip])
+    try:
+        packed = changed = 0
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            try:
+                pack(root, tmp_path / "out", skip_odd=True)
+            except Conflict as error:
+                assert error.code == "archive_changed"
+                changed += 1
+                continue
+            packed += 1
+            unpack(tmp_path / "out", tmp_path / f"copy-{packed}")
+            for path in (tmp_path / f"copy-{packed}").rglob("key"):
+                assert path.read_text() == "harmless"
+    finally:
+        flipper.kill()
+        flipper.wait()
+    assert packed > 0
+    assert changed > 0

@@ -149,6 +149,19 @@ async def test_without_bubblewrap_it_says_what_to_install(monkeypatch: pytest.Mo
     assert "apt-get install bubblewrap" in (refusal.value.hint or "")
 
 
+async def test_an_old_bubblewrap_is_refused_by_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "bwrap"
+    old.write_text("#!/bin/sh\necho bubblewrap 0.6.1\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    with pytest.raises(SandboxUnavailable) as refusal:
+        await run_sandboxed(["true"], limits=LIMITS, timeout_s=1)
+
+    assert (refusal.value.code, refusal.value.value) == ("sandbox_unavailable", str(old))
+    assert "0.6.1 is too old" in refusal.value.message
+
+
 # --- the trap of root ------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +270,7 @@ async def test_from_start_to_first_output_takes_little(tmp_path: Path) -> None:
             break
         await container.remove()
 
-    assert min(taken) < 0.15, taken  # about 0.05 s on an idle machine
+    assert min(taken) < 0.3, taken  # about 0.05 s on an idle machine
 
 
 # --- violence --------------------------------------------------------------------------------------------------------
