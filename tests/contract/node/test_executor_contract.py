@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,11 @@ from torg_node.executors.errors import AlreadyRunning, ExecutorError, ImageNotFo
 from torg_node.executors.port import ExitReason, Handle, Mount
 
 on_every_kind = pytest.mark.parametrize("kind", every_kind())
-on_isolating_kinds = pytest.mark.parametrize("kind", isolating_kinds())
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="limits of memory, processes and CPU need root")
+
+
+def on_isolating_kinds(test: Callable[..., object]) -> object:
+    return pytest.mark.root(needs_root(pytest.mark.parametrize("kind", isolating_kinds())(test)))
 
 
 @pytest.fixture
@@ -312,7 +317,6 @@ for number in range(10_000):
 
 
 @on_isolating_kinds
-@pytest.mark.root
 async def test_a_quota_disk_fills_up_and_the_host_does_not(bench: Bench) -> None:
     disk = QuotaDisk(bench.root.resolve() / "disk", LIMITS.disk_bytes, owner=(65534, 65534))
     assert disk.open().enforced
