@@ -150,6 +150,7 @@ async def start_market(market: Market, stack: AsyncExitStack) -> None:
             "--yes",
             "--json",
         ]
+        init += ["--engine-socket", str(HOME / "engine/docker.sock")] if market.executor == "docker" else []
         await call([script("torg-node"), *init])
         node = await daemon(name.replace(" ", "-"), script("torg-node"), "start", "--data", folder)
         key = node.ready["node"]
