@@ -14,10 +14,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ import yaml
 from rich.console import Console
 
 from scripts.demo_report import closing_table, verify_offline
-from scripts.market_processes import ProcessFailed, Running, call, script, start
+from scripts.market_processes import ProcessFailed, Running, call, remove_containers, script, start
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".demo"
@@ -77,7 +76,7 @@ async def main(arguments: argparse.Namespace) -> None:
     market = Market(console, arguments.executor)
     shutil.rmtree(HOME, ignore_errors=True)
     async with AsyncExitStack() as stack:
-        stack.callback(unmount_disks)
+        stack.push_async_callback(clean_up_nodes)
         if arguments.executor == "docker":
             await stack.enter_async_context(engine(market))
         with market.step("start a localnet, a marketplace and two nodes, each a process with its own key"):
@@ -120,47 +119,30 @@ async def start_market(market: Market, stack: AsyncExitStack) -> None:
     market.rpc_url = localnet.ready["rpc_url"]
     data = str(HOME / "marketplace")
     await call([script("torg-marketplace"), "init", "--data", data, "--json"])
-    serve = [
-        "serve",
-        "--data",
-        data,
-        "--port",
-        "0",
-        "--rpc-url",
-        market.rpc_url,
-        "--heartbeat",
-        HEARTBEAT,
-        "--settlement-age",
-        "2s",
-    ]
+    serve = ["serve", "--data", data, "--port", "0", "--rpc-url", market.rpc_url]
+    serve += ["--heartbeat", HEARTBEAT, "--settlement-age", "2s"]
     marketplace = await daemon("marketplace", script("torg-marketplace"), *serve)
     market.url, market.marketplace_key = marketplace.ready["url"], marketplace.ready["marketplace"]
-    for name, price in (("node A", "0.90"), ("node B", "1.20")):
-        folder = str(HOME / name.replace(" ", "-"))
-        init = [
-            "init",
-            "--data",
-            folder,
-            "--marketplace",
-            market.url,
-            "--price",
-            price,
-            "--executor",
-            market.executor,
-            "--yes",
-            "--json",
-        ]
-        init += ["--engine-socket", str(HOME / "engine/docker.sock")] if market.executor == "docker" else []
-        await call([script("torg-node"), *init])
-        node = await daemon(name.replace(" ", "-"), script("torg-node"), "start", "--data", folder)
-        key = node.ready["node"]
-        market.nodes[key], market.node_names[key] = node, name
+    prices = {"node A": "0.90", "node B": "1.20"}
+    nodes = await asyncio.gather(*(start_node(market, name, price, daemon) for name, price in prices.items()))
+    for name, node in zip(prices, nodes, strict=True):
+        ready = node.ready
+        market.nodes[ready["node"]], market.node_names[ready["node"]] = node, name
         market.say(
-            f"{name}: {price} tUSD per hour, executor {node.ready['executor']}, verified isolation {node.ready['isolation']}"
+            f"{name}: {prices[name]} tUSD per hour, executor {ready['executor']}, verified isolation {ready['isolation']}"
         )
     market.say(
         f"the demo shortens two times: heartbeat {HEARTBEAT} (normally 10 s), lease grace {GRACE} (normally 5 min)"
     )
+
+
+async def start_node(market: Market, name: str, price: str, daemon: Callable[..., Awaitable[Running]]) -> Running:
+    folder = HOME / name.replace(" ", "-")
+    init = ["init", "--data", str(folder), "--marketplace", market.url, "--price", price]
+    init += ["--executor", market.executor, "--yes", "--json"]
+    init += ["--engine-socket", str(HOME / "engine/docker.sock")] if market.executor == "docker" else []
+    await call([script("torg-node"), *init])
+    return await daemon(folder.name, script("torg-node"), "start", "--data", str(folder))
 
 
 async def fund_client(market: Market) -> None:
@@ -230,6 +212,12 @@ async def follow_and_kill(market: Market, job_id: str) -> None:
     )
 
 
+async def clean_up_nodes() -> None:
+    """The killed node never comes back to clean up after itself, as it would in life."""
+    for folder in HOME.glob("node-*"):
+        await remove_containers(folder)
+
+
 async def kill_containers(market: Market, name: str) -> None:
     """What a power cut does: the containers of that node are gone as well, and so is whatever watched over them."""
     folder = str(HOME / name.replace(" ", "-"))
@@ -242,14 +230,6 @@ async def kill_containers(market: Market, name: str) -> None:
         _, listed = await call([*docker, "ps", "-q"])
         if listed.split():
             await call([*docker, "kill", *listed.split()], check=False)
-
-
-def unmount_disks() -> None:
-    """The killed node never comes back to clean up after itself, as it would in life: its job's disk is taken down here."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        mount_point = line.split()[1]
-        if mount_point.startswith(str(HOME)):
-            subprocess.run(["umount", "--lazy", mount_point], check=False)
 
 
 async def events(market: Market, job_id: str) -> AsyncIterator[dict[str, Any]]:

@@ -96,3 +96,18 @@ async def call(argv: Sequence[str], *, env: Mapping[str, str] | None = None, che
 
 def tail(path: Path, lines: int = 25) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+
+async def remove_containers(node: Path) -> None:
+    """What the next `torg-node start` on this folder would take over or take away: sandboxes, their control groups, job disks.
+
+    For a node that was killed and has no next time. Safe to repeat.
+    """
+    from torg_host.disk import QuotaDisk
+    from torg_node.executors.sandbox import SandboxExecutor
+
+    state_root = node / "containers" / "sandbox"
+    if state_root.exists():
+        await SandboxExecutor(state_root).reap(frozenset())
+    for disk in (node / "leases").glob("*/disk"):
+        QuotaDisk(disk, 1).remove()

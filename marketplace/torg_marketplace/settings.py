@@ -43,7 +43,9 @@ class Settings(BaseSettings):
             first = error.errors(include_url=False)[0]
             name = "--" + str(first["loc"][0]).replace("_", "-")
             message = first["msg"].removeprefix("Value error, ")
-            raise Invalid(f"{name}: {message}", code="setting_invalid", field=name, value=str(first["input"])) from error
+            raise Invalid(
+                f"{name}: {message}", code="setting_invalid", field=name, value=str(first["input"])
+            ) from error
 
     def policy(self, decimals: int) -> MarketPolicy:
         return MarketPolicy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import os
 import shutil
@@ -13,16 +14,30 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import aiodocker
 import pytest
 
 from torg_node.executors.docker import DockerExecutor
-from torg_node.executors.docker_archive import Entry, File, Folder, ImageArchive, ImageConfig, Link, image_archive
+from torg_node.executors.docker_archive import File, ImageArchive, ImageConfig, image_archive
 from torg_node.executors.port import Exit, Handle, LaunchSpec, LogChunk, Mount, ResourceLimits
 
-ENGINE_SCRIPT = Path(__file__).resolve().parents[2] / "docker" / "engine.py"
+DOCKER_FOLDER = Path(__file__).resolve().parents[2] / "docker"
+ENGINE_SCRIPT = DOCKER_FOLDER / "engine.py"
 MIB = 1 << 20
+
+
+def _load_script(path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+_base_image = _load_script(DOCKER_FOLDER / "base_image.py")
 
 
 @pytest.fixture(scope="session")
@@ -128,24 +143,13 @@ def job_folder(path: Path) -> Mount:
 def small_image(
     tag: str = "torg-test/busybox:1",
     *,
-    architecture: str = "amd64",
     volumes: tuple[str, ...] = (),
     labels: Mapping[str, str] | None = None,
+    files: Sequence[File] = (),
 ) -> ImageArchive:
     """Static busybox and nothing else: 2 MB, made without a registry."""
-    busybox = Path("/usr/bin/busybox")
-    if not busybox.exists():
+    if not _base_image.BUSYBOX.exists():
         pytest.skip("busybox is not installed (Debian: busybox-static)")
-    entries: list[Entry] = [
-        *(Folder(name) for name in ("bin", "dev", "etc", "proc", "sys", "work")),
-        Folder("tmp", 0o1777),
-        File("bin/busybox", busybox.read_bytes(), 0o755),
-        *(
-            Link(f"bin/{name}", "busybox")
-            for name in ("sh", "echo", "sleep", "cat", "id", "dd", "true", "touch", "ls", "df")
-        ),
-    ]
-    env = ("PATH=/bin",)
-    return image_archive(
-        tag, entries, ImageConfig(architecture=architecture, env=env, volumes=volumes, labels=labels or {})
-    )
+    config = ImageConfig(architecture="amd64", env=("PATH=/bin",), volumes=volumes, labels=labels or {})
+    image: ImageArchive = image_archive(tag, [*_base_image.busybox_entries(), *files], config)
+    return image

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from solders.keypair import Keypair
 
-from scripts.market_processes import Running, call, script, start
+from scripts.market_processes import Running, call, remove_containers, script, start
 from torg.client import AsyncClient
 from torg.config import ClientConfig
 from torg.spec_file import spec_from_mapping
@@ -80,7 +80,7 @@ class SmallMarket:
         """Ends everything, leases first, so that no container outlives the test."""
         if self.node is not None:
             await self.node.stop()
-        await _remove_containers(self.folder / "node")
+        await remove_containers(self.folder / "node")
         for running in (self.marketplace, self.localnet):
             if running is not None:
                 await running.stop()
@@ -126,18 +126,6 @@ async def submit(client: AsyncClient, command: list[str], **fields: object) -> J
 async def run(client: AsyncClient, command: list[str], **fields: object) -> JobView:
     job = await submit(client, command, **fields)
     return await client.wait(job.job_id)
-
-
-async def _remove_containers(node: Path) -> None:
-    """What `torg-node start` would take over next time; a test has no next time."""
-    from torg_host.disk import QuotaDisk
-    from torg_node.executors.sandbox import SandboxExecutor
-
-    state_root = node / "containers" / "sandbox"
-    if state_root.exists():
-        await SandboxExecutor(state_root).reap(frozenset())
-    for disk in (node / "leases").glob("*/disk"):
-        QuotaDisk(disk, 1).remove()
 
 
 __all__ = ["TUSD", "SmallMarket", "run", "running_market", "submit"]

@@ -188,7 +188,7 @@ class DockerExecutor:
                     field="name",
                     value=handle.name,
                 )
-            if has_ended(container["State"]):
+            if has_ended(container):
                 return await supervision.exit(container)
             await asyncio.shield(supervision.begin())
 
@@ -245,7 +245,7 @@ class DockerExecutor:
             leftovers = await self._containers.find(name=name)
         elif not self._containers.is_ours(found):
             raise LaunchRefused(f"another container on this engine is called {name}", field="name", value=name)
-        elif found["State"]["Status"] == "created" and not never_ran(found["State"]):
+        elif found["State"]["Status"] == "created" and not never_ran(found):
             leftovers = await self._containers.find(name=name)
         else:
             raise AlreadyRunning(f"{name} runs here, or ended and was not removed yet", field="name", value=name)
@@ -272,7 +272,7 @@ class DockerExecutor:
         except ExecutorError:
             # A command that cannot be executed is the job's mistake, not this host's: it ends as a shell would end it.
             container = await self._containers.inspect(ref)
-            if container is None or not never_ran(container["State"]):
+            if container is None or not never_ran(container):
                 raise
             return Handle(executor=self.name, name=launch.name, ref=ref, started_at_ms=self._now_ms())
         supervision.begin()

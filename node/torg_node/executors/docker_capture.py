@@ -55,7 +55,7 @@ class Capture:
     async def run(self) -> None:
         """Returns when the container ended and all of its output is in the files."""
         container = await self._containers.inspect(self._ref)
-        if container is None or never_ran(container["State"]):
+        if container is None or never_ran(container):
             self.close()
             return
         if self._attached is not None:
@@ -65,10 +65,10 @@ class Capture:
                     return
         while True:
             container = await self._containers.inspect(self._ref)
-            if container is None or never_ran(container["State"]):
+            if container is None or never_ran(container):
                 return
             # A followed log may end a little before its last lines; one more pass, after the end, gets them.
-            ended = has_ended(container["State"])
+            ended = has_ended(container)
             pause_s = _RECONNECT_S
             with contextlib.suppress(*_BROKEN):
                 await self._copy_kept(follow=not ended)

@@ -35,13 +35,20 @@ class Witness:
     killed_by_others: bool = False
 
 
-def has_ended(state: Mapping[str, Any]) -> bool:
+def has_ended(container: Mapping[str, Any]) -> bool:
     """True also for a command that could not be executed at all: such a container stays "created" for ever."""
-    return state["Status"] in {"exited", "dead"} or never_ran(state)
+    return container["State"]["Status"] in {"exited", "dead"} or never_ran(container)
 
 
-def never_ran(state: Mapping[str, Any]) -> bool:
-    return state["Status"] == "created" and state["ExitCode"] in _CANNOT_START
+def never_ran(container: Mapping[str, Any]) -> bool:
+    """Whether the job's own command was not there or not executable. The engine gives the same codes to failures of the host,
+    such as a mount that is not there; only here the runtime names the command."""
+    state, command = container["State"], (container["Config"].get("Entrypoint") or [""])[0]
+    return (
+        state["Status"] == "created"
+        and state["ExitCode"] in _CANNOT_START
+        and f'exec: "{command}"' in str(state.get("Error", ""))
+    )
 
 
 def exit_of(container: Mapping[str, Any], witness: Witness) -> Exit:
@@ -50,7 +57,7 @@ def exit_of(container: Mapping[str, Any], witness: Witness) -> Exit:
     code = int(state["ExitCode"])
     started_at_ms, finished_at_ms = engine_time_ms(state["StartedAt"]), engine_time_ms(state["FinishedAt"])
     out_of_memory = bool(state["OOMKilled"]) or witness.oom_kills > 0
-    if never_ran(state):
+    if never_ran(container):
         started_at_ms = finished_at_ms = engine_time_ms(container["Created"])
         reason, detail = ExitReason.EXITED, str(state.get("Error") or "the command could not be executed")
     elif witness.ending is not None:

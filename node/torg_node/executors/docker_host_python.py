@@ -6,6 +6,8 @@ engine must therefore see the same files as the agent: an agent in a container n
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torg_host.sandbox.command import etc_files
 from torg_host.sandbox.images import HOST_PYTHON, host_python, host_python_digest
 from torg_node.executors.docker_archive import Entry, File, Folder, ImageArchive, ImageConfig, Link, image_archive
@@ -41,6 +43,11 @@ def host_python_image(skeleton_id: str) -> RunnableImage:
         if not bind.target.startswith(_ENGINES_OWN)
     )
     return RunnableImage(skeleton_id, mounts=mounts, env={"USER": "job", "HOSTNAME": HOSTNAME, **dict(image.env)})
+
+
+def sleeper_image(skeleton_id: str) -> RunnableImage:
+    """What the alarm runs in. Only /usr: an agent in a container has a Python that the engine's host does not have."""
+    return RunnableImage(skeleton_id, mounts=(Mount(source=Path("/usr"), target="/usr"),))
 
 
 def prepared_host_python() -> PreparedImage:

@@ -17,6 +17,7 @@ from torg_node.executors.docker_host_python import (
     host_python_image,
     prepared_host_python,
     skeleton_archive,
+    sleeper_image,
 )
 from torg_node.executors.docker_request import RunnableImage
 from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
@@ -83,7 +84,7 @@ class DockerImages:
 
     async def sleeper(self) -> RunnableImage:
         """What the alarm runs in: the empty image and the host's `sleep`."""
-        return host_python_image(await self.skeleton())
+        return sleeper_image(await self.skeleton())
 
     async def skeleton(self) -> str:
         """The id of the empty image, loaded once per engine."""

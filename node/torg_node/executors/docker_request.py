@@ -34,6 +34,7 @@ _ALARM_MEMORY_BYTES = 32 << 20
 _LOG_FILES = 2  # the engine rotates at half of the limit
 _MIN_LOG_FILE_BYTES = 32 << 10  # room for a piece of a line
 _OPEN_FILES = 8192
+_GVISOR_THREADS = 512  # its kernel's own, which the host counts too
 _MIN_SCRATCH_BYTES = 16 << 20
 HOSTNAME = "torg"
 
@@ -66,7 +67,8 @@ def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm
     # /tmp lives in memory and counts as the job's memory: half of it at most.
     scratch_bytes = min(limits.disk_bytes, max(_MIN_SCRATCH_BYTES, limits.memory_bytes // 2))
     largest_file = max(limits.disk_bytes, limits.shm_bytes, scratch_bytes)
-    host = _hardened(node, memory_bytes=limits.memory_bytes, pids=limits.pids, largest_file_bytes=largest_file)
+    pids = limits.pids + (_GVISOR_THREADS if alarm_id is None else 0)
+    host = _hardened(node, memory_bytes=limits.memory_bytes, pids=pids, largest_file_bytes=largest_file)
     host |= {
         "NanoCpus": limits.cpu_millis * 1_000_000,
         "ShmSize": limits.shm_bytes,

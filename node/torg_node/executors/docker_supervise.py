@@ -110,7 +110,7 @@ class Supervision:
 
     async def _keep_limits(self) -> None:
         container = await self._containers.inspect(self._ref)
-        if container is None or has_ended(container["State"]):
+        if container is None or has_ended(container):
             return
         ended = asyncio.create_task(self._containers.wait(self._ref))
         try:
@@ -140,6 +140,6 @@ class Supervision:
             return False
         for listed in await self._containers.find(name=self._name):
             alarm = await self._containers.inspect(listed.ref)
-            if listed.labels[request.LABEL_ROLE] == request.ROLE_ALARM and alarm and has_ended(alarm["State"]):
+            if listed.labels[request.LABEL_ROLE] == request.ROLE_ALARM and alarm and has_ended(alarm):
                 return engine_time_ms(alarm["State"]["FinishedAt"]) <= finished_at_ms + _CLOSE_TOGETHER_MS
         return False

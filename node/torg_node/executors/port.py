@@ -105,7 +105,9 @@ class Capabilities:
     executor: str
     version: str
     isolation: str  # "sandbox" | "container" | "gvisor" | "process"
-    verified: tuple[str, ...]  # names of probes that passed, for example "no-network", "memory-limit", "no-new-privileges"
+    verified: tuple[
+        str, ...
+    ]  # names of probes that passed, for example "no-network", "memory-limit", "no-new-privileges"
     failed: tuple[str, ...]  # names of probes that did not, each with its reason after a colon
     gpu: bool = False
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.support.engine import docker_executor, engine_client, launch
+from tests.support.engine import docker_executor, engine_client, launch, load_image, small_image
 from torg_node.executors.docker import DockerExecutor
+from torg_node.executors.docker_archive import File
+from torg_node.executors.docker_gpu import verify_gpus
 from torg_node.executors.errors import ExecutorError, ExecutorUnavailable
 from torg_node.executors.probes import INSPECTED
 
@@ -42,6 +44,55 @@ async def test_a_gpu_that_the_engine_cannot_give_is_its_own_clear_error_and_leav
 
         assert NO_DRIVER in caught.value.message
         assert await client.containers.list(all=True) == []
+
+
+SIMULATED = "#!/bin/sh\necho 'GPU 0: SIMULATED GPU (UUID: GPU-1)'\necho 'GPU 1: SIMULATED GPU (UUID: GPU-2)'\n"
+
+
+@pytest.mark.engine
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("promised", "complaint"),
+    [
+        (["GPU-2", "GPU-1"], None),
+        (["GPU-1"], "promised ['GPU-1'], sees ['GPU-1', 'GPU-2']"),
+        (["GPU-1", "GPU-2", "GPU-3"], "promised ['GPU-1', 'GPU-2', 'GPU-3'], sees ['GPU-1', 'GPU-2']"),
+    ],
+)
+async def test_a_container_must_see_exactly_the_gpus_it_was_promised(
+    engine_socket: Path, tmp_path: Path, promised: list[str], complaint: str | None
+) -> None:
+    image = await load_image(
+        engine_socket, small_image("torg-test/smi:1", files=(File("bin/nvidia-smi", SIMULATED.encode(), 0o755),))
+    )
+    async with docker_executor(engine_socket, tmp_path, local_images=[image.tag]) as executor:
+        prepared = await executor.prepare(image.tag)
+        handle = await executor.start(launch("gpus", ["sleep", "60"], image=prepared.reference))
+        if complaint is None:
+            await verify_gpus(executor._engine.docker, handle.ref, promised)
+            return
+        with pytest.raises(ExecutorError) as caught:
+            await verify_gpus(executor._engine.docker, handle.ref, promised)
+
+    assert caught.value.code == "gpu_mismatch"
+    assert caught.value.message.endswith(complaint)
+
+
+@pytest.mark.engine
+@pytest.mark.root
+async def test_what_cannot_be_looked_at_is_not_verified(engine_socket: Path, tmp_path: Path) -> None:
+    async with docker_executor(engine_socket, tmp_path) as executor:
+        without_tool = await executor.start(launch("without", ["sleep", "60"]))
+        ended = await executor.start(launch("ended", ["true"]))
+        await executor.wait(ended)
+
+        with pytest.raises(ExecutorError) as no_tool:
+            await verify_gpus(executor._engine.docker, without_tool.ref, [GPU])
+        with pytest.raises(ExecutorError, match="is not running"):
+            await verify_gpus(executor._engine.docker, ended.ref, [GPU])
+
+    assert no_tool.value.code == "gpu_mismatch"
+    assert "nvidia-smi" in str(no_tool.value.hint)
 
 
 async def test_no_engine_is_said_plainly(tmp_path: Path) -> None:
