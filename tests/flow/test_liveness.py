@@ -6,9 +6,10 @@ from tests.support.actors import Client, Node, join, let_pass, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.liveness import on_startup, sweep
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.stream import on_progress
 from torg_marketplace.flow.views import node_view
 from torg_protocol.api import JobView, NodeView
-from torg_protocol.messages import Abandon, Accepted, Granted, ReceiptIssued, Stop
+from torg_protocol.messages import Abandon, Accepted, Granted, Progress, ReceiptIssued, Stop
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness
 
 
@@ -38,6 +39,27 @@ async def test_a_silent_node_is_unknown_then_lost_and_keeps_its_lease_for_the_gr
     await node.heartbeat()
     assert (await seen(world, node)).liveness is Liveness.ALIVE
     assert node.read() == []
+
+
+async def test_what_a_lost_node_did_after_its_checkpoint_is_shown_as_not_billed(world: World) -> None:
+    client, node, job = await running(world, lease_grace="60s", checkpoint={"enabled": True}, retry={"max_attempts": 1})
+    world.advance(seconds=30)
+    await node.checkpoint()
+    world.advance(seconds=5)
+    last_word = Progress(
+        lease_id=node.lease.grant.lease_id,
+        fence=node.lease.grant.fence,
+        at_ms=world.clock.now_ms(),
+        kind="step",
+        data={"epoch": 12},
+    )
+    async with world.market.transaction() as unit:
+        await on_progress(unit, node.id, last_word)
+    await node.disconnect()
+    await let_pass(world, seconds=70)
+
+    lease = (await client.job(job.job_id)).leases[0]
+    assert (lease.state, lease.billed_ms, lease.unbilled_ms) == (LeaseState.LOST, 30_000, 5_000)
 
 
 async def test_a_lost_lease_is_tried_again_elsewhere_from_its_checkpoint(world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from torg_marketplace.flow.rows import job_row
+from torg_marketplace.flow.rows import job_row, node_row
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.events import EventKind, add_job_event, prune_events
 from torg_marketplace.storage.models import LeaseRow
@@ -24,6 +24,7 @@ async def on_progress(unit: Unit, node_id: NodeId, progress: Progress) -> None:
     size = len(json.dumps(progress.data))
     if size > unit.policy.progress_bytes:
         raise TooLarge("this progress object is too large", code="progress_too_large", field="data", value=size)
+    (await node_row(unit, node_id)).last_seen_ms = unit.now_ms
     job = await job_row(unit, lease.job_id)
     job.progress = {"kind": progress.kind, "attempt": lease.attempt, **progress.data}
     kind: EventKind = "preparing" if progress.kind == "preparing" else "progress"

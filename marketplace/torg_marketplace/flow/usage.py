@@ -7,7 +7,7 @@ given back when the node is lost. What is left comes in the final record, when t
 from __future__ import annotations
 
 from torg_marketplace.flow import earnings
-from torg_marketplace.flow.rows import grant_of, spec_of
+from torg_marketplace.flow.rows import grant_of, node_row, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules import metering
 from torg_marketplace.rules.metering import Meter, RecordFrame
@@ -40,7 +40,8 @@ async def record_usage(unit: Unit, lease: LeaseRow, job: JobRow, billing: Billin
     meter = meter_of(unit, lease, job)
     payable = metering.payable_ms(meter, billing)
     if final:
-        lease.unbilled_ms = max(0, metering.useful_ms(meter) - lease.billed_ms - payable)
+        worked_ms = max(metering.useful_ms(meter), await _known_at_work_ms(unit, lease))
+        lease.unbilled_ms = max(0, worked_ms - lease.billed_ms - payable)
     if payable == 0:
         return
     signed = _sign(unit, lease, job, payable, final=final)
@@ -74,6 +75,14 @@ def meter_of(unit: Unit, lease: LeaseRow, job: JobRow) -> Meter:
         recorded_ms=lease.billed_ms,
         recorded_amount=lease.amount,
     )
+
+
+async def _known_at_work_ms(unit: Unit, lease: LeaseRow) -> int:
+    """A lost node claims nothing more. That it worked is known until it was last heard of: lost work, which nobody pays."""
+    if lease.started_at_ms is None or lease.exited_at_ms is not None:
+        return 0
+    node = await node_row(unit, lease.node_id)
+    return min(max(0, node.last_seen_ms - lease.started_at_ms), lease.max_duration_ms)
 
 
 def _check_claim(lease: LeaseRow, job: JobRow, claim: UsageClaimed) -> None:
