@@ -29,11 +29,11 @@ from scripts.demo_report import closing_table, verify_offline
 from scripts.market_processes import ProcessFailed, Running, call, remove_containers, script, start
 
 ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / ".demo"
 HEARTBEAT, GRACE = "2s", "8s"
-EPOCHS = 60
+EPOCHS = 45
 KILL_AFTER_CHECKPOINTS = 3
 KILL_EPOCHS_LATER = 3  # so that some work is lost, and not billed
+TRAINING_TIMEOUT_S = 420.0  # some ten times what it takes
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Market:
 
     console: Console
     executor: str
+    home: Path
     url: str = ""
     marketplace_key: str = ""
     rpc_url: str = ""
@@ -63,7 +64,7 @@ class Market:
     async def torg(self, *arguments: str) -> Any:
         """The client's CLI with --json, as a user's terminal would run it."""
         _, out = await call(
-            [script("torg"), "--json", "--home", str(HOME / "client"), "--marketplace", self.url, *arguments]
+            [script("torg"), "--json", "--home", str(self.home / "client"), "--marketplace", self.url, *arguments]
         )
         return json.loads(out.splitlines()[-1])
 
@@ -73,10 +74,10 @@ class Market:
 
 async def main(arguments: argparse.Namespace) -> None:
     console = Console(force_terminal=False if arguments.headless else None, width=140 if arguments.headless else None)
-    market = Market(console, arguments.executor)
-    shutil.rmtree(HOME, ignore_errors=True)
+    market = Market(console, arguments.executor, arguments.home.resolve())
+    empty(market.home)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(clean_up_nodes)
+        stack.push_async_callback(clean_up_nodes, market.home)
         if arguments.executor == "docker":
             await stack.enter_async_context(engine(market))
         with market.step("start a localnet, a marketplace and two nodes, each a process with its own key"):
@@ -87,13 +88,19 @@ async def main(arguments: argparse.Namespace) -> None:
         with market.step("quote, then submit: train a CNN on handwritten digits"):
             job_id = await submit_training(market)
         with market.step("train, and kill the first node on the way"):
-            await follow_and_kill(market, job_id)
+            try:
+                async with asyncio.timeout(TRAINING_TIMEOUT_S):
+                    await follow_and_kill(market, job_id)
+            except TimeoutError as error:
+                raise ProcessFailed(
+                    f"the job did not end in {TRAINING_TIMEOUT_S:.0f} s: see {market.home}/logs"
+                ) from error
         with market.step("a second job: torg run -- python -c ..."):
             await run_one_liner(market)
         with market.step("settle on chain"):
             settlements = await wait_for_settlement(market)
         with market.step("verify the receipts in a fresh process, without marketplace or network"):
-            receipts = await verify_offline(market.torg, job_id, HOME, market.marketplace_key)
+            receipts = await verify_offline(market.torg, job_id, market.home, market.marketplace_key)
             market.say(f"{len(receipts)} receipts hold; with one byte changed they do not")
         with market.step("close the vault: the rest goes back to the client"):
             await close_vault(market)
@@ -109,24 +116,28 @@ async def main(arguments: argparse.Namespace) -> None:
 
 async def start_market(market: Market, stack: AsyncExitStack) -> None:
     async def daemon(name: str, *argv: str) -> Running:
-        running = await start(name, argv, HOME / "logs" / f"{name}.log")
+        running = await start(name, argv, market.home / "logs" / f"{name}.log")
         stack.push_async_callback(running.stop)
         return running
 
     localnet = await daemon(
-        "localnet", script("torg-localnet"), "--data", str(HOME / "localnet"), "--port", "0", "--slot-ms", "200"
+        "localnet", script("torg-localnet"), "--data", str(market.home / "localnet"), "--port", "0", "--slot-ms", "200"
     )
     market.rpc_url = localnet.ready["rpc_url"]
-    data = str(HOME / "marketplace")
+    data = str(market.home / "marketplace")
     await call([script("torg-marketplace"), "init", "--data", data, "--json"])
     serve = ["serve", "--data", data, "--port", "0", "--rpc-url", market.rpc_url]
     serve += ["--heartbeat", HEARTBEAT, "--settlement-age", "2s"]
     marketplace = await daemon("marketplace", script("torg-marketplace"), *serve)
     market.url, market.marketplace_key = marketplace.ready["url"], marketplace.ready["marketplace"]
     prices = {"node A": "0.90", "node B": "1.20"}
-    nodes = await asyncio.gather(*(start_node(market, name, price, daemon) for name, price in prices.items()))
-    for name, node in zip(prices, nodes, strict=True):
-        ready = node.ready
+    try:
+        async with asyncio.TaskGroup() as starting:
+            nodes = {name: starting.create_task(start_node(market, name, prices[name], daemon)) for name in prices}
+    except ExceptionGroup as group:  # the first failure says why; the other node was stopped because of it
+        raise group.exceptions[0] from group
+    for name, task in nodes.items():
+        node, ready = task.result(), task.result().ready
         market.nodes[ready["node"]], market.node_names[ready["node"]] = node, name
         market.say(
             f"{name}: {prices[name]} tUSD per hour, executor {ready['executor']}, verified isolation {ready['isolation']}"
@@ -137,10 +148,10 @@ async def start_market(market: Market, stack: AsyncExitStack) -> None:
 
 
 async def start_node(market: Market, name: str, price: str, daemon: Callable[..., Awaitable[Running]]) -> Running:
-    folder = HOME / name.replace(" ", "-")
+    folder = market.home / name.replace(" ", "-")
     init = ["init", "--data", str(folder), "--marketplace", market.url, "--price", price]
     init += ["--executor", market.executor, "--yes", "--json"]
-    init += ["--engine-socket", str(HOME / "engine/docker.sock")] if market.executor == "docker" else []
+    init += ["--engine-socket", str(market.home / "engine/docker.sock")] if market.executor == "docker" else []
     await call([script("torg-node"), *init])
     return await daemon(folder.name, script("torg-node"), "start", "--data", str(folder))
 
@@ -158,7 +169,7 @@ async def submit_training(market: Market) -> str:
     spec["workspace"] = str(ROOT / "workloads/cnn")
     spec["command"] = [*spec["command"][:2], "--epochs", str(EPOCHS)]
     spec["lease_grace"] = GRACE
-    file = HOME / "job.yaml"
+    file = market.home / "job.yaml"
     file.write_text(yaml.safe_dump(spec))
     quote = await market.torg("quote", str(file))
     market.say(
@@ -205,35 +216,55 @@ async def follow_and_kill(market: Market, job_id: str) -> None:
         raise ProcessFailed(
             f"the job did not take the planned way: {job['state']}, {len(job['leases'])} attempts, {job['detail']}"
         )
-    await market.torg("pull", job_id, "-o", str(HOME / "results"))
-    metrics = json.loads((HOME / "results/metrics.json").read_text())
+    await market.torg("pull", job_id, "-o", str(market.home / "results"))
+    metrics = json.loads((market.home / "results/metrics.json").read_text())
     market.say(
-        f"results in {HOME.name}/results: model.safetensors, loss.png, accuracy {metrics['accuracy']:.4f} on held-out digits"
+        f"results in {market.home.name}/results: model.safetensors, loss.png, accuracy {metrics['accuracy']:.4f} on held-out digits"
     )
 
 
-async def clean_up_nodes() -> None:
+def empty(home: Path) -> None:
+    """Raises ProcessFailed rather than delete a folder that no demo made."""
+    made_here = home / ".torg-demo"
+    if home.exists() and any(home.iterdir()) and not made_here.exists():
+        raise ProcessFailed(f"{home} is not empty, and no demo made it: name another folder with --home, or empty it")
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    made_here.touch()
+
+
+async def clean_up_nodes(home: Path) -> None:
     """The killed node never comes back to clean up after itself, as it would in life."""
-    for folder in HOME.glob("node-*"):
+    for folder in home.glob("node-*"):
         await remove_containers(folder)
 
 
 async def kill_containers(market: Market, name: str) -> None:
     """What a power cut does: the containers of that node are gone as well, and so is whatever watched over them."""
-    folder = str(HOME / name.replace(" ", "-"))
+    folder = str(market.home / name.replace(" ", "-"))
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if folder.encode() in entry.read_bytes():
                 os.kill(int(entry.parent.name), signal.SIGKILL)
     if market.executor == "docker":
-        docker = ["docker", "-H", f"unix://{HOME}/engine/docker.sock"]
+        docker = ["docker", "-H", f"unix://{market.home}/engine/docker.sock"]
         _, listed = await call([*docker, "ps", "-q"])
         if listed.split():
             await call([*docker, "kill", *listed.split()], check=False)
 
 
 async def events(market: Market, job_id: str) -> AsyncIterator[dict[str, Any]]:
-    argv = [script("torg"), "--json", "--home", str(HOME / "client"), "--marketplace", market.url, "logs", "-f", job_id]
+    argv = [
+        script("torg"),
+        "--json",
+        "--home",
+        str(market.home / "client"),
+        "--marketplace",
+        market.url,
+        "logs",
+        "-f",
+        job_id,
+    ]
     process = await asyncio.create_subprocess_exec(
         *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, limit=1 << 22
     )
@@ -252,7 +283,7 @@ async def events(market: Market, job_id: str) -> AsyncIterator[dict[str, Any]]:
 
 async def run_one_liner(market: Market) -> None:
     code = "import sys, platform; print('hello from', platform.system(), 'with python', sys.version.split()[0])"
-    argv = [script("torg"), "--home", str(HOME / "client"), "--marketplace", market.url]
+    argv = [script("torg"), "--home", str(market.home / "client"), "--marketplace", market.url]
     _, out = await call(
         [
             *argv,
@@ -327,18 +358,24 @@ async def balances(market: Market) -> dict[str, int]:
 async def engine(market: Market) -> AsyncIterator[None]:
     """Debian's container engine, private to the demo: started here, stopped here."""
     with market.step("start Debian's container engine (installed first when it is missing)"):
-        await call([sys.executable, str(ROOT / "docker/engine.py"), "start", "--state-dir", str(HOME / "engine")])
+        await call(
+            [sys.executable, str(ROOT / "docker/engine.py"), "start", "--state-dir", str(market.home / "engine")]
+        )
     try:
         yield
     finally:
         await call(
-            [sys.executable, str(ROOT / "docker/engine.py"), "stop", "--state-dir", str(HOME / "engine")], check=False
+            [sys.executable, str(ROOT / "docker/engine.py"), "stop", "--state-dir", str(market.home / "engine")],
+            check=False,
         )
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--executor", choices=["auto", "docker", "sandbox"], default="auto")
+    parser.add_argument(
+        "--home", type=Path, default=ROOT / ".demo", help="folder for everything that the demo writes (emptied first)"
+    )
     parser.add_argument("--headless", action="store_true", help="plain text, fixed width")
     return parser.parse_args()
 

@@ -71,6 +71,9 @@ async def start(name: str, argv: Sequence[str], log: Path, *, env: Mapping[str, 
     except (TimeoutError, ValueError) as error:
         await running.kill()
         raise ProcessFailed(f"{name} did not start:\n{tail(log)}") from error
+    except asyncio.CancelledError:  # Ctrl-C: nobody knows this process yet who could stop it
+        await running.kill()
+        raise
     return running
 
 
