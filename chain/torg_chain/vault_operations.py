@@ -5,7 +5,7 @@ The settlement worker does not use the sending ones: it stores signed bytes befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from solders.hash import Hash
 from solders.instruction import Instruction
@@ -40,12 +40,24 @@ async def ensure_operator_config(
 
 
 async def open_vault(
-    chain: ChainClient, network: Network, *, depositor: Keypair, signer: Pubkey, grace_s: int, deposit: int
+    chain: ChainClient,
+    network: Network,
+    *,
+    depositor: Keypair,
+    signer: Pubkey,
+    grace_s: int,
+    deposit: int,
+    before_sending: Callable[[int, Pubkey], None] | None = None,
 ) -> tuple[int, Pubkey]:
-    """Opens a vault and deposits, in one transaction; returns its salt and address once that is finalized."""
+    """Opens a vault and deposits, in one transaction; returns its salt and address once that is finalized.
+
+    `before_sending` is told both first: the place to write down where the money will be.
+    """
     salt = await chain.slot()
     owner = depositor.pubkey()
     vault, _ = find_vault(network.program_pubkey, owner, network.operator_pubkey, salt)
+    if before_sending is not None:
+        before_sending(salt, vault)
     opening = [
         create_idempotent_associated_token_account(owner, vault, network.mint_pubkey),
         program.open_vault(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 from solders.keypair import Keypair
@@ -19,15 +20,21 @@ def create_keypair(path: Path) -> Keypair:
 
 
 def save_keypair(keypair: Keypair, path: Path) -> None:
+    """Whole or not at all: nobody ever reads half a key, also after a crash. Raises WalletError `wallet_exists`."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=".key-", dir=path.parent)  # mode 0600
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(json.dumps(list(bytes(keypair))))
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(name, path)
     except FileExistsError:
         raise WalletError(
             "there is a key already", code="wallet_exists", field="path", value=str(path), hint="choose another path"
         ) from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(list(bytes(keypair))))
+    finally:
+        Path(name).unlink()
 
 
 def load_keypair(path: Path) -> Keypair:

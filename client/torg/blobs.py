@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from torg.errors import DigestMismatch
 from torg.transport import ByteProgress, Transport
 from torg_host.archive import sha256_file
 from torg_protocol.api import BlobDownload, BlobUpload
+from torg_protocol.errors import Conflict, Forbidden, Unavailable
+
+_TRIES_WITHOUT_PROGRESS = 5
+_PAUSE_S = 0.5
 
 
 class BlobTransfer:
@@ -15,30 +25,97 @@ class BlobTransfer:
         self._transport = transport
 
     async def store(self, digest: str, source: Path, on_bytes: ByteProgress | None = None) -> None:
-        """Uploads unless the store has this digest already. Safe to repeat."""
+        """Uploads unless the store has this digest already. Safe to repeat; a broken connection is tried again."""
         size = source.stat().st_size
-        answer = await self._transport.request(
-            "POST", "/v1/blobs", body={"digest": digest, "size_bytes": size}, idempotency_key=digest
-        )
-        upload = BlobUpload.model_validate(answer)
-        if upload.url is not None:
-            await self._transport.upload(upload.url, source, on_bytes)
-        elif on_bytes:
-            on_bytes(size, size)
+        for attempt in range(1, _TRIES_WITHOUT_PROGRESS + 1):
+            upload = await self._transport.ask(
+                BlobUpload,
+                "POST",
+                "/v1/blobs",
+                body={"digest": digest, "size_bytes": size},
+                idempotency_key=digest,
+            )
+            if upload.url is None:
+                if on_bytes:
+                    on_bytes(size, size)
+                return
+            try:
+                await self._transport.upload(upload.url, source, on_bytes)
+                return
+            except Unavailable:
+                if attempt == _TRIES_WITHOUT_PROGRESS:
+                    raise
+                await asyncio.sleep(_PAUSE_S * attempt)
 
-    async def fetch(self, digest: str, target: Path, on_bytes: ByteProgress | None = None) -> None:
-        """Downloads to `target`. Raises DigestMismatch, leaving nothing behind, when the bytes are not those named."""
-        if target.is_file() and sha256_file(target) == digest:
-            return
-        download = BlobDownload.model_validate(await self._transport.request("GET", f"/v1/blobs/{digest}"))
+    async def fetch(self, digest: str, target: Path, scratch: Path, on_bytes: ByteProgress | None = None) -> None:
+        """Downloads to `target`, which appears whole or not at all. `scratch`: a folder on the same file system for the part
+        that has arrived; a later call goes on from there.
+
+        Raises DigestMismatch, keeping nothing, when the bytes are not those named; Conflict `transfer_in_progress`.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            await self._transport.download(download.url, partial, on_bytes)
-            if (actual := sha256_file(partial)) != digest:
+        partial = scratch / f".torg-{digest.removeprefix('sha256:')[:32]}.partial"
+        with _alone(partial) as file:
+            resumed = file.seek(0, 2) > 0
+            await self._fill(digest, file, on_bytes)
+            actual = sha256_file(partial)
+            if actual != digest and resumed:  # the part from last time may have been damaged: once more, from nothing
+                file.truncate(0)
+                await self._fill(digest, file, on_bytes)
+                actual = sha256_file(partial)
+            if actual != digest:
+                partial.unlink()
                 raise DigestMismatch(
-                    "the blob is not what its name says", field="digest", value=digest, hint=f"got {actual}"
+                    "the blob is not what its name says",
+                    field="digest",
+                    value=digest,
+                    hint=f"got {actual}; nothing of it was kept",
                 )
             partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+
+    async def _fill(self, digest: str, file: IO[bytes], on_bytes: ByteProgress | None) -> None:
+        """Until all bytes are there. Every try asks for a fresh URL: signed ones expire."""
+        tries, before = 0, -1
+        while True:
+            blob = await self._transport.ask(BlobDownload, "GET", f"/v1/blobs/{digest}")
+            have = file.seek(0, 2)
+            if have == blob.size_bytes:
+                break
+            if have > blob.size_bytes:
+                file.truncate(0)
+            try:
+                await self._transport.download(blob.url, file, blob.size_bytes, on_bytes)
+                break
+            except (Unavailable, Forbidden) as error:
+                if isinstance(error, Forbidden) and error.code != "blob_url_expired":
+                    raise
+                tries = tries + 1 if have <= before else 1
+                before = max(before, have)
+                if tries >= _TRIES_WITHOUT_PROGRESS:
+                    raise
+                await asyncio.sleep(_PAUSE_S * tries)
+        file.flush()
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[IO[bytes]]:
+    """The partial file, locked against a second download of the same blob. Never follows a link that somebody planted."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(partial, flags, 0o666)
+    except OSError as error:
+        raise Conflict(
+            f"cannot write here: {error.strerror}", code="output_not_writable", field="path", value=str(partial)
+        ) from error
+    with os.fdopen(descriptor, "r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                "another process is downloading this file to the same folder",
+                code="transfer_in_progress",
+                field="path",
+                value=str(partial),
+                hint="wait for it, or choose another folder",
+            ) from None
+        yield file

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,8 @@ def load_config(home: Path | None = None, marketplace_url: str | None = None) ->
     """Arguments win over the environment (TORG_HOME, TORG_MARKETPLACE), which wins over config.json."""
     home = home or Path(os.environ.get("TORG_HOME") or Path.home() / ".config" / "torg")
     stored = _read_json(home / "config.json")
-    url = marketplace_url or os.environ.get("TORG_MARKETPLACE") or stored.get("marketplace") or DEFAULT_MARKETPLACE
-    if not url.startswith(("http://", "https://")):
+    url = str(marketplace_url or os.environ.get("TORG_MARKETPLACE") or stored.get("marketplace") or DEFAULT_MARKETPLACE)
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
         raise Invalid(
             "not a marketplace address",
             code="marketplace_url_invalid",
@@ -58,8 +60,8 @@ def load_config(home: Path | None = None, marketplace_url: str | None = None) ->
 
 
 def save_marketplace(config: ClientConfig) -> None:
-    config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (config.home / "config.json").write_text(json.dumps({"marketplace": config.marketplace_url}, indent=2) + "\n")
+    path = config.home / "config.json"
+    _write_json(path, {**_read_json(path), "marketplace": config.marketplace_url})
 
 
 def pin_or_check(config: ClientConfig, info: MarketInfo) -> None:
@@ -68,8 +70,7 @@ def pin_or_check(config: ClientConfig, info: MarketInfo) -> None:
     identity = {"marketplace": info.marketplace, "chain": info.chain.model_dump(mode="json")}
     seen = pins.get(config.marketplace_url)
     if seen is None:
-        config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config.pin_path.write_text(json.dumps({**pins, config.marketplace_url: identity}, indent=2) + "\n")
+        _write_json(config.pin_path, {**pins, config.marketplace_url: identity})
     elif _without_rpc(seen) != _without_rpc(identity):
         raise Forbidden(
             "the marketplace at this address has changed its identity",
@@ -102,10 +103,42 @@ def _without_rpc(identity: dict[str, Any]) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("an object was expected")
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise Invalid(
+            f"cannot read the configuration: {error.strerror}",
+            code="config_unreadable",
+            field="file",
+            value=str(path),
+            hint="is it yours? another directory can be named with --home or TORG_HOME",
+        ) from error
     except ValueError as error:
         raise Invalid(
-            f"{path} is not JSON: {error}", code="config_invalid", field=str(path), hint="mend it or remove it"
+            f"the configuration is not JSON: {error}",
+            code="config_invalid",
+            field="file",
+            value=str(path),
+            hint="mend it or remove it",
+        ) from error
+    return found
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all, also when two terminals write at once or the machine stops."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+        os.replace(file.name, path)  # noqa: PTH105 - both ends are names here
+    except OSError as error:
+        raise Invalid(
+            f"cannot write the configuration: {error.strerror}",
+            code="config_unwritable",
+            field="file",
+            value=str(path),
+            hint="another directory can be named with --home or TORG_HOME",
         ) from error

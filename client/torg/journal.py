@@ -53,9 +53,7 @@ class StoredReceipt:
     body: str  # JSON of the SignedReceipt
 
 
-_JOB = (
-    "idempotency_key, job_id, vault, name, max_amount, final_amount, submitted_at_ms, spec_digest, dead_after_ms FROM jobs"
-)
+_JOB = "idempotency_key, job_id, vault, name, max_amount, final_amount, submitted_at_ms, spec_digest, dead_after_ms FROM jobs"
 _VAULT = "address, marketplace, salt, grace_s, signer FROM vaults"
 
 
@@ -127,7 +125,7 @@ class Journal:
     def _vaults(self, condition: str, *values: object) -> list[VaultEntry]:
         with self._transaction() as db:
             rows = db.execute(
-                f"SELECT {_VAULT} WHERE {condition} ORDER BY opened_at_ms DESC, rowid DESC",  # noqa: S608 - constants of this module
+                f"SELECT {_VAULT} WHERE {condition} ORDER BY opened_at_ms DESC, rowid DESC",
                 values,
             ).fetchall()
         return [VaultEntry(*row) for row in rows]
@@ -153,7 +151,8 @@ class Journal:
             db.execute(
                 "INSERT INTO jobs (idempotency_key, vault, name, max_amount, submitted_at_ms, spec_digest, dead_after_ms)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (idempotency_key) DO UPDATE SET"
-                " max_amount = MAX(max_amount, excluded.max_amount), dead_after_ms = MAX(dead_after_ms, excluded.dead_after_ms)"
+                " max_amount = MAX(max_amount, excluded.max_amount),"
+                " dead_after_ms = MAX(COALESCE(dead_after_ms, 0), COALESCE(excluded.dead_after_ms, 0))"
                 " WHERE job_id IS NULL",
                 (idempotency_key, vault, name, max_amount, now_ms, spec_digest, dead_after_ms),
             )
@@ -248,7 +247,7 @@ class Journal:
     def _jobs(self, condition: str, *values: object) -> list[JobEntry]:
         with self._transaction() as db:
             rows = db.execute(
-                f"SELECT {_JOB} WHERE {condition} ORDER BY submitted_at_ms, rowid",  # noqa: S608 - constants of this module
+                f"SELECT {_JOB} WHERE {condition} ORDER BY submitted_at_ms, rowid",
                 values,
             ).fetchall()
         return [JobEntry(*row) for row in rows]
@@ -260,9 +259,7 @@ class Journal:
         return int(row[0])
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=20, isolation_level=None)
-        connection.execute("PRAGMA foreign_keys = ON")
-        return connection
+        return sqlite3.connect(self._path, timeout=20, isolation_level=None)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -1,44 +1,77 @@
-"""Signed HTTP to one marketplace: requests, retries, errors, event streams. Knows nothing of jobs."""
+"""Signed HTTP to one marketplace: requests, retries, errors, event streams. Knows nothing of jobs.
+
+Whatever goes wrong leaves here as an error of the tree in `torg_protocol.errors`: what the marketplace says by its problem
+details, what it does not say as Unavailable (`marketplace_unreachable`, `answer_malformed`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import httpx
+from pydantic import BaseModel, ValidationError
 from solders.keypair import Keypair
 
-from torg_protocol.errors import TorgError, Unavailable, from_problem
+from torg_protocol.errors import Invalid, TorgError, Unavailable, from_problem
 from torg_protocol.httpsig import RequestParts, sign_request
 
 ByteProgress = Callable[[int, int], None]  # bytes done, bytes in all
+M = TypeVar("M", bound=BaseModel)
 
 _RETRIES = 4
 _FIRST_BACKOFF_S = 0.2
+_LONGEST_BACKOFF_S = 5.0
+_RECONNECTS = 60  # about five minutes of silence
+_TRY_LATER = frozenset({429, 502, 503, 504})
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_TRANSFER_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 
 
 class Transport:
     """One marketplace, one key. Safe for many tasks of one event loop; close it with `aclose`.
 
-    GET, PUT and POST with an idempotency key are retried on connection errors and 503 (5 tries, about 6 s in all), because
-    the server applies them once. Everything else is tried once.
+    Retried (5 tries, about 6 s in all) after a broken connection or 429, 502, 503, 504: GET, PUT, POST with an idempotency key,
+    and what the caller says is safe to repeat, because the server applies them once. Anything else is repeated only when it
+    provably was not sent.
     """
 
     def __init__(self, base_url: str, keypair: Keypair | None, *, timeout_s: float = 30.0) -> None:
         self._base_url = base_url
         self._keypair = keypair
-        self._http = httpx.AsyncClient(
-            base_url=base_url, timeout=httpx.Timeout(timeout_s, connect=5.0), trust_env=False
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=base_url, timeout=httpx.Timeout(timeout_s, connect=5.0), trust_env=False
+            )
+        except httpx.InvalidURL as error:
+            raise Invalid(
+                f"not a marketplace address: {error}",
+                code="marketplace_url_invalid",
+                field="marketplace",
+                value=base_url,
+                hint="write it like https://host",
+            ) from error
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+    async def ask(self, model: type[M], method: str, path: str, **options: Any) -> M:
+        """`request`, with the answer as a value of `model`."""
+        answer = await self.request(method, path, **options)
+        with self._understood(path):
+            return model.model_validate(answer)
+
+    async def ask_list(self, model: type[M], method: str, path: str, **options: Any) -> tuple[M, ...]:
+        answer = await self.request(method, path, **options)
+        with self._understood(path):
+            return tuple(model.model_validate(item) for item in answer)
 
     async def request(
         self,
@@ -48,58 +81,47 @@ class Transport:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        safe_to_repeat: bool = False,
     ) -> Any:
         """The parsed JSON answer. Raises the TorgError that the server's problem details describe, or Unavailable."""
         content = b"" if body is None else json.dumps(body).encode()
         headers = {"content-type": "application/json"} if body is not None else {}
         if idempotency_key is not None:
             headers["idempotency-key"] = idempotency_key
-        may_repeat = method in {"GET", "PUT"} or idempotency_key is not None
-        for attempt in range(_RETRIES + 1):
-            try:
-                response = await self._http.send(self._signed(method, path, query, headers, content))
-                if response.status_code == 503 and may_repeat and attempt < _RETRIES:
-                    raise httpx.ConnectError("server asks to try later")
-                return _parse(response)
-            except httpx.TransportError as error:
-                if not may_repeat or attempt == _RETRIES:
-                    raise self._unreachable(error) from error
-                await asyncio.sleep(_FIRST_BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-        raise AssertionError("unreachable")
-
-    async def events(self, path: str, *, last_event_id: int = 0) -> AsyncIterator[dict[str, Any]]:
-        """Server-sent events until the server ends the stream; reconnects and resumes after the last one seen."""
-        failures = 0
-        while True:
-            headers = {"accept": "text/event-stream", "last-event-id": str(last_event_id)}
-            try:
-                request = self._signed("GET", path, None, headers, b"")
-                request.extensions["timeout"] = httpx.Timeout(5.0, read=45.0).as_dict()
-                response = await self._http.send(request, stream=True)
-                try:
-                    if response.status_code != 200:
-                        await response.aread()
-                        _parse(response)
-                    async for event in _parse_events(response):
-                        failures, last_event_id = 0, event["id"]
-                        yield event
-                    return
-                finally:
-                    await response.aclose()
-            except httpx.TransportError as error:
-                failures += 1
-                if failures > 60:
-                    raise self._unreachable(error) from error
-                await asyncio.sleep(min(5.0, _FIRST_BACKOFF_S * 2**failures))
+        may_repeat = method in {"GET", "PUT"} or idempotency_key is not None or safe_to_repeat
+        response = await self._send(method, path, query, headers, content, may_repeat=may_repeat)
+        return _parse(response)
 
     async def text(self, path: str, query: Mapping[str, str] | None = None) -> str:
-        response = await self._http.send(self._signed("GET", path, query, {}, b""))
+        response = await self._send("GET", path, query, {}, b"", may_repeat=True)
         if response.status_code != 200:
             _parse(response)
         return response.text
 
+    async def events(
+        self, path: str, *, last_event_id: int = 0, on_gap: Callable[[str], None] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Server-sent events until the server ends the stream; reconnects and resumes after the last one seen.
+
+        `on_gap` is told, once per gap, that the stream is broken and why.
+        """
+        failures = 0
+        while True:
+            try:
+                async for event in self._stream(path, last_event_id):
+                    failures, last_event_id = 0, event["id"]
+                    yield event
+                return
+            except (httpx.TransportError, Unavailable) as error:
+                failures += 1
+                if failures > _RECONNECTS:
+                    raise self._unreachable(error) from error
+                if failures == 1 and on_gap is not None:
+                    on_gap(str(error) or type(error).__name__)
+                await asyncio.sleep(min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**failures))
+
     async def upload(self, url: str, source: Path, on_bytes: ByteProgress | None = None) -> None:
-        """PUTs a file to a signed URL, streaming."""
+        """PUTs a file to a signed URL, streaming; one try. Safe to repeat."""
         size = source.stat().st_size
 
         async def body() -> AsyncIterator[bytes]:
@@ -111,22 +133,83 @@ class Transport:
                     if on_bytes:
                         on_bytes(sent, size)
 
-        response = await self._http.put(url, content=body(), headers={"content-length": str(size)}, timeout=300.0)
+        try:
+            response = await self._http.put(
+                url, content=body(), headers={"content-length": str(size)}, timeout=_TRANSFER_TIMEOUT
+            )
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
         _parse(response)
 
-    async def download(self, url: str, destination: Path, on_bytes: ByteProgress | None = None) -> None:
-        """GETs a signed URL into a file, streaming. The caller checks the digest."""
-        async with self._http.stream("GET", url, timeout=300.0) as response:
+    async def download(self, url: str, file: IO[bytes], size_bytes: int, on_bytes: ByteProgress | None = None) -> None:
+        """GETs a signed URL into an open file, from where the file ends; one try.
+
+        Resumes when the server can, else begins anew. Never writes more than `size_bytes`, whatever is sent. Raises Unavailable
+        when the connection breaks: what arrived until then is in the file. The caller checks the digest.
+        """
+        have = file.seek(0, 2)
+        headers = {"accept-encoding": "identity"} | ({"range": f"bytes={have}-"} if have else {})
+        try:
+            async with self._http.stream("GET", url, headers=headers, timeout=_TRANSFER_TIMEOUT) as response:
+                if response.status_code not in {200, 206}:
+                    await response.aread()
+                    _parse(response)
+                if response.status_code == 200 or not _continues_at(response, have):
+                    have = file.seek(0)
+                    file.truncate()
+                    if response.status_code == 206:
+                        raise Unavailable("the server sent another part than was asked for", code="range_wrong")
+                async for piece in response.aiter_bytes(1 << 20):
+                    file.write(piece[: max(0, size_bytes - have)])
+                    have += len(piece)
+                    if have > size_bytes:
+                        return
+                    if on_bytes:
+                        on_bytes(have, size_bytes)
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        content: bytes,
+        *,
+        may_repeat: bool,
+    ) -> httpx.Response:
+        for attempt in range(_RETRIES + 1):
+            wait_s = _FIRST_BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+            try:
+                response = await self._http.send(self._signed(method, path, query, headers, content))
+                if not may_repeat or response.status_code not in _TRY_LATER or attempt == _RETRIES:
+                    return response
+                wait_s = max(wait_s, _retry_after_s(response))
+            except httpx.RequestError as error:
+                if attempt == _RETRIES or not (may_repeat or isinstance(error, _NOT_SENT)):
+                    raise self._unreachable(error) from error
+            await asyncio.sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _stream(self, path: str, last_event_id: int) -> AsyncIterator[dict[str, Any]]:
+        request = self._signed(
+            "GET", path, None, {"accept": "text/event-stream", "last-event-id": str(last_event_id)}, b""
+        )
+        request.extensions["timeout"] = httpx.Timeout(5.0, read=45.0).as_dict()
+        response = await self._http.send(request, stream=True)
+        try:
             if response.status_code != 200:
                 await response.aread()
+                if response.status_code in _TRY_LATER:
+                    raise Unavailable(f"the marketplace answers {response.status_code}")
                 _parse(response)
-            total, done = int(response.headers.get("content-length", 0)), 0
-            with destination.open("wb") as file:
-                async for piece in response.aiter_bytes(1 << 20):
-                    file.write(piece)
-                    done += len(piece)
-                    if on_bytes:
-                        on_bytes(done, total)
+            async for event in _parse_events(response):
+                yield event
+        finally:
+            await response.aclose()
 
     def _signed(
         self, method: str, path: str, query: Mapping[str, str] | None, headers: Mapping[str, str], content: bytes
@@ -146,6 +229,19 @@ class Transport:
             request.headers.update(signed)
         return request
 
+    @contextlib.contextmanager
+    def _understood(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValidationError, TypeError) as error:
+            raise Unavailable(
+                f"the answer to {path} is not one that this torg understands",
+                code="answer_malformed",
+                field="marketplace",
+                value=self._base_url,
+                hint="is this a Torg marketplace? if so, one of the two is older: upgrade it",
+            ) from error
+
     def _unreachable(self, error: Exception) -> Unavailable:
         return Unavailable(
             f"cannot reach the marketplace: {str(error) or type(error).__name__}",
@@ -157,18 +253,39 @@ class Transport:
 
 
 def _parse(response: httpx.Response) -> Any:
-    if response.status_code < 400:
-        return response.json() if response.content else None
+    """The JSON of a success; else raises what the problem details say. Never anything but a TorgError."""
     try:
-        problem = response.json()
+        answer = response.json() if response.content else None
     except ValueError:
-        problem = {
-            "title": response.text[:200] or response.reason_phrase,
-            "status": response.status_code,
-            "code": "http_error",
-        }
-    error: TorgError = from_problem(problem)
-    raise error
+        answer = response
+    if response.status_code < 300 and answer is not response:
+        return answer
+    if response.status_code >= 400 and isinstance(answer, dict):
+        with contextlib.suppress(TypeError, ValueError):
+            error: TorgError = from_problem({"status": response.status_code, **answer})
+            raise error
+    raise _not_ours(response)
+
+
+def _not_ours(response: httpx.Response) -> TorgError:
+    """An answer that no marketplace gives: a proxy's, or another service's."""
+    error_class = Unavailable if response.status_code >= 500 or response.status_code == 429 else Invalid
+    return error_class(
+        f"the server answered {response.status_code} {response.reason_phrase}, and not as a Torg marketplace does",
+        code="not_a_marketplace",
+        field="marketplace",
+        value=str(response.request.url.copy_with(path="/", query=None)),
+        hint="check the address (--marketplace, TORG_MARKETPLACE)",
+    )
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    text = response.headers.get("retry-after", "")
+    return min(float(text), 30.0) if text.isdecimal() else 0.0
+
+
+def _continues_at(response: httpx.Response, offset: int) -> bool:
+    return bool(response.headers.get("content-range", "").startswith(f"bytes {offset}-"))
 
 
 async def _parse_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -13,17 +14,19 @@ from torg.config import ClientConfig, pinned
 from torg.journal import Journal, VaultEntry
 from torg.transport import Transport
 from torg_chain import vault_operations
+from torg_chain.errors import TransactionExpired, TransactionRejected, WalletError
 from torg_chain.network import Network
 from torg_chain.rpc import ChainClient
-from torg_chain.vault import VaultState
+from torg_chain.vault import SALT_WINDOW_SLOTS, VaultState
 from torg_chain.wallet import create_keypair, load_keypair
 from torg_protocol.api import MarketInfo, SettlementView, VaultView
 from torg_protocol.caps import SignedCap
-from torg_protocol.errors import Unavailable
+from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from torg_protocol.ids import VaultAddress
 from torg_protocol.vault_messages import CapMessage, sign_message
 
 _HOUR_S = 3600
+_FINALITY_SLOTS = 150  # more than any cluster lags behind its newest slot
 
 
 class Vaults:
@@ -44,20 +47,91 @@ class Vaults:
     async def open(self, deposit: int, *, grace_s: int | None = None) -> VaultEntry:
         """Opens a vault under the marketplace's operator config and deposits `deposit` base units; waits until finalized.
 
-        The cap signer is the session key, made here when there is none. Raises the chain room's errors when the wallet lacks
-        tokens or lamports.
+        The cap signer is the session key, made here when there is none. The vault is in the journal before anything is sent. Raises
+        Conflict `vault_was_opened` when an earlier call that was cut off turns out to have opened one; the chain room's errors when
+        the wallet lacks tokens or lamports.
         """
         market = await self._market()
+        if found := await self.find_cut_off():
+            raise Conflict(
+                "an earlier `vault open` that was cut off did open a vault",
+                code="vault_was_opened",
+                field="vault",
+                value=found[0].address,
+                hint="it is yours to use now: torg vault status; run this again if you want another one besides",
+            )
         signer = self._session_key()
         grace = grace_s if grace_s is not None else max(market.min_vault_grace_s, _HOUR_S)
         network = _network(market)
+        entries: list[VaultEntry] = []
+
+        def write_down(salt: int, address: Pubkey) -> None:
+            entries.append(VaultEntry(str(address), market.marketplace, salt, grace, str(signer.pubkey())))
+            self._journal.add_vault(entries[0], time.time_ns() // 1_000_000, opening=True)
+
+        try:
+            async with ChainClient(network.rpc_url) as chain:
+                await vault_operations.open_vault(
+                    chain,
+                    network,
+                    depositor=self._keypair,
+                    signer=signer.pubkey(),
+                    grace_s=grace,
+                    deposit=deposit,
+                    before_sending=write_down,
+                )
+        except (TransactionRejected, TransactionExpired):
+            for entry in entries:
+                self._journal.vault_never_opened(entry.address)
+            raise
+        self._journal.vault_opened(entries[0].address)
+        await self._registered(entries[0].address)
+        return entries[0]
+
+    async def find_cut_off(self) -> list[VaultEntry]:
+        """Vaults whose opening was sent without an answer ever seen, and which are on the chain: from now on they are in use.
+
+        Those that can never appear any more are forgotten; what may still land stays as it is.
+        """
+        market = await self._market()
+        found: list[VaultEntry] = []
+        if not (pending := self._journal.opening_vaults(market.marketplace)):
+            return found
+        async with ChainClient(market.chain.rpc_url) as chain:
+            for entry in pending:
+                if await chain.vault(entry.address) is not None:
+                    self._journal.vault_opened(entry.address)
+                    found.append(entry)
+                elif await chain.slot() > entry.salt + SALT_WINDOW_SLOTS + _FINALITY_SLOTS:
+                    self._journal.vault_never_opened(entry.address)
+        return found
+
+    async def add(self, address: str) -> VaultEntry:
+        """Takes a vault that this journal does not know (another computer's, or a lost journal's) from the chain into it.
+
+        Raises VaultNotFound; Forbidden `vault_not_yours`; Invalid `vault_wrong_operator`, `vault_other_session_key`.
+        """
+        market = await self._market()
+        network = _network(market)
         async with ChainClient(network.rpc_url) as chain:
-            salt, address = await vault_operations.open_vault(
-                chain, network, depositor=self._keypair, signer=signer.pubkey(), grace_s=grace, deposit=deposit
+            state = await chain.existing_vault(_pubkey(address))
+        signer = str(self._session_key().pubkey())
+        if state.depositor != self._keypair.pubkey():
+            raise Forbidden("this vault is somebody else's", code="vault_not_yours", field="vault", value=address)
+        if str(state.config) != network.operator_config:
+            raise Invalid(
+                "this vault is for another marketplace", code="vault_wrong_operator", field="vault", value=address
             )
-        entry = VaultEntry(str(address), market.marketplace, salt, grace, str(signer.pubkey()))
+        if str(state.signer) != signer:
+            raise Invalid(
+                "this vault takes caps from another session key",
+                code="vault_other_session_key",
+                field="vault",
+                value=address,
+                hint=f"bring {self._config.session_key_path.name} of the computer that opened it to {self._config.home}",
+            )
+        entry = VaultEntry(address, market.marketplace, state.salt, state.grace_s, signer)
         self._journal.add_vault(entry, time.time_ns() // 1_000_000)
-        await self._registered(entry.address)
         return entry
 
     async def deposit(self, entry: VaultEntry, amount: int) -> None:
@@ -70,11 +144,10 @@ class Vaults:
 
     async def status(self, address: str) -> VaultView:
         """What the chain (finalized) and the marketplace say of this vault."""
-        return VaultView.model_validate(await self._transport.request("PUT", f"/v1/vaults/{address}", body={}))
+        return await self._transport.ask(VaultView, "PUT", f"/v1/vaults/{address}", body={})
 
     async def settlements(self, address: str) -> tuple[SettlementView, ...]:
-        answer = await self._transport.request("GET", f"/v1/vaults/{address}/settlements")
-        return tuple(SettlementView.model_validate(item) for item in answer)
+        return await self._transport.ask_list(SettlementView, "GET", f"/v1/vaults/{address}/settlements")
 
     async def start_close(self, entry: VaultEntry, network: Network) -> None:
         """Starts the grace period after which everything that is not settled comes back. Needs no marketplace."""
@@ -125,7 +198,10 @@ class Vaults:
 
     def _session_key(self) -> Keypair:
         path = self._config.session_key_path
-        return load_keypair(path) if path.exists() else create_keypair(path)
+        if not path.exists():
+            with contextlib.suppress(WalletError):  # another process has just made it
+                return create_keypair(path)
+        return load_keypair(path)
 
     async def _registered(self, address: str) -> None:
         """The marketplace counts finalized deposits only, and may see them a moment later than we do."""
@@ -134,10 +210,19 @@ class Vaults:
             try:
                 await self.status(address)
                 return
-            except Unavailable:
+            except (Unavailable, NotFound):
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.5)
+
+
+def _pubkey(address: str) -> Pubkey:
+    try:
+        return Pubkey.from_string(address)
+    except ValueError:
+        raise Invalid(
+            "not a vault's address", code="vault_address_invalid", field="vault", value=address, hint="base58, 32 bytes"
+        ) from None
 
 
 def _network(market: MarketInfo) -> Network:
