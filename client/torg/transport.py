@@ -159,7 +159,7 @@ class Transport:
                     file.truncate()
                     if response.status_code == 206:
                         raise Unavailable("the server sent another part than was asked for", code="range_wrong")
-                async for piece in response.aiter_bytes(1 << 20):
+                async for piece in response.aiter_raw():  # unbuffered: nothing that arrived is lost when it breaks
                     file.write(piece[: max(0, size_bytes - have)])
                     have += len(piece)
                     if have > size_bytes:
