@@ -18,6 +18,7 @@ if [ "$purpose" = test ]; then
   need iptables iptables
   need ip iproute2
   need busybox busybox-static
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
 fi
 if [ ${#packages[@]} -gt 0 ]; then
   if [ "$(id -u)" != 0 ]; then
@@ -27,6 +28,11 @@ if [ ${#packages[@]} -gt 0 ]; then
   echo "setup: installing Debian packages: ${packages[*]}"
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq
+  if [[ " ${packages[*]} " == *" postgresql "* ]]; then
+    # The tests start a server of their own: Debian's package need not make and start one for the whole machine.
+    mkdir -p /etc/postgresql-common/createcluster.d
+    echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.d/torg-tests.conf
+  fi
   apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
 

@@ -14,8 +14,8 @@ from torg_marketplace.storage.registry import metadata
 from torg_marketplace.storage.schema import differences, upgrade
 
 
-async def test_migrations_and_models_agree(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'market.sqlite'}")
+async def test_migrations_and_models_agree(database_url: str) -> None:
+    engine = create_engine(database_url)
     try:
         await upgrade(engine)
         await upgrade(engine)  # safe to repeat

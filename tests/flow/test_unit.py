@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from tests.support.actors import join, make_client, spec
-from tests.support.market import World
+from tests.support.market import World, open_world
+from tests.support.postgres import Postgres
 from torg_marketplace.flow.blobs import may_read_blob, note_upload
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.unit import Unit
+from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.models import BlobUploadRow, JobRow
 from torg_marketplace.storage.moves import MovedMeanwhile, move_job
 from torg_protocol.canonical import sha256_digest
@@ -100,6 +103,28 @@ async def test_writers_wait_for_each_other(world: World) -> None:
 
     await asyncio.gather(*(add(number) for number in range(20)))
     assert await uploads(world) == 20
+
+
+async def test_writers_of_other_processes_wait_too(world: World, tmp_path: Path, database_url: str) -> None:
+    """A second engine on the same database stands for a second process."""
+
+    async def add(market: Market, number: int) -> None:
+        async with market.transaction() as unit:
+            before = len((await unit.session.scalars(select(BlobUploadRow))).all())
+            await asyncio.sleep(0.01)
+            await note_upload(unit, f"party{before}", DIGEST, number)
+
+    async with open_world(tmp_path, database_url=database_url) as other:
+        await asyncio.gather(*(add(each.market, number) for number in range(10) for each in (world, other)))
+        assert await uploads(other) == 20
+
+
+async def test_a_transaction_that_reads_cannot_write_on_postgresql(postgres: Postgres, tmp_path: Path) -> None:
+    """SQLite's cannot either: nobody commits for them."""
+    async with open_world(tmp_path, database_url=postgres.new_database()) as world, world.market.reading() as unit:
+        await note_upload(unit, "somebody", DIGEST, 4)
+        with pytest.raises(DBAPIError, match="read-only transaction"):
+            await unit.session.flush()
 
 
 async def test_of_two_deciders_one_wins(world: World) -> None:

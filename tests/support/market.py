@@ -1,4 +1,4 @@
-"""A whole marketplace in memory's reach: real flows, real SQLite, a clock that stands still, and strict fakes around.
+"""A whole marketplace in memory's reach: real flows, a real database, a clock that stands still, and strict fakes around.
 
 Strict: an evaluation that nobody scripted fails the test, and so does a message to a node that nobody looked at in the end.
 """
@@ -173,8 +173,11 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(folder: Path, *, seed: int = 1, policy: MarketPolicy | None = None) -> AsyncIterator[World]:
-    engine = create_engine(f"sqlite+aiosqlite:///{folder / 'market.sqlite'}")
+async def open_world(
+    folder: Path, *, seed: int = 1, policy: MarketPolicy | None = None, database_url: str | None = None
+) -> AsyncIterator[World]:
+    """By default on SQLite in `folder`. What the database lacks of tables is made."""
+    engine = create_engine(database_url or f"sqlite+aiosqlite:///{folder / 'market.sqlite'}")
     try:
         async with engine.begin() as connection:
             await connection.run_sync(metadata.create_all)

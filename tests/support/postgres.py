@@ -1,0 +1,112 @@
+"""A real PostgreSQL of the tests' own: started once, on a Unix socket in a temporary folder, one database per test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from torg_marketplace.storage.engine import create_engine
+from torg_marketplace.storage.schema import upgrade
+
+TEMPLATE = "torg_template"
+# Durability is PostgreSQL's own promise, tested by its authors; without waiting for disks our tests are ten times faster.
+QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "60"}
+
+
+@dataclass(frozen=True)
+class Postgres:
+    programs: Path
+    socket_folder: Path
+    user: str
+    numbers: Iterator[int] = field(default_factory=count)
+
+    def url(self, database: str) -> str:
+        return f"postgresql+asyncpg://{self.user}@/{database}?host={self.socket_folder}"
+
+    def new_database(self) -> str:
+        """A database with all migrations applied; its URL."""
+        return self._create(f"test_{next(self.numbers)}", f"--template={TEMPLATE}")
+
+    def make_template(self) -> None:
+        asyncio.run(_migrate(self._create(TEMPLATE)))
+
+    def _create(self, name: str, *options: str) -> str:
+        _run([self.programs / "createdb", "-h", self.socket_folder, "-U", self.user, *options, name])
+        return self.url(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """Skips the test where Debian's package `postgresql` is missing."""
+    programs = _programs()
+    folder = Path(tempfile.mkdtemp(prefix="torg-postgres-"))
+    user, as_user = _owner(folder)
+    data, settings = folder / "data", [f"-c{name}={value}" for name, value in QUICK.items()]
+    server: list[str | Path] = [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", *settings]
+    try:
+        _run([*as_user, programs / "initdb", "-D", data, "-U", user, "--auth=trust", "--no-sync", "--encoding=UTF8"])
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([*as_user, *server], stdout=log, stderr=log, cwd="/")
+        try:
+            _run([programs / "pg_isready", "-h", folder, "-t", "0"], until_s=30)
+            postgres = Postgres(programs, folder, user)
+            postgres.make_template()
+            yield postgres
+        finally:
+            process.terminate()  # to setpriv or PostgreSQL itself: the same process
+            process.wait(timeout=30)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _migrate(url: str) -> None:
+    engine = create_engine(url)
+    try:
+        await upgrade(engine)
+    finally:
+        await engine.dispose()
+
+
+def _programs() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not found:
+        pytest.skip("PostgreSQL's server is not installed (Debian: postgresql)")
+    return found[-1].parent
+
+
+def _owner(folder: Path) -> tuple[str, list[str]]:
+    """PostgreSQL refuses to run as root: its Debian user then owns the folder, and the command that becomes it comes first."""
+    if os.geteuid() != 0:
+        return pwd.getpwuid(os.geteuid()).pw_name, []
+    entry = pwd.getpwnam("postgres")
+    os.chown(folder, entry.pw_uid, entry.pw_gid)
+    return "postgres", ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
+
+
+def _run(argv: list[str | Path], *, until_s: float = 0) -> None:
+    """Runs a command; with `until_s`, again and again until it succeeds."""
+    for attempt in range(max(1, int(until_s * 10))):
+        done = subprocess.run(argv, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode == 0:
+            return
+        if attempt + 1 < until_s * 10:
+            time.sleep(0.1)
+    raise AssertionError(f"{argv[0]} failed: {done.stdout}{done.stderr}")
