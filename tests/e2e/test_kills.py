@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from solders.pubkey import Pubkey
 
+from tests.support.postgres import Postgres, postgres
 from tests.support.small_market import TUSD, SmallMarket, run, running_market, submit
 from torg.client import AsyncClient
 from torg_chain.rpc import ChainClient
 from torg_protocol.api import JobView, SettlementView
 from torg_protocol.states import JobState, LeaseState
 from torg_protocol.usage import verify_receipt
+
+__all__ = ["postgres"]
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.root]
 
@@ -38,6 +41,18 @@ async def test_the_marketplace_is_killed_mid_job_and_the_node_finishes_without_i
 
         assert (ended.state, len(ended.leases)) == (JobState.SUCCEEDED, 1)
         assert 3_500 < ended.leases[0].billed_ms < 6_000
+        await _assert_paid_once(market, client, ended)
+
+
+async def test_the_same_on_postgresql(tmp_path: Path, postgres: Postgres) -> None:
+    async with running_market(tmp_path, postgres.new_database()) as market, market.client() as client:
+        job = await submit(client, COUNT, lease_grace="60s")
+        await _until_running(client, job.job_id)
+        await _kill_and_restart_marketplace(market, down_s=6)
+        ended = await client.wait(job.job_id)
+
+        assert not (tmp_path / "marketplace/marketplace.sqlite").exists()
+        assert (ended.state, len(ended.leases)) == (JobState.SUCCEEDED, 1)
         await _assert_paid_once(market, client, ended)
 
 

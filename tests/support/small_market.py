@@ -23,6 +23,7 @@ TUSD = 1_000_000
 @dataclass
 class SmallMarket:
     folder: Path
+    database_url: str | None = None  # of the marketplace; default: its own SQLite
     localnet: Running | None = None
     marketplace: Running | None = None
     node: Running | None = None
@@ -53,7 +54,8 @@ class SmallMarket:
             self.rpc_url,
         ]
         argv += ["--port", str(self.ports.get("marketplace", 0)), "--heartbeat", "500ms", "--settlement-age", "1s"]
-        self.marketplace = await start("marketplace", argv, self.folder / "marketplace.log")
+        env = {"TORG_MARKETPLACE_DATABASE_URL": self.database_url} if self.database_url else {}
+        self.marketplace = await start("marketplace", argv, self.folder / "marketplace.log", env=env)
         self.url = self.marketplace.ready["url"]
         self.ports["marketplace"] = int(self.url.rsplit(":", 1)[1])
 
@@ -99,8 +101,8 @@ class SmallMarket:
 
 
 @contextlib.asynccontextmanager
-async def running_market(folder: Path) -> AsyncIterator[SmallMarket]:
-    market = SmallMarket(folder)
+async def running_market(folder: Path, database_url: str | None = None) -> AsyncIterator[SmallMarket]:
+    market = SmallMarket(folder, database_url)
     try:
         await market.start_localnet()
         await market.start_marketplace()
