@@ -10,7 +10,7 @@ from torg_marketplace.flow.ending import end_queued
 from torg_marketplace.flow.grant import NotGrantable, NothingLeft, grant
 from torg_marketplace.flow.rows import demand_of, job_row, node_snapshots
 from torg_marketplace.flow.unit import Market
-from torg_marketplace.matching.choose import choose
+from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.explain import explain
 from torg_marketplace.storage.models import JobRow
 from torg_marketplace.storage.moves import MovedMeanwhile
@@ -26,20 +26,21 @@ async def match_pending(market: Market) -> int:
 
     No job blocks those behind it: what one cannot use, another may.
     """
-    granted, nodes = 0, None
+    granted, engine = 0, None
     for job_id in await _backlog(market):
         async with market.reading() as unit:
             job = await job_row(unit, job_id)
             if job.state != JobState.QUEUED:
                 continue
-            if nodes is None:
-                nodes = await node_snapshots(unit)
-        chosen = choose(nodes, demand_of(job), market.policy.decimals)
+            if engine is None:
+                engine = Engine(market.policy.decimals, await node_snapshots(unit))
+        demand = demand_of(job)
+        chosen = engine.decide(demand)
         if chosen is not None:
             granted += await _try_grant(market, job_id, chosen.node_id)
-            nodes = None  # whatever came of it, they are not as we saw them
+            engine = None  # whatever came of it, they are not as we saw them
             continue
-        waiting_for = explain(nodes, demand_of(job), market.policy.decimals).in_words
+        waiting_for = explain(engine.fleet, demand, market.policy.decimals).in_words
         if waiting_for != job.waiting_for:
             await _note_waiting(market, job_id, waiting_for)
     return granted

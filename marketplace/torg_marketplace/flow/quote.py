@@ -42,9 +42,7 @@ async def quote(unit: Unit, account: AccountId, spec: JobSpec) -> Quote:
             )
         )
     prices = [
-        node.offer.price_per_gpu_hour
-        for node in explanation.fitting
-        if appraisal.ceiling is not None and node.offer.price_per_gpu_hour <= appraisal.ceiling
+        price for price in explanation.fitting_prices if appraisal.ceiling is not None and price <= appraisal.ceiling
     ]
     return Quote(
         quote_id=quote_id,
@@ -72,7 +70,6 @@ async def appraise(unit: Unit, spec: JobSpec) -> Appraisal:
         amount_limit=None if most is None else parse_amount(most, decimals, field="limits.max_cost"),
     )
     explanation = explain(await node_snapshots(unit), demand, decimals)
-    prices = [node.offer.price_per_gpu_hour for node in explanation.fitting]
-    ceiling = pricing.price_ceiling(prices, spec_cap, spec.retry.max_attempts)
+    ceiling = pricing.price_ceiling(explanation.fitting_prices, spec_cap, spec.retry.max_attempts)
     amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
     return Appraisal(explanation, ceiling, amount)

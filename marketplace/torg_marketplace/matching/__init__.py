@@ -1,2 +1,2 @@
-"""Which node runs which job: pure functions over snapshots. `constraints` says what is possible, `choose` what is best,
-`explain` why nothing is."""
+"""Which node runs which job: pure, and told everything. `engine` decides, `constraints` say what is possible, `explain` why
+nothing is; `fleet` and `order` hold the nodes, `mix` what has been asked for lately, `packing` and `scarcity` what follows."""

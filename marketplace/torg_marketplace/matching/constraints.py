@@ -1,200 +1,253 @@
 """Hard constraints: what a node must have for a job. *Permanent* ones are about what the node is and asks, the others about
 this moment: a job waits for a moment, but not for another node to be bought.
 
+Each is asked of many rows of the fleet at once. The engine's choice, a quote and an explanation use these and no others.
+
 Isolation levels: "sandbox" (bubblewrap) is satisfied by any level, "container" (an engine's container) by "container" and
 "gvisor", "gvisor" by itself only. A node offers those that it verified by probes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from torg_marketplace.matching.snapshot import Demand, NodeSnapshot, units_needed
+import numpy as np
+
+from torg_marketplace.matching import words
+from torg_marketplace.matching.fleet import MOST, Fleet, Mask, Rows, isolation_bits, version_code
+from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, NodeSnapshot, units_needed
+from torg_protocol.ids import NodeId
 from torg_protocol.money import cost, format_amount
-from torg_protocol.offers import GpuInfo
 from torg_protocol.quantities import format_cpu_millis
-from torg_protocol.states import NodeState
 
 ISOLATION_SATISFIED_BY = {
-    "sandbox": frozenset({"sandbox", "container", "gvisor"}),
-    "container": frozenset({"container", "gvisor"}),
-    "gvisor": frozenset({"gvisor"}),
+    "sandbox": ("sandbox", "container", "gvisor"),
+    "container": ("container", "gvisor"),
+    "gvisor": ("gvisor",),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """`best` describes the closest to `asked` among some nodes; `asked` is in the words of the job spec."""
+    """`asked` in the words of the job spec; `best` describes the closest to it among some rows (at least one)."""
 
     name: str
-    asked: str
-    passes: Callable[[NodeSnapshot], bool]
-    best: Callable[[Sequence[NodeSnapshot]], str]
+    asked: Callable[[], str]
+    passes: Callable[[Fleet, Rows], Mask]
+    best: Callable[[Fleet, Rows], str]
     permanent: bool = True
 
 
 def constraints(demand: Demand, decimals: int) -> list[Constraint]:
     """All that apply to this job, the most telling first."""
-    return [
-        *_accelerator(demand),
-        *_host(demand),
-        *_terms(demand, decimals),
-        *_moment(demand),
-    ]
+    return [*_accelerator(demand), *_host(demand), *_terms(demand, decimals), *_moment(demand)]
+
+
+def passing(fleet: Fleet, rows: Rows, rules: Sequence[Constraint]) -> Rows:
+    """Those of `rows` that pass all rules, in their order."""
+    for rule in rules:
+        if not rows.size:
+            break
+        rows = rows[rule.passes(fleet, rows)]
+    return rows
 
 
 def could_run(node: NodeSnapshot, rules: Sequence[Constraint]) -> bool:
     """Whether the node is fit for the job, now or later."""
-    return all(rule.passes(node) for rule in rules if rule.permanent)
+    return can_run(node, [rule for rule in rules if rule.permanent])
 
 
 def can_run(node: NodeSnapshot, rules: Sequence[Constraint]) -> bool:
     """Whether the job can start on the node now."""
-    return all(rule.passes(node) for rule in rules)
+    fleet = Fleet([node])
+    return passing(fleet, fleet.rows(), rules).size == 1
 
 
-def _accelerator(demand: Demand) -> list[Constraint]:
-    asked, found = demand.spec.resources, []
-    if asked.gpu_class is not None:
-        wanted = asked.gpu_class.lower()
-        found.append(
-            Constraint(
-                "gpu_class",
-                asked.gpu_class,
-                lambda node: node.offer.inventory.gpu_class.lower() == wanted,
-                lambda nodes: ", ".join(sorted({node.offer.inventory.gpu_class for node in nodes})),
-            )
-        )
+def has_room(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
+    """Whether what is free now is enough. The cheapest questions are asked first, and the others only of who is left."""
+    asked = demand.spec.resources
     if not asked.gpus:
-        return found
-    found.append(
-        Constraint(
-            "gpus",
-            str(asked.gpus),
-            lambda node: node.gpus >= asked.gpus,
-            lambda nodes: str(max(node.gpus for node in nodes)),
-        )
+        room = fleet.slots_free[rows] >= units_needed(asked)
+    elif demand.gpu_milli == WHOLE_MILLI:
+        room = fleet.gpus_whole[rows] >= asked.gpus
+    else:
+        room = fleet.gpu_most_free[rows] >= demand.gpu_milli
+    left = np.flatnonzero(room)
+    some = rows[left]
+    enough = (
+        (fleet.cpu_free[some] >= asked.cpus)
+        & (fleet.memory_free[some] >= asked.memory)
+        & (fleet.disk_free[some] >= asked.disk)
+    )
+    if demand.gpu_milli < WHOLE_MILLI:
+        owner = fleet.gpu_owner[some]
+        mine = (owner == 0) | (owner == fleet.code(f"client {demand.client}"))
+        enough &= ((fleet.gpu_free[some] >= demand.gpu_milli) & mine).any(axis=1)
+    room[left] = enough
+    return room
+
+
+def _accelerator(demand: Demand) -> Iterator[Constraint]:
+    asked = demand.spec.resources
+    if asked.gpu_class is not None:
+        wanted = asked.gpu_class
+        yield Constraint("gpu_class", lambda: wanted, lambda fleet, rows: _of_class(fleet, rows, demand), words.classes)
+    if not asked.gpus:
+        return
+    last = asked.gpus - 1  # columns are sorted, the best GPU first
+    yield Constraint(
+        "gpus",
+        lambda: str(asked.gpus),
+        lambda fleet, rows: fleet.gpus_total[rows] >= asked.gpus,
+        lambda fleet, rows: str(fleet.gpus_total[rows].max()),
     )
     if asked.min_vram is not None:
         vram = asked.min_vram
-        found.append(
-            Constraint(
-                "min_vram",
-                _gib(vram),
-                lambda node: sum(gpu.vram_bytes >= vram for gpu in node.offer.inventory.gpus) >= asked.gpus,
-                lambda nodes: _gib(max(gpu.vram_bytes for gpu in _all_gpus(nodes))) if _all_gpus(nodes) else "no GPU",
-            )
+        yield Constraint(
+            "min_vram",
+            lambda: words.gib(vram),
+            lambda fleet, rows: _column_at_least(fleet.vram, rows, last, vram),
+            words.most_vram,
         )
     if asked.min_compute_capability is not None:
-        least = _version(asked.min_compute_capability)
-        found.append(
-            Constraint(
-                "min_compute_capability",
-                asked.min_compute_capability,
-                lambda node: (
-                    sum(_version(gpu.compute_capability) >= least for gpu in node.offer.inventory.gpus) >= asked.gpus
-                ),
-                lambda nodes: max(
-                    (gpu.compute_capability or "0.0" for gpu in _all_gpus(nodes)), key=_version, default="no GPU"
-                ),
-            )
+        least = asked.min_compute_capability
+        yield Constraint(
+            "min_compute_capability",
+            lambda: least,
+            lambda fleet, rows: _column_at_least(fleet.capability, rows, last, version_code(least)),
+            words.best_capability,
         )
-    return found
 
 
-def _host(demand: Demand) -> list[Constraint]:
+def _of_class(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
+    found = fleet.gpu_class[rows]
+    mask = np.zeros(rows.size, dtype=np.bool_)
+    for name in demand.gpu_classes:
+        mask |= found == fleet.code(f"class {name}")
+    return mask
+
+
+def _column_at_least(
+    columns: np.ndarray[tuple[int, ...], np.dtype[np.int64]], rows: Rows, column: int, least: int
+) -> Mask:
+    if column >= columns.shape[1]:
+        return np.zeros(rows.size, dtype=np.bool_)
+    return np.asarray(columns[rows, column] >= least)
+
+
+def _host(demand: Demand) -> Iterator[Constraint]:
     asked = demand.spec.resources
-    good_enough = ISOLATION_SATISFIED_BY[demand.spec.isolation]
-    return [
-        Constraint(
-            "cpus",
-            format_cpu_millis(asked.cpus),
-            lambda node: node.offer.inventory.cpu_millis >= asked.cpus,
-            lambda nodes: format_cpu_millis(max(node.offer.inventory.cpu_millis for node in nodes)),
-        ),
-        Constraint(
-            "memory",
-            _gib(asked.memory),
-            lambda node: node.offer.inventory.memory_bytes >= asked.memory,
-            lambda nodes: _gib(max(node.offer.inventory.memory_bytes for node in nodes)),
-        ),
-        Constraint(
-            "disk",
-            _gib(asked.disk),
-            lambda node: node.offer.inventory.disk_bytes >= asked.disk,
-            lambda nodes: _gib(max(node.offer.inventory.disk_bytes for node in nodes)),
-        ),
-        Constraint(
-            "isolation",
-            demand.spec.isolation,
-            lambda node: not good_enough.isdisjoint(node.offer.isolation),
-            lambda nodes: ", ".join(sorted({level for node in nodes for level in node.offer.isolation})) or "none",
-        ),
-    ]
+    yield Constraint(
+        "cpus",
+        lambda: format_cpu_millis(asked.cpus),
+        lambda fleet, rows: fleet.cpu_total[rows] >= asked.cpus,
+        lambda fleet, rows: format_cpu_millis(int(fleet.cpu_total[rows].max())),
+    )
+    yield Constraint(
+        "memory",
+        lambda: words.gib(asked.memory),
+        lambda fleet, rows: fleet.memory_total[rows] >= asked.memory,
+        lambda fleet, rows: words.gib(int(fleet.memory_total[rows].max())),
+    )
+    yield Constraint(
+        "disk",
+        lambda: words.gib(asked.disk),
+        lambda fleet, rows: fleet.disk_total[rows] >= asked.disk,
+        lambda fleet, rows: words.gib(int(fleet.disk_total[rows].max())),
+    )
+    yield Constraint(
+        "isolation",
+        lambda: demand.spec.isolation,
+        lambda fleet, rows: _isolates(fleet, rows, demand.spec.isolation),
+        words.isolation_levels,
+    )
+    if demand.regions:
+        yield Constraint(
+            "region",
+            lambda: ", ".join(sorted(demand.regions)),
+            lambda fleet, rows: np.isin(fleet.region[rows], [fleet.code(f"region {name}") for name in demand.regions]),
+            words.regions,
+        )
 
 
-def _terms(demand: Demand, decimals: int) -> list[Constraint]:
-    found = []
+def _isolates(fleet: Fleet, rows: Rows, level: str) -> Mask:
+    return np.asarray(fleet.isolation[rows] & isolation_bits(ISOLATION_SATISFIED_BY[level]) != 0)
+
+
+def _terms(demand: Demand, decimals: int) -> Iterator[Constraint]:
     if demand.price_limit is not None:
         limit = demand.price_limit
-        found.append(
-            Constraint(
-                "max_price_per_hour",
-                format_amount(limit, decimals),
-                lambda node: node.offer.price_per_gpu_hour <= limit,
-                lambda nodes: format_amount(min(node.offer.price_per_gpu_hour for node in nodes), decimals),
-            )
+        yield Constraint(
+            "max_price_per_hour",
+            lambda: format_amount(limit, decimals),
+            lambda fleet, rows: fleet.price[rows] <= min(limit, MOST),
+            lambda fleet, rows: format_amount(int(fleet.price[rows].min()), decimals),
         )
     if _is_paid_at_the_end(demand):
-        found.append(
-            Constraint(
-                "max_unpaid",
-                "a node that works unpaid until the end",
-                lambda node: exposure(node, demand) <= node.offer.max_unpaid,
-                lambda nodes: format_amount(max(node.offer.max_unpaid for node in nodes), decimals),
-            )
+        yield Constraint(
+            "max_unpaid",
+            lambda: "a node that works unpaid until the end",
+            lambda fleet, rows: _can_wait_for_pay(fleet, rows, demand),
+            lambda fleet, rows: format_amount(int(fleet.max_unpaid[rows].max()), decimals),
+        )
+    if demand.min_reputation_permille:
+        least = demand.min_reputation_permille
+        yield Constraint(
+            "reputation",
+            lambda: words.permille(least),
+            lambda fleet, rows: fleet.reputation[rows] >= least,
+            lambda fleet, rows: words.permille(int(fleet.reputation[rows].max())),
         )
     if demand.all_excluded:
-        found.append(
-            Constraint(
-                "excluded_nodes",
-                f"not one of {len(demand.all_excluded)} nodes",
-                lambda node: node.node_id not in demand.all_excluded,
-                lambda _nodes: "only excluded nodes",
-            )
+        yield Constraint(
+            "excluded_nodes",
+            lambda: f"not one of {len(demand.all_excluded)} nodes",
+            lambda fleet, rows: _not_excluded(fleet, rows, demand),
+            lambda _fleet, _rows: "only excluded nodes",
         )
-    return found
 
 
-def _moment(demand: Demand) -> list[Constraint]:
-    return [
-        Constraint("liveness", "connected", lambda node: node.is_live, lambda _nodes: "not heard of", permanent=False),
-        Constraint(
-            "accepting",
-            "active",
-            lambda node: node.state is NodeState.ACTIVE,
-            lambda nodes: ", ".join(sorted({node.state for node in nodes})),
-            permanent=False,
-        ),
-        Constraint("capacity", "free", lambda node: not _is_busy(node, demand), lambda _nodes: "busy", permanent=False),
-    ]
+def _not_excluded(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
+    gone = [fleet.row_of[NodeId(name)] for name in demand.all_excluded if name in fleet.row_of]
+    return np.isin(rows, gone, invert=True)
 
 
-def has_room(node: NodeSnapshot, demand: Demand) -> bool:
-    asked, inventory = demand.spec.resources, node.offer.inventory
-    return (
-        len(node.free_units(asked)) >= units_needed(asked)
-        and inventory.cpu_millis - node.cpu_millis_in_use >= asked.cpus
-        and inventory.memory_bytes - node.memory_in_use >= asked.memory
-        and inventory.disk_bytes - node.disk_in_use >= asked.disk
+def _moment(demand: Demand) -> Iterator[Constraint]:
+    yield Constraint(
+        "liveness",
+        lambda: "connected",
+        lambda fleet, rows: fleet.live[rows],
+        lambda *_: "not heard of",
+        permanent=False,
+    )
+    yield Constraint(
+        "accepting",
+        lambda: "active",
+        lambda fleet, rows: fleet.accepting[rows],
+        lambda *_: "not active",
+        permanent=False,
+    )
+    yield Constraint(
+        "capacity",
+        lambda: "free",
+        lambda fleet, rows: ~_is_busy(fleet, rows, demand),
+        lambda *_: "busy",
+        permanent=False,
     )
 
 
-def _is_busy(node: NodeSnapshot, demand: Demand) -> bool:
+def _is_busy(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
     """What it would have room for if it were empty; what it is too small for is said by other constraints."""
-    empty = replace(node, units_in_use=frozenset(), cpu_millis_in_use=0, memory_in_use=0, disk_in_use=0)
-    return has_room(empty, demand) and not has_room(node, demand)
+    asked = demand.spec.resources
+    room_when_empty = (
+        (fleet.cpu_total[rows] >= asked.cpus)
+        & (fleet.memory_total[rows] >= asked.memory)
+        & (fleet.disk_total[rows] >= asked.disk)
+    )
+    if asked.gpus:
+        room_when_empty &= fleet.gpus_total[rows] >= asked.gpus
+    return np.asarray(room_when_empty & ~has_room(fleet, rows, demand))
 
 
 def _is_paid_at_the_end(demand: Demand) -> bool:
@@ -202,22 +255,18 @@ def _is_paid_at_the_end(demand: Demand) -> bool:
     return demand.spec.verify.policy == "metric" or not demand.spec.checkpoint.enabled
 
 
+def _can_wait_for_pay(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
+    """Whether what the node will have earned at the end, unpaid, is within its `max_unpaid`."""
+    spec = demand.spec
+    gpu_ms = min(spec.resources.billable_gpus * spec.limits.max_duration, MOST)
+    passes = fleet.unpaid_gpu_ms[rows] >= gpu_ms
+    if demand.amount_limit is not None:
+        passes |= fleet.max_unpaid[rows] >= min(demand.amount_limit, MOST)
+    return np.asarray(passes)
+
+
 def exposure(node: NodeSnapshot, demand: Demand) -> int:
-    """What the node will have earned, unpaid, at the end."""
+    """What the node will have earned, unpaid, at the end. Base units."""
     spec = demand.spec
     full = cost(node.offer.price_per_gpu_hour, spec.resources.billable_gpus, spec.limits.max_duration)
     return full if demand.amount_limit is None else min(full, demand.amount_limit)
-
-
-def _all_gpus(nodes: Sequence[NodeSnapshot]) -> list[GpuInfo]:
-    return [gpu for node in nodes for gpu in node.offer.inventory.gpus]
-
-
-def _version(text: str | None) -> tuple[int, ...]:
-    return tuple(int(part) for part in (text or "0.0").split(".") if part.isdigit())
-
-
-def _gib(size_bytes: int) -> str:
-    """Sizes as people read them: "1.5 GiB", one decimal, rounded down."""
-    tenths = size_bytes * 10 >> 30
-    return f"{tenths // 10}.{tenths % 10} GiB" if tenths >= 10 else f"{size_bytes >> 20} MiB"

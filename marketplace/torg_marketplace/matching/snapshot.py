@@ -1,4 +1,4 @@
-"""What the matcher knows: nodes with what is free on them, and what a job asks for."""
+"""What the matcher is told: nodes with what is free on them, and what a job asks for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from torg_protocol.jobspec import JobSpec, Resources
 from torg_protocol.offers import Offer
 from torg_protocol.states import Liveness, NodeState
 
+WHOLE_MILLI = 1000  # a whole GPU
+
+
+@dataclass(frozen=True, slots=True)
+class GpuShare:
+    """A part of one GPU that a lease of `client` holds: time slices share memory, so only one client's leases meet there."""
+
+    gpu: int
+    milli: int
+    client: str
+
 
 @dataclass(frozen=True, slots=True)
 class NodeSnapshot:
+    """A MIG slice is a GPU of its own in the inventory; anybody may have it."""
+
     node_id: NodeId
     offer: Offer
     state: NodeState
@@ -21,6 +34,9 @@ class NodeSnapshot:
     cpu_millis_in_use: int = 0
     memory_in_use: int = 0
     disk_in_use: int = 0
+    shares: tuple[GpuShare, ...] = ()
+    warm: frozenset[str] = frozenset()  # images and blob digests that are on its disk
+    reputation_permille: int = 1000  # share of its leases that it saw through
 
     @property
     def gpus(self) -> int:
@@ -44,10 +60,30 @@ class Demand:
     excluded: frozenset[NodeId] = frozenset()
     price_limit: int | None = None
     amount_limit: int | None = None  # what the job may cost at most
+    client: str = ""
+    gpu_milli: int = WHOLE_MILLI  # less than a whole: a time slice of one GPU, among leases of this client alone
+    regions: frozenset[str] = frozenset()  # any, when empty
+    min_reputation_permille: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.gpu_milli <= WHOLE_MILLI:
+            raise ValueError(f"gpu_milli: {self.gpu_milli} is not between 1 and {WHOLE_MILLI}")
+        if self.gpu_milli < WHOLE_MILLI and (self.spec.resources.gpus != 1 or not self.client):
+            raise ValueError("gpu_milli: a time slice is of exactly one GPU and belongs to a named client")
 
     @property
     def all_excluded(self) -> frozenset[str]:
         return self.excluded | frozenset(self.spec.excluded_nodes)
+
+    @property
+    def gpu_classes(self) -> frozenset[str]:
+        """Lower case; several are written "l40s|a100". Empty: any."""
+        asked = self.spec.resources.gpu_class
+        return frozenset(part.strip().lower() for part in asked.split("|")) if asked is not None else frozenset()
+
+    @property
+    def gpu_milli_in_all(self) -> int:
+        return self.spec.resources.gpus * self.gpu_milli
 
 
 def units_needed(resources: Resources) -> int:

@@ -1,0 +1,130 @@
+"""The public OpenB trace (Alibaba, as published with the FGD scheduler simulator): nodes and pods, and the published protocol's
+streams of arrivals. The files are read from where the user keeps them and never copied.
+
+Protocol: pods are cut at random, or topped up by drawing again with replacement, until they ask for 130 % of the cluster's GPUs;
+shuffled per seed; node order is permuted per seed. Published seeds belong to another language's generator, so ours differ, and
+policies are compared on the same streams.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+WHOLE_MILLI = 1000
+ARRIVING = 1.3  # of the cluster's GPUs
+SEEDS = tuple(range(42, 52))
+VARIANTS = ("default", "multigpu50", "gpushare100", "gpuspec33")
+_HOW = "set TORG_CORPORA to a folder that holds traces/openb/openb_node_list_gpu_node.csv (the OpenB trace)"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceNode:
+    name: str
+    cpu_milli: int
+    memory_mib: int
+    gpus: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """`gpu_milli` is of each GPU; `models` is empty for any. Times are seconds, None where the trace has none."""
+
+    cpu_milli: int
+    memory_mib: int
+    gpus: int
+    gpu_milli: int
+    models: frozenset[str]
+    created_s: int | None = None
+    lasts_s: int | None = None
+
+    @property
+    def gpu_milli_in_all(self) -> int:
+        return self.gpus * self.gpu_milli
+
+
+def folder() -> Path:
+    """Ends the process with what to set when the trace is not there."""
+    corpora = os.environ.get("TORG_CORPORA")
+    path = Path(corpora or ".") / "traces" / "openb"
+    if corpora is None or not (path / "openb_node_list_gpu_node.csv").exists():
+        sys.exit(_HOW + ("" if corpora is None else f"; TORG_CORPORA is {corpora}"))
+    return path
+
+
+def variants() -> list[str]:
+    """Those whose files are there: the four known ones first, then any others."""
+    found = {path.stem.removeprefix("openb_pod_list_") for path in folder().glob("openb_pod_list_*.csv")}
+    return [name for name in VARIANTS if name in found] + sorted(found - set(VARIANTS))
+
+
+@cache
+def nodes() -> tuple[TraceNode, ...]:
+    with (folder() / "openb_node_list_gpu_node.csv").open() as file:
+        return tuple(
+            TraceNode(row["sn"], int(row["cpu_milli"]), int(row["memory_mib"]), int(row["gpu"]), row["model"])
+            for row in csv.DictReader(file)
+        )
+
+
+@cache
+def pods(variant: str) -> tuple[Pod, ...]:
+    with (folder() / f"openb_pod_list_{variant}.csv").open() as file:
+        return tuple(_pod(row) for row in csv.DictReader(file))
+
+
+def _pod(row: dict[str, str]) -> Pod:
+    gpus = int(row["num_gpu"])
+    created, deleted = row.get("creation_time"), row.get("deletion_time")
+    started = row.get("scheduled_time") or created
+    return Pod(
+        cpu_milli=int(row["cpu_milli"]),
+        memory_mib=int(row["memory_mib"]),
+        gpus=gpus,
+        gpu_milli=(int(row["gpu_milli"] or WHOLE_MILLI) if gpus == 1 else WHOLE_MILLI) if gpus else 0,
+        models=frozenset(part for part in (row.get("gpu_spec") or "").split("|") if part),
+        created_s=int(created) if created else None,
+        lasts_s=max(1, int(deleted) - int(started)) if deleted and started else None,
+    )
+
+
+def capacity_milli(cluster: Sequence[TraceNode]) -> int:
+    return sum(node.gpus for node in cluster) * WHOLE_MILLI
+
+
+def stream(variant: str, seed: int) -> tuple[list[TraceNode], list[Pod]]:
+    """Nodes in their permuted order, and the pods until 100 % of capacity has been asked for, the crossing pod included."""
+    chance = random.Random(seed)
+    cluster, arriving = list(nodes()), list(pods(variant))
+    most = ARRIVING * capacity_milli(cluster)
+    chance.shuffle(arriving)
+    asked = sum(pod.gpu_milli_in_all for pod in arriving)
+    while asked > most:
+        asked -= arriving.pop().gpu_milli_in_all
+    drawn_from = list(arriving)
+    while asked < most:
+        arriving.append(chance.choice(drawn_from))
+        asked += arriving[-1].gpu_milli_in_all
+    chance.shuffle(arriving)
+    chance.shuffle(cluster)
+    return cluster, _until_full(arriving, capacity_milli(cluster))
+
+
+def _until_full(arriving: list[Pod], capacity: int) -> list[Pod]:
+    asked = 0
+    for number, pod in enumerate(arriving):
+        asked += pod.gpu_milli_in_all
+        if asked >= capacity:
+            return arriving[: number + 1]
+    return arriving
+
+
+def without_times(pod: Pod) -> Pod:
+    return replace(pod, created_s=None, lasts_s=None)

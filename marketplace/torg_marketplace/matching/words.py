@@ -1,0 +1,42 @@
+"""What constraints say to people: sizes, levels and the best that some nodes have."""
+
+from __future__ import annotations
+
+from torg_marketplace.matching.fleet import ISOLATION_LEVELS, Fleet, Rows
+
+
+def gib(size_bytes: int) -> str:
+    """Sizes as people read them: "1.5 GiB", one decimal, rounded down."""
+    tenths = size_bytes * 10 >> 30
+    return f"{tenths // 10}.{tenths % 10} GiB" if tenths >= 10 else f"{size_bytes >> 20} MiB"
+
+
+def permille(value: int) -> str:
+    return f"{value // 10}.{value % 10} %"
+
+
+def classes(fleet: Fleet, rows: Rows) -> str:
+    return ", ".join(sorted({fleet.class_names[int(code)] for code in fleet.gpu_class[rows]}))
+
+
+def regions(fleet: Fleet, rows: Rows) -> str:
+    found = {int(code) for code in fleet.region[rows]}
+    return ", ".join(sorted(word.removeprefix("region ") for word, code in fleet.codes.items() if code in found))
+
+
+def isolation_levels(fleet: Fleet, rows: Rows) -> str:
+    bits = {int(value) for value in fleet.isolation[rows]}
+    levels = {level for place, level in enumerate(ISOLATION_LEVELS) if any(value >> place & 1 for value in bits)}
+    return ", ".join(sorted(levels)) or "none"
+
+
+def most_vram(fleet: Fleet, rows: Rows) -> str:
+    most = int(fleet.vram[rows].max(initial=0))
+    return gib(most) if most else "no GPU"
+
+
+def best_capability(fleet: Fleet, rows: Rows) -> str:
+    if not fleet.gpus_total[rows].any():
+        return "no GPU"
+    best = int(fleet.capability[rows].max(initial=0))
+    return f"{best // 1000}.{best % 1000}"
