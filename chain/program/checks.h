@@ -12,14 +12,38 @@ INLINE Vault *as_vault(const Account *a) {
   return ours ? (Vault *)a->data : 0;
 }
 
-// SPL token account: mint at 0, owner at 32, amount at 64, delegate option at 72, state at 108, close authority option at 129.
+// SPL token account: mint at 0, owner at 32, amount at 64, delegate option at 72, state at 108 (1: initialized, 2: frozen),
+// close authority option at 129.
+INLINE const u8 *token_mint(const Account *a) { return a->data; }
+INLINE const u8 *token_owner(const Account *a) { return a->data + 32; }
+INLINE u64 token_amount(const Account *a) { return read_u64(a->data + 64); }
 INLINE int is_token_account(const Account *a) {
   return same_key(a->owner, TOKEN_PROGRAM) && a->data_length == 165 && a->data[108] == 1;
+}
+INLINE int is_token_account_of(const Account *a, const u8 *owner, const u8 *mint) {
+  return is_token_account(a) && same_key(token_owner(a), owner) && same_key(token_mint(a), mint);
 }
 INLINE int has_no_second_authority(const Account *a) {
   return read_u32(a->data + 72) == 0 && read_u32(a->data + 129) == 0;
 }
-INLINE u64 token_amount(const Account *a) { return read_u64(a->data + 64); }
+
+// The vault of account 0, if account 1 is its depositor and signed; else 0 with the error in *error.
+INLINE Vault *vault_of_depositor(u64 *error) {
+  Account *a = C->accounts;
+  Vault *v = as_vault(&a[0]);
+  *error = !v ? E_NOT_OURS : !a[1].is_signer || !same_key(a[1].key, v->depositor) ? E_SIGNER : 0;
+  return *error ? 0 : v;
+}
+
+// What every payment leaves behind: the total, the count, and the root of the usage records it pays, chained to all before.
+INLINE void record_payment(Vault *v, u64 sum, const u8 *root) {
+  v->settled += sum;
+  v->captures += 1;
+  C->hash_parts[0] = (Slice){v->roots, 32};
+  C->hash_parts[1] = (Slice){root, 32};
+  sol_sha256(C->hash_parts, 2, C->digest);
+  copy(v->roots, C->digest, 32);
+}
 
 INLINE int clock_read(void) { return sol_get_clock_sysvar(&C->clock) == 0; }
 
@@ -33,17 +57,47 @@ INLINE void use_vault_seeds(const u8 *depositor, const u8 *config, const u8 *sal
 }
 INLINE void sign_as(Vault *v) { use_vault_seeds(v->depositor, v->config, (u8 *)&v->salt, &v->bump); }
 
-// Creates `target` (a derived address whose seeds are in signer_seeds) with `size` bytes, owned by this program.
-NOINLINE u64 create_account(const Account *payer, const Account *target, u64 rent_lamports, u64 size) {
-  u8 *data = C->scratch; // SystemInstruction::CreateAccount: u32 0 | lamports | size | owner
-  for (int i = 0; i < 4; i++) data[i] = 0;
-  write_u64(data + 4, rent_lamports);
-  write_u64(data + 12, size);
-  copy(data + 20, C->program_id, 32);
-  C->metas[0] = (AccountMeta){payer->key, 1, 1};
-  C->metas[1] = (AccountMeta){target->key, 1, 1};
-  C->instruction = (Instruction){SYSTEM_PROGRAM, C->metas, 2, data, 52};
+// Whether the seeds in C->seeds lead to this address under `program_id`.
+INLINE int is_derived(const u8 *address, u64 seeds, const u8 *program_id) {
+  return sol_create_program_address(C->seeds, seeds, program_id, C->address) == 0 && same_key(C->address, address);
+}
+
+// One instruction of the system program: `kind`, then what is in scratch from byte 4 on.
+NOINLINE u64 call_system(u8 kind, u64 accounts, u64 data_length) {
+  for (int i = 0; i < 4; i++) C->scratch[i] = 0;
+  C->scratch[0] = kind;
+  C->instruction = (Instruction){SYSTEM_PROGRAM, C->metas, accounts, C->scratch, data_length};
   return sol_invoke_signed_c(&C->instruction, C->accounts, C->count, &C->signer_seeds, 1) ? E_CPI : 0;
+}
+
+// Makes `target`, whose seeds are in signer_seeds, an account of this program with `size` zero bytes. Anybody can send
+// lamports to an address before it is used, which makes CreateAccount fail: so pay what is missing, allocate, assign.
+NOINLINE u64 create_account(const Account *payer, const Account *target, u64 rent_lamports, u64 size) {
+  u64 failed = 0;
+  if (!is_derived(target->key, C->signer_seeds.count, C->program_id)) return E_ADDRESS;
+  if (!same_key(target->owner, SYSTEM_PROGRAM) || target->data_length) return E_STATE;
+  if (rent_lamports == 0) return E_RENT; // an account without lamports is gone after the transaction, and its address free again
+  if (*target->lamports < rent_lamports) {
+    write_u64(C->scratch + 4, rent_lamports - *target->lamports);
+    C->metas[0] = (AccountMeta){payer->key, 1, 1};
+    C->metas[1] = (AccountMeta){target->key, 1, 0};
+    failed = call_system(SYSTEM_TRANSFER, 2, 12);
+  }
+  C->metas[0] = (AccountMeta){target->key, 1, 1};
+  write_u64(C->scratch + 4, size);
+  if (!failed) failed = call_system(SYSTEM_ALLOCATE, 1, 12);
+  copy(C->scratch + 4, C->program_id, 32);
+  return failed ? failed : call_system(SYSTEM_ASSIGN, 1, 36);
+}
+
+// Gives all lamports of an account of this program to `to`, and the empty account back to the system program, so that nobody
+// can keep it alive by sending lamports to it in the same transaction.
+INLINE void destroy(Account *a, const Account *to) {
+  for (u64 i = 0; i < a->data_length; i++) a->data[i] = 0;
+  *to->lamports += *a->lamports;
+  *a->lamports = 0;
+  *(u64 *)(a->data - 8) = 0; // the loader reads the new length here
+  copy((u8 *)a->owner, SYSTEM_PROGRAM, 32);
 }
 
 // SPL Token Transfer. The authority is the derived address whose seeds are in signer_seeds.

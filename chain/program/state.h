@@ -2,33 +2,40 @@
 #pragma once
 #include "abi.h"
 
+// From 7001 on: the SPL Token and system programs number theirs from 0, and a failed transaction shows only the number.
 enum Error {
-  E_DATA = 1,            // instruction data malformed or of the wrong length
-  E_ACCOUNTS = 2,        // too few or too many accounts
-  E_SIGNER = 3,          // a required signature is missing
-  E_NOT_OURS = 4,        // an account is not owned by this program or not of the expected type
-  E_WRONG_ACCOUNT = 5,   // not the account that the vault names
-  E_ADDRESS = 6,         // not the derived address
-  E_TOKEN_ACCOUNT = 7,   // not an initialized token account of the right mint and owner, or delegated, or closable by another
-  E_KIND = 8,            // vault kind not supported
-  E_GRACE = 9,           // grace shorter than the minimum
-  E_SALT = 10,           // salt outside the window
-  E_CAP_SIGNATURE = 11,  // no Ed25519 instruction with the signer's cap for this vault
-  E_CAP_EXPIRED = 12,    // clock > valid_until
-  E_ORDER = 13,          // the operator ordered something else, or nothing
-  E_STALE = 14,          // settled != expected_settled
-  E_OVER_CAP = 15,       // settled + sum > cap
-  E_OVER_BALANCE = 16,   // sum > balance
-  E_NOTHING_PAYABLE = 17,// no payee can be paid, or all amounts are zero
-  E_OVERFLOW = 18,       // amounts overflow u64
-  E_STATE = 19,          // not in the state that this needs (closing, not closing)
-  E_TOO_EARLY = 20,      // grace or salt window not over
-  E_CPI = 21,            // a called program failed
-  E_CLOCK = 22,          // the clock could not be read
+  E_DATA = 7001,            // instruction data malformed or of the wrong length
+  E_ACCOUNTS = 7002,        // too few or too many accounts
+  E_SIGNER = 7003,          // a required signature is missing
+  E_NOT_OURS = 7004,        // an account is not owned by this program or not of the expected type
+  E_WRONG_ACCOUNT = 7005,   // not the account that the vault names
+  E_ADDRESS = 7006,         // not the derived address
+  E_TOKEN_ACCOUNT = 7007,   // not an initialized, unfrozen token account of the right mint and owner, or somebody else can move its tokens
+  E_KIND = 7008,            // not for vaults of this kind
+  E_GRACE = 7009,           // grace shorter or longer than the limits
+  E_SALT = 7010,            // salt outside the window
+  E_CAP_SIGNATURE = 7011,   // no Ed25519 instruction with the signer's cap for this vault
+  E_CAP_EXPIRED = 7012,     // clock > valid_until
+  E_ORDER = 7013,           // the operator ordered something else, or nothing
+  E_STALE = 7014,           // settled != expected_settled
+  E_OVER_CAP = 7015,        // settled + sum > cap
+  E_OVER_BALANCE = 7016,    // sum > balance
+  E_NOTHING_PAYABLE = 7017, // no payee can be paid, or all amounts are zero
+  E_OVERFLOW = 7018,        // amounts overflow u64
+  E_STATE = 7019,           // not in the state that this needs (open, closing, not closing, not there)
+  E_TOO_EARLY = 7020,       // grace, salt window or dispute delay not over
+  E_CPI = 7021,             // a called program failed (today's runtime ends the transaction before this can be returned)
+  E_CLOCK = 7022,           // the clock could not be read
+  E_RENT = 7023,            // no lamports for the new account's rent
 };
 
 #define MINIMUM_GRACE_S 3600
+#define MAXIMUM_GRACE_S (90 * 86400) // nobody signs a vault that never opens again
 #define SALT_WINDOW_SLOTS 1500
+#define MAX_PAYEES 16
+#define SYSTEM_ASSIGN 1
+#define SYSTEM_TRANSFER 2
+#define SYSTEM_ALLOCATE 8
 #define TAG_CONFIG 1
 #define TAG_VAULT 2
 #define KIND_CLIENT 0
