@@ -40,6 +40,7 @@ from torg_chain import instructions as program
 from torg_chain.errors import PROGRAM_ERRORS
 from torg_chain.vault import (
     CONFIG_SIZE,
+    SALT_WINDOW_SLOTS,
     VAULT_SIZE,
     OperatorConfig,
     VaultState,
@@ -267,6 +268,15 @@ class World:
         if deposit:
             self.mint_into(vault.tokens, deposit)
         return vault
+
+    def planned(self, depositor: Keypair, *, salt: int | None = None) -> Vault:
+        """A vault that is not open yet."""
+        salt = self.slot if salt is None else salt
+        address, _ = find_vault(self.program_id, depositor.pubkey(), self.operator.config, salt)
+        return Vault(address, salt, depositor, self.key(), self.operator, self.mint)
+
+    def pass_salt_window(self) -> None:
+        self.wait(slots=SALT_WINDOW_SLOTS + 1)
 
     def opening(
         self, vault: Vault, *, grace_s: int = HOUR_S, kind: int = 0, rent_lamports: int | None = None

@@ -1,0 +1,25 @@
+"""What every test of the vault program starts from."""
+
+from __future__ import annotations
+
+import pytest
+from solders.pubkey import Pubkey
+
+from tests.support.svm import Vault, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def vault(world: World) -> Vault:
+    """10 tokens in it, an hour of grace."""
+    return world.open_vault(deposit=10_000_000)
+
+
+@pytest.fixture
+def node(world: World) -> Pubkey:
+    """A node's token account."""
+    return world.token_account(world.key().pubkey())
