@@ -26,16 +26,17 @@ COMPILE = (
 )
 
 
-def build() -> bytes:
+def build(source: Path = SOURCE) -> bytes:
     """The program's bytes. Raises CalledProcessError with the compiler's messages, or LinkError."""
-    sys.path.insert(0, str(SOURCE))
+    if str(SOURCE) not in sys.path:
+        sys.path.insert(0, str(SOURCE))
     from linker import link
 
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "vault.o"
         compiler = [sys.executable, "-m", "ziglang", "cc", *COMPILE]
         # Relative names and a fixed folder: nothing of this machine gets into the object.
-        subprocess.run([*compiler, "-c", "vault.c", "-o", str(target)], cwd=SOURCE, check=True)
+        subprocess.run([*compiler, "-c", "vault.c", "-o", str(target)], cwd=source, check=True)
         return link(target.read_bytes())
 
 

@@ -198,8 +198,9 @@ def _write(image: Image, entry: int) -> bytes:
     dynamic_at = append(bytes(16 * 7))
     symbols_at, strings_at, sites_at = append(dynamic_symbols), append(strings), append(sites)
     load_end = sites_at + len(sites)
-    # DT_REL, DT_RELSZ, DT_RELENT, DT_SYMTAB, DT_STRTAB, DT_STRSZ, DT_NULL
-    entries = [(17, sites_at), (18, len(sites)), (19, 16), (6, symbols_at), (5, strings_at), (10, len(strings)), (0, 0)]
+    # DT_SYMTAB, DT_STRTAB, DT_STRSZ, then DT_REL, DT_RELSZ, DT_RELENT unless that table is empty, which loaders refuse
+    entries = [(6, symbols_at), (5, strings_at), (10, len(strings))]
+    entries += [(17, sites_at), (18, len(sites)), (19, 16)] if sites else []
     for index, pair in enumerate(entries):
         struct.pack_into("<QQ", out, dynamic_at + 16 * index, *pair)
 

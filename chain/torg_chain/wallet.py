@@ -40,7 +40,7 @@ def save_keypair(keypair: Keypair, path: Path) -> None:
 def load_keypair(path: Path) -> Keypair:
     """Raises WalletError: wallet_not_found, wallet_readable_by_others or wallet_invalid. The message never holds the key."""
     try:
-        text = path.read_text()
+        raw = path.read_bytes()
         mode = path.stat().st_mode
     except OSError as error:
         raise WalletError(
@@ -58,18 +58,18 @@ def load_keypair(path: Path) -> Keypair:
             value=str(path),
             hint=f"chmod 600 {path}",
         )
-    return parse_secret(text, str(path))
+    return parse_secret(_as_text(raw), str(path))
 
 
 def import_keypair(source: Path, target: Path) -> Keypair:
     """Copies a solana-keygen file or a file with a base58 64-byte secret into our own place, mode 0600."""
     try:
-        text = source.read_text()
+        raw = source.read_bytes()
     except OSError as error:
         raise WalletError(
             f"cannot read the key: {error.strerror}", code="wallet_not_found", field="path", value=str(source)
         ) from None
-    keypair = parse_secret(text, str(source))
+    keypair = parse_secret(_as_text(raw), str(source))
     save_keypair(keypair, target)
     return keypair
 
@@ -84,3 +84,8 @@ def parse_secret(text: str, where: str) -> Keypair:
         raise WalletError(
             "this is not a Solana key", field="path", value=where, hint="expected a JSON array of 64 numbers, or base58"
         ) from None
+
+
+def _as_text(raw: bytes) -> str:
+    """Never fails: an exception about undecodable bytes would hold them, and they may be a raw key."""
+    return raw.decode("ascii", errors="replace")

@@ -109,12 +109,14 @@ class World:
 
     svm: LiteSVM = field(default_factory=LiteSVM)
     program_id: Pubkey = PROGRAM_ID
+    deploy: bool = True
     slot: int = START_SLOT
     now_s: int = START_S
     _keys: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
-        self.svm.add_program(self.program_id, vault_program())
+        if self.deploy:
+            self.svm.add_program(self.program_id, vault_program())
         self.bank = self.wallet(10**14)
         self.wait(slots=0)
         self.mint = self.new_mint()
