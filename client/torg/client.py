@@ -136,6 +136,16 @@ class AsyncClient:
                     quote = await submission.quote(spec)
         return await submission.submit(spec, quote, key)
 
+    async def resubmit(self, job_id: str, *, vault: str | None = None, idempotency_key: str | None = None) -> JobView:
+        """The same spec and workspace as a new job, under a new quote. Raises what `submit` raises; Invalid `blob_missing` when the
+        store no longer has the workspace."""
+        spec = (await self.job(job_id)).spec
+        submission = await self.submission(vault)
+        key = idempotency_key or secrets.token_hex(16)
+        if (job := await submission.already_submitted(spec, key)) is not None:
+            return job
+        return await submission.submit(spec, await submission.quote(spec), key)
+
     async def submission(self, vault: str | None = None) -> Submission:
         """The vault's books and what is submitted under it. Raises NotFound `no_vault`, `vault_unknown`."""
         from torg.submission import Submission

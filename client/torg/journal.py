@@ -100,6 +100,10 @@ class Journal:
         """Open vaults at one marketplace (by its public key), newest first."""
         return self._vaults("marketplace = ? AND closed = 0 AND opening = 0", marketplace)
 
+    def all_vaults(self, marketplace: str) -> list[VaultEntry]:
+        """Closed ones too."""
+        return self._vaults("marketplace = ? AND opening = 0", marketplace)
+
     def vault(self, marketplace: str, address: str | None = None) -> VaultEntry:
         """The named vault, or the newest. Raises NotFound: `no_vault`, or `vault_unknown` when the named one is not there."""
         known = self.vaults(marketplace)
@@ -169,6 +173,14 @@ class Journal:
     def jobs(self, vault: str) -> list[JobEntry]:
         """All of a vault, oldest first."""
         return self._jobs("vault = ?", vault)
+
+    def newest_jobs(self, limit: int) -> list[JobEntry]:
+        """Of all vaults, newest first; only those that the marketplace has."""
+        with self._transaction() as db:
+            rows = db.execute(
+                f"SELECT {_JOB} WHERE job_id IS NOT NULL ORDER BY submitted_at_ms DESC, rowid DESC LIMIT ?", (limit,)
+            ).fetchall()
+        return [JobEntry(*row) for row in rows]
 
     def unanswered(self, vault: str) -> list[JobEntry]:
         """Reservations of which nobody here knows whether they became jobs."""

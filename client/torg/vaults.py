@@ -169,6 +169,11 @@ class Vaults:
         async with ChainClient(network.rpc_url) as chain:
             return await chain.existing_vault(entry.address)
 
+    async def chain_time_s(self, network: Network) -> int:
+        """The chain's clock, which decides when a grace period is over."""
+        async with ChainClient(network.rpc_url) as chain:
+            return await chain.unix_time_s()
+
     async def network(self) -> Network:
         return _network(await self._market())
 

@@ -6,9 +6,10 @@ out. The model's own JSON form (`spec.wire()`) is canonical: equal specs have eq
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -155,7 +156,7 @@ def load_job_spec(raw: object) -> JobSpec:
     try:
         return JobSpec.model_validate(raw)
     except ValidationError as error:
-        problems = [_problem(item) for item in error.errors(include_url=False)]
+        problems = [_problem(item, raw) for item in error.errors(include_url=False)]
     first = problems[0]
     raise Invalid(
         f"job spec: {first['field']}: {first['message']}",
@@ -167,22 +168,72 @@ def load_job_spec(raw: object) -> JobSpec:
     )
 
 
-def _problem(item: Any) -> dict[str, Any]:
-    field = ".".join(str(part) for part in item["loc"]) or "$"
-    message = item["msg"].removeprefix("Value error, ")
-    hint = {
-        "extra_forbidden": "remove it, or check its spelling: " + ", ".join(_siblings(item["loc"])),
-        "missing": "add it",
-    }.get(item["type"])
+def _problem(item: Any, raw: Mapping[Any, Any]) -> dict[str, Any]:
+    location = _written(item["loc"], raw)
     value = item["input"] if isinstance(item["input"], str | int | float | bool) else None
-    return {"field": field, "message": message, "value": value, "hint": hint}
+    message, hint = item["msg"].removeprefix("Value error, "), None
+    match item["type"]:
+        case "extra_forbidden":
+            known = _siblings(item["loc"])
+            close = difflib.get_close_matches(str(location[-1]), known, n=1)
+            message = "unknown key"
+            hint = f'did you mean "{close[0]}"?' if close else "known here: " + ", ".join(known)
+        case "missing":
+            message, value = "is missing", None
+        case "string_type" if isinstance(value, bool | int | float):
+            message, hint = "a text is expected", f'put it in quotes: "{value}"'
+        case "string_type":
+            message = "a text is expected"
+        case "tuple_type":
+            message = "a list is expected"
+            hint = f"write it like [{', '.join(value.split())}]" if isinstance(value, str) and value.strip() else None
+        case "model_type" | "model_attributes_type" | "dict_type":
+            message = "a mapping is expected"
+        case "literal_error" | "union_tag_invalid":
+            message = f"not one of: {item['ctx'].get('expected') or item['ctx'].get('expected_tags')}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            message = "a whole number is expected"
+        case "union_tag_not_found":
+            message, hint = "says no policy", "write policy: none or policy: metric"
+        case _:
+            message = message[:1].lower() + message[1:]
+    return {"field": ".".join(str(part) for part in location) or "$", "message": message, "value": value, "hint": hint}
+
+
+def _written(location: tuple[int | str, ...], raw: object) -> tuple[int | str, ...]:
+    """The place as its author wrote it: without the names of union members that pydantic puts in between."""
+    found: list[int | str] = []
+    for number, part in enumerate(location):
+        is_last = number == len(location) - 1
+        if isinstance(raw, Mapping):
+            if part not in raw and not is_last:
+                continue
+            raw = raw.get(part)
+        elif isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
+            raw = raw[part]
+        found.append(part)
+    return tuple(found)
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = JobSpec
+    """The keys that the model at this place knows."""
+    annotations: tuple[Any, ...] = (JobSpec,)
     for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+        fields = [_models(annotation) for annotation in annotations]
+        models = [model for found in fields for model in found]
+        members = tuple(model for model in models if len(models) > 1 and _tag(model) == part)
+        inner = [model.model_fields[str(part)].annotation for model in models if str(part) in model.model_fields]
+        annotations = members or tuple(inner)
+    return [name for annotation in annotations for model in _models(annotation) for name in model.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation may stand for: itself, or the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    policy = model.model_fields.get("policy")
+    return None if policy is None else next(iter(get_args(policy.annotation)), None)

@@ -1,53 +1,74 @@
 """`torg`: run work on other people's GPUs, pay for useful seconds only.
 
-Every command is a small module loaded on first use, so that `torg --help` and `torg ps` start quickly. Errors of the tree in
-torg_protocol.errors end with exit code 1 and one message (or problem details with --json); Ctrl-C with 130.
+Every command is a small module loaded on first use, so that `torg --help` and `torg ps` start quickly. Exit codes: 0; 1 refused or
+failed; 2 wrong usage; 70 a defect of torg; 130 Ctrl-C. Commands that follow a job to its end pass on the job's own exit code, and
+end with 125 when torg itself failed.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
 
-_COMMANDS = {
-    "quote": ("jobs", "Can it run, where, for how much? Nothing is submitted."),
-    "submit": ("jobs", "Submit a job file."),
-    "run": ("run", "Run a command on the market with this directory as its workspace."),
-    "ps": ("jobs", "List jobs."),
-    "show": ("jobs", "One job with its attempts."),
-    "logs": ("jobs", "A job's output; -f follows it."),
-    "wait": ("jobs", "Wait for a job; its exit code becomes this command's."),
-    "pull": ("jobs", "Download a job's outputs."),
-    "cancel": ("jobs", "Stop a job; what was useful until now is billed."),
-    "receipt": ("receipts", "Show a job's receipts, or verify a receipt file without network."),
-    "offers": ("market", "What nodes offer."),
-    "login": ("market", "Choose the marketplace and pin its identity."),
-    "validate": ("jobs", "Check a job file without submitting it."),
-    "wallet": ("wallet", "The key that is your wallet and your identity."),
-    "vault": ("vault", "Open, fund, inspect and close the vault that pays for jobs."),
+_SECTIONS = {
+    "Run work": {
+        "init": ("specs", "Write a commented job.yaml to start from."),
+        "examples": ("specs", "Ready-made job files, to look at or to write here."),
+        "validate": ("specs", "Check a job file without submitting it."),
+        "quote": ("specs", "Can it run, where, for how much? Nothing is submitted."),
+        "submit": ("jobs", "Submit a job file."),
+        "run": ("run", "Run a command on the market with this directory as its workspace."),
+        "retry": ("jobs", "Submit a job again, as it was."),
+    },
+    "Follow it": {
+        "ps": ("jobs", "List jobs."),
+        "show": ("jobs", "One job with its attempts."),
+        "watch": ("watch", "A job live: state, figures, newest output."),
+        "logs": ("jobs", "A job's output; -f follows it."),
+        "wait": ("jobs", "Wait for a job; its exit code becomes this command's."),
+        "pull": ("jobs", "Download a job's outputs."),
+        "cancel": ("jobs", "Stop a job; what was useful until now is billed."),
+    },
+    "Money": {
+        "wallet": ("wallet", "The key that is your wallet and your identity."),
+        "vault": ("vault", "Open, fund, inspect and close the vault that pays for jobs."),
+        "cost": ("cost", "What jobs have cost, and what open ones may."),
+        "receipt": ("receipts", "Show a job's receipts, or verify a receipt file without network."),
+        "receipts": ("receipts", "All receipts that this computer keeps."),
+        "audit": ("audit", "Check all receipts, and the chain, without trusting the marketplace."),
+    },
+    "Set up": {
+        "login": ("market", "Choose the marketplace and pin its identity."),
+        "offers": ("market", "What nodes offer."),
+        "keys": ("wallet", "Your public keys in every form that others ask for."),
+        "completion": ("completion", "Completion for bash, zsh or fish."),
+    },
 }
+COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
 
 
 class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"torg.cli.{_COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"torg.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table above is enough for --help: no command module is imported for it."""
         del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, text) in commands.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -57,7 +78,7 @@ class LazyGroup(click.Group):
         except click.UsageError as error:
             import difflib
 
-            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             if close:
                 raise click.UsageError(f'{error.message} Did you mean "{close[0]}"?', ctx) from error
             raise
@@ -66,40 +87,71 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--marketplace", metavar="URL", help="Marketplace to use (or TORG_MARKETPLACE).")
 @click.option("--home", metavar="DIR", help="Key and journal directory (or TORG_HOME; default ~/.config/torg).")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable output: JSON, one value or one line per event.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Machine-readable output: one JSON document, or, where a job is followed, one line of JSON per event.",
+)
 @click.version_option(package_name="torg")
 @click.pass_context
 def cli(ctx: click.Context, marketplace: str | None, home: str | None, as_json: bool) -> None:
-    """Run work on a decentralized GPU market; pay for useful seconds only."""
+    """Run work on a decentralized GPU market; pay for useful seconds only.
+
+    \b
+    First steps:
+      torg login --marketplace URL     torg wallet new     torg vault open --deposit 5
+      torg init                        torg submit job.yaml --wait
+    """
     ctx.obj = {"marketplace": marketplace, "home": home, "json": as_json}
 
 
 def main() -> None:
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="torg", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        code = _usage(error)
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except Exception as error:  # noqa: BLE001 - known errors are explained, the rest is raised again
-        code = _explain(error)
+    except BrokenPipeError:  # `torg ps | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:  # noqa: BLE001 - known errors were explained where they arose; this is the rest
+        code = _defect(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _explain(error: Exception) -> int:
-    """Known errors become one message; anything else is a defect and keeps its traceback."""
-    from torg_protocol.errors import TorgError
-
-    if not isinstance(error, TorgError):
-        raise error
-    if "--json" in sys.argv:
+def _usage(error: click.ClickException) -> int:
+    if "--json" in sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]:
         import json
 
-        click.echo(json.dumps(error.to_problem()), err=True)
+        problem = {"type": "urn:torg:error:usage", "title": error.format_message(), "status": 400, "code": "usage"}
+        click.echo(json.dumps(problem), err=True)
     else:
-        click.echo(f"torg: {error}", err=True)
-    return 1
+        error.show()
+    return error.exit_code
+
+
+def _defect(error: Exception) -> int:
+    """What nobody foresaw: a sentence, and the traceback for those who ask for it."""
+    from torg_protocol.errors import TorgError
+
+    if isinstance(error, TorgError):
+        from torg.cli.session import explain
+
+        explain(error, as_json="--json" in sys.argv)
+        return 1
+    if os.environ.get("TORG_DEBUG"):
+        raise error
+    if isinstance(error, OSError) and error.filename:
+        click.echo(f"torg: {error.strerror} (path = {str(error.filename)!r}) [os_error]", err=True)
+        return 1
+    click.echo(
+        f"torg: this should not have happened: {type(error).__name__}: {error} [defect]\n"
+        "  nothing is lost: your journal and your jobs are safe. TORG_DEBUG=1 shows the traceback; please report it",
+        err=True,
+    )
+    return 70
 
 
 if __name__ == "__main__":

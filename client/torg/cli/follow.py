@@ -2,50 +2,107 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
-from torg.cli.session import Session, money
+from torg.cli.present import coin, duration
+from torg.cli.session import Session
 from torg.client import AsyncClient, StageProgress
 from torg_protocol.api import JobEvent, JobView
 from torg_protocol.states import JobState
 
 
 def exit_code_of(job: JobView) -> int:
-    """The job's own exit code when it has one; 0 only for SUCCEEDED."""
+    """0 only for SUCCEEDED; else the exit code of the job's last attempt, or 1 when that has none (it ran out of time, say)."""
     if job.state is JobState.SUCCEEDED:
         return 0
-    codes = [lease.exit_code for lease in job.leases if lease.exit_code]
-    return codes[-1] if codes else 1
+    return (job.leases[-1].exit_code if job.leases else None) or 1
 
 
 async def follow_job(session: Session, client: AsyncClient, job: JobView, *, states: bool = True) -> JobView:
-    """Prints events until the job has ended, then a closing line. Ctrl-C leaves the job running and says so."""
+    """Prints events until the job has ended, then a closing line.
+
+    Ctrl-C on a terminal asks whether to leave the job running or to cancel it; elsewhere it leaves it running and says so.
+    """
     view = _Lines(session, states=states)
-    try:
-        with view:
-            async for event in client.follow(job.job_id):
-                view.show(event)
-    except BaseException:
-        click.echo(
-            f"\nthe job goes on without you: torg logs -f {job.job_id}   or stop it: torg cancel {job.job_id}", err=True
-        )
-        raise
+    after = 0
+    while True:
+        try:
+            with view:
+                async for event in client.follow(job.job_id, after=after, on_gap=_say_gap):
+                    after = event.id
+                    view.show(event)
+            break
+        except asyncio.CancelledError:
+            if not _is_interactive(session) or not await _cancel_instead(client, job):
+                say_it_goes_on(job.job_id)
+                raise
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+        except Exception:
+            say_it_goes_on(job.job_id)
+            raise
     ended = await client.wait(job.job_id)
-    market = await client.market()
+    await _say_end(session, client, ended, states=states)
+    return ended
+
+
+def say_it_goes_on(job_id: str) -> None:
+    click.echo(
+        f"\nthe job goes on without you:  torg logs -f {job_id}\nstop it:  torg cancel {job_id}",
+        err=True,
+    )
+
+
+async def _say_end(session: Session, client: AsyncClient, ended: JobView, *, states: bool) -> None:
     if session.as_json:
         click.echo(ended.model_dump_json())
-    elif states:
-        note = f"  {ended.detail}" if ended.detail else ""
-        click.echo(
-            f"{ended.job_id}  {ended.state}  cost {money(ended.final_amount, market.chain.decimals)}{note}", err=True
+        return
+    if not states:
+        return
+    money = coin(await client.market())
+    billed = sum(lease.billed_ms for lease in ended.leases)
+    note = f"  {ended.detail}" if ended.detail else ""
+    click.echo(
+        f"{ended.job_id}  {ended.state}  cost {money.text(ended.final_amount)} for {duration(billed)}{note}", err=True
+    )
+    if ended.outputs:
+        click.echo(f"results:  torg pull {ended.job_id}", err=True)
+    elif ended.state is JobState.FAILED:
+        click.echo(f"why:  torg show {ended.job_id}    again:  torg retry {ended.job_id}", err=True)
+
+
+def _is_interactive(session: Session) -> bool:
+    return not session.as_json and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+async def _cancel_instead(client: AsyncClient, job: JobView) -> bool:
+    """Asks what Ctrl-C was meant to do. True: the job was told to stop, follow it to its end. A second Ctrl-C means detach."""
+    try:
+        answer = click.prompt(
+            "\nleave the job running, or cancel it?",
+            type=click.Choice(["leave", "cancel"]),
+            default="leave",
+            err=True,
         )
-    return ended
+    except (click.Abort, KeyboardInterrupt):
+        return False
+    if answer == "leave":
+        return False
+    await client.cancel(job.job_id)
+    return True
+
+
+def _say_gap(reason: str) -> None:
+    click.echo(f"· the marketplace does not answer ({reason}); the job goes on, trying again", err=True)
 
 
 class _Lines:
@@ -63,6 +120,7 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
     def show(self, event: JobEvent) -> None:
         if self._json:
@@ -76,12 +134,14 @@ class _Lines:
                 stream.flush()
             case "progress":
                 self._progress(data)
-            case "job" | "lease" | "checkpoint" | "receipt":
+            case "job" | "lease" | "checkpoint":
                 if self._states:
-                    click.echo(_state_line(event), err=True)
+                    click.echo(state_line(event), err=True)
             case "preparing":
                 if self._states and not data.get("done_bytes"):
                     click.echo(f"· preparing: {data.get('step', '')}", err=True)
+            case "receipt":
+                pass  # the closing line says what it cost
 
     def _progress(self, data: dict[str, Any]) -> None:
         step, total = data.get("step"), data.get("total_steps")
@@ -100,17 +160,18 @@ class _Lines:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task("", total=total)
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in data.items() if isinstance(value, float))
-        self._bar.update(self._task, completed=step, total=total, description=figures)
+        self._bar.update(self._task, completed=step, total=total, description=figures(data))
 
 
-def _state_line(event: JobEvent) -> str:
+def figures(data: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in data.items() if isinstance(value, float))
+
+
+def state_line(event: JobEvent) -> str:
     data = event.data
     match event.kind:
         case "checkpoint":
             return f"· checkpoint {data.get('name', '')} is safe"
-        case "receipt":
-            return "· receipt issued"
         case "lease":
             node = str(data.get("node", ""))[:8]
             reason = f" ({data['reason']})" if data.get("reason") else ""
@@ -138,3 +199,15 @@ def transfer_bar(session: Session) -> Iterator[StageProgress | None]:
             bar.update(tasks[what], completed=done, total=total)
 
         yield on_progress
+
+
+async def pull_results(
+    session: Session, client: AsyncClient, job_id: str, target: Path, *, overwrite: bool
+) -> list[Path]:
+    """Downloads with a bar; Ctrl-C says how to go on."""
+    try:
+        with transfer_bar(session) as on_progress:
+            return await client.pull(job_id, target, overwrite=overwrite, on_progress=on_progress)
+    except asyncio.CancelledError:
+        click.echo(f"\nwhat has arrived is kept; go on:  torg pull {job_id} -o {target}", err=True)
+        raise

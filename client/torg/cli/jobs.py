@@ -1,204 +1,272 @@
-"""quote, submit, ps, show, logs, wait, pull, cancel, validate."""
+"""submit, retry, ps, show, logs, wait, pull, cancel."""
 
 from __future__ import annotations
 
-import json
+import asyncio
+import secrets
 import sys
 from pathlib import Path
 
 import click
 
-from torg.cli.follow import exit_code_of, follow_job, transfer_bar
-from torg.cli.session import Session, command, duration, money, table
-from torg.spec_file import read_spec_file
-from torg_protocol.api import JobView, Quote
+from torg.cli.present import Coin, age, coin, duration, size, table
+from torg.cli.session import JOB, Session, command, resolve
+from torg.client import AsyncClient
+from torg.errors import Unavailable
+from torg_protocol.api import JobView
 from torg_protocol.errors import Invalid
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.states import JobState
 
-FILE = click.argument("file", type=click.Path(path_type=Path))
-
-
-@click.command()
-@FILE
-@command
-async def validate(session: Session, file: Path) -> None:
-    """Check a job file without submitting it."""
-    spec = read_spec_file(file).check()
-    session.show({"valid": True, "spec": spec.wire()}, f"{file}: valid ({spec.name})")
+VAULT = click.option("--vault", metavar="ADDRESS", help="Vault to pay from; default: the newest.")
+WAIT = click.option(
+    "--wait/--detach", default=False, help="Follow the job to its end, or (default) print its id and leave."
+)
+KEY = click.option(
+    "--idempotency-key", metavar="KEY", help="Submit at most once under this key, however often it is tried."
+)
 
 
 @click.command()
-@FILE
-@command
-async def quote(session: Session, file: Path) -> None:
-    """Can it run, where, for how much? Nothing is submitted."""
-    spec = read_spec_file(file).check()
-    async with session.client() as client:
-        market = await client.market()
-        answer = await client.quote(spec)
-    session.show(answer.wire(), quote_text(spec, answer, market.chain.decimals))
-    if not answer.feasible:
-        sys.exit(1)
-
-
-def quote_text(spec: JobSpec, answer: Quote, decimals: int) -> str:
-    if not answer.feasible:
-        rows = [
-            (item.constraint, item.asked, str(item.nodes_removed), item.best_available or "-")
-            for item in answer.constraints
-        ]
-        head = f"{spec.name}: no node can run this ({answer.nodes_considered} on the market)"
-        hint = f"\nhint: {answer.hint}" if answer.hint else ""
-        return f"{head}\n{table(('constraint', 'asked', 'nodes removed', 'best available'), rows)}{hint}"
-    low, high = (
-        money(price, decimals) for price in (answer.cheapest_price_per_gpu_hour, answer.dearest_price_per_gpu_hour)
-    )
-    when = "when a node is free" if answer.waiting else "now"
-    return (
-        f"{spec.name}: can run {when} on {answer.nodes_fitting} of {answer.nodes_considered} nodes\n"
-        f"  price per GPU-hour  {low} to {high}, x {answer.billable_gpus}\n"
-        f"  never more than     {money(answer.max_amount, decimals)}  (held in your vault, the rest comes back)"
-    )
-
-
-@click.command()
-@FILE
-@click.option("--vault", help="Vault to pay from; default: the newest.")
-@click.option("--wait/--detach", default=False, help="Follow the job to its end.")
-@click.option("--idempotency-key", help="Submit at most once under this key.")
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@VAULT
+@WAIT
+@KEY
 @command
 async def submit(session: Session, file: Path, vault: str | None, wait: bool, idempotency_key: str | None) -> None:
-    """Submit a job file."""
+    """Submit a job file (YAML or JSON; "-" reads standard input).
+
+    With --wait the exit code is the job's own; 125 means that torg itself failed.
+    """
+    from torg.cli.follow import transfer_bar
+    from torg.spec_file import read_spec_file
+
+    if wait:
+        session.passes_exit_code()
     spec_file = read_spec_file(file)
+    key = idempotency_key or secrets.token_hex(16)
     async with session.client() as client:
-        with transfer_bar(session) as on_progress:
-            job = await client.submit(spec_file, vault=vault, idempotency_key=idempotency_key, on_progress=on_progress)
-        market = await client.market()
-        if not wait:
-            text = f"{job.job_id}  {job.name}  {job.state}  (at most {money(job.max_amount, market.chain.decimals)})"
-            session.show(job.wire(), f"{text}\nfollow it: torg logs -f {job.job_id}")
-            return
-        job = await follow_job(session, client, job)
-    sys.exit(exit_code_of(job))
+        try:
+            with transfer_bar(session) as on_progress:
+                job = await client.submit(spec_file, vault=vault, idempotency_key=key, on_progress=on_progress)
+        except asyncio.CancelledError:
+            say_interrupted(f"torg submit {file}", key)
+            raise
+        await _submitted(session, client, job, wait=wait)
 
 
 @click.command()
-@click.option("--limit", default=20, show_default=True)
-@click.option("--cursor", help="Continue where a page ended.")
+@JOB
+@VAULT
+@WAIT
+@KEY
 @command
-async def ps(session: Session, limit: int, cursor: str | None) -> None:
-    """List jobs."""
+async def retry(session: Session, job_id: str, vault: str | None, wait: bool, idempotency_key: str | None) -> None:
+    """Submit a job again, as it was: same spec, same workspace (which the store still has), a new quote."""
+    if wait:
+        session.passes_exit_code()
+    key = idempotency_key or secrets.token_hex(16)
     async with session.client() as client:
-        market = await client.market()
-        page = await client.jobs(limit=limit, cursor=cursor)
-    decimals = market.chain.decimals
-    rows = [
-        (
-            job.job_id,
-            job.name,
-            str(job.state),
-            str(len(job.leases)),
-            money(job.final_amount, decimals),
-            job.waiting_for or job.detail or "",
-        )
-        for job in page.jobs
-    ]
-    more = f"\nmore: torg ps --cursor {page.next_cursor}" if page.next_cursor else ""
-    session.show(page.wire(), table(("job", "name", "state", "attempts", "cost", "note"), rows) + more)
+        job_id = await resolve(client, job_id)
+        try:
+            job = await client.resubmit(job_id, vault=vault, idempotency_key=key)
+        except asyncio.CancelledError:
+            say_interrupted(f"torg retry {job_id}", key)
+            raise
+        await _submitted(session, client, job, wait=wait)
+
+
+def say_interrupted(again: str, key: str) -> None:
+    """Nobody knows here how far it came; the key makes going on safe."""
+    click.echo(
+        f"\ninterrupted: the job may be there already, see torg ps\ngo on safely:  {again} --idempotency-key {key}",
+        err=True,
+    )
+
+
+async def _submitted(session: Session, client: AsyncClient, job: JobView, *, wait: bool) -> None:
+    from torg.cli.follow import exit_code_of, follow_job
+
+    if wait:
+        sys.exit(exit_code_of(await follow_job(session, client, job)))
+    money = coin(await client.market())
+    session.show(job.wire(), f"{job.job_id}  {job.name}  {job.state}  (at most {money.text(job.max_amount)})")
+    session.hint(f"follow it:  torg logs -f {job.job_id}")
 
 
 @click.command()
-@click.argument("job_id")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200))
+@click.option("--state", type=click.Choice([str(state) for state in JobState]), help="Only jobs in this state.")
+@click.option("--cursor", metavar="JOB", help="Continue where a page ended.")
+@click.option("-q", "--quiet", is_flag=True, help="Only job ids, one per line.")
+@command
+async def ps(session: Session, limit: int, state: str | None, cursor: str | None, quiet: bool) -> None:
+    """List jobs, newest first."""
+    async with session.client() as client:
+        market, page = await asyncio.gather(client.market(), client.jobs(limit=limit, cursor=cursor, state=state))
+    if quiet and not session.as_json:
+        click.echo("".join(f"{job.job_id}\n" for job in page.jobs), nl=False)
+        return
+    if not page.jobs:
+        session.show(page.wire(), "no jobs" + (f" in state {state}" if state else " yet"))
+        session.hint("start one:  torg init, then torg submit job.yaml --wait")
+        return
+    now_ms, money = session.now_ms(), coin(market)
+    rows = [(*_row(job, now_ms), *_money_and_note(job, money)) for job in page.jobs]
+    session.show(page.wire(), table(("job", "name", "state", "age", "attempts", "cost", "note"), rows))
+    if page.next_cursor:
+        session.hint(f"more:  torg ps --cursor {page.next_cursor}")
+
+
+def _row(job: JobView, now_ms: int) -> tuple[str, ...]:
+    return job.job_id, job.name, str(job.state), age(now_ms - job.created_at_ms), str(len(job.leases))
+
+
+def _money_and_note(job: JobView, money: Coin) -> tuple[str, str]:
+    """What it cost, or while it is open what it may cost at most."""
+    cost = money.text(job.final_amount) if job.final_amount is not None else f"≤ {money.text(job.max_amount)}"
+    reason = str(job.reason) if job.reason and job.state is not JobState.SUCCEEDED else ""
+    return cost, job.waiting_for or job.detail or reason
+
+
+@click.command()
+@JOB
 @command
 async def show(session: Session, job_id: str) -> None:
     """One job with its attempts."""
     async with session.client() as client:
         market = await client.market()
-        job = await client.job(job_id)
-    session.show(job.wire(), job_text(job, market.chain.decimals))
+        job = await client.job(await resolve(client, job_id))
+    session.show(job.wire(), job_text(job, coin(market)))
 
 
-def job_text(job: JobView, decimals: int) -> str:
+def job_text(job: JobView, money: Coin) -> str:
     head = f"{job.job_id}  {job.name}  {job.state}" + (f"  ({job.reason})" if job.reason else "")
+    notes = "".join(f"\n{note}" for note in (job.waiting_for, job.detail) if note)
+    cost = (
+        f"cost {money.text(job.final_amount)}"
+        if job.final_amount is not None
+        else f"never more than {money.text(job.max_amount)}"
+    )
     rows = [
         (
             str(lease.attempt),
             lease.node[:8],
             str(lease.state),
-            str(lease.reason or "-"),
+            str(lease.reason or "-") + (f", exit code {lease.exit_code}" if lease.exit_code else ""),
             duration(lease.billed_ms),
             duration(lease.unbilled_ms),
-            money(lease.amount, decimals),
+            money.text(lease.amount),
             lease.resumed_from or "-",
         )
         for lease in job.leases
     ]
     headings = ("attempt", "node", "state", "reason", "billed", "not billed", "cost", "resumed from")
-    outputs = "".join(f"\n  {output.path}  {output.size_bytes} bytes" for output in job.outputs)
-    notes = "".join(f"\n{note}" for note in (job.waiting_for, job.detail) if note)
-    return f"{head}{notes}\n{table(headings, rows)}" + (f"\noutputs:{outputs}" if outputs else "")
+    attempts = f"\n{table(headings, rows)}" if rows else "\nno attempt yet"
+    outputs = "".join(f"\n  {output.path}  {size(output.size_bytes)}" for output in job.outputs)
+    return f"{head}{notes}\n{cost}{attempts}" + (f"\noutputs (torg pull {job.job_id}):{outputs}" if outputs else "")
 
 
 @click.command()
-@click.argument("job_id")
-@click.option("-f", "--follow", is_flag=True, help="Live, until the job ends.")
-@click.option("--stderr", "stream", flag_value="stderr", help="Only the error stream.")
-@click.option("--stdout", "stream", flag_value="stdout", default="stdout", help="Only the output stream (the default).")
+@JOB
+@click.option("-f", "--follow", is_flag=True, help="Live, until the job ends; its exit code becomes this command's.")
+@click.option("--stderr", "stream", flag_value="stderr", help="The error stream.")
+@click.option("--stdout", "stream", flag_value="stdout", default="stdout", help="The output stream (default).")
 @command
 async def logs(session: Session, job_id: str, follow: bool, stream: str) -> None:
-    """A job's output; -f follows it."""
+    """A job's output; -f follows both streams live."""
     async with session.client() as client:
+        job_id = await resolve(client, job_id)
         if follow:
+            from torg.cli.follow import exit_code_of, follow_job
+
+            session.passes_exit_code()
             job = await follow_job(session, client, await client.job(job_id), states=False)
             sys.exit(exit_code_of(job))
         text = await client.logs(job_id, stream)
-    session.show({"stream": stream, "text": text}, text.rstrip("\n"))
+        if not text and not session.as_json:
+            job = await client.job(job_id)
+            other = "stdout" if stream == "stderr" else "stderr"
+            session.hint(
+                f"nothing on {stream} (the job is {job.state}); the other stream:  torg logs --{other} {job_id}"
+            )
+    if session.as_json:
+        session.show({"stream": stream, "text": text}, "")
+    else:
+        click.echo(text, nl=not text.endswith("\n") and bool(text))
 
 
 @click.command()
-@click.argument("job_id")
+@JOB
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), help="Give up after so many seconds (exit code 125)."
+)
 @command
-async def wait(session: Session, job_id: str) -> None:
+async def wait(session: Session, job_id: str, timeout_s: float | None) -> None:
     """Wait for a job; its exit code becomes this command's."""
+    from torg.cli.follow import exit_code_of, say_it_goes_on
+
+    session.passes_exit_code()
     async with session.client() as client:
-        job = await client.wait(job_id)
+        job_id = await resolve(client, job_id)
+        await client.job(job_id)
+        try:
+            async with asyncio.timeout(timeout_s):
+                job = await client.wait(job_id)
+        except TimeoutError:
+            raise Unavailable(
+                f"the job has not ended within {timeout_s:g} s",
+                code="wait_timeout",
+                field="timeout",
+                value=timeout_s,
+                hint=f"it goes on: torg logs -f {job_id}",
+            ) from None
+        except asyncio.CancelledError:
+            say_it_goes_on(job_id)
+            raise
         market = await client.market()
-    session.show(job.wire(), job_text(job, market.chain.decimals))
+    session.show(job.wire(), job_text(job, coin(market)))
     sys.exit(exit_code_of(job))
 
 
 @click.command()
-@click.argument("job_id")
+@JOB
 @click.option(
     "-o",
     "--output",
     "destination",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory; default: the job id.",
+    help="Directory; default: one named like the job id.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace files that are there with other content.")
 @command
-async def pull(session: Session, job_id: str, destination: Path | None) -> None:
-    """Download a job's outputs."""
-    target = destination or Path(job_id)
+async def pull(session: Session, job_id: str, destination: Path | None, overwrite: bool) -> None:
+    """Download a job's outputs. Run it again after a broken connection: it goes on where it stopped."""
+    from torg.cli.follow import pull_results
+
     async with session.client() as client:
-        with transfer_bar(session) as on_progress:
-            files = await client.pull(job_id, target, on_progress=on_progress)
-    if not files:
-        raise Invalid(
-            "this job has no outputs",
-            code="no_outputs",
-            field="job",
-            value=job_id,
-            hint="jobs write what they want kept to $TORG_OUTPUT_DIR",
-        )
+        job_id = await resolve(client, job_id)
+        target = destination or Path(job_id)
+        job = await client.job(job_id)
+        if not job.outputs:
+            raise Invalid(
+                f"this job has no outputs (it is {job.state})",
+                code="no_outputs",
+                field="job",
+                value=job_id,
+                hint="outputs are there when a job has succeeded, and are what its spec lists under `outputs`, "
+                "written to $TORG_OUTPUT_DIR",
+            )
+        files = await pull_results(session, client, job_id, target, overwrite=overwrite)
     session.show({"files": [str(path) for path in files]}, "\n".join(str(path) for path in files))
 
 
 @click.command()
-@click.argument("job_id")
+@JOB
 @command
 async def cancel(session: Session, job_id: str) -> None:
-    """Stop a job; what was useful until now is billed."""
+    """Stop a job; what was useful until now is billed. Safe to repeat."""
     async with session.client() as client:
+        job_id = await resolve(client, job_id)
         job = await client.cancel(job_id)
-    session.show(json.loads(job.model_dump_json()), f"{job.job_id}  {job.state}")
+    session.show(job.wire(), f"{job.job_id}  {job.state}")
+    session.hint(f"what it cost:  torg show {job_id}")

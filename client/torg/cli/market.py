@@ -2,43 +2,106 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
 import click
 
-from torg.cli.session import Session, command, money, table
+from torg.cli.present import coin, size, table
+from torg.cli.session import Session, command
 from torg.config import save_marketplace
+from torg_protocol.api import NodeView
+from torg_protocol.quantities import format_cpu_millis, parse_size_bytes
+from torg_protocol.states import Liveness, NodeState
+
+_ORDERS: dict[str, Callable[[NodeView], Any]] = {
+    "price": lambda node: (node.price_per_gpu_hour, node.node),
+    "free": lambda node: (-node.slots_free, node.price_per_gpu_hour),
+    "memory": lambda node: (-node.memory_bytes, node.price_per_gpu_hour),
+    "gpus": lambda node: (-node.gpus, node.price_per_gpu_hour),
+    "class": lambda node: (node.gpu_class, node.price_per_gpu_hour),
+}
 
 
 @click.command()
+@click.option("--sort", "order", type=click.Choice(list(_ORDERS)), default="price", show_default=True)
+@click.option("--gpus", type=click.IntRange(0, 64), help="At least so many GPUs.")
+@click.option("--gpu-class", metavar="TEXT", help="Only classes that contain this text.")
+@click.option("--max-price", metavar="AMOUNT", help="Per GPU-hour at most.")
+@click.option("--memory", metavar="SIZE", help='At least so much memory, for example "32GiB".')
+@click.option(
+    "--isolation", metavar="LEVEL", help="Only nodes with this isolation verified: sandbox, container, gvisor."
+)
+@click.option("--region", metavar="TEXT", help="Only this region.")
+@click.option("--free", is_flag=True, help="Only nodes that could start a job now.")
 @command
-async def offers(session: Session) -> None:
-    """What nodes offer."""
-    async with session.client() as client:
-        decimals = (await client.market()).chain.decimals
-        nodes = await client.offers()
+async def offers(session: Session, order: str, max_price: str | None, memory: str | None, **wanted: Any) -> None:
+    """What nodes offer, cheapest first. Needs no wallet."""
+    async with session.visitor() as client:
+        market, nodes = await asyncio.gather(client.market(), client.offers())
+    money = coin(market)
+    price = None if max_price is None else money.parse(max_price, "--max-price")
+    least_memory = 0 if memory is None else _size(memory)
+    found = [node for node in sorted(nodes, key=_ORDERS[order]) if _fits(node, price, least_memory, wanted)]
+    if not found:
+        session.show([], f"none of {len(nodes)} offers fits" if nodes else "nobody offers anything here now")
+        return
     rows = [
         (
             node.node[:8],
             f"{node.gpus} x {node.gpu_class}" if node.gpus else node.gpu_class,
-            money(node.price_per_gpu_hour, decimals),
+            money.text(node.price_per_gpu_hour),
             f"{node.slots_free}/{node.slots}",
-            f"{node.cpu_millis // 1000}",
-            f"{node.memory_bytes >> 30} GiB",
+            format_cpu_millis(node.cpu_millis),
+            size(node.memory_bytes),
+            size(node.disk_bytes),
             ",".join(node.isolation),
-            f"{node.state}, {node.liveness}",
+            node.region or "-",
+            _state(node),
         )
-        for node in nodes
+        for node in found
     ]
-    session.show(
-        [node.wire() for node in nodes],
-        table(("node", "class", "price/GPU-hour", "free", "cpus", "memory", "isolation", "state"), rows),
+    headings = ("node", "class", "price/GPU-hour", "free", "cpus", "memory", "disk", "isolation", "region", "state")
+    session.show([node.wire() for node in found], table(headings, rows))
+
+
+def _fits(node: NodeView, max_price: int | None, least_memory: int, wanted: dict[str, Any]) -> bool:
+    return (
+        (max_price is None or node.price_per_gpu_hour <= max_price)
+        and node.memory_bytes >= least_memory
+        and node.gpus >= (wanted["gpus"] or 0)
+        and (wanted["gpu_class"] or "").lower() in node.gpu_class.lower()
+        and (wanted["isolation"] is None or wanted["isolation"] in node.isolation)
+        and (wanted["region"] is None or wanted["region"] == node.region)
+        and (not wanted["free"] or (node.slots_free > 0 and _state(node) == "ready"))
     )
+
+
+def _state(node: NodeView) -> str:
+    if node.state is NodeState.ACTIVE and node.liveness is Liveness.ALIVE:
+        return "ready" if node.slots_free else "busy"
+    return str(node.state) if node.state is not NodeState.ACTIVE else f"silent ({node.liveness})"
+
+
+def _size(text: str) -> int:
+    from torg_protocol.errors import Invalid
+
+    try:
+        return parse_size_bytes(text)
+    except ValueError as error:
+        raise Invalid(str(error), code="size_invalid", field="--memory", value=text) from None
 
 
 @click.command()
 @command
 async def login(session: Session) -> None:
-    """Choose the marketplace (with --marketplace) and pin its identity."""
-    async with session.client() as client:
+    """Choose the marketplace (with --marketplace) and pin its identity. Needs no wallet."""
+    async with session.visitor() as client:
         info = await client.market()
     save_marketplace(session.config)
     session.show(info.wire(), f"{info.name} at {session.config.marketplace_url}\n  key {info.marketplace} (pinned)")
+    if session.config.key_path.exists():
+        session.hint("what is on offer:  torg offers")
+    else:
+        session.hint("now a wallet:  torg wallet new   (or take one over: torg wallet import FILE)")

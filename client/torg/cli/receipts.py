@@ -8,8 +8,11 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from torg.cli.session import Session, command, duration
+from torg.cli.present import Coin, coin, coin_of, duration, table
+from torg.cli.session import JOB, Session, command, resolve
+from torg.config import pinned
 from torg.errors import ReceiptInvalid
+from torg.journal import Journal
 from torg_protocol.errors import Invalid
 from torg_protocol.usage import SignedReceipt, verify_receipt
 
@@ -20,17 +23,60 @@ def receipt() -> None:
 
 
 @receipt.command()
-@click.argument("job_id")
+@JOB
 @click.option("-o", "--output", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write them to a file.")
 @command
 async def show(session: Session, job_id: str, file: Path | None) -> None:
     """Fetch, verify and show the receipts of a job."""
     async with session.client() as client:
-        receipts = await client.receipts(job_id)
+        market = await client.market()
+        receipts = await client.receipts(await resolve(client, job_id))
+    money = coin(market)
     value = [signed.wire() for signed in receipts]
     if file is not None:
         file.write_text(json.dumps(value, indent=2) + "\n")
-    session.show(value, "\n\n".join(receipt_text(signed) for signed in receipts) or "no receipt yet")
+    text = "\n\n".join(receipt_text(signed, money) for signed in receipts)
+    session.show(value, text or "no receipt yet: there is one for each attempt that has been decided")
+    if file is not None:
+        session.hint(f"check it anywhere:  torg receipt verify {file} --marketplace-key {market.marketplace}")
+
+
+@click.command()
+@click.option(
+    "-o", "--output", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write all of them to a file."
+)
+@click.option("--offline", is_flag=True, help="Do not ask the marketplace for receipts that are missing here.")
+@command
+async def receipts(session: Session, file: Path | None, offline: bool) -> None:
+    """All receipts that this computer keeps, oldest first; `torg audit` checks them."""
+    from torg.cli.cost import bring_up_to_date
+
+    if not offline:
+        await bring_up_to_date(session, None)
+    chain = pinned(session.config)["chain"]
+    money = coin_of(chain["mint"], chain["decimals"])
+    kept = [SignedReceipt.model_validate_json(item.body) for item in Journal(session.config.journal_path).receipts()]
+    value = [signed.wire() for signed in kept]
+    if file is not None:
+        file.write_text(json.dumps(value, indent=2) + "\n")
+    rows = [_row(signed, money) for signed in kept]
+    headings = ("job", "attempt", "node", "result", "verdict", "billed", "not billed", "amount", "node signed")
+    session.show(value, table(headings, rows) if rows else "no receipts yet")
+
+
+def _row(signed: SignedReceipt, money: Coin) -> tuple[str, ...]:
+    item = signed.receipt
+    return (
+        item.job_id,
+        str(item.attempt),
+        item.node[:8],
+        str(item.reason),
+        item.verdict.result,
+        duration(item.billed_ms),
+        duration(item.unbilled_ms),
+        money.text(item.amount),
+        "yes" if signed.node_signature else "no",
+    )
 
 
 @receipt.command()
@@ -53,16 +99,26 @@ async def verify(session: Session, file: Path, marketplace_key: str | None) -> N
             problems=problems,
         )
     session.show({"valid": True, "receipts": len(receipts)}, f"{file}: {len(receipts)} receipts hold")
+    if marketplace_key is None:
+        signers = ", ".join(sorted({signed.receipt.marketplace for signed in receipts}))
+        session.hint(f"whole, and signed by {signers}: whether that is who you think, --marketplace-key says")
 
 
 def read_receipts(file: Path) -> list[SignedReceipt]:
     """Raises Invalid `receipt_malformed` for anything that is not a list of receipts."""
     try:
         raw = json.loads(file.read_bytes())
-        return [SignedReceipt.model_validate(item) for item in (raw if isinstance(raw, list) else [raw])]
+        found = [SignedReceipt.model_validate(item) for item in (raw if isinstance(raw, list) else [raw])]
+        if not found:
+            raise ValueError("there is none in it")
+        return found
     except OSError as error:
         raise Invalid(
-            f"cannot read it: {error.strerror}", code="receipt_not_found", field="file", value=str(file)
+            f"cannot read the receipt file: {error.strerror}",
+            code="receipt_not_found",
+            field="file",
+            value=str(file),
+            hint="torg receipt show JOB -o FILE writes one",
         ) from error
     except (ValueError, ValidationError) as error:
         raise Invalid(
@@ -74,14 +130,14 @@ def read_receipts(file: Path) -> list[SignedReceipt]:
         ) from error
 
 
-def receipt_text(signed: SignedReceipt) -> str:
+def receipt_text(signed: SignedReceipt, money: Coin) -> str:
     item = signed.receipt
     lines = [
         f"receipt of attempt {item.attempt}, job {item.job_id}",
         f"  node        {item.node}  ({item.executor or 'never started'}, isolation {item.isolation or '-'})",
         f"  result      {item.state} ({item.reason}), exit code {item.exit_code}",
         f"  verdict     {item.verdict.policy}: {item.verdict.result} {json.dumps(item.verdict.measured) if item.verdict.measured else ''}".rstrip(),
-        f"  billed      {duration(item.billed_ms)}, not billed {duration(item.unbilled_ms)}, amount {item.amount} base units",
+        f"  billed      {duration(item.billed_ms)}, not billed {duration(item.unbilled_ms)}, amount {money.text(item.amount)}",
         f"  spec        {item.spec_digest}",
         f"  image       {item.image} {item.image_digest or ''}".rstrip(),
     ]

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from torg.cli.follow import exit_code_of, follow_job, transfer_bar
+from torg.cli.follow import exit_code_of, follow_job, pull_results, transfer_bar
+from torg.cli.jobs import KEY, VAULT, say_interrupted
 from torg.cli.session import Session, command
 from torg.spec_file import spec_from_mapping
 from torg_protocol.errors import Invalid
-from torg_protocol.states import JobState
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.argument("argv", nargs=-1, required=True)
-@click.option("--name", default="run", show_default=True)
-@click.option("--image", default="host-python", show_default=True)
-@click.option("--workspace", default=".", show_default=True, type=click.Path(file_okay=False, path_type=Path))
+@click.argument("argv", nargs=-1, required=True, metavar="-- COMMAND...")
+@click.option("--name", default="run", show_default=True, help="Name of the job.")
+@click.option("--image", default="host-python", show_default=True, help="What it runs in.")
+@click.option(
+    "--workspace",
+    default=".",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory that is sent along, without what .gitignore and .torgignore name.",
+)
 @click.option("--no-workspace", is_flag=True, help="Send no files.")
-@click.option("--gpus", default=0, show_default=True)
-@click.option("--min-vram", help='Per GPU, for example "24GiB".')
-@click.option("--cpus", default="1", show_default=True)
-@click.option("--memory", default="1GiB", show_default=True)
-@click.option("--disk", default="1GiB", show_default=True)
-@click.option("--max-duration", default="1h", show_default=True)
-@click.option("--max-cost", help='Never pay more, for example "0.50".')
-@click.option("--max-price", help="Per GPU-hour.")
-@click.option("--env", "-e", multiple=True, metavar="NAME=VALUE")
+@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="GPUs that it needs.")
+@click.option("--min-vram", metavar="SIZE", help='Per GPU, for example "24GiB".')
+@click.option("--gpu-class", metavar="CLASS", help="Only this kind of GPU; see torg offers.")
+@click.option("--cpus", default="1", show_default=True, help='Cores, for example 4 or "0.5".')
+@click.option("--memory", default="1GiB", show_default=True, help="More than this, and the job is stopped.")
+@click.option("--disk", default="1GiB", show_default=True, help="For the workspace and all that it writes.")
+@click.option("--max-duration", default="1h", show_default=True, help="It is stopped then.")
+@click.option("--max-cost", metavar="AMOUNT", help='Never pay more, for example "0.50".')
+@click.option("--max-price", metavar="AMOUNT", help="Per GPU-hour.")
+@click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="A variable for the job; may be repeated.")
+@click.option(
+    "--keep", "outputs", multiple=True, metavar="PATH", help="A result below $TORG_OUTPUT_DIR; may be repeated."
+)
 @click.option(
     "--output",
     "-o",
@@ -37,37 +49,53 @@ from torg_protocol.states import JobState
     type=click.Path(file_okay=False, path_type=Path),
     help="Pull results here when done.",
 )
-@click.option("--vault", help="Vault to pay from; default: the newest.")
+@click.option("--overwrite", is_flag=True, help="With -o: replace files that are there with other content.")
+@VAULT
+@KEY
 @click.option("--detach", is_flag=True, help="Do not follow; print the job id.")
 @command
 async def run(
-    session: Session, argv: tuple[str, ...], destination: Path | None, vault: str | None, detach: bool, **options: Any
+    session: Session,
+    argv: tuple[str, ...],
+    destination: Path | None,
+    overwrite: bool,
+    vault: str | None,
+    idempotency_key: str | None,
+    detach: bool,
+    **options: Any,
 ) -> None:
     """Run a command on the market with this directory as its workspace.
 
+    The exit code is the command's own; 125 means that torg itself failed.
+
     \b
     torg run -- python train.py
-    torg run --gpus 1 --min-vram 24GiB -o results -- python train.py --epochs 3
+    torg run --gpus 1 --min-vram 24GiB --keep model.bin -o results -- python train.py --epochs 3
     """
+    session.passes_exit_code()
     spec_file = spec_from_mapping(_spec(argv, options), base=Path.cwd())
+    key = idempotency_key or secrets.token_hex(16)
     async with session.client() as client:
-        with transfer_bar(session) as on_progress:
-            job = await client.submit(spec_file, vault=vault, on_progress=on_progress)
+        try:
+            with transfer_bar(session) as on_progress:
+                job = await client.submit(spec_file, vault=vault, idempotency_key=key, on_progress=on_progress)
+        except asyncio.CancelledError:
+            say_interrupted("torg run ...", key)
+            raise
         if detach:
             session.show(job.wire(), job.job_id)
+            session.hint(f"follow it:  torg logs -f {job.job_id}")
             return
         job = await follow_job(session, client, job)
-        if destination is not None and job.state is JobState.SUCCEEDED:
-            with transfer_bar(session) as on_progress:
-                files = await client.pull(job.job_id, destination, on_progress=on_progress)
-            click.echo(f"{len(files)} files in {destination}", err=True)
+        if destination is not None and job.outputs:
+            files = await pull_results(session, client, job.job_id, destination, overwrite=overwrite)
+            session.hint(f"{len(files)} files in {destination}")
     sys.exit(exit_code_of(job))
 
 
 def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     resources = {"gpus": options["gpus"], "cpus": options["cpus"], "memory": options["memory"], "disk": options["disk"]}
-    if options["min_vram"]:
-        resources["min_vram"] = options["min_vram"]
+    resources |= {name: options[name] for name in ("min_vram", "gpu_class") if options[name]}
     limits = {"max_duration": options["max_duration"]}
     limits |= {"max_cost": options["max_cost"]} if options["max_cost"] else {}
     limits |= {"max_price_per_hour": options["max_price"]} if options["max_price"] else {}
@@ -79,6 +107,7 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         "resources": resources,
         "limits": limits,
         "env": dict(_pair(item) for item in options["env"]),
+        "outputs": list(options["outputs"]),
     }
     if not options["no_workspace"]:
         spec["workspace"] = str(options["workspace"])
@@ -88,5 +117,7 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
 def _pair(item: str) -> tuple[str, str]:
     name, separator, value = item.partition("=")
     if not separator:
-        raise Invalid("not NAME=VALUE", code="env_invalid", field="--env", value=item)
+        raise Invalid(
+            "not NAME=VALUE", code="env_invalid", field="--env", value=item, hint="write it like -e EPOCHS=10"
+        )
     return name, value

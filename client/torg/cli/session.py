@@ -1,21 +1,26 @@
-"""What every command needs: the client made from the global options, and one way to print."""
+"""What every command needs: the client made from the global options, one way to print, one way to fail."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import json
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from torg.client import AsyncClient
 from torg.config import ClientConfig, load_config
-from torg_protocol.errors import Invalid, NotFound
-from torg_protocol.money import format_amount, parse_amount
+from torg_protocol.errors import Infeasible, NotFound, TorgError
+
+if TYPE_CHECKING:
+    from torg.client import AsyncClient
+
+FAILED = 1
+FAILED_ITSELF = 125  # of commands that pass a job's exit code on: torg failed, not the job
 
 
 class Session:
@@ -23,63 +28,121 @@ class Session:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.as_json: bool = options["json"]
+        self.failure_code = FAILED
         home = options["home"]
         self.config: ClientConfig = load_config(Path(home) if home else None, options["marketplace"])
 
     def client(self) -> AbstractAsyncContextManager[AsyncClient]:
+        from torg.client import AsyncClient
+
         if not self.config.key_path.exists():
             raise NotFound(
                 "you have no wallet yet",
                 code="no_wallet",
                 field="home",
                 value=str(self.config.home),
-                hint="make one: torg wallet new",
+                hint="make one: torg wallet new   (or take one over: torg wallet import FILE)",
             )
         return AsyncClient(self.config)
 
+    def visitor(self) -> AbstractAsyncContextManager[AsyncClient]:
+        """For what the marketplace shows to everybody: without a wallet, a key of the moment is as good."""
+        from solders.keypair import Keypair
+
+        from torg.client import AsyncClient
+
+        return AsyncClient(self.config) if self.config.key_path.exists() else AsyncClient(self.config, Keypair())
+
+    def passes_exit_code(self) -> None:
+        """From now on an exit code of 1 could be the job's: failures of our own end with 125, as container engines do it."""
+        self.failure_code = FAILED_ITSELF
+
     def show(self, value: Any, text: str) -> None:
-        """Prints `value` as JSON or `text` for people."""
+        """Prints `value` as one JSON document or `text` for people."""
         click.echo(json.dumps(value) if self.as_json else text)
+
+    def hint(self, text: str) -> None:
+        """What one would do next: for people only, and never in the way of piped output."""
+        if not self.as_json:
+            click.echo(text, err=True)
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
 
 
 def command(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Runs an async command. With --json anywhere on the line (also after the command's name) output is JSON."""
+    """Runs an async command. With --json anywhere on the line (also after the command's name) output is JSON.
+
+    Errors of the tree end here: explained once, on standard error, with a stable code and a non-zero exit code.
+    """
 
     @click.option("--json", "json_here", is_flag=True, help="Machine-readable output.")
     @click.pass_obj
     @functools.wraps(function)
     def run(options: dict[str, Any], /, *args: Any, json_here: bool, **kwargs: Any) -> None:
-        session = Session({**options, "json": options["json"] or json_here})
-        asyncio.run(function(session, *args, **kwargs))
+        as_json, session = options["json"] or json_here, None
+        try:
+            session = Session({**options, "json": as_json})
+            asyncio.run(function(session, *args, **kwargs))
+        except TorgError as error:
+            explain(error, as_json=as_json)
+            raise click.exceptions.Exit(session.failure_code if session else FAILED) from error
 
     return run
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain columns: readable in a terminal, in a pipe and in a bug report."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(headings, *rows, strict=True)]
-    lines = [headings, *rows]
-    return "\n".join(
-        "  ".join(str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+def explain(error: TorgError, *, as_json: bool) -> None:
+    """What, which field, which value, the way out, and the stable code; with --json the same as problem details."""
+    if as_json:
+        click.echo(json.dumps(error.to_problem()), err=True)
+        return
+    problems = error.data.get("problems", [])
+    if len(problems) > 1 and all(isinstance(problem, dict) and "field" in problem for problem in problems):
+        click.echo(f"torg: {error.data.get('file', 'the job')}: {len(problems)} problems [{error.code}]", err=True)
+        for problem in problems:
+            click.echo("  " + _problem_line(problem), err=True)
+        return
+    hint = f"\n  {error.hint}" if error.hint else ""
+    named = "" if isinstance(error, Infeasible) or error.value is None else f" ({error.field} = {error.value!r})"
+    click.echo(f"torg: {error.message}{named} [{error.code}]{hint}", err=True)
 
 
-def money(amount: int | None, decimals: int) -> str:
-    return "-" if amount is None else f"{format_amount(amount, decimals)} tUSD"
+def _problem_line(problem: dict[str, Any]) -> str:
+    where = f"line {problem['line']}: " if problem.get("line") else ""
+    value = f" (got {problem['value']!r})" if problem.get("value") is not None else ""
+    hint = f"; {problem['hint']}" if problem.get("hint") else ""
+    return f"{where}{problem['field']}: {problem['message']}{value}{hint}"
 
 
-def parse_money(text: str, decimals: int, field: str) -> int:
-    amount = parse_amount(text, decimals, field=field)
-    if amount == 0:
-        raise Invalid("the amount must be more than zero", code="amount_invalid", field=field, value=text)
-    return amount
+class JobParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest clicks
+    """A job id, or `last` for the newest job. Completes from the journal, without network."""
+
+    name = "job"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        del param
+        from click.shell_completion import CompletionItem
+
+        from torg.journal import Journal
+
+        root = ctx.find_root().params
+        try:
+            config = load_config(Path(root["home"]) if root.get("home") else None, root.get("marketplace"))
+            jobs = Journal(config.journal_path).newest_jobs(30) if config.journal_path.exists() else []
+        except TorgError:
+            return []
+        found = [CompletionItem(job.job_id, help=job.name) for job in jobs if str(job.job_id).startswith(incomplete)]
+        return found + ([CompletionItem("last", help="the newest job")] if "last".startswith(incomplete) else [])
 
 
-def duration(ms: int | None) -> str:
-    if ms is None:
-        return "-"
-    seconds = ms / 1000
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} m {rest} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60} m"
+JOB = click.argument("job_id", metavar="JOB", type=JobParameter())
+
+
+async def resolve(client: AsyncClient, job_id: str) -> str:
+    """`last` is the newest job of this account. Raises NotFound `no_jobs`."""
+    if job_id != "last":
+        return job_id
+    newest = (await client.jobs(limit=1)).jobs
+    if not newest:
+        raise NotFound("you have no jobs yet", code="no_jobs", field="job", value=job_id, hint="torg submit job.yaml")
+    return newest[0].job_id

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import click
 
-from torg.cli.session import Session, command, duration, money, parse_money, table
+from torg.cli.present import coin, coin_of, duration, table
+from torg.cli.session import Session, command
 from torg.client import AsyncClient
 from torg.config import pinned
 from torg.journal import VaultEntry
 from torg_chain.network import Network
+from torg_protocol.errors import Conflict
+
+ADDRESS = click.option("--vault", "address", metavar="ADDRESS", help="Default: the newest.")
 
 
 @click.group()
@@ -19,64 +23,102 @@ def vault() -> None:
 
 
 @vault.command(name="open")
-@click.option("--deposit", required=True, help='Amount in tokens, for example "5".')
+@click.option("--deposit", required=True, metavar="AMOUNT", help='In tokens, for example "5".')
 @click.option(
     "--grace",
     "grace_s",
-    type=int,
-    help="Seconds between asking for the rest and getting it; default: what the market needs.",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="Between asking for the rest and getting it; default: what the market needs.",
 )
 @command
 async def open_(session: Session, deposit: str, grace_s: int | None) -> None:
     """Open a vault and put a deposit in."""
     async with session.client() as client:
-        decimals = (await client.market()).chain.decimals
-        amount = parse_money(deposit, decimals, "deposit")
+        market = await client.market()
+        money = coin(market)
+        amount = money.parse(deposit, "--deposit")
+        if grace_s is not None and grace_s < market.min_vault_grace_s:
+            raise Conflict(
+                "too short for this market: work could not be verified and settled in it",
+                code="vault_grace_too_short",
+                field="--grace",
+                value=grace_s,
+                hint=f"at least {market.min_vault_grace_s} seconds, which is the default",
+            )
         entry = await client.vaults.open(amount, grace_s=grace_s)
     session.show(
         {"vault": entry.address, "deposit": amount, "grace_s": entry.grace_s},
-        f"vault {entry.address} holds {money(amount, decimals)}; closing takes {duration(entry.grace_s * 1000)}",
+        f"vault {entry.address} holds {money.text(amount)}; closing it takes {duration(entry.grace_s * 1000)}",
     )
+    session.hint("now:  torg submit job.yaml --wait    or:  torg run -- python train.py")
 
 
 @vault.command()
 @click.argument("amount")
-@click.option("--vault", "address", help="Default: the newest.")
+@ADDRESS
 @command
 async def deposit(session: Session, amount: str, address: str | None) -> None:
     """Put more into a vault."""
     async with session.client() as client:
         market = await client.market()
+        money = coin(market)
         entry = client.journal.vault(market.marketplace, address)
-        value = parse_money(amount, market.chain.decimals, "amount")
+        value = money.parse(amount, "amount")
         await client.vaults.deposit(entry, value)
-    session.show({"vault": entry.address, "deposited": value}, f"deposited {money(value, market.chain.decimals)}")
+    session.show({"vault": entry.address, "deposited": value}, f"deposited {money.text(value)} in {entry.address}")
 
 
 @vault.command()
-@click.option("--vault", "address", help="Default: the newest.")
+@ADDRESS
 @command
 async def status(session: Session, address: str | None) -> None:
     """What is in it, what is promised, what was paid."""
     async with session.client() as client:
         market = await client.market()
+        await client.vaults.find_cut_off()
         entry = client.journal.vault(market.marketplace, address)
         view = await client.vaults.status(entry.address)
         authorised = client.journal.cap(entry.address)
-    decimals = market.chain.decimals
+    money = coin(market)
+    available = max(0, view.chain_settled + view.chain_balance - view.final_total - view.open_maximum)
     text = (
         f"vault {view.vault}\n"
-        f"  on chain      {money(view.chain_balance, decimals)} in it, {money(view.chain_settled, decimals)} paid out so far\n"
-        f"  your journal  {money(authorised, decimals)} authorised (ended jobs at cost, open jobs at their maximum)\n"
-        f"  marketplace   {money(view.final_total, decimals)} for ended jobs, {money(view.open_maximum, decimals)} held for open ones,"
-        f" {money(view.unsettled, decimals)} earned and not captured yet"
+        f"  available     {money.text(available)} for new jobs\n"
+        f"  on chain      {money.text(view.chain_balance)} in it, {money.text(view.chain_settled)} paid out so far\n"
+        f"  your journal  {money.text(authorised)} authorised (ended jobs at cost, open jobs at their maximum)\n"
+        f"  marketplace   {money.text(view.final_total)} for ended jobs, {money.text(view.open_maximum)} held for open ones,"
+        f" {money.text(view.unsettled)} earned and not captured yet"
     )
-    closing = f"\n  closing: the rest can be taken from unix time {view.close_at_s}" if view.close_at_s else ""
-    session.show({**view.wire(), "journal_cap": authorised}, text + closing)
+    session.show({**view.wire(), "journal_cap": authorised}, text)
+    if view.close_at_s:
+        left_ms = view.close_at_s * 1000 - session.now_ms()
+        when = f"in {duration(left_ms)}" if left_ms > 0 else "now"
+        session.hint(f"closing: the rest can be taken {when}:  torg vault close --vault {view.vault}")
+
+
+@vault.command(name="list")
+@command
+async def list_(session: Session) -> None:
+    """All vaults of this marketplace that this computer knows, newest first."""
+    async with session.client() as client:
+        market = await client.market()
+        await client.vaults.find_cut_off()
+        open_ones = client.journal.vaults(market.marketplace)
+        pending = client.journal.opening_vaults(market.marketplace)
+        closed = [entry for entry in client.journal.all_vaults(market.marketplace) if entry not in open_ones]
+    states = [("open", open_ones), ("opening", pending), ("closed", closed)]
+    found = [(entry, state) for state, entries in states for entry in entries]
+    rows = [(entry.address, state, duration(entry.grace_s * 1000)) for entry, state in found]
+    value = [{"vault": entry.address, "state": state, "grace_s": entry.grace_s} for entry, state in found]
+    text = (
+        table(("vault", "state", "closing takes"), rows) if rows else "no vaults; open one: torg vault open --deposit 5"
+    )
+    session.show(value, text)
 
 
 @vault.command()
-@click.option("--vault", "address", help="Default: the newest.")
+@ADDRESS
 @command
 async def settlements(session: Session, address: str | None) -> None:
     """The captures: which transaction paid whom how much."""
@@ -84,48 +126,123 @@ async def settlements(session: Session, address: str | None) -> None:
         market = await client.market()
         entry = client.journal.vault(market.marketplace, address)
         found = await client.vaults.settlements(entry.address)
-    rows = [
-        (item.state, money(item.amount, market.chain.decimals), str(len(item.payouts)), item.signature)
-        for item in found
-    ]
-    session.show([item.wire() for item in found], table(("state", "amount", "payouts", "transaction"), rows))
+    money = coin(market)
+    rows = [(item.state, money.text(item.amount), str(len(item.payouts)), item.signature) for item in found]
+    text = table(("state", "amount", "payouts", "transaction"), rows) if rows else "nothing was captured yet"
+    session.show([item.wire() for item in found], text)
 
 
 @vault.command()
-@click.option("--vault", "address", help="Default: the newest.")
+@click.argument("address")
+@command
+async def add(session: Session, address: str) -> None:
+    """Make a vault of yours known here: one that another computer opened, or a lost journal knew.
+
+    The session key that it takes caps from must be here too (session.json of the other computer).
+    """
+    async with session.client() as client:
+        entry = await client.vaults.add(address)
+    session.show({"vault": entry.address, "grace_s": entry.grace_s}, f"{entry.address} can be used here now")
+    session.hint("jobs that are open or were paid under it:  torg vault adopt")
+
+
+@vault.command()
+@ADDRESS
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@command
+async def adopt(session: Session, address: str | None, yes: bool) -> None:
+    """Accept jobs that were submitted from another computer, so that caps signed here cover them too.
+
+    The marketplace says which there are; look at them, for accepting one authorises its maximum.
+    """
+    async with session.client() as client:
+        market = await client.market()
+        money = coin(market)
+        submission = await client.submission(address)
+        entry = client.journal.vault(market.marketplace, address)
+        jobs = await submission.unknown_jobs()
+        rows = [(job.job_id, job.name, str(job.state), money.text(job.max_amount)) for job in jobs]
+        if jobs and not yes:
+            click.echo(table(("job", "name", "state", "at most"), rows), err=True)
+            click.confirm(f"are these {len(jobs)} jobs yours?", abort=True, err=True)
+        for job in jobs:
+            client.journal.adopt(
+                vault=entry.address,
+                job_id=job.job_id,
+                name=job.name,
+                max_amount=job.max_amount,
+                now_ms=session.now_ms(),
+            )
+        await submission.settle_journal()
+    session.show({"adopted": [job.job_id for job in jobs]}, f"{len(jobs)} jobs adopted")
+
+
+@vault.command()
+@ADDRESS
 @click.option(
     "--network",
     "network_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Network file, when the marketplace is gone.",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Network file (JSON), when nothing is remembered of the marketplace.",
 )
+@click.option("--rpc-url", metavar="URL", help="Another RPC node of the same chain; the marketplace is not asked then.")
 @command
-async def close(session: Session, address: str | None, network_file: Path | None) -> None:
+async def close(session: Session, address: str | None, network_file: Path | None, rpc_url: str | None) -> None:
     """Get the rest back: starts the grace period; after it, run it again to finish. Needs no marketplace."""
     async with session.client() as client:
-        entry, network = await _vault_and_network(session, client, address, network_file)
+        entry, network = await _vault_and_network(session, client, address, network_file, rpc_url)
+        money = coin_of(network.mint, network.decimals)
         state = await client.vaults.on_chain(entry, network)
         if state.close_at == 0:
             await client.vaults.start_close(entry, network)
             session.show(
-                {"vault": entry.address, "closing": True},
+                {"vault": entry.address, "closing": True, "grace_s": entry.grace_s},
                 f"closing {entry.address}: in {duration(entry.grace_s * 1000)} run this again to get the rest back",
             )
+            session.hint("until then whoever earned something can still be paid; new jobs need another vault")
             return
+        now_s = await client.vaults.chain_time_s(network)
+        if now_s < state.close_at:
+            raise Conflict(
+                "the grace period is not over",
+                code="vault_grace_running",
+                field="vault",
+                value=entry.address,
+                hint=f"run this again in {duration((state.close_at - now_s) * 1000)}",
+            )
         await client.vaults.finish_close(entry, network)
     session.show(
-        {"vault": entry.address, "closed": True},
-        f"{entry.address} is closed: {money(state.balance, network.decimals)} came back",
+        {"vault": entry.address, "closed": True, "returned": state.balance},
+        f"{entry.address} is closed: {money.text(state.balance)} came back",
     )
 
 
 async def _vault_and_network(
-    session: Session, client: AsyncClient, address: str | None, network_file: Path | None
+    session: Session, client: AsyncClient, address: str | None, network_file: Path | None, rpc_url: str | None
 ) -> tuple[VaultEntry, Network]:
     """From the marketplace when it answers, else from what was remembered at the last contact."""
-    network = (
-        Network.model_validate_json(network_file.read_bytes())
-        if network_file
-        else await client.vaults.remembered_network()
-    )
+    if network_file is not None:
+        network = read_network(network_file)
+    elif rpc_url is not None:
+        network = Network.model_validate(pinned(session.config)["chain"])
+    else:
+        network = await client.vaults.remembered_network()
+    if rpc_url is not None:
+        network = network.model_copy(update={"rpc_url": rpc_url})
     return client.journal.vault(pinned(session.config)["marketplace"], address), network
+
+
+def read_network(file: Path) -> Network:
+    """Raises Invalid `network_malformed`."""
+    from torg_protocol.errors import Invalid
+
+    try:
+        return Network.model_validate_json(file.read_bytes())
+    except ValueError as error:
+        raise Invalid(
+            "this is not a network file",
+            code="network_malformed",
+            field="--network",
+            value=str(file),
+            hint="JSON with rpc_url, genesis_hash, program_id, mint, decimals, operator_config",
+        ) from error

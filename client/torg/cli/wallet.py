@@ -1,13 +1,16 @@
-"""`torg wallet`: the one key to start with."""
+"""`torg wallet` and `torg keys`: the one key to start with. A secret is never printed."""
 
 from __future__ import annotations
 
+import base64
+import struct
 from pathlib import Path
 
 import click
+from solders.keypair import Keypair
 
-from torg.cli.session import Session, command, money, parse_money
-from torg_chain.rpc import ChainClient
+from torg.cli.present import coin, coin_of
+from torg.cli.session import Session, command
 from torg_chain.wallet import create_keypair, import_keypair, load_keypair
 from torg_protocol.errors import Conflict
 from torg_protocol.money import format_amount
@@ -22,16 +25,14 @@ def wallet() -> None:
 @command
 async def new(session: Session) -> None:
     """Make a new key (mode 0600). Refuses to overwrite one."""
+    _refuse_second(session)
     path = session.config.key_path
-    if path.exists():
-        raise Conflict(
-            "there is a wallet already", code="wallet_exists", field="home", value=str(path), hint="use another --home"
-        )
     keypair = create_keypair(path)
     session.show(
         {"address": str(keypair.pubkey()), "path": str(path)},
-        f"{keypair.pubkey()}\nkept in {path}: make a backup of it",
+        f"{keypair.pubkey()}\nkept in {path}: make a backup of it, nobody else has one",
     )
+    session.hint("test tokens on a localnet:  torg wallet faucet    then:  torg vault open --deposit 5")
 
 
 @wallet.command(name="import")
@@ -39,24 +40,42 @@ async def new(session: Session) -> None:
 @command
 async def import_(session: Session, file: Path) -> None:
     """Take over a solana-keygen file, or a file with a base58 secret."""
+    _refuse_second(session)
     keypair = import_keypair(file, session.config.key_path)
-    session.show({"address": str(keypair.pubkey())}, str(keypair.pubkey()))
+    session.show({"address": str(keypair.pubkey()), "path": str(session.config.key_path)}, str(keypair.pubkey()))
+
+
+def _refuse_second(session: Session) -> None:
+    path = session.config.key_path
+    if path.exists():
+        raise Conflict(
+            "there is a wallet already",
+            code="wallet_exists",
+            field="home",
+            value=str(path),
+            hint="it is never overwritten; for a second one name another --home",
+        )
 
 
 @wallet.command()
 @command
 async def show(session: Session) -> None:
     """Address and balances."""
+    from torg_chain.rpc import ChainClient
+
     async with session.client() as client:
         network = await client.vaults.network()
         async with ChainClient(network.rpc_url) as chain:
             tokens = await chain.token_balance(client.keypair.pubkey(), network.mint_pubkey)
             lamports = await chain.lamports(client.keypair.pubkey())
         address = str(client.keypair.pubkey())
+    money = coin_of(network.mint, network.decimals)
     session.show(
         {"address": address, "tokens": tokens, "lamports": lamports},
-        f"{address}\n  {money(tokens, network.decimals)}\n  {format_amount(lamports, 9)} SOL (for fees)",
+        f"{address}\n  {money.text(tokens)}\n  {format_amount(lamports, 9)} SOL (for fees)",
     )
+    if lamports == 0:
+        session.hint("opening a vault needs a little SOL for fees and rent; on a localnet:  torg wallet faucet")
 
 
 @wallet.command()
@@ -72,9 +91,36 @@ async def address(session: Session) -> None:
 @command
 async def faucet(session: Session, amount: str) -> None:
     """Get test tokens and fees. Only a localnet has a faucet."""
+    from torg_chain.rpc import ChainClient
+
     async with session.client() as client:
-        network = await client.vaults.network()
-        wanted = parse_money(amount, network.decimals, "amount")
-        async with ChainClient(network.rpc_url) as chain:
+        market = await client.market()
+        money = coin(market)
+        wanted = money.parse(amount, "amount")
+        async with ChainClient(market.chain.rpc_url) as chain:
             await chain.faucet(client.keypair.pubkey(), wanted)
-    session.show({"tokens": wanted}, f"{money(wanted, network.decimals)} and fees are yours")
+    session.show({"tokens": wanted}, f"{money.text(wanted)} and fees are yours")
+
+
+@click.command()
+@command
+async def keys(session: Session) -> None:
+    """Your public keys in every form that others ask for. Needs no network; shows no secret."""
+    key = load_keypair(session.config.key_path)
+    forms = {"wallet": str(key.pubkey()), "ssh": ssh_public_key(key), "file": str(session.config.key_path)}
+    lines = [
+        f"wallet and identity  {forms['wallet']}",
+        f"ssh, and age         {forms['ssh']}",
+        f"kept in              {forms['file']}",
+    ]
+    if session.config.session_key_path.exists():
+        forms["session"] = str(load_keypair(session.config.session_key_path).pubkey())
+        lines.append(f"session (signs caps) {forms['session']}")
+    session.show(forms, "\n".join(lines))
+
+
+def ssh_public_key(key: Keypair) -> str:
+    """The same ed25519 key as OpenSSH writes it (RFC 8709); age takes this form as a recipient too."""
+    parts = (b"ssh-ed25519", bytes(key.pubkey()))
+    blob = b"".join(struct.pack(">I", len(part)) + part for part in parts)
+    return f"ssh-ed25519 {base64.b64encode(blob).decode()}"

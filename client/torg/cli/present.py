@@ -1,0 +1,80 @@
+"""How values look to people: money with its unit, durations, ages, plain tables. Nothing here is parsed by anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torg_protocol.api import MarketInfo
+from torg_protocol.errors import Invalid
+from torg_protocol.money import format_amount, parse_amount
+
+_TEST_MINT = "TorgTestUSD11111111111111111111111111111111"
+
+
+@dataclass(frozen=True, slots=True)
+class Coin:
+    """The market's token: how its base units are written."""
+
+    decimals: int
+    symbol: str
+
+    def text(self, amount: int | None) -> str:
+        return "-" if amount is None else f"{format_amount(amount, self.decimals)} {self.symbol}"
+
+    def parse(self, text: str, field: str) -> int:
+        """Base units of what the user typed. Raises Invalid amount_invalid, amount_too_precise, amount_too_large."""
+        amount = parse_amount(text, self.decimals, field=field)
+        if amount == 0:
+            raise Invalid("the amount must be more than zero", code="amount_invalid", field=field, value=text)
+        return amount
+
+
+def coin(market: MarketInfo) -> Coin:
+    return coin_of(market.chain.mint, market.chain.decimals)
+
+
+def coin_of(mint: str, decimals: int) -> Coin:
+    return Coin(decimals, "tUSD" if mint == _TEST_MINT else f"tokens of {mint[:6]}…")
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Plain columns: readable in a terminal, in a pipe and in a bug report."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(headings, *rows, strict=True)]
+    lines = [headings, *rows]
+    return "\n".join(
+        "  ".join(str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def duration(ms: int | None) -> str:
+    if ms is None:
+        return "-"
+    if ms < 1000:
+        return f"{ms} ms"
+    if ms < 90_000:
+        return f"{ms / 1000:.1f} s"
+    minutes, seconds = divmod(ms // 1000, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
+
+
+def age(ms: int) -> str:
+    """One unit, rounded down: enough for a list."""
+    for name, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
+        if ms >= unit_ms:
+            return f"{ms // unit_ms} {name}"
+    return f"{max(0, ms) // 1000} s"
+
+
+def size(size_bytes: int) -> str:
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

@@ -1,0 +1,124 @@
+"""Job files: init, examples, validate, quote."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from torg.cli.examples import EXAMPLES, starter
+from torg.cli.present import Coin, coin, table
+from torg.cli.session import Session, command
+from torg_protocol.api import Quote
+from torg_protocol.errors import Conflict, NotFound
+from torg_protocol.jobspec import JobSpec
+
+FILE = click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+FORCE = click.option("--force", is_flag=True, help="Replace a file that is there.")
+
+
+@click.command()
+@click.argument("file", default="job.yaml", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="GPUs that the job needs.")
+@click.option("--name", metavar="NAME", help="Name of the job; default: this directory's.")
+@FORCE
+@command
+async def init(session: Session, file: Path, gpus: int, name: str | None, force: bool) -> None:
+    """Write a commented job.yaml to start from."""
+    text = starter(name or Path.cwd().name, gpus)
+    _write(file, text, force=force)
+    session.show({"file": str(file)}, f"{file} is written: edit its command")
+    session.hint(f"then:  torg validate {file}    torg quote {file}    torg submit {file} --wait")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("-w", "--write", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write it to a file.")
+@FORCE
+@command
+async def examples(session: Session, name: str | None, file: Path | None, force: bool) -> None:
+    """Ready-made job files: a list, or the text of one of them."""
+    if name is None:
+        rows = [(key, example.what) for key, example in EXAMPLES.items()]
+        session.show(
+            {key: example.what for key, example in EXAMPLES.items()}, table(("example", "what it shows"), rows)
+        )
+        session.hint("one of them:  torg examples NAME    as a file:  torg examples NAME -w job.yaml")
+        return
+    if name not in EXAMPLES:
+        raise NotFound(
+            "no such example",
+            code="example_unknown",
+            field="name",
+            value=name,
+            hint="there are: " + ", ".join(EXAMPLES),
+        )
+    text = EXAMPLES[name].text
+    if file is not None:
+        _write(file, text, force=force)
+    session.show(
+        {"name": name, "text": text, "file": str(file) if file else None}, f"{file}" if file else text.rstrip()
+    )
+
+
+def _write(file: Path, text: str, *, force: bool) -> None:
+    try:
+        with file.open("w" if force else "x") as handle:
+            handle.write(text)
+    except FileExistsError:
+        raise Conflict(
+            "there is a file of that name already",
+            code="file_exists",
+            field="file",
+            value=str(file),
+            hint="name another one, or replace it with --force",
+        ) from None
+
+
+@click.command()
+@FILE
+@command
+async def validate(session: Session, file: Path) -> None:
+    """Check a job file without submitting it. Needs no network."""
+    from torg.spec_file import read_spec_file
+
+    spec = read_spec_file(file).check()
+    session.show({"valid": True, "spec": spec.wire()}, f"{file}: valid ({spec.name})")
+    session.hint(f"what would it cost:  torg quote {file}")
+
+
+@click.command()
+@FILE
+@command
+async def quote(session: Session, file: Path) -> None:
+    """Can it run, where, for how much? Nothing is submitted. Exit code 1 when nothing on the market can run it."""
+    from torg.spec_file import read_spec_file
+
+    spec = read_spec_file(file).check()
+    async with session.client() as client:
+        market = await client.market()
+        answer = await client.quote(spec)
+    session.show(answer.wire(), quote_text(spec, answer, coin(market)))
+    if not answer.feasible:
+        sys.exit(1)
+    session.hint(f"submit it:  torg submit {file} --wait")
+
+
+def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
+    if not answer.feasible:
+        rows = [
+            (item.constraint, item.asked, str(item.nodes_removed), item.best_available or "-")
+            for item in answer.constraints
+        ]
+        head = f"{spec.name}: no node can run this ({answer.nodes_considered} on the market)"
+        hint = f"\nhint: {answer.hint}" if answer.hint else ""
+        return f"{head}\n{table(('constraint', 'asked', 'nodes removed', 'best available'), rows)}{hint}"
+    low, high = (money.text(price) for price in (answer.cheapest_price_per_gpu_hour, answer.dearest_price_per_gpu_hour))
+    when = "when a node is free" if answer.waiting else "now"
+    prices = low if low == high else f"{low} to {high}"
+    return (
+        f"{spec.name}: can run {when} on {answer.nodes_fitting} of {answer.nodes_considered} nodes\n"
+        f"  price per GPU-hour  {prices}, x {answer.billable_gpus}\n"
+        f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)"
+    )
