@@ -10,12 +10,12 @@ Isolation levels: "sandbox" (bubblewrap) is satisfied by any level, "container" 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from torg_marketplace.matching import words
-from torg_marketplace.matching.fleet import MOST, Fleet, Mask, Rows, isolation_bits, version_code
+from torg_marketplace.matching.fleet import MOST, Fleet, Ints, Mask, Rows, isolation_bits, version_code
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, NodeSnapshot, units_needed
 from torg_protocol.ids import NodeId
 from torg_protocol.money import cost, format_amount
@@ -28,8 +28,7 @@ ISOLATION_SATISFIED_BY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
+class Constraint(NamedTuple):
     """`asked` in the words of the job spec; `best` describes the closest to it among some rows (at least one)."""
 
     name: str
@@ -37,11 +36,17 @@ class Constraint:
     passes: Callable[[Fleet, Rows], Mask]
     best: Callable[[Fleet, Rows], str]
     permanent: bool = True
+    in_search: bool = False  # every row that a search of the price orders yields and `has_room` passes, passes this too
 
 
 def constraints(demand: Demand, decimals: int) -> list[Constraint]:
     """All that apply to this job, the most telling first."""
     return [*_accelerator(demand), *_host(demand), *_terms(demand, decimals), *_moment(demand)]
+
+
+def search_constraints(demand: Demand, decimals: int) -> list[Constraint]:
+    """Those that a search has not answered already."""
+    return [rule for rule in constraints(demand, decimals) if not rule.in_search]
 
 
 def passing(fleet: Fleet, rows: Rows, rules: Sequence[Constraint]) -> Rows:
@@ -92,7 +97,13 @@ def _accelerator(demand: Demand) -> Iterator[Constraint]:
     asked = demand.spec.resources
     if asked.gpu_class is not None:
         wanted = asked.gpu_class
-        yield Constraint("gpu_class", lambda: wanted, lambda fleet, rows: _of_class(fleet, rows, demand), words.classes)
+        yield Constraint(
+            "gpu_class",
+            lambda: wanted,
+            lambda fleet, rows: _of_class(fleet, rows, demand),
+            words.classes,
+            in_search=True,
+        )
     if not asked.gpus:
         return
     last = asked.gpus - 1  # columns are sorted, the best GPU first
@@ -101,6 +112,7 @@ def _accelerator(demand: Demand) -> Iterator[Constraint]:
         lambda: str(asked.gpus),
         lambda fleet, rows: fleet.gpus_total[rows] >= asked.gpus,
         lambda fleet, rows: str(fleet.gpus_total[rows].max()),
+        in_search=True,
     )
     if asked.min_vram is not None:
         vram = asked.min_vram
@@ -121,10 +133,13 @@ def _accelerator(demand: Demand) -> Iterator[Constraint]:
 
 
 def _of_class(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
-    found = fleet.gpu_class[rows]
-    mask = np.zeros(rows.size, dtype=np.bool_)
-    for name in demand.gpu_classes:
-        mask |= found == fleet.code(f"class {name}")
+    return _one_of(fleet.gpu_class[rows], [fleet.code(f"class {name}") for name in demand.gpu_classes])
+
+
+def _one_of(values: Ints, few: Sequence[int]) -> Mask:
+    mask: Mask = np.asarray(values == few[0])
+    for one in few[1:]:
+        mask |= values == one
     return mask
 
 
@@ -143,18 +158,21 @@ def _host(demand: Demand) -> Iterator[Constraint]:
         lambda: format_cpu_millis(asked.cpus),
         lambda fleet, rows: fleet.cpu_total[rows] >= asked.cpus,
         lambda fleet, rows: format_cpu_millis(int(fleet.cpu_total[rows].max())),
+        in_search=True,
     )
     yield Constraint(
         "memory",
         lambda: words.gib(asked.memory),
         lambda fleet, rows: fleet.memory_total[rows] >= asked.memory,
         lambda fleet, rows: words.gib(int(fleet.memory_total[rows].max())),
+        in_search=True,
     )
     yield Constraint(
         "disk",
         lambda: words.gib(asked.disk),
         lambda fleet, rows: fleet.disk_total[rows] >= asked.disk,
         lambda fleet, rows: words.gib(int(fleet.disk_total[rows].max())),
+        in_search=True,
     )
     yield Constraint(
         "isolation",
@@ -166,7 +184,7 @@ def _host(demand: Demand) -> Iterator[Constraint]:
         yield Constraint(
             "region",
             lambda: ", ".join(sorted(demand.regions)),
-            lambda fleet, rows: np.isin(fleet.region[rows], [fleet.code(f"region {name}") for name in demand.regions]),
+            lambda fleet, rows: _one_of(fleet.region[rows], [fleet.code(f"region {name}") for name in demand.regions]),
             words.regions,
         )
 
@@ -183,6 +201,7 @@ def _terms(demand: Demand, decimals: int) -> Iterator[Constraint]:
             lambda: format_amount(limit, decimals),
             lambda fleet, rows: fleet.price[rows] <= min(limit, MOST),
             lambda fleet, rows: format_amount(int(fleet.price[rows].min()), decimals),
+            in_search=True,
         )
     if _is_paid_at_the_end(demand):
         yield Constraint(
@@ -210,7 +229,7 @@ def _terms(demand: Demand, decimals: int) -> Iterator[Constraint]:
 
 def _not_excluded(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
     gone = [fleet.row_of[NodeId(name)] for name in demand.all_excluded if name in fleet.row_of]
-    return np.isin(rows, gone, invert=True)
+    return ~_one_of(rows, gone) if gone else np.ones(rows.size, dtype=np.bool_)
 
 
 def _moment(demand: Demand) -> Iterator[Constraint]:
@@ -220,6 +239,7 @@ def _moment(demand: Demand) -> Iterator[Constraint]:
         lambda fleet, rows: fleet.live[rows],
         lambda *_: "not heard of",
         permanent=False,
+        in_search=True,
     )
     yield Constraint(
         "accepting",
@@ -227,6 +247,7 @@ def _moment(demand: Demand) -> Iterator[Constraint]:
         lambda fleet, rows: fleet.accepting[rows],
         lambda *_: "not active",
         permanent=False,
+        in_search=True,
     )
     yield Constraint(
         "capacity",
@@ -234,6 +255,7 @@ def _moment(demand: Demand) -> Iterator[Constraint]:
         lambda fleet, rows: ~_is_busy(fleet, rows, demand),
         lambda *_: "busy",
         permanent=False,
+        in_search=True,
     )
 
 

@@ -75,7 +75,7 @@ def why(decision: Decision, decimals: int) -> str:
     if decision.runner_up is None:
         return f"{line}; the only node with room"
     node, other = decision.runner_up
-    return f"{line}; best of {decision.compared}, next is {node} at {format_amount(round(other.total), decimals)}/h"
+    return f"{line}; next is {node} at {format_amount(round(other.total), decimals)}/h"
 
 
 def _names(fleet: Fleet, rows: Rows) -> tuple[NodeId, ...]:

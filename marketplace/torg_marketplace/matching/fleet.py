@@ -81,7 +81,20 @@ class Fleet:
         else:
             mine = (owner == 0) | (owner == self.code(f"client {demand.client}"))
             found = np.flatnonzero((free >= demand.gpu_milli) & mine)
-        return [int(number) for number in found]
+        numbers: list[int] = found.tolist()
+        return numbers
+
+    def has_room(self, row: int, demand: Demand, gpus: Sequence[int]) -> bool:
+        """Whether the demand fits on exactly these GPUs now."""
+        asked = demand.spec.resources
+        return bool(
+            len(set(gpus)) == len(gpus) == asked.gpus
+            and set(gpus) <= set(self.free_gpus(row, demand))
+            and self.cpu_free[row] >= asked.cpus
+            and self.memory_free[row] >= asked.memory
+            and self.disk_free[row] >= asked.disk
+            and (asked.gpus or self.slots_free[row] >= units_needed(asked))
+        )
 
     def take(self, row: int, demand: Demand, gpus: Sequence[int]) -> None:
         self._move(row, demand, gpus, -1)

@@ -74,6 +74,7 @@ class Packing:
     def __init__(self, fleet: Fleet, expected: Outlook) -> None:
         self._fleet = fleet
         self._expected = expected
+        self._now = _Now(fleet.version.size, expected.gpus.size)
         self._remembered: dict[object, _Remembered] = {}
 
     def consumption(self, rows: Rows, demand: Demand) -> Floats:
@@ -104,21 +105,30 @@ class Packing:
         return known
 
     def _evaluate(self, known: _Remembered, rows: Rows, demand: Demand) -> None:
-        asked, fleet, expected = demand.spec.resources, self._fleet, self._expected
-        copies, reach = expected.copies[fleet.gpu_free[rows]].sum(1), expected.reach[fleet.gpu_free[rows]].sum(1)
-        before = self._usable(rows, copies, reach, 0, 0)
-        if not asked.gpus:
-            after = self._usable(rows, copies, reach, asked.cpus, asked.memory)
-            lost = (before - after) / WHOLE_MILLI
-        elif demand.gpu_milli == WHOLE_MILLI:
+        self._look_at(rows)
+        asked, expected, now = demand.spec.resources, self._expected, self._now
+        copies, reach = now.copies[rows], now.reach[rows]
+        if asked.gpus and demand.gpu_milli < WHOLE_MILLI:
+            after, known.gpu[rows] = self._best_share(rows, copies, reach, demand)
+        else:
             copies -= asked.gpus * expected.copies[WHOLE_MILLI]
             reach -= asked.gpus * expected.reach[WHOLE_MILLI]
-            lost = (before - self._usable(rows, copies, reach, asked.cpus, asked.memory)) / demand.gpu_milli_in_all
-        else:
-            after, known.gpu[rows] = self._best_share(rows, copies, reach, demand)
-            lost = (before - after) / demand.gpu_milli_in_all
+            after = self._usable(rows, copies, reach, asked.cpus, asked.memory)
+        lost = (now.usable[rows] - after) / (demand.gpu_milli_in_all or WHOLE_MILLI)
         known.consumption[rows] = np.maximum(lost, 0.0)
-        known.version[rows] = fleet.version[rows]
+        known.version[rows] = self._fleet.version[rows]
+
+    def _look_at(self, rows: Rows) -> None:
+        """What rows are worth as they are, which all shapes of demand share."""
+        fleet, expected, now = self._fleet, self._expected, self._now
+        if now.version.size < fleet.version.size:
+            now = self._now = _Now(fleet.version.size, expected.gpus.size)
+        rows = rows[now.version[rows] != fleet.version[rows]]
+        if rows.size:
+            free = fleet.gpu_free[rows]
+            now.copies[rows], now.reach[rows] = expected.copies[free].sum(1), expected.reach[free].sum(1)
+            now.usable[rows] = self._usable(rows, now.copies[rows], now.reach[rows], 0, 0)
+            now.version[rows] = fleet.version[rows]
 
     def _best_share(
         self, rows: Rows, copies: Floats, reach: Floats, demand: Demand
@@ -150,14 +160,18 @@ class Packing:
         )
         jobs = np.floor(copies / expected.gpus)
         fits = (limit >= 1) & (jobs >= 1)
-        usable = REACH_SHARE * reach + (1 - REACH_SHARE) * np.minimum(jobs, limit) * expected.size
-        weighted = np.where(fits, usable, 0.0) * self._weights_of(rows)
-        return np.asarray(weighted.sum(1))
+        fill = np.minimum(jobs, limit) * expected.size
+        fill *= 1 - REACH_SHARE
+        fill += REACH_SHARE * reach
+        fill *= self._weights_of(rows)
+        fill *= fits
+        return np.asarray(fill.sum(1))
 
     def _weights_of(self, rows: Rows) -> Floats:
-        """A class that came after the outlook was made is as any that nobody asks for by name: see `outlook`."""
-        codes = self._fleet.gpu_class[rows]
-        known = self._expected.weights
+        """Of a class that came after the outlook was made nothing is expected: see `outlook`."""
+        codes, known = self._fleet.gpu_class[rows], self._expected.weights
+        if len(self._fleet.codes) == len(known):
+            return known[codes]
         return np.where((codes < len(known))[:, None], known[np.minimum(codes, len(known) - 1)], 0.0)
 
 
@@ -169,3 +183,12 @@ class _Remembered:
         self.version = np.full(rows, -1, dtype=np.int64)
         self.consumption = np.zeros(rows)
         self.gpu = np.zeros(rows, dtype=np.int16)
+
+
+class _Now:
+    """Per row and shape: copies and reach summed over its GPUs, and the usable capacity of the row."""
+
+    def __init__(self, rows: int, shapes: int) -> None:
+        self.version = np.full(rows, -1, dtype=np.int64)
+        self.copies, self.reach = np.zeros((rows, shapes)), np.zeros((rows, shapes))
+        self.usable = np.zeros(rows)

@@ -28,14 +28,16 @@ class Scarcity:
     """Prices by class code: [class, (GPU-milli, CPU-milli, memory byte)], about 1 per GPU-milli in a balanced market."""
 
     def __init__(self, prices: Floats) -> None:
-        self.prices = prices
+        self._prices: list[list[float]] = prices.tolist()
 
-    def of(self, codes: npt.NDArray[np.int64], demand: Demand) -> Floats:
-        """What the demand's resources are worth to others, per GPU-milli of its own, on nodes of these classes."""
+    def of(self, code: int, demand: Demand) -> float:
+        """What the demand's resources are worth to others, per GPU-milli of its own, on nodes of this class."""
+        if code >= len(self._prices):
+            return 0.0
+        gpu, cpu, memory = self._prices[code]
         asked = demand.spec.resources
-        vector = np.array([demand.gpu_milli_in_all, asked.cpus, asked.memory], dtype=np.float64)
-        per_class = self.prices @ vector / (demand.gpu_milli_in_all or WHOLE_MILLI)
-        return np.where(codes < len(per_class), per_class[np.minimum(codes, len(per_class) - 1)], 0.0)
+        worth = gpu * demand.gpu_milli_in_all + cpu * asked.cpus + memory * asked.memory
+        return worth / (demand.gpu_milli_in_all or WHOLE_MILLI)
 
 
 def nothing_scarce() -> Scarcity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torg_protocol.ids import NodeId
 from torg_protocol.jobspec import JobSpec, Resources
@@ -64,8 +64,12 @@ class Demand:
     gpu_milli: int = WHOLE_MILLI  # less than a whole: a time slice of one GPU, among leases of this client alone
     regions: frozenset[str] = frozenset()  # any, when empty
     min_reputation_permille: int = 0
+    gpu_classes: frozenset[str] = field(init=False)  # lower case; several are written "l40s|a100". Empty: any
 
     def __post_init__(self) -> None:
+        asked = self.spec.resources.gpu_class
+        classes = frozenset(part.strip().lower() for part in asked.split("|")) if asked is not None else frozenset()
+        object.__setattr__(self, "gpu_classes", classes)
         if not 1 <= self.gpu_milli <= WHOLE_MILLI:
             raise ValueError(f"gpu_milli: {self.gpu_milli} is not between 1 and {WHOLE_MILLI}")
         if self.gpu_milli < WHOLE_MILLI and (self.spec.resources.gpus != 1 or not self.client):
@@ -74,12 +78,6 @@ class Demand:
     @property
     def all_excluded(self) -> frozenset[str]:
         return self.excluded | frozenset(self.spec.excluded_nodes)
-
-    @property
-    def gpu_classes(self) -> frozenset[str]:
-        """Lower case; several are written "l40s|a100". Empty: any."""
-        asked = self.spec.resources.gpu_class
-        return frozenset(part.strip().lower() for part in asked.split("|")) if asked is not None else frozenset()
 
     @property
     def gpu_milli_in_all(self) -> int:
