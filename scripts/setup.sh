@@ -12,7 +12,8 @@ packages=()
 need bwrap bubblewrap
 need mkfs.ext4 e2fsprogs
 "$python" -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
-ldconfig -p 2>/dev/null | grep -q 'libseccomp\.so\.2' || packages+=(libseccomp2)
+# Not `grep -q`, which would end ldconfig early with a broken pipe: a failure, by pipefail.
+PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null | grep 'libseccomp\.so\.2' >/dev/null || packages+=(libseccomp2)
 if [ "$purpose" = test ]; then
   need dockerd docker.io
   need iptables iptables

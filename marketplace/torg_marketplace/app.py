@@ -70,6 +70,7 @@ async def serve(settings: Settings) -> None:
     url = settings.public_url or f"http://{host}:{port}"
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(open_edge(settings, url))
+        await on_startup(edge.market)
         server = uvicorn.Server(_uvicorn_config(make_app(edge)))
         serving = asyncio.create_task(server.serve([listener]))
         working = asyncio.create_task(run_loops(edge.market))
@@ -94,7 +95,9 @@ async def serve(settings: Settings) -> None:
 
 @asynccontextmanager
 async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
-    """Everything that the HTTP layer and the workers share; the database is migrated, the operator's config is on chain."""
+    """Everything that the HTTP layer and the workers share; the database is migrated, the operator's config is on chain.
+
+    Changes nothing of a market that runs: `torg-marketplace reconcile` opens one beside it."""
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     identity, capture_key = make_keys(settings)
     async with AsyncExitStack() as stack:
@@ -124,7 +127,6 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
             evaluator=SandboxEvaluator(catalogue, blobs),
             policy=settings.policy(network.decimals),
         )
-        await on_startup(the_market)
         yield Edge(the_market, hub, blobs, nonces)
 
 

@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument(
-            "--data", type=Path, default=Path.home() / ".torg-node", help="folder of key, config and journal"
+            "--data", type=_path, default=Path.home() / ".torg-node", help="folder of key, config and journal"
         )
         if name != "start":
             command.add_argument("--json", action="store_true")
@@ -171,10 +171,15 @@ def _add_init_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--slots", type=int, default=1, help="jobs at once that want no GPU")
     command.add_argument("--executor", choices=["auto", "docker", "sandbox"], default="auto")
     command.add_argument(
-        "--engine-socket", type=Path, help="of the container engine, when it is not in the usual place"
+        "--engine-socket", type=_path, help="of the container engine, when it is not in the usual place"
     )
     command.add_argument("--max-unpaid", default="10", help="tokens of undecided work at which no more is taken")
     command.add_argument("--yes", action="store_true", help="ask nothing")
+
+
+def _path(text: str) -> Path:
+    """Resolved: executors mount what lies below only by its real, absolute place, and the next start may be elsewhere."""
+    return Path(text).expanduser().resolve()
 
 
 def _print(text: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+import sqlite3
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import pytest_asyncio
 import zstandard
 
+from scripts.market_processes import call, script
 from tests.support.small_market import SmallMarket, run, running_market, submit
 from torg.client import AsyncClient
 from torg.errors import Conflict, Invalid
@@ -167,6 +170,26 @@ async def test_a_running_job_is_cancelled_and_only_what_was_useful_is_billed(cli
     assert (ended.state, ended.reason) == (JobState.CANCELLED, EndReason.CANCELLED)
     assert 0 < ended.leases[0].billed_ms < 30_000
     assert (await client.cancel(job.job_id)).state is JobState.CANCELLED  # safe to repeat
+
+
+async def test_reconciling_beside_a_running_market_changes_nothing_of_it(
+    market: SmallMarket, client: AsyncClient
+) -> None:
+    job = await submit(client, ["python", "-c", "import time; time.sleep(60)"], limits={"max_duration": "10m"})
+    await _until(client, job.job_id, LeaseState.RUNNING)
+    before = _graces(market)
+    argv = ["reconcile", "--data", str(market.folder / "marketplace"), "--rpc-url", market.rpc_url]
+    _, out = await call([script("torg-marketplace"), *argv])
+
+    assert out.splitlines()[-1] == "0 differences"
+    assert _graces(market) == before  # a fresh grace is for leases of a market that was down
+    await client.cancel(job.job_id)
+    await client.wait(job.job_id)
+
+
+def _graces(market: SmallMarket) -> list[tuple[str, int]]:
+    with contextlib.closing(sqlite3.connect(market.folder / "marketplace/marketplace.sqlite")) as database:
+        return database.execute("SELECT lease_id, grace_from_ms FROM leases ORDER BY lease_id").fetchall()
 
 
 async def test_what_has_ended_cannot_be_cancelled(client: AsyncClient) -> None:

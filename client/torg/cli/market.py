@@ -93,10 +93,16 @@ def _size(text: str) -> int:
         raise Invalid(str(error), code="size_invalid", field="--memory", value=text) from None
 
 
+def _choose(ctx: click.Context, _: click.Parameter, url: str | None) -> None:
+    if url is not None:
+        ctx.obj["marketplace"] = url
+
+
 @click.command()
+@click.option("--marketplace", metavar="URL", expose_value=False, callback=_choose, help="Its address.")
 @command
 async def login(session: Session) -> None:
-    """Choose the marketplace (with --marketplace) and pin its identity. Needs no wallet."""
+    """Choose the marketplace and pin its identity. Needs no wallet."""
     async with session.visitor() as client:
         info = await client.market()
     save_marketplace(session.config)

@@ -59,6 +59,13 @@ async def watch_vaults(market: Market) -> int:
 
 
 async def _reconcile_vault(market: Market, address: str) -> list[Difference]:
+    """Looks twice: a capture that comes to rest between reading the chain and reading the books differs once, not twice."""
+    if not await _differences(market, address, block=False):
+        return []
+    return await _differences(market, address, block=True)
+
+
+async def _differences(market: Market, address: str, *, block: bool) -> list[Difference]:
     state = await market.chain.vault(address)
     async with market.transaction() as unit:
         row = await unit.session.get_one(VaultRow, address)
@@ -78,7 +85,7 @@ async def _reconcile_vault(market: Market, address: str) -> list[Difference]:
         )
         if held != row.open_maximum:
             found.append(Difference(address, "open holds against open_maximum", row.open_maximum, held))
-        if found:
+        if found and block:
             row.blocked = "; ".join(map(str, found))
             log.error("payouts of vault %s are stopped: %s", address, row.blocked)
         return found

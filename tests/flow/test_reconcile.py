@@ -1,0 +1,71 @@
+"""Reconcile: a real difference stops the vault's payouts; one that is only two readings of a moving figure does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.support.actors import TUSD, Client, join, make_client, spec
+from tests.support.market import World
+from torg_chain.vault import VaultState
+from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.reconcile import reconcile
+from torg_marketplace.flow.settle import advance_settlements, settle_due
+from torg_marketplace.storage.money_models import VaultRow
+
+
+async def _earn_and_send(world: World) -> Client:
+    """A capture is sent, and final on chain; the books do not know that yet."""
+    node = await join(world, price=3 * TUSD)
+    client = await make_client(world, deposit=10 * TUSD)
+    await client.submit(spec(limits={"max_duration": "1h"}))
+    assert await match_pending(world.market) == 1
+    await node.accept_and_start()
+    world.advance(seconds=600)
+    await node.exit()
+    await node.ok(node.report(outputs={}))
+    node.read()
+    await settle_due(world.market, hurry=True)
+    await advance_settlements(world.market)
+    return client
+
+
+async def _blocked(world: World, client: Client) -> str | None:
+    async with world.market.reading() as unit:
+        return (await unit.session.get_one(VaultRow, client.vault)).blocked
+
+
+async def test_a_capture_that_comes_to_rest_while_we_look_blocks_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await _earn_and_send(world)
+    before = world.chain.vaults[client.vault]
+    assert before.settled > 0
+    stale = [replace(before, settled=0, balance=before.settled + before.balance)]
+    read = world.chain.vault
+
+    async def vault(address: str) -> VaultState | None:
+        """The first reading is from just before the capture; the books learn of it before they are read."""
+        if stale:
+            state = stale.pop()
+            await advance_settlements(world.market)
+            return state
+        return await read(address)
+
+    monkeypatch.setattr(world.chain, "vault", vault)
+
+    assert await reconcile(world.market) == []
+    assert await _blocked(world, client) is None
+
+
+async def test_money_that_left_without_a_capture_of_ours_blocks_the_vault(world: World) -> None:
+    client = await _earn_and_send(world)
+    await advance_settlements(world.market)
+    state = world.chain.vaults[client.vault]
+    world.chain.vaults[client.vault] = replace(state, balance=state.balance - 7)
+
+    (difference,) = await reconcile(world.market)
+
+    assert (difference.what, difference.chain - difference.books) == ("balance", -7)
+    assert await _blocked(world, client) == str(difference)
