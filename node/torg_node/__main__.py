@@ -98,6 +98,7 @@ async def _start(settings: Settings, *, stop_leases: bool) -> int:
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
+    await executor.close()
     journal.close()
     return 0
 
@@ -121,6 +122,7 @@ async def _doctor(settings: Settings, *, as_json: bool) -> int:
             f"  FAILED  {name}" for name in capabilities.failed
         ]
         _print("\n".join(lines))
+    await executor.close()
     return 1 if capabilities.failed else 0
 
 
@@ -128,7 +130,12 @@ async def _executor(settings: Settings) -> tuple[Executor, Capabilities]:
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     node_label = str(load_keypair(settings.key_path).pubkey())
     chosen = await choose_executor(
-        settings.executor, settings.data / "containers", node_label=node_label, docker_socket=settings.engine_socket
+        settings.executor,
+        settings.data / "containers",
+        node_label=node_label,
+        docker_socket=settings.engine_socket,
+        docker_runtime=settings.container_runtime,
+        local_images=settings.local_images,
     )
     logging.getLogger(__name__).info("executor %s: %s", chosen.executor.name, chosen.why)
     return chosen.executor, await chosen.executor.probe()

@@ -27,6 +27,8 @@ class Settings(BaseModel):
     slots: int = Field(default=1, ge=1, le=256)
     executor: Literal["auto", "docker", "sandbox"] = "auto"
     engine_socket: Path | None = None
+    local_images: tuple[str, ...] = ()  # that no registry knows, and jobs may use all the same
+    container_runtime: str | None = None  # of the engine, for all jobs; "runsc" is gVisor
     region: str = "unknown"
     min_vault_grace_s: int = 3_600
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
@@ -92,6 +94,13 @@ region = {_toml(settings.region)}
 min_vault_grace_s = {settings.min_vault_grace_s}
 offered_disk_bytes = {settings.offered_disk_bytes}
 """
+    text += f"""\
+# For the docker executor: images of this host, by name or id, that jobs may use although no registry knows them.
+local_images = [{", ".join(map(_toml, settings.local_images))}]
+# container_runtime = "runsc"   # gVisor, when the engine has it
+"""
+    if settings.container_runtime is not None:
+        text += f"container_runtime = {_toml(settings.container_runtime)}\n"
     if settings.engine_socket is not None:
         text += f"engine_socket = {_toml(str(settings.engine_socket))}\n"
     (settings.data / CONFIG_NAME).write_text(

@@ -174,10 +174,18 @@ def state_line(event: JobEvent) -> str:
             return f"· checkpoint {data.get('name', '')} is safe"
         case "lease":
             node = str(data.get("node", ""))[:8]
-            reason = f" ({data['reason']})" if data.get("reason") else ""
-            return f"· attempt {data.get('attempt', '?')} on {node}: {data.get('to', data.get('state', ''))}{reason}"
+            return (
+                f"· attempt {data.get('attempt', '?')} on {node}: {data.get('to', data.get('state', ''))}{_why(data)}"
+            )
         case _:
             return f"· {data.get('to', data.get('state', json.dumps(data)))}"
+
+
+def _why(data: dict[str, Any]) -> str:
+    """The reason in brackets and, of what a node says about it, the first line."""
+    reason = f" ({data['reason']})" if data.get("reason") else ""
+    detail = str(data.get("detail") or "").splitlines()
+    return f"{reason}: {detail[0]}" if detail else reason
 
 
 @contextmanager

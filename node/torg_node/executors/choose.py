@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
@@ -32,20 +33,27 @@ async def choose_executor(
     *,
     node_label: str,
     docker_socket: Path | None = None,
+    docker_runtime: str | None = None,
+    local_images: Collection[str] = (),
     image_root: Path | None = None,
 ) -> Chosen:
     """`auto`: docker when its engine answers, else the sandbox, else ExecutorUnavailable with both reasons.
 
     `state_root`: this node's own directory for executors. `node_label` marks this node's containers on a shared engine.
+    `docker_runtime` and `local_images` as in `DockerExecutor.connect`.
     """
+
+    async def docker() -> Chosen:
+        return await _docker(state_root, node_label, docker_socket, docker_runtime, local_images)
+
     match kind:
         case "docker":
-            return await _docker(state_root, node_label, docker_socket)
+            return await docker()
         case "sandbox":
             return await _sandbox(state_root, image_root, "chosen by the owner")
         case "auto":
             try:
-                return await _docker(state_root, node_label, docker_socket)
+                return await docker()
             except TorgError as no_docker:
                 reason = no_docker.message
             try:
@@ -59,12 +67,16 @@ async def choose_executor(
             assert_never(kind)
 
 
-async def _docker(state_root: Path, node_label: str, socket: Path | None) -> Chosen:
+async def _docker(
+    state_root: Path, node_label: str, socket: Path | None, runtime: str | None, local_images: Collection[str]
+) -> Chosen:
     try:
         from torg_node.executors.docker import DockerExecutor
     except ImportError as error:
         raise ExecutorUnavailable(f"the docker executor needs {error.name}", hint="pip install 'torg[node]'") from error
-    executor = await DockerExecutor.connect(socket, node_label, state_dir=state_root / "docker")
+    executor = await DockerExecutor.connect(
+        socket, node_label, state_dir=state_root / "docker", runtime=runtime, local_images=local_images
+    )
     return Chosen(executor, "a container engine answers")
 
 

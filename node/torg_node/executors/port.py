@@ -153,6 +153,10 @@ class Executor(Protocol):
         """Stops and removes every container of this node whose name is not in `keep`; returns their names."""
         ...
 
+    async def close(self) -> None:
+        """Lets go of connections and watchers; containers go on."""
+        ...
+
 
 class ProgressCallback(Protocol):
     def __call__(self, done_bytes: int, total_bytes: int | None, message: str) -> None: ...

@@ -108,6 +108,9 @@ class ProcessExecutor:
             await self._remove(name)
         return tuple(strangers)
 
+    async def close(self) -> None:
+        """Nothing is held but the jobs themselves, which end with the agent."""
+
     async def _remove(self, name: str) -> None:
         if (running := self._running.pop(name, None)) is not None:
             running.end(ExitReason.STOPPED, 0)

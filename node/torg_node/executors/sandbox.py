@@ -136,6 +136,9 @@ class SandboxExecutor:
         await asyncio.to_thread(sweep, self._state_root)
         return tuple(path.name for path in strangers)
 
+    async def close(self) -> None:
+        """Nothing is held: each container has its own shim."""
+
     # --- parts ------------------------------------------------------------------------------------------------------
 
     def _container(self, handle: Handle) -> Container:
