@@ -76,7 +76,8 @@ def exit_of(container: Mapping[str, Any], witness: Witness) -> Exit:
         reason=reason,
         code=code,
         started_at_ms=started_at_ms,
-        finished_at_ms=finished_at_ms,
+        # Of one that ends at once the engine may learn the end before it notes the start.
+        finished_at_ms=max(finished_at_ms, started_at_ms),
         peak_memory_bytes=witness.peak_memory_bytes,
         detail=detail,
     )

@@ -177,6 +177,15 @@ def test_the_reason_for_an_end(ended: dict[str, Any], witness: Witness, reason: 
     assert exit_of(ended, witness).reason is reason
 
 
+def test_what_ends_at_once_does_not_end_before_it_starts() -> None:
+    ended = container(0)
+    ended["State"] |= {"StartedAt": "2026-01-01T00:00:01.007Z", "FinishedAt": "2026-01-01T00:00:01.003Z"}
+
+    result = exit_of(ended, Witness(60_000))
+
+    assert result.finished_at_ms == result.started_at_ms == engine_time_ms("2026-01-01T00:00:01.007Z")
+
+
 def test_only_a_failure_that_names_the_jobs_command_is_the_jobs() -> None:
     jobs = container(
         127, status="created", error='runc create failed: exec: "train": executable file not found in $PATH'
