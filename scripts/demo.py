@@ -59,7 +59,7 @@ class Market:
         self.console.print(f"  [dim]{self.step_seconds[title]:.1f} s[/dim]")
 
     def say(self, text: str) -> None:
-        self.console.print(f"  {text}", highlight=False)
+        self.console.print(f"  {text}", highlight=False, soft_wrap=True)
 
     async def torg(self, *arguments: str) -> Any:
         """The client's CLI with --json, as a user's terminal would run it."""

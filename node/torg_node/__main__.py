@@ -16,6 +16,7 @@ from torg_chain.wallet import load_keypair
 from torg_node.agent import Agent
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
+from torg_node.executors.probes import check_walls
 from torg_node.hardware.inventory import take_inventory
 from torg_node.journal import Journal
 from torg_node.settings import Settings, load_settings
@@ -71,6 +72,11 @@ async def _start(settings: Settings, *, stop_leases: bool) -> int:
     keypair = load_keypair(settings.key_path)
     settings.leases_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     executor, capabilities = await _executor(settings)
+    if capabilities.failed:  # once more: a machine under load may be too slow for a probe
+        capabilities = await executor.probe()
+    for failure in capabilities.failed:
+        logging.getLogger(__name__).warning("a probe failed: %s", failure)
+    check_walls(capabilities)
     journal = Journal(settings.journal_path)
     journal.set_fact("agent_pid", str(os.getpid()))
     inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes)

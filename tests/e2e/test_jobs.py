@@ -236,6 +236,31 @@ async def test_the_cli_runs_a_command_and_passes_its_exit_code_on(client: AsyncC
     assert json.loads(listed)["jobs"][0]["reason"] == "failed_exit"
 
 
+async def test_the_cli_says_what_a_queued_job_waits_for(client: AsyncClient) -> None:
+    busy = await submit(client, ["python", "-c", "import time; time.sleep(60)"], limits={"max_duration": "10m"})
+    await _until(client, busy.job_id, LeaseState.RUNNING)
+    argv = [script("torg"), "--home", str(client.config.home), "--marketplace", client.config.marketplace_url]
+    argv += ["run", "--no-workspace", "--memory", "128MiB", "--disk", "32MiB", "--max-duration", "1m", "--", "true"]
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(60):
+            assert process.stderr is not None
+            async for line in process.stderr:
+                if line.startswith("· waiting: ".encode()):
+                    break
+            await client.cancel(busy.job_id)
+            await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    assert b"slot" in line or b"busy" in line
+    assert process.returncode == 0
+
+
 async def _until(client: AsyncClient, job_id: str, state: LeaseState) -> None:
     """Follows the job until one of its leases is in `state`."""
     async with asyncio.timeout(30):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ from torg.cli.present import coin, duration
 from torg.cli.session import Session
 from torg.client import AsyncClient, StageProgress
 from torg_protocol.api import JobEvent, JobView
+from torg_protocol.errors import TorgError
 from torg_protocol.states import JobState
+
+_WAITING_EVERY_S = 2.0
 
 
 def exit_code_of(job: JobView) -> int:
@@ -32,6 +36,17 @@ async def follow_job(session: Session, client: AsyncClient, job: JobView, *, sta
     Ctrl-C on a terminal asks whether to leave the job running or to cancel it; elsewhere it leaves it running and says so.
     """
     view = _Lines(session, states=states)
+    waiting = asyncio.create_task(_say_what_it_waits_for(client, job.job_id, view))
+    try:
+        await _follow(session, client, job, view)
+    finally:
+        waiting.cancel()
+    ended = await client.wait(job.job_id)
+    await _say_end(session, client, ended, states=states)
+    return ended
+
+
+async def _follow(session: Session, client: AsyncClient, job: JobView, view: _Lines) -> None:
     after = 0
     while True:
         try:
@@ -50,9 +65,20 @@ async def follow_job(session: Session, client: AsyncClient, job: JobView, *, sta
         except Exception:
             say_it_goes_on(job.job_id)
             raise
-    ended = await client.wait(job.job_id)
-    await _say_end(session, client, ended, states=states)
-    return ended
+
+
+async def _say_what_it_waits_for(client: AsyncClient, job_id: str, view: _Lines) -> None:
+    """While the job is queued for longer than a moment: why, each time that the reason changes."""
+    said = None
+    while view.tells_states:
+        await asyncio.sleep(_WAITING_EVERY_S)
+        if not view.is_queued:
+            continue
+        with contextlib.suppress(TorgError):
+            reason = (await client.job(job_id)).waiting_for
+            if reason not in (None, said):
+                said = reason
+                click.echo(f"· waiting: {reason}", err=True)
 
 
 def say_it_goes_on(job_id: str) -> None:
@@ -111,6 +137,8 @@ class _Lines:
     def __init__(self, session: Session, *, states: bool) -> None:
         self._json = session.as_json
         self._states = states
+        self.tells_states = states and not session.as_json
+        self.is_queued = False
         self._bar: Any = None
         self._task: Any = None
 
@@ -135,6 +163,8 @@ class _Lines:
             case "progress":
                 self._progress(data)
             case "job" | "lease" | "checkpoint":
+                if event.kind == "job":
+                    self.is_queued = data.get("state") == JobState.QUEUED
                 if self._states:
                     click.echo(state_line(event), err=True)
             case "preparing":

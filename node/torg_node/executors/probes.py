@@ -1,6 +1,7 @@
 """What an executor isolates, found out by trying: four containers, run at once, each doing what a hostile job would.
 
-An offer declares only what passed here. `torg-node doctor` prints the failures with their reasons.
+An offer declares only what passed here; where a wall is missing (and not just a limit), a node does not start. `torg-node doctor`
+prints the failures with their reasons.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torg_host.sandbox.processes import start_time
-from torg_node.executors.errors import ExecutorError
+from torg_node.executors.errors import ExecutorError, ExecutorUnavailable
 from torg_node.executors.port import (
     Capabilities,
     Executor,
@@ -53,6 +54,10 @@ INSPECTED = (
     "shm-limit",
     "tmp-limit",
 )
+
+
+# What bounds a job's use of this host. Without one a job may disturb its neighbours; without any of the others it may get out.
+LIMIT_PROBES = frozenset({"shm-limit", "tmp-limit", "pids-limit", "memory-limit", "disk-limit"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,19 @@ async def probe_executor(
         failed=tuple(f"{name}: {reason}" for name, reason in reasons.items() if reason is not None),
         gpu=gpu,
     )
+
+
+def check_walls(capabilities: Capabilities) -> None:
+    """Raises ExecutorUnavailable `isolation_broken` when a probe failed that is about getting out."""
+    broken = [failure for failure in capabilities.failed if failure.partition(":")[0] not in LIMIT_PROBES]
+    if broken:
+        raise ExecutorUnavailable(
+            f"this host does not keep jobs in, no offer is made: {'; '.join(broken)}",
+            code="isolation_broken",
+            field="executor",
+            value=capabilities.executor,
+            hint="torg-node doctor lists what holds and what does not.",
+        )
 
 
 def _probes(host_port: int) -> tuple[Probe, ...]:
