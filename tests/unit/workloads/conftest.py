@@ -1,5 +1,17 @@
 from __future__ import annotations
 
-from tests.support.cnn import uninterrupted, workspace
+from collections.abc import Iterator
 
-__all__ = ["uninterrupted", "workspace"]
+import pytest
+
+from tests.support.cnn import uninterrupted, workspace
+from tests.support.zygote import Zygote
+
+__all__ = ["uninterrupted", "workspace", "zygote"]
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    parent = Zygote()
+    yield parent
+    parent.close()

@@ -1,0 +1,73 @@
+"""Workloads of the catalogue as a node runs them: packed, unpacked, started with plain files and environment variables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.zygote import ForkedProcess, Zygote
+from torg_host.archive import pack, unpack
+
+WORKLOADS = Path(__file__).resolve().parents[2] / "workloads"
+NAMES = sorted(path.parent.name for path in WORKLOADS.glob("*/target.yaml"))
+
+
+def target_of(name: str) -> dict[str, Any]:
+    target: dict[str, Any] = yaml.safe_load((WORKLOADS / name / "target.yaml").read_text())
+    return target
+
+
+def job_of(name: str) -> dict[str, Any]:
+    job: dict[str, Any] = yaml.safe_load((WORKLOADS / name / "job.yaml").read_text())
+    return job
+
+
+@dataclass
+class Machine:
+    """A fresh workspace of a workload. `run` ends by itself; nothing of the repository is in its reach."""
+
+    zygote: Zygote
+    name: str
+    root: Path
+
+    def __post_init__(self) -> None:
+        self.root.mkdir(parents=True)
+        pack(WORKLOADS / self.name, self.root / "workspace.tar.zst")
+        unpack(self.root / "workspace.tar.zst", self.root / "work")
+
+    def start(self, *options: str, kill_after_checkpoint: int = 0) -> ForkedProcess:
+        env = {
+            "HOME": str(self.root / "work"),
+            "OMP_NUM_THREADS": "1",
+            "TORG_CHECKPOINT_DIR": str(self.checkpoints),
+            "TORG_OUTPUT_DIR": str(self.outputs),
+            "TORG_PROGRESS_FILE": str(self.root / "progress.jsonl"),
+        }
+        return self.zygote.start(self.root / "work", ["train.py", *options], env, kill_after_checkpoint)
+
+    def run(self, *options: str, kill_after_checkpoint: int = 0) -> tuple[int | None, str, str]:
+        process = self.start(*options, kill_after_checkpoint=kill_after_checkpoint)
+        out, error = process.communicate(timeout=90)
+        return process.returncode, out, error
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def outputs(self) -> Path:
+        return self.root / "outputs"
+
+    def checkpoint_names(self) -> list[str]:
+        return sorted(path.name for path in self.checkpoints.iterdir())
+
+    def progress(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.root / "progress.jsonl").read_text().splitlines()]
+
+    def metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = json.loads((self.outputs / "metrics.json").read_text())
+        return metrics

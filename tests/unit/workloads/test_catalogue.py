@@ -1,0 +1,116 @@
+"""Every workload of the catalogue, shortened: it learns, reports, is killed at some checkpoint, and goes on elsewhere to the same
+weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.support.workload_runs import NAMES, WORKLOADS, Machine, job_of, target_of
+from tests.support.zygote import Zygote
+from torg_protocol.jobspec import load_job_spec
+
+WITH_LIBRARY = [name for name in NAMES if name != "cnn"]  # cnn does without, and has tests of its own
+WAYS = {"metrics.json", "model.safetensors", "plot.png"}
+
+
+def quick(name: str) -> list[str]:
+    options: list[str] = target_of(name)["quick"]["options"]
+    return options
+
+
+@pytest.fixture(scope="module")
+def finished(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Machine]:
+    """Runs that nobody disturbed, made when they are asked for. Read only."""
+    root = tmp_path_factory.mktemp("finished")
+
+    class Finished(dict[str, Machine]):
+        def __missing__(self, name: str) -> Machine:
+            machine = Machine(zygote, name, root / name)
+            code, _, error = machine.run(*quick(name))
+            assert code == 0, error
+            self[name] = machine
+            return machine
+
+    return Finished()
+
+
+@pytest.mark.parametrize("name", WITH_LIBRARY)
+def test_it_learns_reports_and_delivers(name: str, finished: dict[str, Machine]) -> None:
+    machine, target = finished[name], target_of(name)
+    metrics, progress = machine.metrics(), machine.progress()
+
+    assert set(job_of(name)["outputs"]) == {path.name for path in machine.outputs.iterdir()} >= WAYS
+    floor, ceiling = target["quick"].get("least", -np.inf), target["quick"].get("most", np.inf)
+    assert floor <= metrics[target["metric"]] <= ceiling
+    assert metrics["resumed_from_step"] == 0
+    assert len(progress) >= 2
+    assert progress[-1]["step"] == progress[-1]["total_steps"]
+    assert [line["step"] for line in progress] == sorted({line["step"] for line in progress})
+    assert (machine.outputs / "plot.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    for tensor in load_file(machine.outputs / "model.safetensors").values():
+        assert np.isfinite(tensor.astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("name", WITH_LIBRARY)
+def test_killed_at_some_checkpoint_it_ends_elsewhere_with_the_same_weights(
+    name: str, finished: dict[str, Machine], zygote: Zygote, tmp_path: Path
+) -> None:
+    whole = finished[name]
+    written = len({line["step"] for line in whole.progress()})  # each workload writes one with each report, at least
+    number = random.Random(name).randint(1, max(1, written - 1))
+    here, there = Machine(zygote, name, tmp_path / "here"), Machine(zygote, name, tmp_path / "there")
+
+    code, _, error = here.run(*quick(name), kill_after_checkpoint=number)
+    assert code == -signal.SIGKILL, error
+    newest = here.checkpoint_names()[-1]
+    shutil.copytree(here.checkpoints / newest, there.checkpoints / newest)
+    code, out, error = there.run(*quick(name))
+    assert code == 0, error
+
+    assert f"resumed from step {int(newest[5:])}" in out
+    for path in sorted(whole.outputs.iterdir()):
+        if path.name != "metrics.json":
+            assert (there.outputs / path.name).read_bytes() == path.read_bytes(), path.name
+    told_apart = {"seconds": 0, "resumed_from_step": 0}
+    assert there.metrics() | told_apart == whole.metrics() | told_apart
+    assert there.metrics()["resumed_from_step"] == int(newest[5:])
+    assert_same_state(there.checkpoints, whole.checkpoints)
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """Of the last checkpoint: weights, optimizer, random numbers, data order, history."""
+    (*_, last) = sorted(path.name for path in one.iterdir())
+    assert last == max(path.name for path in other.iterdir())
+    assert (one / last / "state.safetensors").read_bytes() == (other / last / "state.safetensors").read_bytes()
+    scalars = [json.loads((directory / last / "state.json").read_text()) for directory in (one, other)]
+    assert scalars[0] | {"seconds": 0} == scalars[1] | {"seconds": 0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_job_is_valid_and_packs_what_its_script_imports(name: str, zygote: Zygote, tmp_path: Path) -> None:
+    job, target = job_of(name), target_of(name)
+    spec = load_job_spec({**job, "workspace": None})
+    packed = {path.name for path in (Machine(zygote, name, tmp_path / name).root / "work").rglob("*")}
+
+    assert spec.checkpoint.enabled
+    assert spec.command[:2] == ("python", "train.py")
+    assert packed.isdisjoint({"job.yaml", "README.md", "target.yaml", "evaluate.py", ".torgignore"})
+    bound = target.get("least", target.get("most"))
+    assert f"Target: **{bound}**" in (WORKLOADS / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("part", sorted(path.name for path in (WORKLOADS / "parts").glob("[a-z]*.py")))
+def test_shared_parts_are_copied_unchanged(part: str) -> None:
+    """A workspace must stand alone; so each holds its copy. `python -m workloads.parts` renews them."""
+    copies = list(WORKLOADS.glob(f"*/{part}"))
+    original = (WORKLOADS / "parts" / part).read_bytes()
+
+    assert [path for path in copies if path.read_bytes() != original] == []
