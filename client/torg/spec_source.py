@@ -13,6 +13,7 @@ from typing import Any
 from torg_protocol.errors import Invalid
 
 _LONGEST_FILE = 1 << 20
+_MOST_VALUES = 20_000  # keys and items, each alias counted as what it stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +113,14 @@ def _parse_json(text: str, name: str) -> Any:
 def _parse_yaml(text: str, name: str, *, is_json: bool) -> tuple[Any, dict[str, Place]]:
     import yaml
 
-    loader: Any = yaml.SafeLoader(text)
+    loader: Any = None
     places: dict[str, Place] = {}
     try:
+        loader = yaml.SafeLoader(text)  # which refuses control characters already
         node = loader.get_single_node()
         if node is None:
             return None, places
-        _walk(node, "", places, _refuse_twice(name))
+        _walk(node, "", places, _refuse_twice(name), _refuse_too_many(name))
         return (None if is_json else loader.construct_document(node)), places
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if is_json:
@@ -134,17 +136,27 @@ def _parse_yaml(text: str, name: str, *, is_json: bool) -> tuple[Any, dict[str, 
             column=mark.column + 1 if mark else None,
         ) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
-def _walk(node: Any, path: str, places: dict[str, Place], refuse_twice: Callable[[str, Place, Place], None]) -> None:
-    """Notes the place of each key (of each item, in lists). What is reached twice through an alias is noted once."""
+def _walk(
+    node: Any,
+    path: str,
+    places: dict[str, Place],
+    refuse_twice: Callable[[str, Place, Place], None],
+    refuse_too_many: Callable[[Place], None],
+) -> None:
+    """Notes the place of each key and of each item. Aliases are walked through as often as they are used, so that few lines
+    may stand for very many values: beyond a bound the file is refused."""
     import yaml
 
     places.setdefault(path, _place(node))
+    if len(places) > _MOST_VALUES:
+        refuse_too_many(places[path])
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            _walk(item, f"{path}.{number}" if path else str(number), places, refuse_twice)
+            _walk(item, f"{path}.{number}" if path else str(number), places, refuse_twice, refuse_too_many)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, Place] = {}
@@ -159,7 +171,7 @@ def _walk(node: Any, path: str, places: dict[str, Place], refuse_twice: Callable
         is_new = inner not in places
         places[inner] = place
         if is_new:
-            _walk(value, inner, places, refuse_twice)
+            _walk(value, inner, places, refuse_twice, refuse_too_many)
 
 
 def _place(node: Any, value: Any = None) -> Place:
@@ -177,6 +189,21 @@ def _refuse_twice(name: str) -> Callable[[str, Place, Place], None]:
             hint=f"the first is in line {first.line}: keep one of them",
             line=second.line,
             column=second.column,
+        )
+
+    return refuse
+
+
+def _refuse_too_many(name: str) -> Callable[[Place], None]:
+    def refuse(place: Place) -> None:
+        raise Invalid(
+            f"{name}, line {place.line}: this file stands for more than {_MOST_VALUES} values",
+            code="spec_too_large",
+            field="file",
+            value=name,
+            hint="write fewer, or fewer aliases (*name) of large parts; data belongs into the workspace",
+            line=place.line,
+            column=place.column,
         )
 
     return refuse

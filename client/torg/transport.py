@@ -11,17 +11,21 @@ import contextlib
 import json
 import random
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import httpx
 from pydantic import BaseModel, ValidationError
 from solders.keypair import Keypair
 
 from torg_protocol.errors import Invalid, TorgError, Unavailable, from_problem
 from torg_protocol.httpsig import RequestParts, sign_request
+
+# httpx brings a command line of its own, with rich and pygments: a tenth of the start-up time of `torg ps`. It does without.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None is how an import is declared absent
+import httpx  # noqa: E402 - after the line above
 
 ByteProgress = Callable[[int, int], None]  # bytes done, bytes in all
 M = TypeVar("M", bound=BaseModel)
@@ -46,10 +50,12 @@ class Transport:
     def __init__(self, base_url: str, keypair: Keypair | None, *, timeout_s: float = 30.0) -> None:
         self._base_url = base_url
         self._keypair = keypair
+        # Loading the certificates of the world takes 20 ms, which a plain http address needs not.
+        encrypted = base_url.startswith("https:")
+        timeout = httpx.Timeout(timeout_s, connect=5.0)
+        self._transfer_client: httpx.AsyncClient | None = None
         try:
-            self._http = httpx.AsyncClient(
-                base_url=base_url, timeout=httpx.Timeout(timeout_s, connect=5.0), trust_env=False
-            )
+            self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout, trust_env=False, verify=encrypted)
         except httpx.InvalidURL as error:
             raise Invalid(
                 f"not a marketplace address: {error}",
@@ -61,6 +67,15 @@ class Transport:
 
     async def aclose(self) -> None:
         await self._http.aclose()
+        if self._transfer_client is not None:
+            await self._transfer_client.aclose()
+
+    @property
+    def _transfers(self) -> httpx.AsyncClient:
+        """For blob URLs, which may be of another server than the marketplace's, and encrypted where that is not."""
+        if self._transfer_client is None:
+            self._transfer_client = httpx.AsyncClient(timeout=_TRANSFER_TIMEOUT, trust_env=False)
+        return self._transfer_client
 
     async def ask(self, model: type[M], method: str, path: str, **options: Any) -> M:
         """`request`, with the answer as a value of `model`."""
@@ -134,9 +149,7 @@ class Transport:
                         on_bytes(sent, size)
 
         try:
-            response = await self._http.put(
-                url, content=body(), headers={"content-length": str(size)}, timeout=_TRANSFER_TIMEOUT
-            )
+            response = await self._transfers.put(url, content=body(), headers={"content-length": str(size)})
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
         _parse(response)
@@ -150,7 +163,7 @@ class Transport:
         have = file.seek(0, 2)
         headers = {"accept-encoding": "identity"} | ({"range": f"bytes={have}-"} if have else {})
         try:
-            async with self._http.stream("GET", url, headers=headers, timeout=_TRANSFER_TIMEOUT) as response:
+            async with self._transfers.stream("GET", url, headers=headers) as response:
                 if response.status_code not in {200, 206}:
                     await response.aread()
                     _parse(response)

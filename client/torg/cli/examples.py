@@ -26,7 +26,7 @@ def starter(name: str, gpus: int) -> str:
 _STARTER = """\
 # A job for Torg. Check it with `torg validate`, price it with `torg quote`, run it with `torg submit --wait`.
 version: 1
-name: {name}
+name: "{name}"
 
 # What runs. The working directory is the workspace; the exit code is the job's.
 command: [python, train.py]

@@ -94,7 +94,7 @@ async def _submitted(session: Session, client: AsyncClient, job: JobView, *, wai
 
 
 @click.command()
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200))
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200), help="Jobs on one page.")
 @click.option("--state", type=click.Choice([str(state) for state in JobState]), help="Only jobs in this state.")
 @click.option("--cursor", metavar="JOB", help="Continue where a page ended.")
 @click.option("-q", "--quiet", is_flag=True, help="Only job ids, one per line.")

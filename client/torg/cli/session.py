@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import json
 import time
 from collections.abc import Callable, Coroutine
@@ -82,6 +83,7 @@ def command(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...,
     def run(options: dict[str, Any], /, *args: Any, json_here: bool, **kwargs: Any) -> None:
         as_json, session = options["json"] or json_here, None
         try:
+            gc.enable()
             session = Session({**options, "json": as_json})
             asyncio.run(function(session, *args, **kwargs))
         except TorgError as error:
