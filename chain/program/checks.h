@@ -2,14 +2,18 @@
 #pragma once
 #include "state.h"
 
-INLINE Config *as_config(const Account *a) {
+NOINLINE Config *as_config(const Account *a) {
   int ours = same_key(a->owner, C->program_id) && a->data_length == sizeof(Config) && a->data[0] == TAG_CONFIG;
   return ours ? (Config *)a->data : 0;
 }
 
-INLINE Vault *as_vault(const Account *a) {
-  int ours = same_key(a->owner, C->program_id) && a->data_length == sizeof(Vault) && a->data[0] == TAG_VAULT;
-  return ours ? (Vault *)a->data : 0;
+INLINE u64 size_of_kind(u8 kind) { return kind == KIND_COLLATERAL ? sizeof(Collateral) : sizeof(Vault); }
+
+// A vault of any kind: whoever cares about the kind asks for it.
+NOINLINE Vault *as_vault(const Account *a) {
+  if (!same_key(a->owner, C->program_id) || a->data_length < sizeof(Vault) || a->data[0] != TAG_VAULT) return 0;
+  Vault *v = (Vault *)a->data;
+  return a->data_length == size_of_kind(v->kind) ? v : 0;
 }
 
 // SPL token account: mint at 0, owner at 32, amount at 64, delegate option at 72, state at 108 (1: initialized, 2: frozen),
@@ -20,7 +24,7 @@ INLINE u64 token_amount(const Account *a) { return read_u64(a->data + 64); }
 INLINE int is_token_account(const Account *a) {
   return same_key(a->owner, TOKEN_PROGRAM) && a->data_length == 165 && a->data[108] == 1;
 }
-INLINE int is_token_account_of(const Account *a, const u8 *owner, const u8 *mint) {
+NOINLINE int is_token_account_of(const Account *a, const u8 *owner, const u8 *mint) {
   return is_token_account(a) && same_key(token_owner(a), owner) && same_key(token_mint(a), mint);
 }
 INLINE int has_no_second_authority(const Account *a) {
@@ -28,7 +32,7 @@ INLINE int has_no_second_authority(const Account *a) {
 }
 
 // The vault of account 0, if account 1 is its depositor and signed; else 0 with the error in *error.
-INLINE Vault *vault_of_depositor(u64 *error) {
+NOINLINE Vault *vault_of_depositor(u64 *error) {
   Account *a = C->accounts;
   Vault *v = as_vault(&a[0]);
   *error = !v ? E_NOT_OURS : !a[1].is_signer || !same_key(a[1].key, v->depositor) ? E_SIGNER : 0;

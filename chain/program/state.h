@@ -27,6 +27,8 @@ enum Error {
   E_CPI = 7021,             // a called program failed (today's runtime ends the transaction before this can be returned)
   E_CLOCK = 7022,           // the clock could not be read
   E_RENT = 7023,            // no lamports for the new account's rent
+  E_BENEFICIARY = 7024,     // not the depositor of a client vault under this operator, or the operator itself, or its fee owner
+  E_TOO_LATE = 7025,        // the closing, or the proposal's end, comes before this could take effect
 };
 
 #define MINIMUM_GRACE_S 3600
@@ -39,7 +41,9 @@ enum Error {
 #define TAG_CONFIG 1
 #define TAG_VAULT 2
 #define KIND_CLIENT 0
-#define KIND_COLLATERAL 1 // reserved: refused until slashing exists
+#define KIND_COLLATERAL 1
+#define DISPUTE_DELAY_S 86400 // between proposing a slash and executing it; and how long it can be executed then
+#define SLASH_MARGIN_S 3600   // what is left of a closing collateral's grace after the delay, at least
 
 typedef struct { // 104 bytes
   u8 tag, bump, reserved[6];
@@ -48,7 +52,7 @@ typedef struct { // 104 bytes
   u8 fee_owner[32];
 } Config;
 
-typedef struct { // 304 bytes
+typedef struct { // 304 bytes; a collateral's account goes on with a Slash
   u8 tag, bump, kind, reserved;
   u32 grace_s;
   u8 depositor[32];
@@ -65,6 +69,18 @@ typedef struct { // 304 bytes
   i64 next_signer_at; // 0: no rotation pending
   u64 captures;
 } Vault;
+
+typedef struct { // 80 bytes
+  u64 amount; // 0: none is proposed
+  i64 execute_at;
+  u8 evidence_root[32];
+  u8 beneficiary[32]; // a wallet
+} Slash;
+
+typedef struct { // 384 bytes
+  Vault vault;
+  Slash slash;
+} Collateral;
 
 typedef struct { // one per invocation, in the zeroed heap
   Account accounts[MAX_ACCOUNTS];

@@ -8,6 +8,7 @@
 #include "instructions/close.h"
 #include "instructions/config.h"
 #include "instructions/open.h"
+#include "instructions/slash.h"
 
 u64 entrypoint(u8 *input) {
   u8 *data, *program_id;
@@ -28,7 +29,9 @@ u64 entrypoint(u8 *input) {
     case 6: return finish_close();
     case 7: return rotate_signer();
     case 8: return rescue();
-    // 9, 10, 11: propose, execute and cancel a slash of collateral; reserved, refused
+    case 9: return propose_slash();
+    case 10: return execute_slash();
+    case 11: return cancel_slash();
   }
   return E_DATA;
 }

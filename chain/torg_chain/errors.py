@@ -29,6 +29,8 @@ PROGRAM_ERRORS = {
     7021: "E_CPI",
     7022: "E_CLOCK",
     7023: "E_RENT",
+    7024: "E_BENEFICIARY",
+    7025: "E_TOO_LATE",
 }
 
 

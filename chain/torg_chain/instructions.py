@@ -11,7 +11,7 @@ from solders.signature import Signature
 from solders.system_program import ID as SYSTEM_PROGRAM
 from spl.token.constants import ASSOCIATED_TOKEN_PROGRAM_ID, TOKEN_PROGRAM_ID
 
-from torg_chain.vault import find_config, find_vault, token_account_of
+from torg_chain.vault import VaultKind, find_config, find_vault, token_account_of
 
 ED25519_PROGRAM = Pubkey.from_string("Ed25519SigVerify111111111111111111111111111")
 INSTRUCTIONS_SYSVAR = Pubkey.from_string("Sysvar1nstructions1111111111111111111111111")
@@ -41,9 +41,9 @@ def open_vault(
     signer: Pubkey,
     chain_id: bytes,
     rent_lamports: int,
-    kind: int = 0,
+    kind: VaultKind = VaultKind.CLIENT,
 ) -> Instruction:
-    """The vault's token account must exist already (create_associated_token_account in the same transaction)."""
+    """`rent_lamports`: of `size_of(kind)` bytes. The vault's token account must exist already (create_associated_token_account in the same transaction)."""
     vault, bump = find_vault(program_id, depositor, config, salt)
     token_account, token_bump = Pubkey.find_program_address(
         [bytes(vault), bytes(TOKEN_PROGRAM_ID), bytes(mint)], ASSOCIATED_TOKEN_PROGRAM_ID
@@ -132,6 +132,54 @@ def rescue(program_id: Pubkey, *, depositor: Pubkey, config: Pubkey, mint: Pubke
         _read(TOKEN_PROGRAM_ID),
     ]
     return Instruction(program_id, struct.pack("<BBQ", 8, bump, salt), accounts)
+
+
+def propose_slash(
+    program_id: Pubkey,
+    *,
+    collateral: Pubkey,
+    config: Pubkey,
+    admin: Pubkey,
+    mint: Pubkey,
+    client_vault: Pubkey,
+    amount: int,
+    evidence_root: bytes,
+) -> Instruction:
+    """The depositor of `client_vault` is to get `amount`, after the dispute delay."""
+    accounts = [
+        _writable(collateral),
+        _read(config),
+        _signer(admin),
+        _read(token_account_of(collateral, mint)),
+        _read(client_vault),
+    ]
+    return Instruction(program_id, struct.pack("<BQ", 9, amount) + evidence_root, accounts)
+
+
+def execute_slash(
+    program_id: Pubkey,
+    *,
+    collateral: Pubkey,
+    config: Pubkey,
+    admin: Pubkey,
+    mint: Pubkey,
+    beneficiary: Pubkey,
+    to: Pubkey | None = None,
+) -> Instruction:
+    """`beneficiary`: the wallet that was proposed; `to`: any token account of it, by default the associated one."""
+    accounts = [
+        _writable(collateral),
+        _read(config),
+        _signer(admin),
+        _writable(token_account_of(collateral, mint)),
+        _writable(to or token_account_of(beneficiary, mint)),
+        _read(TOKEN_PROGRAM_ID),
+    ]
+    return Instruction(program_id, b"\x0a", accounts)
+
+
+def cancel_slash(program_id: Pubkey, *, collateral: Pubkey, config: Pubkey, admin: Pubkey) -> Instruction:
+    return Instruction(program_id, b"\x0b", [_writable(collateral), _read(config), _signer(admin)])
 
 
 def ed25519_verify(signer: Pubkey, signature: Signature, message: bytes) -> Instruction:

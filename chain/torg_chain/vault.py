@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import enum
+import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from solders.pubkey import Pubkey
@@ -10,14 +13,24 @@ from spl.token.instructions import get_associated_token_address
 
 from torg_protocol.errors import Invalid
 
-CONFIG_SIZE, VAULT_SIZE = 104, 304
+CONFIG_SIZE, VAULT_SIZE, COLLATERAL_SIZE = 104, 304, 384
 CONFIG_SEED, VAULT_SEED = b"torg-op1", b"torg-vl1"
 MINIMUM_GRACE_S, MAXIMUM_GRACE_S = 3600, 90 * 86400
+DISPUTE_DELAY_S, SLASH_MARGIN_S = 86400, 3600
+MINIMUM_COLLATERAL_GRACE_S = DISPUTE_DELAY_S + SLASH_MARGIN_S
 SALT_WINDOW_SLOTS = 1500
 MAX_PAYEES = 16
 _TAG_CONFIG, _TAG_VAULT = 1, 2
 _CONFIG = struct.Struct("<BB6x32s32s32s")
 _VAULT = struct.Struct("<BBBxI32s32s32s32s32s32s32s32sQQqqQ")
+_SLASH = struct.Struct("<Qq32s32s")
+
+
+class VaultKind(enum.IntEnum):
+    """What a vault is for: a client's payments, or what a node stakes."""
+
+    CLIENT = 0
+    COLLATERAL = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,16 @@ class OperatorConfig:
     admin: Pubkey
     capture_key: Pubkey
     fee_owner: Pubkey
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedSlash:
+    """What the operator wants to take of a collateral, and give to the wallet `beneficiary`, in base units."""
+
+    amount: int
+    execute_at: int  # unix seconds: executable from then on, for DISPUTE_DELAY_S
+    evidence_root: bytes
+    beneficiary: Pubkey
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +72,7 @@ class VaultState:
     next_signer_at: int
     captures: int
     balance: int
+    slash: ProposedSlash | None = None  # collateral only
 
     def signer_at(self, unix_time_s: int) -> Pubkey:
         """Whose caps count at that time."""
@@ -63,9 +87,9 @@ def parse_config(address: Pubkey, data: bytes) -> OperatorConfig:
 
 
 def parse_vault(address: Pubkey, data: bytes, balance: int) -> VaultState:
-    if len(data) != VAULT_SIZE or data[0] != _TAG_VAULT:
+    if len(data) < VAULT_SIZE or data[0] != _TAG_VAULT or len(data) != size_of(data[2]):
         raise Invalid("not a vault", code="not_a_vault", field="address", value=str(address))
-    _, _, kind, grace_s, *rest = _VAULT.unpack(data)
+    _, _, kind, grace_s, *rest = _VAULT.unpack_from(data)
     (
         depositor,
         config,
@@ -99,7 +123,37 @@ def parse_vault(address: Pubkey, data: bytes, balance: int) -> VaultState:
         next_signer_at=next_at,
         captures=captures,
         balance=balance,
+        slash=_parse_slash(data),
     )
+
+
+def size_of(kind: int) -> int:
+    """Bytes of a vault's account."""
+    return COLLATERAL_SIZE if kind == VaultKind.COLLATERAL else VAULT_SIZE
+
+
+def minimum_grace_s(kind: int) -> int:
+    return MINIMUM_COLLATERAL_GRACE_S if kind == VaultKind.COLLATERAL else MINIMUM_GRACE_S
+
+
+def _parse_slash(data: bytes) -> ProposedSlash | None:
+    if len(data) != COLLATERAL_SIZE:
+        return None
+    amount, execute_at, evidence_root, beneficiary = _SLASH.unpack_from(data, VAULT_SIZE)
+    return ProposedSlash(amount, execute_at, evidence_root, Pubkey(beneficiary)) if amount else None
+
+
+def chained(roots: bytes, root: bytes) -> bytes:
+    """What `roots` of a vault becomes by a payment for the usage records under `root`."""
+    return hashlib.sha256(roots + root).digest()
+
+
+def chain_of(roots: Iterable[bytes]) -> bytes:
+    """`roots` of a vault after these payments, oldest first: whoever has all of them can prove that none is missing."""
+    value = bytes(32)
+    for root in roots:
+        value = chained(value, root)
+    return value
 
 
 def find_config(program_id: Pubkey, admin: Pubkey) -> tuple[Pubkey, int]:

@@ -20,7 +20,15 @@ from torg_chain import instructions as program
 from torg_chain.network import Network
 from torg_chain.rpc import ChainClient, TransactionStatus
 from torg_chain.transactions import SignedTransaction, sign_transaction
-from torg_chain.vault import CONFIG_SIZE, VAULT_SIZE, VaultState, find_config, find_vault, token_account_of
+from torg_chain.vault import (
+    CONFIG_SIZE,
+    VaultKind,
+    VaultState,
+    find_config,
+    find_vault,
+    size_of,
+    token_account_of,
+)
 from torg_protocol.vault_messages import CapMessage, OrderMessage
 
 FINALIZED = TransactionStatus.FINALIZED
@@ -47,6 +55,7 @@ async def open_vault(
     signer: Pubkey,
     grace_s: int,
     deposit: int,
+    kind: VaultKind = VaultKind.CLIENT,
     before_sending: Callable[[int, Pubkey], None] | None = None,
 ) -> tuple[int, Pubkey]:
     """Opens a vault and deposits, in one transaction; returns its salt and address once that is finalized.
@@ -69,7 +78,8 @@ async def open_vault(
             grace_s=grace_s,
             signer=signer,
             chain_id=network.chain_id,
-            rent_lamports=await chain.rent(VAULT_SIZE),
+            rent_lamports=await chain.rent(size_of(kind)),
+            kind=kind,
         ),
     ]
     if deposit:
@@ -106,6 +116,36 @@ async def finish_close(
         ),
     ]
     await _send(chain, closing, [depositor, *([agreed_by] if agreed_by else [])], FINALIZED)
+
+
+async def rotate_signer(
+    chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey, signer: Pubkey
+) -> None:
+    """Another session key. Its caps count after the vault's grace, the old key's until then."""
+    rotation = program.rotate_signer(network.program_pubkey, vault, depositor.pubkey(), signer)
+    await _send(chain, [rotation], [depositor], FINALIZED)
+
+
+async def rescue(chain: ChainClient, network: Network, *, depositor: Keypair, salt: int) -> None:
+    """What was sent to the address of a vault after it was closed, or before it was ever opened, back to its depositor."""
+    owner = depositor.pubkey()
+    rescuing = [
+        create_idempotent_associated_token_account(owner, owner, network.mint_pubkey),
+        program.rescue(
+            network.program_pubkey,
+            depositor=owner,
+            config=network.operator_pubkey,
+            mint=network.mint_pubkey,
+            salt=salt,
+        ),
+    ]
+    await _send(chain, rescuing, [depositor], FINALIZED)
+
+
+async def set_capture_key(chain: ChainClient, network: Network, *, admin: Keypair, capture_key: Pubkey) -> None:
+    """At once: orders that the old key signed are worth nothing from then on."""
+    change = program.set_capture_key(network.program_pubkey, network.operator_pubkey, admin.pubkey(), capture_key)
+    await _send(chain, [change], [admin], FINALIZED)
 
 
 def build_capture(
@@ -190,5 +230,8 @@ __all__ = [
     "finish_close",
     "open_vault",
     "order_of",
+    "rescue",
+    "rotate_signer",
+    "set_capture_key",
     "start_close",
 ]

@@ -19,6 +19,8 @@ from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import ChainClient
 from torg_chain.vault import find_config
 
+STILL = 3_600_000
+
 
 @dataclass
 class LocalnetProcess:
@@ -26,6 +28,7 @@ class LocalnetProcess:
 
     data: Path
     slot_ms: int
+    arguments: tuple[str, ...] = ()
     port: int = 0
     rpc_url: str = ""
     genesis_hash: str = ""
@@ -33,7 +36,7 @@ class LocalnetProcess:
 
     async def start(self) -> None:
         command = [sys.executable, "-m", "torg_chain.localnet", "--data", str(self.data), "--port", str(self.port)]
-        command += ["--slot-ms", str(self.slot_ms), "--finalize-after-slots", "3"]
+        command += ["--slot-ms", str(self.slot_ms), "--finalize-after-slots", "3", *self.arguments]
         self.process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, start_new_session=True
         )
@@ -60,8 +63,9 @@ class LocalnetProcess:
 
 
 @contextlib.asynccontextmanager
-async def running_localnet(data: Path, *, slot_ms: int = 50) -> AsyncIterator[LocalnetProcess]:
-    localnet = LocalnetProcess(data, slot_ms)
+async def running_localnet(data: Path, *arguments: str, slot_ms: int = 50) -> AsyncIterator[LocalnetProcess]:
+    """With `slot_ms=STILL`, slots pass only when a test says so (`torg_advance_slots`)."""
+    localnet = LocalnetProcess(data, slot_ms, arguments)
     await localnet.start()
     try:
         yield localnet

@@ -41,13 +41,14 @@ from torg_chain.errors import PROGRAM_ERRORS
 from torg_chain.vault import (
     CONFIG_SIZE,
     SALT_WINDOW_SLOTS,
-    VAULT_SIZE,
     OperatorConfig,
+    VaultKind,
     VaultState,
     find_config,
     find_vault,
     parse_config,
     parse_vault,
+    size_of,
     token_account_of,
 )
 from torg_protocol.vault_messages import CapMessage, OrderMessage, sign_message
@@ -257,7 +258,7 @@ class World:
         depositor: Keypair | None = None,
         operator: Operator | None = None,
         session: Keypair | None = None,
-        kind: int = 0,
+        kind: VaultKind = VaultKind.CLIENT,
     ) -> Vault:
         depositor, operator = depositor or self.wallet(), operator or self.operator
         while True:  # one vault per slot and depositor
@@ -281,7 +282,12 @@ class World:
         self.wait(slots=SALT_WINDOW_SLOTS + 1)
 
     def opening(
-        self, vault: Vault, *, grace_s: int = HOUR_S, kind: int = 0, rent_lamports: int | None = None
+        self,
+        vault: Vault,
+        *,
+        grace_s: int = HOUR_S,
+        kind: VaultKind = VaultKind.CLIENT,
+        rent_lamports: int | None = None,
     ) -> list[Instruction]:
         owner = vault.depositor.pubkey()
         return [
@@ -295,7 +301,7 @@ class World:
                 grace_s=grace_s,
                 signer=vault.session.pubkey(),
                 chain_id=CHAIN_ID,
-                rent_lamports=self.rent(VAULT_SIZE) if rent_lamports is None else rent_lamports,
+                rent_lamports=self.rent(size_of(kind)) if rent_lamports is None else rent_lamports,
                 kind=kind,
             ),
         ]

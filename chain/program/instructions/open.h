@@ -16,6 +16,9 @@ INLINE u64 check_vault_tokens(const Account *tokens, const u8 *vault, const u8 *
 // for a closed vault never lives again.
 INLINE int is_fresh(u64 salt) { return salt <= C->clock.slot && C->clock.slot - salt <= SALT_WINDOW_SLOTS; }
 
+// A collateral stays at least as long as a slash that is proposed before its closing starts needs.
+INLINE u32 minimum_grace_s(u8 kind) { return kind == KIND_COLLATERAL ? DISPUTE_DELAY_S + SLASH_MARGIN_S : MINIMUM_GRACE_S; }
+
 // Accounts: depositor (signer, pays), vault, its token account, config, system program.
 // Data: kind | bump | token account bump | grace u32 | salt u64 | rent u64 | signer | chain id
 NOINLINE u64 open_vault(void) {
@@ -25,16 +28,16 @@ NOINLINE u64 open_vault(void) {
   if (C->data_length != 3 + 4 + 8 + 8 + 32 + 32) return E_DATA;
   if (!depositor->is_signer) return E_SIGNER;
   if (!as_config(config)) return E_NOT_OURS;
-  if (*kind != KIND_CLIENT) return E_KIND;
+  if (*kind != KIND_CLIENT && *kind != KIND_COLLATERAL) return E_KIND;
   u32 grace_s = read_u32(C->data + 3);
-  if (grace_s < MINIMUM_GRACE_S || grace_s > MAXIMUM_GRACE_S) return E_GRACE;
+  if (grace_s < minimum_grace_s(*kind) || grace_s > MAXIMUM_GRACE_S) return E_GRACE;
   if (!clock_read()) return E_CLOCK;
   if (!is_fresh(read_u64(salt))) return E_SALT;
   u64 failed = check_vault_tokens(tokens, target->key, C->data + 2);
   if (failed) return failed;
 
   use_vault_seeds(depositor->key, config->key, salt, bump);
-  failed = create_account(depositor, target, read_u64(C->data + 15), sizeof(Vault));
+  failed = create_account(depositor, target, read_u64(C->data + 15), size_of_kind(*kind));
   if (failed) return failed;
   Vault *v = (Vault *)target->data;
   v->tag = TAG_VAULT;

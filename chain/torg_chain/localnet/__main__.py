@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import random
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from torg_chain.localnet.cluster import open_cluster
+from torg_chain.localnet.faults import Faults
 from torg_chain.localnet.rpc import make_app
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID
 
@@ -27,11 +29,17 @@ def main() -> None:
     parser.add_argument(
         "--finalize-after-slots", type=int, default=4, help="32 on a real cluster; fewer make tests quick"
     )
+    parser.add_argument("--drop", type=_probability, default=0.0, help="lose this share of all transactions, unsaid")
+    parser.add_argument(
+        "--reorg", type=_probability, default=0.0, help="in this share of slots, a fork takes the newest slots back"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="of --drop and --reorg")
     asyncio.run(serve(parser.parse_args()))
 
 
 async def serve(arguments: argparse.Namespace) -> None:
     cluster = open_cluster(arguments.data, finalize_after_slots=arguments.finalize_after_slots)
+    faults = Faults(arguments.drop, arguments.reorg, random.Random(arguments.seed))  # noqa: S311 - faults to be repeated, not secrets
     ahead_s = max(0, cluster.unix_time_s - int(time.time()))  # a clock that was advanced stays ahead
 
     async def tick() -> None:
@@ -41,9 +49,10 @@ async def serve(arguments: argparse.Namespace) -> None:
             await asyncio.sleep(arguments.slot_ms / 1000)
             ahead_s += max(0, cluster.unix_time_s - before)
             cluster.tick(int(time.time()) + ahead_s)
+            faults.at_slot(cluster)
 
     cluster.tick(int(time.time()) + ahead_s)
-    runner = web.AppRunner(make_app(cluster), access_log=None)
+    runner = web.AppRunner(make_app(cluster, faults), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", arguments.port)
     await site.start()
@@ -64,6 +73,13 @@ async def serve(arguments: argparse.Namespace) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await ticking
     await runner.cleanup()
+
+
+def _probability(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a probability: 0 or more, and less than 1")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """The cluster's rules around LiteSVM, which by itself keeps one blockhash and forgets old signatures.
 
 We keep our own window of 150 blockhashes, refuse any signature that was ever processed, and age transactions through processed,
-confirmed and finalized by slots. Everything that changes state goes through the journal, so a restart is a replay.
+confirmed and finalized by slots: readers see accounts as of the level that they ask for, and a fork can take back what is not
+finalized (`reorg`). Everything that changes state goes through the journal, so a restart is a replay.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.resources
 import struct
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +22,15 @@ from solders.account import Account
 from solders.clock import Clock
 from solders.hash import Hash
 from solders.litesvm import LiteSVM
-from solders.message import MessageV0
 from solders.pubkey import Pubkey
 from solders.transaction import VersionedTransaction
 from solders.transaction_metadata import FailedTransactionMetadata, TransactionMetadata
 from spl.token.constants import TOKEN_PROGRAM_ID
 
+from torg_chain.localnet.accounts import NoSuchTable, TransactionAccounts, accounts_of
 from torg_chain.localnet.encoding import error_json
 from torg_chain.localnet.store import Store
+from torg_chain.localnet.undo import UndoLog
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID
 from torg_chain.vault import token_account_of
 
@@ -66,9 +70,9 @@ class Landed:
     time_s: int
     error: Any
     meta: TransactionMetadata
-    keys: list[Pubkey]
-    balances_before: list[int]
-    balances_after: list[int]
+    accounts: TransactionAccounts
+    before: list[Account | None]
+    after: list[Account | None]
 
 
 class Cluster:
@@ -80,6 +84,8 @@ class Cluster:
         self.blockhashes: OrderedDict[str, int] = OrderedDict()
         self.landed: OrderedDict[str, Landed] = OrderedDict()
         self.by_address: defaultdict[str, list[str]] = defaultdict(list)
+        self._undo = UndoLog()
+        self._slot_hashes_at = 0
         self.slot = int(self._svm.get_clock().slot)
         self.unix_time_s = 0
         self._make_genesis()
@@ -104,23 +110,42 @@ class Cluster:
             "finalized" if age >= self._finalize_after else "confirmed" if age >= self._confirm_after else "processed"
         )
 
+    def slot_at(self, level: str) -> int:
+        """The newest slot of a commitment level; an unknown level is taken for "finalized"."""
+        return self.slot - {"processed": 0, "confirmed": self._confirm_after}.get(level, self._finalize_after)
+
     @property
-    def latest_blockhash(self) -> str:
-        return next(reversed(self.blockhashes))
+    def deepest_reorg(self) -> int:
+        """In slots: what is finalized stays."""
+        return self._finalize_after
+
+    def blockhash_at(self, level: str) -> tuple[str, int]:
+        """The newest blockhash of that level, and the last block height at which it is taken."""
+        limit = self.slot_at(level)
+        for blockhash, slot in reversed(self.blockhashes.items()):
+            if slot <= limit:
+                return blockhash, slot + BLOCKHASH_WINDOW - 1
+        blockhash, slot = next(reversed(self.blockhashes.items()))
+        return blockhash, slot + BLOCKHASH_WINDOW - 1
 
     # --- accounts ---------------------------------------------------------------------------------------------------
 
-    def account(self, address: Pubkey) -> Account | None:
-        return self._svm.get_account(address)
+    def account(self, address: Pubkey, level: str = "processed") -> Account | None:
+        newest = self._svm.get_account(address)
+        return newest if level == "processed" else self._undo.as_of(address, self.slot_at(level), newest)
 
-    def lamports(self, address: Pubkey) -> int:
-        return int(self._svm.get_balance(address) or 0)
+    def lamports(self, address: Pubkey, level: str = "processed") -> int:
+        account = self.account(address, level)
+        return 0 if account is None else account.lamports
 
     def rent(self, size: int) -> int:
         return int(self._svm.minimum_balance_for_rent_exemption(size))
 
-    def program_accounts(self, program: Pubkey) -> list[tuple[Pubkey, Account]]:
-        return list(self._svm.get_program_accounts(program))
+    def program_accounts(self, program: Pubkey, level: str = "processed") -> list[tuple[Pubkey, Account]]:
+        now = dict(self._svm.get_program_accounts(program))
+        touched = set() if level == "processed" else self._undo.addresses_after(self.slot_at(level))
+        then = {key: self.account(key, level) for key in now.keys() | touched}
+        return [(key, account) for key, account in then.items() if account is not None and account.owner == program]
 
     def airdrop(self, address: Pubkey, lamports: int) -> str:
         """New lamports, as the faucet of a test cluster gives them. Returns a signature that names the gift."""
@@ -148,6 +173,7 @@ class Cluster:
             raise Refused("Transaction simulation failed: Blockhash not found", "BlockhashNotFound")
 
     def simulate(self, transaction: VersionedTransaction, *, verify: bool = True) -> Any:
+        self._accounts_of(transaction)
         self._svm = self._svm.with_sigverify(verify)
         try:
             return self._svm.simulate_transaction(transaction)
@@ -165,6 +191,24 @@ class Cluster:
         entry = {"k": "tx", "raw": base64.b64encode(landed.raw).decode(), "slot": landed.slot, "time": landed.time_s}
         self._store.append(entry)
         return str(transaction.signatures[0])
+
+    def reorg(self, slots: int) -> list[bytes]:
+        """The newest `slots` slots were a dead fork: their transactions never happened and their blockhashes are not taken.
+        What is finalized stays. Returns the transactions, which may land again, oldest first."""
+        if not 1 <= slots <= self.deepest_reorg:
+            raise Refused(f"a fork takes back 1 to {self.deepest_reorg} slots; what is finalized stays")
+        self._write_time()
+        self._store.append({"k": "reorg", "slots": slots})
+        return self._reorg(slots)
+
+    def land_again(self, dropped: list[bytes]) -> int:
+        """On the live fork. How many did: the rest is not valid there."""
+        landed = 0
+        for raw in dropped:
+            with contextlib.suppress(Refused):
+                self.submit(VersionedTransaction.from_bytes(raw))
+                landed += 1
+        return landed
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
@@ -187,6 +231,8 @@ class Cluster:
                     self._remember(self._execute(transaction, entry["slot"], entry["time"]))
                 case "airdrop" | "faucet":
                     self._give(entry)
+                case "reorg":
+                    self._reorg(entry["slots"])
                 case unknown:
                     raise ValueError(f"the localnet's journal has an entry of unknown kind {unknown!r}")
         self._resume_at(*self._store.read_clock())
@@ -206,6 +252,23 @@ class Cluster:
         while len(self.blockhashes) > BLOCKHASH_WINDOW:
             self.blockhashes.popitem(last=False)
         self._svm.expire_blockhash()
+        self._undo.forget(self.slot_at("finalized"))
+
+    def _reorg(self, slots: int) -> list[bytes]:
+        fork_begins_after = self.slot - slots
+        dropped = []
+        for change in self._undo.take_after(fork_begins_after):
+            landed = self.landed.pop(change.signature)
+            dropped.append(landed.raw)
+            for key in dict.fromkeys(map(str, landed.accounts.keys)):
+                self.by_address[key].remove(change.signature)
+            for address, account in change.before.items():
+                self._svm.set_account(address, account or _NO_ACCOUNT)
+        for blockhash, slot in list(self.blockhashes.items()):
+            # The newest one stays the live fork's: a cluster is never without a blockhash.
+            if fork_begins_after < slot < self.slot:
+                del self.blockhashes[blockhash]
+        return dropped[::-1]
 
     def _advance_clock_to(self, unix_time_s: int) -> None:
         self.unix_time_s = unix_time_s
@@ -227,51 +290,71 @@ class Cluster:
         to = Pubkey.from_string(entry["to"])
         self.by_address["faucet"].append(entry["to"])
         if entry["k"] == "airdrop":
-            self._svm.set_account(to, _with_lamports(self.account(to), entry["lamports"]))
+            self._change(to, lambda account: _with_lamports(account, entry["lamports"]))
         else:
-            self._svm.set_account(to, _with_lamports(self.account(to), FAUCET_LAMPORTS))
-            self._mint_to(to, entry["amount"])
+            mint, amount = Pubkey.from_string(LOCALNET_MINT), entry["amount"]
+            self._change(to, lambda account: _with_lamports(account, FAUCET_LAMPORTS))
+            self._change(token_account_of(to, mint), lambda account: _with_tokens(account, mint, to, amount))
+            self._change(mint, lambda account: _with_supply(account, amount))
         return _gift_signature(entry)
 
-    def _mint_to(self, owner: Pubkey, amount: int) -> None:
-        mint = Pubkey.from_string(LOCALNET_MINT)
-        address = token_account_of(owner, mint)
-        existing = self.account(address)
-        data = bytearray(existing.data) if existing else bytearray(bytes(mint) + bytes(owner) + bytes(101))
-        data[108] = 1  # initialized
-        struct.pack_into("<Q", data, 64, struct.unpack_from("<Q", data, 64)[0] + amount)
-        rent = existing.lamports if existing else _TOKEN_ACCOUNT_RENT
-        self._svm.set_account(address, Account(rent, bytes(data), TOKEN_PROGRAM_ID, False, 0))
-        mint_account = self.account(mint)
-        if mint_account is not None:
-            mint_data = bytearray(mint_account.data)
-            struct.pack_into("<Q", mint_data, 36, struct.unpack_from("<Q", mint_data, 36)[0] + amount)
-            self._svm.set_account(mint, Account(mint_account.lamports, bytes(mint_data), TOKEN_PROGRAM_ID, False, 0))
+    def _change(self, address: Pubkey, change: Callable[[Account | None], Account]) -> None:
+        """The faucet's gifts are final at once, seen at every level and on every fork."""
+        self._svm.set_account(address, change(self.account(address)))
+        self._undo.rewrite(address, change)
 
     def _execute(self, transaction: VersionedTransaction, slot: int, time_s: int) -> Landed:
-        keys = self._keys(transaction)
-        before = [self.lamports(key) for key in keys]
+        named = self._accounts_of(transaction)
+        before = [self.account(key) for key in named.keys]
+        writable = set(named.writable)
         result = self._svm.send_transaction(transaction)
         meta = result.meta() if isinstance(result, FailedTransactionMetadata) else result
         error = error_json(result.err()) if isinstance(result, FailedTransactionMetadata) else None
-        after = [self.lamports(key) for key in keys]
-        return Landed(bytes(transaction), slot, time_s, error, meta, keys, before, after)
+        after = [self.account(key) for key in named.keys]
+        if not (isinstance(error, str) and error in _NOT_PROCESSED):
+            was = {key: account for key, account in zip(named.keys, before, strict=True) if key in writable}
+            self._undo.note(slot, str(transaction.signatures[0]), was)
+        return Landed(bytes(transaction), slot, time_s, error, meta, named, before, after)
 
     def _remember(self, landed: Landed) -> None:
         signature = str(VersionedTransaction.from_bytes(landed.raw).signatures[0])
         self.landed[signature] = landed
-        for key in dict.fromkeys(map(str, landed.keys)):
+        for key in dict.fromkeys(map(str, landed.accounts.keys)):
             self.by_address[key].append(signature)
 
-    def _keys(self, transaction: VersionedTransaction) -> list[Pubkey]:
-        message = transaction.message
-        if isinstance(message, MessageV0) and message.address_table_lookups:
-            raise Refused("address lookup tables are not supported by this localnet yet")
-        return list(message.account_keys)
+    def _accounts_of(self, transaction: VersionedTransaction) -> TransactionAccounts:
+        """Also brings the SlotHashes sysvar up to date, which the lookup table program reads."""
+        if self._slot_hashes_at != self.slot:
+            self._slot_hashes_at = self.slot
+            newest_first = reversed(self.blockhashes.items())
+            self._svm.set_slot_hashes([(slot, Hash.from_string(blockhash)) for blockhash, slot in newest_first])
+        try:
+            return accounts_of(transaction.message, self.account)
+        except NoSuchTable as missing:
+            reason = "AddressLookupTableNotFound"
+            raise Refused(f"Transaction simulation failed: {reason}", reason) from missing
 
 
 def open_cluster(data: Path, *, finalize_after_slots: int) -> Cluster:
     return Cluster(Store(data / "ledger.jsonl"), finalize_after_slots=finalize_after_slots)
+
+
+_NO_ACCOUNT = Account(0, b"", Pubkey.default(), False, 0)
+
+
+def _with_tokens(account: Account | None, mint: Pubkey, owner: Pubkey, amount: int) -> Account:
+    data = bytearray(account.data) if account else bytearray(bytes(mint) + bytes(owner) + bytes(101))
+    data[108] = 1  # initialized
+    struct.pack_into("<Q", data, 64, struct.unpack_from("<Q", data, 64)[0] + amount)
+    return Account(account.lamports if account else _TOKEN_ACCOUNT_RENT, bytes(data), TOKEN_PROGRAM_ID, False, 0)
+
+
+def _with_supply(mint: Account | None, amount: int) -> Account:
+    if mint is None:
+        raise ValueError("the genesis mint is missing")
+    data = bytearray(mint.data)
+    struct.pack_into("<Q", data, 36, struct.unpack_from("<Q", data, 36)[0] + amount)
+    return Account(mint.lamports, bytes(data), TOKEN_PROGRAM_ID, False, 0)
 
 
 def _with_lamports(account: Account | None, more: int) -> Account:

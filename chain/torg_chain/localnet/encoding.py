@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import solders.transaction_status as ts
 from solders.account import Account
+from solders.pubkey import Pubkey
 from solders.transaction_metadata import TransactionMetadata
 from spl.token.constants import TOKEN_PROGRAM_ID
 
@@ -56,6 +58,28 @@ def token_account_amount(account: Account | None) -> int | None:
     if account is None or account.owner != TOKEN_PROGRAM_ID or len(account.data) != 165:
         return None
     return int(struct.unpack_from("<Q", bytes(account.data), 64)[0])
+
+
+def token_balances_json(
+    accounts: Sequence[Account | None], decimals_of: Callable[[Pubkey], int]
+) -> list[dict[str, Any]]:
+    """As getTransaction lists them: one entry for each account of the transaction that holds tokens."""
+    balances = []
+    for index, account in enumerate(accounts):
+        amount = token_account_amount(account)
+        if amount is None or account is None:
+            continue
+        mint, owner = Pubkey(bytes(account.data)[:32]), Pubkey(bytes(account.data)[32:64])
+        balances.append(
+            {
+                "accountIndex": index,
+                "mint": str(mint),
+                "owner": str(owner),
+                "programId": str(TOKEN_PROGRAM_ID),
+                "uiTokenAmount": token_amount_json(amount, decimals_of(mint)),
+            }
+        )
+    return balances
 
 
 def return_data_json(meta: TransactionMetadata) -> dict[str, Any] | None:

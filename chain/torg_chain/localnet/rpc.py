@@ -1,6 +1,7 @@
-"""The JSON-RPC methods: those that clients of a real cluster use, and four of our own for tests.
+"""The JSON-RPC methods: those that clients of a real cluster use, and our own for tests.
 
-Our own: torg_faucet(owner, base_units), torg_advance_clock(seconds), torg_advance_slots(count), torg_status().
+Our own: torg_faucet(owner, base_units), torg_advance_clock(seconds), torg_advance_slots(count), torg_status(), torg_drop(count)
+(the next transactions are accepted and never land), torg_reorg(slots) (a fork takes the newest slots back).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from solders.message import MessageV0, from_bytes_versioned
 from solders.pubkey import Pubkey
 from solders.transaction import VersionedTransaction
 
-from torg_chain.localnet.cluster import BLOCKHASH_WINDOW, Cluster, Refused
+from torg_chain.localnet.cluster import Cluster, Refused
 from torg_chain.localnet.encoding import (
     account_json,
     decode_transaction,
@@ -23,9 +24,12 @@ from torg_chain.localnet.encoding import (
     return_data_json,
     token_account_amount,
     token_amount_json,
+    token_balances_json,
 )
+from torg_chain.localnet.faults import Faults
 
 INVALID_PARAMS, METHOD_NOT_FOUND, PREFLIGHT_FAILURE, UNSUPPORTED_VERSION = -32602, -32601, -32002, -32015
+MAX_MULTIPLE_ACCOUNTS = 100
 
 
 class RpcError(Exception):
@@ -37,8 +41,8 @@ class RpcError(Exception):
 class Methods:
     """One public method per RPC method; `params` as the client sent them."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, faults: Faults) -> None:
+        self._cluster, self._faults = cluster, faults
         chain = {
             "getHealth": lambda _: "ok",
             "getVersion": lambda _: {"solana-core": "4.0.0-torg-localnet", "feature-set": 0},
@@ -53,8 +57,8 @@ class Methods:
             "getRecentPrioritizationFees": lambda _: [{"slot": cluster.slot, "prioritizationFee": 0}],
         }
         accounts = {
-            "getBalance": lambda p: self._context(cluster.lamports(_pubkey(p[0]))),
-            "getAccountInfo": lambda p: self._context(account_json(cluster.account(_pubkey(p[0])), _encoding(p, 1))),
+            "getBalance": lambda p: self._context(cluster.lamports(_pubkey(p[0]), _level(p, 1)), _level(p, 1)),
+            "getAccountInfo": self._account_info,
             "getMultipleAccounts": self._multiple_accounts,
             "getTokenAccountBalance": self._token_balance,
             "getProgramAccounts": self._program_accounts,
@@ -71,6 +75,8 @@ class Methods:
             "torg_faucet": lambda p: cluster.faucet(_pubkey(p[0]), int(p[1])),
             "torg_advance_clock": lambda p: cluster.advance_clock(int(p[0])),
             "torg_advance_slots": lambda p: cluster.tick(cluster.unix_time_s, slots=min(int(p[0]), 10_000)),
+            "torg_drop": lambda p: setattr(faults, "drop_next", int(p[0])),
+            "torg_reorg": lambda p: len(cluster.reorg(int(p[0]))),
             "torg_status": lambda _: {
                 "slot": cluster.slot,
                 "unix_time_s": cluster.unix_time_s,
@@ -79,41 +85,47 @@ class Methods:
         }
         self.table: dict[str, Callable[[list[Any]], Any]] = {**chain, **accounts, **transactions, **own}
 
-    def _context(self, value: Any) -> dict[str, Any]:
-        return {"context": {"slot": self._cluster.slot, "apiVersion": "4.0.0"}, "value": value}
+    def _context(self, value: Any, level: str = "processed") -> dict[str, Any]:
+        return {"context": {"slot": self._cluster.slot_at(level), "apiVersion": "4.0.0"}, "value": value}
 
     def _slot(self, params: list[Any]) -> int:
         """At the asked commitment: a finalized slot lies behind by as many slots as finality takes."""
-        config = params[0] if params and isinstance(params[0], dict) else {}
-        level, slot = config.get("commitment", "finalized"), self._cluster.slot
-        order = ["processed", "confirmed", "finalized"]
-        while order.index(self._cluster.level(slot)) < order.index(level if level in order else "finalized"):
-            slot -= 1
-        return slot
+        return self._cluster.slot_at(_level(params, 0))
 
-    def _latest_blockhash(self, _: list[Any]) -> Any:
-        last_valid = self._cluster.slot + BLOCKHASH_WINDOW - 1
-        return self._context({"blockhash": self._cluster.latest_blockhash, "lastValidBlockHeight": last_valid})
+    def _latest_blockhash(self, params: list[Any]) -> Any:
+        blockhash, last_valid = self._cluster.blockhash_at(_level(params, 0))
+        return self._context({"blockhash": blockhash, "lastValidBlockHeight": last_valid}, _level(params, 0))
 
     def _fee(self, params: list[Any]) -> Any:
         message = from_bytes_versioned(base64.b64decode(params[0]))
         return self._context(5000 * message.header.num_required_signatures)
 
+    def _account_info(self, params: list[Any]) -> Any:
+        account = self._cluster.account(_pubkey(params[0]), _level(params, 1))
+        return self._context(account_json(account, _encoding(params, 1)), _level(params, 1))
+
     def _multiple_accounts(self, params: list[Any]) -> Any:
-        encoding = _encoding(params, 1)
-        return self._context([account_json(self._cluster.account(_pubkey(key)), encoding) for key in params[0]])
+        encoding, level = _encoding(params, 1), _level(params, 1)
+        if len(params[0]) > MAX_MULTIPLE_ACCOUNTS:
+            raise RpcError(INVALID_PARAMS, f"Too many inputs provided; max {MAX_MULTIPLE_ACCOUNTS}")
+        found = [self._cluster.account(_pubkey(key), level) for key in params[0]]
+        return self._context([account_json(account, encoding) for account in found], level)
 
     def _token_balance(self, params: list[Any]) -> Any:
-        account = self._cluster.account(_pubkey(params[0]))
+        account = self._cluster.account(_pubkey(params[0]), _level(params, 1))
         amount = token_account_amount(account)
         if amount is None or account is None:
             raise RpcError(INVALID_PARAMS, "Invalid param: could not find account")
-        mint = self._cluster.account(Pubkey(bytes(account.data)[:32]))
-        return self._context(token_amount_json(amount, bytes(mint.data)[44] if mint else 0))
+        decimals = self._decimals(Pubkey(bytes(account.data)[:32]))
+        return self._context(token_amount_json(amount, decimals), _level(params, 1))
+
+    def _decimals(self, mint: Pubkey) -> int:
+        account = self._cluster.account(mint)
+        return bytes(account.data)[44] if account is not None else 0
 
     def _program_accounts(self, params: list[Any]) -> Any:
         filters = (_config(params, 1).get("filters")) or []
-        found = self._cluster.program_accounts(_pubkey(params[0]))
+        found = self._cluster.program_accounts(_pubkey(params[0]), _level(params, 1))
         encoding = _encoding(params, 1)
         return [
             {"pubkey": str(key), "account": account_json(account, encoding)}
@@ -128,6 +140,8 @@ class Methods:
             self._cluster.check(transaction)
             if not skip_preflight:
                 self._preflight(transaction)
+            if self._faults.drops():
+                return str(transaction.signatures[0])
             return self._cluster.submit(transaction)
         except Refused as refused:
             if refused.reason is None:
@@ -202,7 +216,7 @@ class Methods:
 
     def _transaction(self, params: list[Any]) -> Any:
         landed = self._cluster.landed.get(params[0])
-        if landed is None:
+        if landed is None or landed.slot > self._cluster.slot_at(_level(params, 1)):
             return None
         config = params[1] if len(params) > 1 and isinstance(params[1], dict) else {}
         message = VersionedTransaction.from_bytes(landed.raw).message
@@ -213,14 +227,17 @@ class Methods:
             "err": landed.error,
             "status": {"Ok": None} if landed.error is None else {"Err": landed.error},
             "fee": landed.meta.fee(),
-            "preBalances": landed.balances_before,
-            "postBalances": landed.balances_after,
+            "preBalances": [account.lamports if account else 0 for account in landed.before],
+            "postBalances": [account.lamports if account else 0 for account in landed.after],
             "innerInstructions": [],
             "logMessages": list(landed.meta.logs()),
-            "preTokenBalances": [],
-            "postTokenBalances": [],
+            "preTokenBalances": token_balances_json(landed.before, self._decimals),
+            "postTokenBalances": token_balances_json(landed.after, self._decimals),
             "rewards": [],
-            "loadedAddresses": {"writable": [], "readonly": []},
+            "loadedAddresses": {
+                "writable": [str(key) for key in landed.accounts.loaded_writable],
+                "readonly": [str(key) for key in landed.accounts.loaded_readonly],
+            },
             "computeUnitsConsumed": landed.meta.compute_units_consumed(),
         }
         if (returned := return_data_json(landed.meta)) is not None:
@@ -235,8 +252,8 @@ class Methods:
         }
 
 
-def make_app(cluster: Cluster) -> web.Application:
-    methods = Methods(cluster).table
+def make_app(cluster: Cluster, faults: Faults | None = None) -> web.Application:
+    methods = Methods(cluster, faults or Faults()).table
 
     def answer(request: Any) -> dict[str, Any]:
         reply: dict[str, Any] = {"jsonrpc": "2.0", "id": request.get("id") if isinstance(request, dict) else None}
@@ -268,6 +285,10 @@ def _pubkey(text: str) -> Pubkey:
 
 def _config(params: list[Any], index: int) -> dict[str, Any]:
     return params[index] if len(params) > index and isinstance(params[index], dict) else {}
+
+
+def _level(params: list[Any], index: int) -> str:
+    return str(_config(params, index).get("commitment") or "finalized")
 
 
 def _encoding(params: list[Any], index: int) -> str:

@@ -10,11 +10,12 @@ from solders.pubkey import Pubkey
 from solders.system_program import TransferParams, transfer
 
 from tests.support.chain import make_network, make_operator, running_localnet
-from torg_chain import vault_operations
+from torg_chain import collateral_operations, vault_operations
 from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
 from torg_chain.rpc import ChainClient, TransactionStatus
 from torg_chain.transactions import sign_transaction
-from torg_chain.vault import token_account_of
+from torg_chain.vault import DISPUTE_DELAY_S, MINIMUM_COLLATERAL_GRACE_S, VaultKind, chain_of, token_account_of
+from torg_protocol.errors import Invalid
 from torg_protocol.vault_messages import CapMessage, sign_message
 
 
@@ -113,6 +114,55 @@ async def test_a_vault_from_opening_to_closing(tmp_path: Path) -> None:
         assert await chain.vault(vault) is None
         assert await chain.token_balance(client.pubkey(), network.mint_pubkey) == 10_000_000 - 1_230_000
         assert await chain.accounts_exist([token_account_of(vault, network.mint_pubkey)]) == [False]
+
+
+async def test_a_collateral_is_slashed_for_a_client_through_rpc(tmp_path: Path) -> None:
+    client, node, operator = Keypair(), Keypair(), make_operator()
+    async with running_localnet(tmp_path) as localnet, ChainClient(localnet.rpc_url) as chain:
+        network = await make_network(chain, operator, localnet.genesis_hash)
+        for depositor in (client, node):
+            await chain.faucet(depositor.pubkey(), 1_000)
+        _, vault = await vault_operations.open_vault(
+            chain, network, depositor=client, signer=client.pubkey(), grace_s=3600, deposit=1_000
+        )
+        _, stake = await vault_operations.open_vault(
+            chain,
+            network,
+            depositor=node,
+            signer=node.pubkey(),
+            grace_s=MINIMUM_COLLATERAL_GRACE_S,
+            deposit=1_000,
+            kind=VaultKind.COLLATERAL,
+        )
+        admin, state = operator.admin, await chain.existing_vault(stake)
+        now_s = await chain.unix_time_s()
+        assert collateral_operations.can_be_slashed(state, 400, now_s)
+        assert not collateral_operations.can_be_slashed(state, 1_001, now_s)
+        with pytest.raises(Invalid, match="no slash is proposed"):
+            await collateral_operations.execute_slash(chain, network, admin=admin, collateral=state)
+
+        evidence = bytes(range(32))
+        for attempt in range(2):  # proposed, cancelled, proposed again
+            await collateral_operations.propose_slash(
+                chain,
+                network,
+                admin=admin,
+                collateral=stake,
+                client_vault=vault,
+                amount=400,
+                evidence_root=evidence,
+            )
+            state = await chain.existing_vault(stake)
+            assert state.slash is not None
+            assert not collateral_operations.can_be_slashed(state, 400, now_s)
+            if attempt == 0:
+                await collateral_operations.cancel_slash(chain, network, admin=admin, collateral=stake)
+        await chain.localnet("torg_advance_clock", [DISPUTE_DELAY_S])
+        await collateral_operations.execute_slash(chain, network, admin=admin, collateral=state)
+
+        assert await chain.token_balance(client.pubkey(), network.mint_pubkey) == 400
+        state = await chain.existing_vault(stake)
+        assert (state.balance, state.settled, state.roots) == (600, 400, chain_of([evidence]))
 
 
 MINT = "TorgTestUSD11111111111111111111111111111111"
