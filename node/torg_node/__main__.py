@@ -17,7 +17,7 @@ from torg_node.agent import Agent
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.executors.probes import check_walls
-from torg_node.hardware.inventory import take_inventory
+from torg_node.hardware.inventory import capacity_of, take_inventory
 from torg_node.journal import Journal
 from torg_node.settings import Settings, load_settings
 from torg_node.setup import initialise
@@ -80,7 +80,8 @@ async def _start(settings: Settings, *, stop_leases: bool) -> int:
     journal = Journal(settings.journal_path)
     journal.set_fact("agent_pid", str(os.getpid()))
     inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes)
-    agent = Agent(settings, keypair, journal, executor, capabilities, inventory)
+    capacity = capacity_of(inventory, settings.slots, time_slices=settings.time_slices)
+    agent = Agent(settings, keypair, journal, executor, capabilities, inventory, capacity)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -15,6 +15,7 @@ from typing import assert_never
 from solders.keypair import Keypair
 
 from torg_node import __version__
+from torg_node.allocation import Capacity
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.execute import clean_up, execute
 from torg_node.executors.port import Capabilities, Executor
@@ -61,6 +62,7 @@ class Agent:
         executor: Executor,
         capabilities: Capabilities,
         inventory: Inventory,
+        capacity: Capacity,
     ) -> None:
         self._settings, self._keypair, self._journal, self._executor = settings, keypair, journal, executor
         self._inventory, self._capabilities = inventory, capabilities
@@ -76,7 +78,7 @@ class Agent:
             executor=executor,
             isolation=capabilities.isolation,
             blobs=self._blobs,
-            reservations=Reservations(inventory, settings.slots),
+            reservations=Reservations(settings.host_ledger_path, str(keypair.pubkey()), capacity),
             offer=lambda: self._offer.offer,
             send=self._link.send,
             now_ms=_now_ms,
@@ -101,6 +103,7 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._blobs.aclose()
+            self._node.reservations.close()
 
     async def stop_leases(self) -> None:
         """Ends all leases (reason drained) and waits for their reports to be journalled."""
@@ -114,6 +117,7 @@ class Agent:
     async def _take_over(self) -> None:
         """Reaps what the journal does not know as running, then goes on with what it does."""
         entries = self._journal.open_leases()
+        self._node.reservations.keep_only({entry.signed.grant.lease_id for entry in entries})
         kept = frozenset(entry.handle.name for entry in entries if entry.handle is not None)
         for name in await self._executor.reap(kept):
             log.warning("removed %s: no lease of this node knows it", name)

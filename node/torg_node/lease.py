@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from solders.keypair import Keypair
 
+from torg_node.allocation import Assignment, Claim
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.executors.port import Executor, Exit, Handle, PreparedImage
 from torg_node.journal import Journal
@@ -87,6 +88,15 @@ class Lease:
     @property
     def id(self) -> LeaseId:
         return self.signed.grant.lease_id
+
+    @property
+    def claim(self) -> Claim:
+        return Claim.of(self.grant.client, self.spec)
+
+    @property
+    def assignment(self) -> Assignment:
+        """What of this host is reserved for it."""
+        return self.node.reservations.assignment(self.id)
 
     @property
     def folder(self) -> Path:

@@ -1,63 +1,123 @@
-"""This host's capacity: who uses which GPU, how many slots, how much CPU, memory and disk. The one authority over them here."""
+"""This host's ledger of reservations: who holds which GPU, core, memory and disk. The one authority over them here.
+
+A file of its own, beside no journal: several nodes of one host (one per marketplace) name the same file (`reservations_path`), and
+whoever comes second is told so and declines, without penalty. A reservation outlives the agent, as the container does that it is
+for; a restarted agent finds the same GPUs for the same lease.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import sqlite3
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 
+from torg_node.allocation import Assignment, Capacity, Claim, Held, allocate
 from torg_protocol.ids import LeaseId
-from torg_protocol.jobspec import Resources
-from torg_protocol.offers import Inventory
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS reservations (
+    lease_id TEXT PRIMARY KEY, node TEXT NOT NULL, claim_json TEXT NOT NULL, assignment_json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS cordons (gpu_uuid TEXT PRIMARY KEY, reason TEXT NOT NULL);
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    resources: Resources
-    gpu_uuids: tuple[str, ...]
-
-
-@dataclass
 class Reservations:
-    """In memory: rebuilt from the journal's open leases at start."""
+    """Every method is one durable transaction, exclusive among all nodes that share the file."""
 
-    inventory: Inventory
-    slots: int
-    held: dict[LeaseId, Reservation] = field(default_factory=dict)
+    def __init__(self, path: Path, node: str, capacity: Capacity) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.capacity, self._node = capacity, node
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA busy_timeout=5000")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.executescript(_SCHEMA)
 
-    def why_not(self, wanted: Resources) -> str | None:
-        """The reason why this cannot be reserved now, or None."""
-        used = [item.resources for item in self.held.values()]
-        if wanted.gpus:
-            fitting = self._free_gpus(wanted)
-            if len(fitting) < wanted.gpus:
-                return f"{wanted.gpus} GPUs asked, {len(fitting)} free that fit"
-        elif sum(item.gpus == 0 for item in used) >= self.slots:
-            return f"all {self.slots} slots are taken"
-        for name, asked, taken, capacity in (
-            ("CPU", wanted.cpus, sum(item.cpus for item in used), self.inventory.cpu_millis),
-            ("memory", wanted.memory, sum(item.memory for item in used), self.inventory.memory_bytes),
-            ("disk", wanted.disk, sum(item.disk for item in used), self.inventory.disk_bytes),
-        ):
-            if asked > capacity - taken:
-                return f"{name}: {asked} asked, {capacity - taken} of {capacity} free"
-        return None
+    def close(self) -> None:
+        self._db.close()
 
-    def reserve(self, lease_id: LeaseId, wanted: Resources) -> Reservation | None:
-        """None when it does not fit. Reserving again for the same lease gives the same."""
-        if lease_id in self.held:
-            return self.held[lease_id]
-        if self.why_not(wanted) is not None:
-            return None
-        reservation = Reservation(wanted, tuple(self._free_gpus(wanted)[: wanted.gpus]))
-        self.held[lease_id] = reservation
-        return reservation
+    def reserve(self, lease_id: LeaseId, claim: Claim) -> Assignment:
+        """Raises NoRoom. Reserving again for the same lease gives the same, whatever happened in between."""
+        with self._exclusively():
+            standing = self._held()
+            for item in standing:
+                if item.lease_id == lease_id:
+                    return item.assignment
+            assignment = allocate(claim, self.capacity, standing, node=self._node, cordoned=self._cordons())
+            self._db.execute(
+                "INSERT INTO reservations VALUES (?, ?, ?, ?)",
+                (lease_id, self._node, json.dumps(asdict(claim)), json.dumps(asdict(assignment))),
+            )
+            return assignment
 
     def release(self, lease_id: LeaseId) -> None:
-        self.held.pop(lease_id, None)
+        """Safe to repeat. Never touches another node's."""
+        self._db.execute("DELETE FROM reservations WHERE lease_id = ? AND node = ?", (lease_id, self._node))
 
-    def _free_gpus(self, wanted: Resources) -> list[str]:
-        taken = {uuid for item in self.held.values() for uuid in item.gpu_uuids}
-        return [
-            gpu.uuid
-            for gpu in self.inventory.gpus
-            if gpu.uuid not in taken and (wanted.min_vram is None or gpu.vram_bytes >= wanted.min_vram)
-        ]
+    def keep_only(self, lease_ids: Collection[LeaseId]) -> tuple[str, ...]:
+        """At start: drops what this node reserved for leases that its journal has ended. Returns them."""
+        with self._exclusively():
+            stale = tuple(
+                item.lease_id for item in self._held() if item.node == self._node and item.lease_id not in lease_ids
+            )
+            for lease_id in stale:
+                self._db.execute("DELETE FROM reservations WHERE lease_id = ?", (lease_id,))
+        return stale
+
+    def assignment(self, lease_id: LeaseId) -> Assignment:
+        """Nothing, for a lease that holds nothing."""
+        row = self._db.execute("SELECT assignment_json FROM reservations WHERE lease_id = ?", (lease_id,)).fetchone()
+        return Assignment() if row is None else _assignment(row[0])
+
+    def held(self) -> tuple[Held, ...]:
+        """All nodes' reservations on this host."""
+        return tuple(self._held())
+
+    def leases_on(self, gpu_uuid: str) -> tuple[LeaseId, ...]:
+        """This node's leases that use the GPU, or a slice of it."""
+        slices = {gpu.uuid for gpu in self.capacity.gpus if gpu.mig_parent == gpu_uuid}
+        return tuple(
+            LeaseId(item.lease_id)
+            for item in self._held()
+            if item.node == self._node and {gpu_uuid, *slices} & set(item.assignment.gpu_uuids)
+        )
+
+    # --- GPUs out of service ----------------------------------------------------------------------------------------
+
+    def cordon(self, gpu_uuid: str, reason: str) -> bool:
+        """No new lease gets it, on any node of this host, until `uncordon`. The first reason stays. True when it is news."""
+        cursor = self._db.execute("INSERT OR IGNORE INTO cordons VALUES (?, ?)", (gpu_uuid, reason))
+        return cursor.rowcount == 1
+
+    def uncordon(self, gpu_uuid: str) -> bool:
+        """False when it was in service."""
+        return self._db.execute("DELETE FROM cordons WHERE gpu_uuid = ?", (gpu_uuid,)).rowcount == 1
+
+    def cordons(self) -> dict[str, str]:
+        """Reason by GPU uuid."""
+        return self._cordons()
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _held(self) -> list[Held]:
+        rows = self._db.execute("SELECT lease_id, node, claim_json, assignment_json FROM reservations ORDER BY rowid")
+        return [Held(row[0], row[1], Claim(**json.loads(row[2])), _assignment(row[3])) for row in rows]
+
+    def _cordons(self) -> dict[str, str]:
+        return dict(self._db.execute("SELECT gpu_uuid, reason FROM cordons"))
+
+
+def _assignment(text: str) -> Assignment:
+    return Assignment(**{name: tuple(value) for name, value in json.loads(text).items()})

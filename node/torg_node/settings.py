@@ -31,6 +31,8 @@ class Settings(BaseModel):
     container_runtime: str | None = None  # of the engine, for all jobs; "runsc" is gVisor
     region: str = "unknown"
     min_vault_grace_s: int = 3_600
+    reservations_path: Path | None = None  # the host's ledger; nodes that share a host share it
+    time_slices: bool = False  # whether leases of one client may share a GPU
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
 
     @property
@@ -40,6 +42,10 @@ class Settings(BaseModel):
     @property
     def journal_path(self) -> Path:
         return self.data / "journal.sqlite"
+
+    @property
+    def host_ledger_path(self) -> Path:
+        return self.reservations_path or self.data / "reservations.sqlite"
 
     @property
     def leases_path(self) -> Path:
@@ -101,6 +107,14 @@ local_images = [{", ".join(map(_toml, settings.local_images))}]
 """
     if settings.container_runtime is not None:
         text += f"container_runtime = {_toml(settings.container_runtime)}\n"
+    text += """\
+# Nodes that share this host (one per marketplace) must name one file here, so that no GPU is promised twice.
+# reservations_path = "/var/lib/torg/reservations.sqlite"
+# Whether leases of one client may share a GPU. They share its memory too, unprotected; strangers never do.
+"""
+    text += f"time_slices = {str(settings.time_slices).lower()}\n"
+    if settings.reservations_path is not None:
+        text += f"reservations_path = {_toml(str(settings.reservations_path))}\n"
     if settings.engine_socket is not None:
         text += f"engine_socket = {_toml(str(settings.engine_socket))}\n"
     (settings.data / CONFIG_NAME).write_text(

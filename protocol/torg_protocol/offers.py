@@ -16,6 +16,7 @@ class GpuInfo(Wire):
     vram_bytes: int = Field(gt=0)
     compute_capability: str | None = None
     driver: str | None = None
+    mig_parent: str | None = None  # for a MIG slice, which is a unit of its own: the GPU that it is a part of
 
 
 class Inventory(Wire):

@@ -57,6 +57,8 @@ def _become_bubblewrap(plan: dict[str, Any], state_dir: str, pipes: Pipes, cgrou
             file.write(OOM_SCORE)
         if cgroup is not None:
             cgroup.add(os.getpid())
+        if plan["cpus"]:
+            os.sched_setaffinity(0, plan["cpus"])
         _enter_private_root(plan, state_dir)
         for name, limit in plan["rlimits"].items():
             _lower_limit(getattr(resource, name), limit)

@@ -42,6 +42,9 @@ class ContainerSpec:
     workdir: str = TMP
     mounts: tuple[SandboxMount, ...] = ()
     stdin: bytes = b""
+    cpus: tuple[
+        int, ...
+    ] = ()  # processors to run on; empty: any. Advice: a job may undo it, its CPU quota holds all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ def plan(spec: ContainerSpec, state_dir: Path, isolation: Isolation, cgroup_name
         "private_root": private_root,
         "uid": uid,
         "gid": gid,
+        "cpus": list(spec.cpus),
         "rlimits": _rlimits(limits, isolation),
         "cgroup": cgroup if isolation.cgroups else None,
         "log_bytes": limits.log_bytes,

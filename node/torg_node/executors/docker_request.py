@@ -71,6 +71,7 @@ def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm
     host = _hardened(node, memory_bytes=limits.memory_bytes, pids=pids, largest_file_bytes=largest_file)
     host |= {
         "NanoCpus": limits.cpu_millis * 1_000_000,
+        "CpusetCpus": ",".join(map(str, launch.cpus)),
         "ShmSize": limits.shm_bytes,
         "Tmpfs": {path: _tmpfs(scratch_bytes) for path in ("/tmp", *image.volumes)},  # noqa: S108  # inside the container
         "Mounts": [_bind(mount) for mount in (*image.mounts, *launch.mounts)],

@@ -58,6 +58,7 @@ class LaunchSpec:
     limits: ResourceLimits
     max_duration_ms: int
     gpu_uuids: tuple[str, ...] = ()
+    cpus: tuple[int, ...] = ()  # processors to run on; empty: any
     network: str = "none"  # only "none" today; egress through a proxy comes with the allow-list
     labels: Mapping[str, str] = field(default_factory=dict)
 

@@ -102,6 +102,7 @@ class SandboxExecutor:
             max_duration_ms=launch_spec.max_duration_ms,
             env=launch_spec.env,
             workdir=launch_spec.workdir,
+            cpus=launch_spec.cpus,
             mounts=tuple(SandboxMount(mount.source, mount.target, mount.writable) for mount in launch_spec.mounts),
         )
         try:

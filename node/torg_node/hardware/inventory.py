@@ -6,7 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+from torg_node.allocation import Capacity, Cpu
 from torg_node.hardware.nvidia import find_nvidia_gpus
+from torg_node.hardware.topology import cpus_by_numa_node
 from torg_protocol.offers import Inventory
 
 
@@ -22,6 +24,19 @@ def take_inventory(disk_at: Path, offered_disk_bytes: int) -> Inventory:
         cpu_millis=len(os.sched_getaffinity(0)) * 1000,
         memory_bytes=_memory_bytes(),
         disk_bytes=max(1, min(free * 9 // 10, offered_disk_bytes)),
+    )
+
+
+def capacity_of(inventory: Inventory, slots: int, *, time_slices: bool) -> Capacity:
+    """What may be handed out to leases here."""
+    return Capacity(
+        gpus=inventory.gpus,
+        cpus=tuple(Cpu(number, node) for number, node in cpus_by_numa_node().items()),
+        cpu_millis=inventory.cpu_millis,
+        memory_bytes=inventory.memory_bytes,
+        disk_bytes=inventory.disk_bytes,
+        slots=slots,
+        time_slices=time_slices,
     )
 
 

@@ -6,6 +6,7 @@ import shutil
 
 from torg_chain.errors import ChainUnavailable
 from torg_chain.rpc import ChainClient
+from torg_node.allocation import NoRoom
 from torg_node.grant_check import NodeFacts, why_not, why_not_vault
 from torg_node.lease import Declined, Lease
 from torg_protocol.errors import TorgError
@@ -39,8 +40,10 @@ class CheckGrant:
             raise Declined(f"this host's disk is nearly full: {free} bytes free")
         if (reason := await _vault_reason(lease, facts)) is not None:
             raise Declined(reason)
-        if node.reservations.reserve(lease.id, lease.spec.resources) is None:
-            raise Declined(node.reservations.why_not(lease.spec.resources) or "no room")
+        try:
+            node.reservations.reserve(lease.id, lease.claim)
+        except NoRoom as error:
+            raise Declined(str(error)) from error
         await lease.say(Accepted())
         lease.set_state(LeaseState.PREPARING)
 

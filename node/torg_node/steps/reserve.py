@@ -1,7 +1,8 @@
-"""Reserve: GPUs, slot, CPU, memory and disk of this host, for this lease alone."""
+"""Reserve: GPUs, slot, cores, memory and disk of this host, for this lease alone."""
 
 from __future__ import annotations
 
+from torg_node.allocation import NoRoom
 from torg_node.lease import Lease, LeaseEnded
 from torg_protocol.states import EndReason
 
@@ -10,8 +11,11 @@ class Reserve:
     name = "reserve"
 
     async def do(self, lease: Lease) -> None:
-        if lease.node.reservations.reserve(lease.id, lease.spec.resources) is None:
-            raise LeaseEnded(EndReason.START_FAILED, lease.node.reservations.why_not(lease.spec.resources) or "no room")
+        """After a restart of the agent this finds what the lease had."""
+        try:
+            lease.node.reservations.reserve(lease.id, lease.claim)
+        except NoRoom as error:
+            raise LeaseEnded(EndReason.START_FAILED, str(error)) from error
 
     async def undo(self, lease: Lease) -> None:
         lease.node.reservations.release(lease.id)

@@ -38,7 +38,7 @@ class StartContainer:
                     image_digest=lease.image.digest if lease.image else "",
                     executor=node.executor.name,
                     isolation=node.isolation,
-                    gpu_uuids=node.reservations.held[lease.id].gpu_uuids,
+                    gpu_uuids=lease.assignment.gpu_uuids,
                 )
             )
             lease.set_state(LeaseState.RUNNING)
@@ -50,7 +50,7 @@ class StartContainer:
 
 
 def _launch(lease: Lease) -> LaunchSpec:
-    spec, resources = lease.spec, lease.spec.resources
+    spec, resources, assignment = lease.spec, lease.spec.resources, lease.assignment
     if lease.image is None:
         raise LeaseEnded(EndReason.START_FAILED, "the image was not prepared")
     env = {
@@ -77,6 +77,7 @@ def _launch(lease: Lease) -> LaunchSpec:
             shm_bytes=resources.shm,
         ),
         max_duration_ms=lease.grant.max_duration_ms,
-        gpu_uuids=lease.node.reservations.held[lease.id].gpu_uuids,
+        gpu_uuids=assignment.gpu_uuids,
+        cpus=assignment.cpus,
         labels={"torg.lease": lease.id, "torg.job": lease.grant.job_id},
     )

@@ -338,6 +338,14 @@ for number in range(10_000):
 
 
 @on_isolating_kinds
+async def test_a_pinned_job_runs_on_its_own_processors(bench: Bench) -> None:
+    last = max(os.sched_getaffinity(0))
+    ended = await bench.run(*python("import os; print(sorted(os.sched_getaffinity(0)))"), cpus=(last,))
+
+    assert ended.text() == f"[{last}]\n"
+
+
+@on_isolating_kinds
 async def test_a_fork_bomb_stays_in_its_box(bench: Bench) -> None:
     program = """
 import os, time
