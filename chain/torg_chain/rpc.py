@@ -23,13 +23,16 @@ from solders.hash import Hash
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 
+from torg_chain.captures import LandedCapture, captures_in, skipped_in
 from torg_chain.errors import PROGRAM_ERRORS, ChainUnavailable, TransactionExpired, TransactionRejected, VaultNotFound
 from torg_chain.transactions import SignedTransaction
 from torg_chain.vault import OperatorConfig, VaultState, parse_config, parse_vault, token_account_of
+from torg_protocol.errors import Invalid
 
 CLOCK_SYSVAR = Pubkey.from_string("SysvarC1ock11111111111111111111111111111111")
 _RESEND_EVERY_S = 1.0
 _POLL_EVERY_S = 0.1
+_HISTORY_PAGE, _HISTORY_PAGES = 1000, 20
 
 
 class TransactionStatus(enum.StrEnum):
@@ -200,10 +203,64 @@ class ChainClient:
         if answer.value is None or answer.value.transaction.meta is None:
             return None
         returned = answer.value.transaction.meta.return_data
-        data = bytes(returned.data) if returned is not None else b""
-        # Clusters cut trailing zero bytes off return data.
-        mask = int.from_bytes(data, "little")
-        return frozenset(index for index in range(16) if mask >> index & 1)
+        return skipped_in(bytes(returned.data) if returned is not None else b"")
+
+    async def landed_captures(self, program_id: Pubkey, vault: str, *, from_settled: int) -> list[LandedCapture]:
+        """Finalized captures of a vault that began at or above `from_settled`, oldest first, whoever submitted them.
+
+        Looks through the vault's own transactions from the newest back. A capture inside another program's call is not seen.
+        Raises ChainUnavailable `vault_in_motion` while there is one that may still be rolled back; Invalid
+        `vault_history_too_long` rather than miss one among thousands.
+        """
+        found: list[LandedCapture] = []
+        before: Signature | None = None
+        for _ in range(_HISTORY_PAGES):
+            answer = await self._call(
+                self._rpc.get_signatures_for_address(
+                    Pubkey.from_string(vault), before=before, limit=_HISTORY_PAGE, commitment=Finalized
+                )
+            )
+            for item in answer.value:
+                if not str(item.confirmation_status).lower().endswith("finalized"):
+                    raise ChainUnavailable(
+                        "a transaction of this vault is not final yet",
+                        code="vault_in_motion",
+                        field="vault",
+                        value=vault,
+                    )
+                captures = [] if item.err is not None else await self._captures(program_id, vault, item.signature)
+                found += [capture for capture in captures if capture.arguments.expected_settled >= from_settled]
+                if any(capture.arguments.expected_settled <= from_settled for capture in captures):
+                    return found[::-1]
+            if len(answer.value) < _HISTORY_PAGE:
+                return found[::-1]
+            before = answer.value[-1].signature
+        raise Invalid(
+            "too many transactions name this vault", code="vault_history_too_long", field="vault", value=vault
+        )
+
+    async def _captures(self, program_id: Pubkey, vault: str, signature: Signature) -> list[LandedCapture]:
+        answer = await self._call(
+            self._rpc.get_transaction(
+                signature, encoding="base64", commitment=Finalized, max_supported_transaction_version=0
+            )
+        )
+        if answer.value is None or answer.value.transaction.meta is None:
+            raise ChainUnavailable("the RPC node does not know a transaction that it listed", field="signature")
+        meta = answer.value.transaction.meta
+        loaded = meta.loaded_addresses
+        more = [*loaded.writable, *loaded.readonly] if loaded is not None else []
+        raw = bytes(answer.value.transaction.transaction)
+        skipped = skipped_in(bytes(meta.return_data.data) if meta.return_data is not None else b"")
+        return [LandedCapture(str(signature), found, skipped) for found in captures_in(raw, program_id, vault, more)]
+
+    async def priority_fee(self, accounts: list[Pubkey]) -> int:
+        """Micro-lamports per compute unit that three of four recent blocks took for writing these accounts."""
+        fees = sorted(
+            item.prioritization_fee
+            for item in (await self._call(self._rpc.get_recent_prioritization_fees(accounts))).value
+        )
+        return int(fees[len(fees) * 3 // 4]) if fees else 0
 
     # --- localnet only ----------------------------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ The settlement worker does not use the sending ones: it stores signed bytes befo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from solders.compute_budget import set_compute_unit_limit, set_compute_unit_price
 from solders.hash import Hash
 from solders.instruction import Instruction
 from solders.keypair import Keypair
@@ -32,6 +34,17 @@ from torg_chain.vault import (
 from torg_protocol.vault_messages import CapMessage, OrderMessage
 
 FINALIZED = TransactionStatus.FINALIZED
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityFee:
+    """`units` is a limit and what is paid for, used or not; the price is in micro-lamports for each."""
+
+    units: int
+    micro_lamports_per_unit: int
+
+    def instructions(self) -> list[Instruction]:
+        return [set_compute_unit_limit(self.units), set_compute_unit_price(self.micro_lamports_per_unit)]
 
 
 async def ensure_operator_config(
@@ -163,13 +176,15 @@ def build_capture(
     last_valid_block_height: int,
     expected_settled: int | None = None,
     create_accounts_of: Sequence[Pubkey] = (),
+    priority_fee: PriorityFee | None = None,
 ) -> SignedTransaction:
     """One capture, signed and not sent. `payees`: *wallets* and amounts, paid to their associated token accounts.
 
     `create_accounts_of`: wallets whose token account does not exist yet; the fee payer pays their rent.
     """
     accounts = [(token_account_of(wallet, network.mint_pubkey), amount) for wallet, amount in payees]
-    before: list[Instruction] = [
+    before: list[Instruction] = priority_fee.instructions() if priority_fee is not None else []
+    before += [
         create_idempotent_associated_token_account(fee_payer.pubkey(), wallet, network.mint_pubkey)
         for wallet in create_accounts_of
     ]

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from solders.hash import Hash
 from solders.pubkey import Pubkey
 
+from torg_chain.captures import LandedCapture
 from torg_chain.rpc import SignatureStatus
 from torg_chain.vault import OperatorConfig, VaultState
 from torg_protocol.errors import TorgError
@@ -133,3 +134,13 @@ class ChainPort(Protocol):
     async def signature_status(self, signature: str) -> SignatureStatus: ...
 
     async def skipped_payees(self, signature: str) -> frozenset[int] | None: ...
+
+    async def landed_captures(self, program_id: Pubkey, vault: str, *, from_settled: int) -> list[LandedCapture]:
+        """Finalized ones, oldest first; raises ChainUnavailable `vault_in_motion` while one may still be rolled back."""
+        ...
+
+    async def priority_fee(self, accounts: list[Pubkey]) -> int:
+        """Micro-lamports per compute unit that recent blocks took."""
+        ...
+
+    async def lamports(self, address: Pubkey) -> int: ...

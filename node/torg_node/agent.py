@@ -34,6 +34,7 @@ from torg_protocol.messages import (
     Heartbeat,
     HeldLease,
     Hello,
+    OrderIssued,
     ReceiptIssued,
     ReceiptSigned,
     Refused,
@@ -203,6 +204,8 @@ class Agent:
                 self._journal.add_usage(message.usage)
             case ReceiptIssued():
                 await self._on_receipt(message)
+            case OrderIssued():
+                self._keep_order(message)
             case Refused():
                 await self._on_refused(message)
             case Welcome():
@@ -222,6 +225,14 @@ class Agent:
                 lease_id=receipt.lease_id, receipt_digest=receipt.digest, signature=receipt.sign(self._keypair)
             )
         )
+
+    def _keep_order(self, message: OrderIssued) -> None:
+        """What the marketplace is about to land anyway; held in case it never does."""
+        order = message.order
+        if problems := order.problems(self._settings.network.chain_id):
+            log.error("an order of vault %s does not hold: %s", order.vault, "; ".join(problems))
+            return
+        self._journal.keep_order(order, self._node.now_ms())
 
     async def _on_refused(self, refused: Refused) -> None:
         problem = refused.problem

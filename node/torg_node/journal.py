@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torg_node.executors.port import Handle
+from torg_protocol.caps import SignedOrder
 from torg_protocol.ids import LeaseId
 from torg_protocol.messages import LeaseEvent, LeaseEventBody, SignedGrant
 from torg_protocol.states import EndReason, LeaseState
@@ -28,6 +29,8 @@ CREATE TABLE IF NOT EXISTS events (
     PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS usage (
     lease_id TEXT NOT NULL, sequence INTEGER NOT NULL, signed_json TEXT NOT NULL, PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS orders (
+    vault TEXT PRIMARY KEY, expected_settled INTEGER NOT NULL, order_json TEXT NOT NULL, kept_at_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkpoints (lease_id TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (lease_id, name)) WITHOUT ROWID;
 """
 
@@ -175,6 +178,26 @@ class Journal:
 
     def set_receipt(self, lease_id: LeaseId, receipt: SignedReceipt) -> None:
         self._db.execute("UPDATE leases SET receipt_json = ? WHERE lease_id = ?", (receipt.model_dump_json(), lease_id))
+
+    def keep_order(self, order: SignedOrder, now_ms: int) -> None:
+        """The newest of each vault: of two that wait for the same total, the one that came last."""
+        self._db.execute(
+            "INSERT INTO orders VALUES (?, ?, ?, ?) ON CONFLICT (vault) DO UPDATE SET expected_settled = excluded.expected_settled,"
+            " order_json = excluded.order_json, kept_at_ms = excluded.kept_at_ms"
+            " WHERE excluded.expected_settled >= orders.expected_settled",
+            (order.vault, order.expected_settled, order.model_dump_json(), now_ms),
+        )
+
+    def orders(self) -> list[tuple[SignedOrder, int]]:
+        """Each with the time at which it came."""
+        rows = self._db.execute("SELECT order_json, kept_at_ms FROM orders ORDER BY kept_at_ms").fetchall()
+        return [(SignedOrder.model_validate_json(row[0]), int(row[1])) for row in rows]
+
+    def drop_order(self, order: SignedOrder) -> None:
+        """The vault's total has moved on: it can never land any more."""
+        self._db.execute(
+            "DELETE FROM orders WHERE vault = ? AND expected_settled = ?", (order.vault, order.expected_settled)
+        )
 
     def checkpoints(self, lease_id: LeaseId) -> set[str]:
         """Names of those that are safe."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
+from solders.pubkey import Pubkey
 
 from torg_protocol.documents import Document, Wire
-from torg_protocol.ids import LeaseId, VaultAddress
+from torg_protocol.ids import Digest, LeaseId, VaultAddress
 from torg_protocol.money import MAX_U64
+from torg_protocol.vault_messages import CapMessage, OrderMessage, verify_message
 
 
 class SignedCap(Wire):
@@ -54,3 +56,48 @@ class CapStatement(Document):
     needed_cap: int
     chain_settled: int
     chain_balance: int
+
+
+class OrderPayee(Wire):
+    token_account: str
+    amount: int = Field(ge=0, le=MAX_U64)
+
+
+class SignedOrder(Wire):
+    """One capture that the operator has ordered, and the cap that covers it. Whoever holds it may submit it: it pays these token
+    accounts these amounts, once, while the vault's `settled` is `expected_settled` and the cap is valid."""
+
+    vault: VaultAddress
+    expected_settled: int = Field(ge=0, le=MAX_U64)
+    payees: tuple[OrderPayee, ...]
+    root: Digest
+    cap: SignedCap
+    signer: str  # the operator's capture key
+    signature: str
+
+    def message(self, chain_id: bytes) -> OrderMessage:
+        """Raises ValueError for addresses that are none."""
+        return OrderMessage(
+            chain_id=chain_id,
+            vault=bytes(Pubkey.from_string(self.vault)),
+            expected_settled=self.expected_settled,
+            payees=tuple((bytes(Pubkey.from_string(item.token_account)), item.amount) for item in self.payees),
+            root=bytes.fromhex(self.root.removeprefix("sha256:")),
+        )
+
+    def problems(self, chain_id: bytes) -> list[str]:
+        """What is wrong with it by itself; empty when nothing."""
+        try:
+            message = self.message(chain_id)
+            vault = bytes(Pubkey.from_string(self.vault))
+        except ValueError:
+            return ["an address or the root is malformed"]
+        cap = CapMessage(chain_id, vault, self.cap.cap, self.cap.valid_until_s)
+        total = self.expected_settled + sum(item.amount for item in self.payees)
+        checks = (
+            (not verify_message(message, self.signature, self.signer), "the order's signature does not verify"),
+            (self.cap.vault != self.vault, "the cap is of another vault"),
+            (not verify_message(cap, self.cap.signature, self.cap.signer), "the cap's signature does not verify"),
+            (total > self.cap.cap, "the cap does not cover the order"),
+        )
+        return [text for failed, text in checks if failed]

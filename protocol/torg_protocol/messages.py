@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
-from torg_protocol.caps import Commitment, SignedCap
+from torg_protocol.caps import Commitment, SignedCap, SignedOrder
 from torg_protocol.documents import Document, Wire
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId
 from torg_protocol.jobspec import BlobRef, JobSpec
@@ -223,6 +223,7 @@ class Welcome(Wire):
     marketplace: str
     server_time_ms: int
     heartbeat_ms: int = Field(gt=0)
+    fee_basis_points: int = Field(default=0, ge=0, le=10_000)  # of what a record is worth, kept by the marketplace
     leases: tuple[LeaseDirective, ...] = ()
 
 
@@ -268,6 +269,14 @@ class ReceiptIssued(Wire):
     receipt: SignedReceipt
 
 
+class OrderIssued(Wire):
+    """A capture that pays this node is on its way. The node keeps the newest order of each vault: should the marketplace vanish, it
+    submits it itself."""
+
+    type: Literal["order"] = "order"
+    order: SignedOrder
+
+
 class Refused(Wire):
     """Something the node sent could not be taken. `problem` is RFC 9457; the connection closes when `fatal`."""
 
@@ -279,7 +288,7 @@ class Refused(Wire):
 
 
 ToNode = Annotated[
-    Welcome | Granted | Stop | Abandon | Acknowledge | UsageCountersigned | ReceiptIssued | Refused,
+    Welcome | Granted | Stop | Abandon | Acknowledge | UsageCountersigned | ReceiptIssued | OrderIssued | Refused,
     Field(discriminator="type"),
 ]
 

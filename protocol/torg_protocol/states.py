@@ -55,7 +55,7 @@ class SettlementState(enum.StrEnum):
     UNKNOWN = "unknown"
     CONFIRMED = "confirmed"
     FINALIZED = "finalized"
-    DEAD = "dead"  # its blockhash expired and it provably never landed
+    DEAD = "dead"  # its blockhash expired and it provably never landed; its order still may, by somebody else's hand
 
 
 class NodeState(enum.StrEnum):
@@ -113,7 +113,7 @@ SETTLEMENT_MOVES: Mapping[SettlementState, frozenset[SettlementState]] = {
     SettlementState.UNKNOWN: frozenset({SettlementState.CONFIRMED, SettlementState.FINALIZED, SettlementState.DEAD}),
     SettlementState.CONFIRMED: frozenset({SettlementState.FINALIZED, SettlementState.UNKNOWN}),
     SettlementState.FINALIZED: frozenset(),
-    SettlementState.DEAD: frozenset(),
+    SettlementState.DEAD: frozenset({SettlementState.CONFIRMED}),  # a payee landed the order itself
 }
 
 NODE_MOVES: Mapping[NodeState, frozenset[NodeState]] = {

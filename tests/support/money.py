@@ -13,6 +13,7 @@ from solders.hash import Hash
 from solders.pubkey import Pubkey
 from solders.transaction import VersionedTransaction
 
+from torg_chain.captures import LandedCapture, captures_in
 from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
 from torg_chain.network import Network
 from torg_chain.rpc import SignatureStatus, TransactionStatus
@@ -37,6 +38,9 @@ class FakeChain:
     paid: dict[Pubkey, int] = field(default_factory=dict)
     sends: list[str] = field(default_factory=list)
     landed: dict[str, frozenset[int]] = field(default_factory=dict)
+    raw: dict[str, bytes] = field(default_factory=dict)
+    recent_priority_fee: int = 0
+    fee_payer_lamports: int = 10**9
 
     async def vault(self, address: str) -> VaultState | None:
         self._answer()
@@ -72,6 +76,7 @@ class FakeChain:
             self.lose_next -= 1
             return signature
         self.landed[signature] = self._capture(transaction)
+        self.raw[signature] = raw
         if self.answer_lost_next:
             self.answer_lost_next -= 1
             raise ChainUnavailable("the answer got lost")
@@ -80,6 +85,23 @@ class FakeChain:
     async def signature_status(self, signature: str) -> SignatureStatus:
         self._answer()
         return SignatureStatus(self.level if signature in self.landed else TransactionStatus.NOT_FOUND)
+
+    async def landed_captures(self, program_id: Pubkey, vault: str, *, from_settled: int) -> list[LandedCapture]:
+        self._answer()
+        return [
+            LandedCapture(signature, arguments, self.landed[signature])
+            for signature, raw in self.raw.items()
+            for arguments in captures_in(raw, program_id, vault)
+            if arguments.expected_settled >= from_settled
+        ]
+
+    async def priority_fee(self, accounts: list[Pubkey]) -> int:
+        self._answer()
+        return self.recent_priority_fee
+
+    async def lamports(self, address: Pubkey) -> int:
+        self._answer()
+        return self.fee_payer_lamports
 
     async def skipped_payees(self, signature: str) -> frozenset[int] | None:
         self._answer()

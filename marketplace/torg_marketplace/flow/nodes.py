@@ -59,6 +59,7 @@ async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
         marketplace=unit.market.public_key,
         server_time_ms=unit.now_ms,
         heartbeat_ms=unit.policy.heartbeat_ms,
+        fee_basis_points=unit.policy.fee_basis_points,
         leases=tuple(directives),
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 from torg_chain.errors import ChainUnavailable
+from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.storage import ledger
@@ -62,6 +63,7 @@ async def _reconcile_vault(market: Market, address: str) -> list[Difference]:
     """Looks twice: a capture that comes to rest between reading the chain and reading the books differs once, not twice."""
     if not await _differences(market, address, block=False):
         return []
+    await catch_up(market, address)
     return await _differences(market, address, block=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import CursorResult, select, update
 
+from torg_chain.captures import LandedCapture
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.money_models import CommitmentRow, PayoutRow, SettlementRow, VaultRow
@@ -64,6 +65,29 @@ async def apply_finalized(unit: Unit, settlement_id: str, skipped: frozenset[str
     unit.wake("match")
 
 
+async def adopt(unit: Unit, settlement_id: str, capture: LandedCapture) -> None:
+    """This order was landed by somebody else's transaction (finalized): it counts as its own. Also when it was buried."""
+    row = await unit.session.get_one(SettlementRow, settlement_id)
+    match SettlementState(row.state):
+        case SettlementState.BUILT:
+            await move_settlement(unit, settlement_id, SettlementState.UNKNOWN)
+        case SettlementState.DEAD:
+            await _take_payouts_back(unit, row)
+        case SettlementState.FINALIZED:
+            return
+        case SettlementState.UNKNOWN | SettlementState.CONFIRMED:
+            pass
+    row.signature = capture.signature
+    await unit.session.flush()
+    await apply_finalized(unit, settlement_id, await skipped_addresses(unit, settlement_id, capture.skipped))
+
+
+async def skipped_addresses(unit: Unit, settlement_id: str, skipped: frozenset[int]) -> frozenset[str]:
+    """Payout addresses (the fee's stand-in included) behind the skipped accounts of the transaction."""
+    row = await unit.session.get_one(SettlementRow, settlement_id)
+    return frozenset(address for index, (address, _) in enumerate(row.payees) if index in skipped)
+
+
 async def bury(unit: Unit, settlement_id: str, detail: str) -> None:
     """The capture can never land any more: its payouts wait again for a new one."""
     row = await move_settlement(unit, settlement_id, SettlementState.DEAD, detail=detail)
@@ -84,6 +108,17 @@ async def _release_commitments(unit: Unit, vault: str) -> None:
         .values(released=True)
         .execution_options(synchronize_session=False)
     )
+
+
+async def _take_payouts_back(unit: Unit, row: SettlementRow) -> None:
+    """A buried order's payouts wait again (whoever took them since was buried before this)."""
+    query = select(PayoutRow).where(PayoutRow.payout_id.in_(row.payout_ids))
+    vault = await unit.session.get_one(VaultRow, row.vault)
+    for payout in await unit.session.scalars(query):
+        await _move_payout(unit, payout, PayoutState.IN_FLIGHT)
+        payout.settlement_id = row.settlement_id
+    vault.active_settlement = row.settlement_id
+    await unit.session.flush()
 
 
 async def _payouts(unit: Unit, row: SettlementRow) -> list[PayoutRow]:

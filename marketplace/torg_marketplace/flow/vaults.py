@@ -5,10 +5,13 @@ A job is admitted by one conditional UPDATE of the vault's row; nothing else may
 
 from __future__ import annotations
 
+import logging
+
 from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from torg_chain.vault import VaultState
+from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.money import Refusal, VaultFacts, lowest_gap, refusal
 from torg_marketplace.storage import ledger
@@ -19,6 +22,8 @@ from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, LeaseId, VaultAddress
 from torg_protocol.states import PayoutState
 from torg_protocol.vault_messages import CapMessage, verify_message
+
+log = logging.getLogger(__name__)
 
 
 async def refresh_vault(market: Market, address: str) -> VaultView:
@@ -31,6 +36,7 @@ async def refresh_vault(market: Market, address: str) -> VaultView:
         state = await market.chain.vault(address)
     except ValueError:
         raise Invalid("not an address", code="vault_address_invalid", field="vault", value=address) from None
+    await _follow_captures(market, address, state)
     async with market.transaction() as unit:
         if state is None:
             row = await unit.session.get(VaultRow, address)
@@ -188,6 +194,17 @@ async def close_job(unit: Unit, *, job_id: JobId) -> None:
         )
 
 
+async def _follow_captures(market: Market, address: str, state: VaultState | None) -> None:
+    """A payee has landed an order of ours, perhaps. While a capture is in flight the settlement worker follows it."""
+    async with market.reading() as unit:
+        row = await unit.session.get(VaultRow, address)
+        if row is None or row.closed or row.active_settlement is not None:
+            return
+        behind = state is None or state.settled != row.chain_settled
+    if behind:
+        await catch_up(market, address)
+
+
 def _check_terms(market: Market, state: VaultState) -> None:
     network, policy = market.network, market.policy
     wrong = [
@@ -234,9 +251,9 @@ async def _upsert(unit: Unit, state: VaultState) -> VaultRow:
         await unit.session.flush()
     for name, value in values.items():
         setattr(row, name, value)
-    if row.active_settlement is None or state.settled == row.chain_settled:
-        # While a capture is in flight, its own finalization moves both figures together with the ledger.
-        row.chain_settled, row.chain_balance = state.settled, state.balance
+    if state.settled == row.chain_settled:
+        # What was captured moves both figures together with the ledger, when it is final: here only deposits are booked.
+        row.chain_balance = state.balance
         await _post_deposits(unit, row, state.settled + state.balance)
     return row
 
@@ -265,6 +282,13 @@ async def _closed(unit: Unit, row: VaultRow) -> None:
             unit.session, key=f"closed:{row.address}", cause="vault closed", entries=entries, at_ms=unit.now_ms
         )
     row.closed, row.chain_balance, row.deposits = True, 0, row.deposits - left
+    unpaid = await unit.session.scalar(
+        select(func.sum(PayoutRow.amount)).where(
+            PayoutRow.vault == row.address, PayoutRow.state != PayoutState.FINALIZED
+        )
+    )
+    if unpaid:
+        log.error("vault %s was closed while %s base units were earned and not captured", row.address, unpaid)
 
 
 def _check_cap(unit: Unit, row: VaultRow, cap: SignedCap, lease_end_latest_s: int) -> None:

@@ -42,7 +42,12 @@ class MarketPolicy(BaseModel):
     settlement_max_age_ms: int = Field(default=10 * _MINUTE_MS, gt=0)
     settlement_threshold: int = Field(default=5_000_000, gt=0)  # base units of one vault that are captured at once
     settlement_retry_ms: int = Field(default=5 * _SECOND_MS, gt=0)
-    max_payees: int = Field(default=15, ge=2)  # of one capture, the fee account included
+    # Of one capture, the fee account included. Eight is what a payee who lands the order itself can fit into a transaction.
+    max_payees: int = Field(default=8, ge=2)
+    priority_fee_ceiling_lamports: int = Field(
+        default=50_000, ge=0
+    )  # of one capture, on top of the fees for signatures
+    fee_payer_low_lamports: int = Field(default=20_000_000, ge=0)  # below it the operator is warned: captures need fees
     min_vault_grace_s: int = Field(default=3 * 3_600, gt=0)
 
     # bounds of what is kept of a lease's stream

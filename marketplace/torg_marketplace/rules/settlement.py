@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torg_protocol.states import SettlementState
@@ -55,6 +55,28 @@ def make_batch(waiting: Sequence[Due], *, max_payees: int, at_most: int) -> Batc
     return Batch(tuple(chosen), tuple(sums.items()))
 
 
+def is_exposed(waiting: Sequence[Due], limits: Mapping[str, int]) -> bool:
+    """Whether somebody is owed half of the most that its node wants to be owed: at all of it the node stops working."""
+    owed: dict[str, int] = {}
+    for item in waiting:
+        owed[item.address] = owed.get(item.address, 0) + item.amount
+    return any(2 * amount >= limits[address] for address, amount in owed.items() if address in limits)
+
+
+def capture_units(payees: int, new_accounts: int) -> int:
+    """A compute-unit limit that a capture surely keeps, with a token program that takes 60 times what p-token takes."""
+    return 40_000 + 12_000 * payees + 30_000 * new_accounts
+
+
+def priority_price(recent: int, *, attempts: int, units: int, ceiling_lamports: int) -> int:
+    """Micro-lamports per compute unit: what recent blocks took, doubled for each attempt that died, never above the ceiling.
+
+    A first attempt on an idle cluster pays nothing; a second one always offers something.
+    """
+    floor = 1_000 if attempts else 0
+    return min(max(recent, floor) << min(attempts, 20), ceiling_lamports * 1_000_000 // units)
+
+
 class Fate(enum.StrEnum):
     """What the chain says of a signature."""
 
@@ -72,7 +94,9 @@ class Action(enum.StrEnum):
     FINALIZE = "finalize"
     ROLL_BACK = "roll_back"  # it was confirmed, and a fork has dropped it
     BURY = "bury"  # provably never landed: payouts wait again
-    ALARM = "alarm"  # the vault's total moved and it was not by this: never guess
+    CATCH_UP = (
+        "catch_up"  # the vault's total moved, and not by this transaction: see which order was landed, and by whom
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,4 +124,4 @@ def next_action(state: SettlementState, expected_settled: int, evidence: Evidenc
                 return Action.ROLL_BACK
             if not evidence.expired:
                 return Action.RESEND
-            return Action.BURY if evidence.settled == expected_settled else Action.ALARM
+            return Action.BURY if evidence.settled == expected_settled else Action.CATCH_UP

@@ -143,7 +143,7 @@ class PayoutRow(Base):
 
 
 class SettlementRow(Base):
-    """One capture transaction, stored before it is sent. The partial index is the last guard: one in flight per vault."""
+    """One order and the transaction that carries it, stored before it is sent. The partial index is the last guard: one in flight per vault."""
 
     __tablename__ = "settlements"
     __table_args__ = (
@@ -162,6 +162,8 @@ class SettlementRow(Base):
     expected_settled: Mapped[Amount]
     amount: Mapped[Amount]
     payees: Mapped[JsonList]  # [payout address, amount], in the transaction's order
+    token_accounts: Mapped[JsonList]  # of the payees, in the same order: what the order on chain says
+    payout_ids: Mapped[JsonList]  # kept when the capture dies: its order may be landed by a payee all the same
     root: Mapped[DigestText]
     raw: Mapped[bytes] = mapped_column(LargeBinary)
     signature: Mapped[str] = mapped_column(String(128))
