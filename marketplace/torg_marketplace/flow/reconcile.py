@@ -42,6 +42,20 @@ async def reconcile(market: Market) -> list[Difference]:
     return found
 
 
+async def watch_fee_payer(market: Market) -> int:
+    """Lamports of the key that pays for captures; below the policy's mark it says so loudly. Raises ChainUnavailable."""
+    key = market.capture_key.pubkey()
+    lamports = await market.chain.lamports(key)
+    if lamports < market.policy.fee_payer_low_lamports:
+        log.error(
+            "the fee payer %s holds %s lamports, less than %s: without fees nothing is settled; send it some",
+            key,
+            lamports,
+            market.policy.fee_payer_low_lamports,
+        )
+    return lamports
+
+
 async def watch_vaults(market: Market) -> int:
     """Brings every open vault's row up to date: deposits and closings by anybody's wallet, also after downtime."""
     async with market.reading() as unit:

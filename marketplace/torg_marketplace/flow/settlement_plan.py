@@ -5,6 +5,7 @@ plan (a read) -> ask the chain, sign (no transaction) -> store (a transaction). 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from solders.pubkey import Pubkey
@@ -263,17 +264,21 @@ async def _store(unit: Unit, signed: _Signed) -> None:
 
 
 def _order(market: Market, signed: _Signed) -> SignedOrder:
-    """The same payments as an order that anybody may submit, with the cap that covers it."""
     plan = signed.plan
+    payees = [(str(account), amount) for account, (_, amount) in zip(signed.accounts, plan.batch.payees, strict=True)]
+    return signed_order(market, plan.cap, plan.settled, payees, plan.root)
+
+
+def signed_order(
+    market: Market, cap: SignedCap, expected_settled: int, payees: Sequence[tuple[str, int]], root: Digest
+) -> SignedOrder:
+    """Payments to token accounts as an order that anybody may submit, with the cap that covers it."""
     order = SignedOrder(
-        vault=VaultAddress(plan.vault),
-        expected_settled=plan.settled,
-        payees=tuple(
-            OrderPayee(token_account=str(account), amount=amount)
-            for account, (_, amount) in zip(signed.accounts, plan.batch.payees, strict=True)
-        ),
-        root=plan.root,
-        cap=plan.cap,
+        vault=cap.vault,
+        expected_settled=expected_settled,
+        payees=tuple(OrderPayee(token_account=account, amount=amount) for account, amount in payees),
+        root=root,
+        cap=cap,
         signer=str(market.capture_key.pubkey()),
         signature="",
     )

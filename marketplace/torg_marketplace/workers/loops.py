@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torg_chain.errors import ChainUnavailable
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.reconcile import reconcile, watch_vaults
+from torg_marketplace.flow.reconcile import reconcile, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.verify import verify_pending
@@ -39,6 +39,7 @@ def loops(market: Market) -> list[Loop]:
         Loop("settle", _settle, 0.5, "settle"),
         Loop("watch", watch_vaults, 5.0),
         Loop("reconcile", _reconcile, 60.0),
+        Loop("fee payer", watch_fee_payer, 60.0),
     ]
 
 
