@@ -151,8 +151,10 @@ def _usage_problems(signed: SignedReceipt) -> list[str]:
         problems += record.problems()
         if record.sequence != number:
             problems.append(f"record {number} is missing")
-        if (record.lease_id, record.vault, record.node) != (receipt.lease_id, receipt.vault, receipt.node):
-            problems.append(f"record {number} is of another lease, vault or node")
+        if _work(record) != _work(receipt):
+            problems.append(f"record {number} is of another lease, job, vault or node")
+        if _terms(record) != _terms(receipt):
+            problems.append(f"record {number} has another price or number of GPUs")
         if previous_end is not None and record.start_ms < previous_end:
             problems.append(f"record {number} overlaps the one before")
         previous_end = record.end_ms
@@ -165,3 +167,11 @@ def _usage_problems(signed: SignedReceipt) -> list[str]:
     if sum(item.record.useful_ms for item in signed.usage) != receipt.billed_ms:
         problems.append("the billed time is not the sum of the usage records")
     return problems
+
+
+def _work(item: UsageRecord | Receipt) -> tuple[str | int, ...]:
+    return item.lease_id, item.job_id, item.attempt, item.vault, item.node
+
+
+def _terms(item: UsageRecord | Receipt) -> tuple[int, int]:
+    return item.price_per_gpu_hour, item.billable_gpus
