@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from http_message_signatures import HTTPMessageVerifier, HTTPSignatureKeyResolver, algorithms
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
+from solders.signature import Signature
 
 from torg_protocol.errors import Unauthorized
 from torg_protocol.httpsig import MAX_CLOCK_SKEW_S, RequestParts, content_digest, sign_request, verify_request
@@ -164,6 +167,21 @@ def test_a_small_order_key_signs_nothing() -> None:
 
     headers = {**request.headers, "signature-input": text, "signature": everything}
     assert code_of(replace(request, headers=headers)) == "signature_invalid"
+
+
+def test_the_example_of_the_documents_is_what_we_sign_and_verify() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/reference/http-signatures.md").read_text()
+    head, body = page.split("```http\n")[1].split("\n```")[0].split("\n\n")
+    first, *lines = head.splitlines()
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    method, path, _ = first.split()
+    request = RequestParts(method, headers["host"], path, "?", headers, body.encode())
+
+    verified = verify_request(request, now_s=NOW_S)
+    assert (verified.key, verified.created_s) == (str(KEY.pubkey()), NOW_S)
+    base = page.split("```text\n")[1].split("\n```")[0]
+    signature = base64.b64decode(headers["signature"].removeprefix("torg=:").removesuffix(":"))
+    assert Signature.from_bytes(signature).verify(KEY.pubkey(), base.encode())
 
 
 class _Keys(HTTPSignatureKeyResolver):
