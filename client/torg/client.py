@@ -25,7 +25,7 @@ from torg.journal import Journal
 from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
-from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, Quote
+from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
 from torg_protocol.errors import Invalid
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.states import JobState
@@ -100,7 +100,9 @@ class AsyncClient:
         return self._market
 
     async def offers(self) -> tuple[NodeView, ...]:
-        return await self._transport.ask_list(NodeView, "GET", "/v1/offers")
+        """What nodes offer now, all pages of it."""
+        pages = [page.offers async for page in self._transport.ask_pages(OfferPage, "/v1/offers")]
+        return tuple(offer for page in pages for offer in page)
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 

@@ -199,17 +199,15 @@ class Submission(Books):
                 self._journal.refused(entry.idempotency_key)
 
     async def _jobs_since(self, since_ms: int) -> AsyncIterator[JobView]:
-        cursor: str | None = None
-        for _ in range(_PAGES_AT_MOST):
-            query = {"limit": "200"} | ({"cursor": cursor} if cursor else {})
-            page = await self._transport.ask(JobPage, "GET", "/v1/jobs", query=query)
+        pages = 0
+        async for page in self._transport.ask_pages(JobPage, "/v1/jobs"):
             for job in page.jobs:
                 if job.created_at_ms < since_ms:
                     return
                 if job.vault == self._entry.address:
                     yield job
-            cursor = page.next_cursor
-            if cursor is None:
+            pages += 1
+            if pages == _PAGES_AT_MOST:
                 return
 
 

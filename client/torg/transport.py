@@ -83,10 +83,16 @@ class Transport:
         with self._understood(path):
             return model.model_validate(answer)
 
-    async def ask_list(self, model: type[M], method: str, path: str, **options: Any) -> tuple[M, ...]:
-        answer = await self.request(method, path, **options)
-        with self._understood(path):
-            return tuple(model.model_validate(item) for item in answer)
+    async def ask_pages(self, model: type[M], path: str, query: Mapping[str, str] | None = None) -> AsyncIterator[M]:
+        """All pages of a list, by its `next_cursor`."""
+        cursor: str | None = None
+        while True:
+            wanted = {"limit": "200", **(query or {})} | ({"cursor": cursor} if cursor else {})
+            page = await self.ask(model, "GET", path, query=wanted)
+            yield page
+            cursor = getattr(page, "next_cursor", None)
+            if cursor is None:
+                return
 
     async def request(
         self,

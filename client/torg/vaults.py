@@ -19,7 +19,7 @@ from torg_chain.network import Network
 from torg_chain.rpc import ChainClient
 from torg_chain.vault import SALT_WINDOW_SLOTS, VaultState
 from torg_chain.wallet import create_keypair, load_keypair
-from torg_protocol.api import MarketInfo, SettlementView, VaultView
+from torg_protocol.api import MarketInfo, SettlementPage, SettlementView, VaultView
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from torg_protocol.ids import VaultAddress
@@ -147,7 +147,9 @@ class Vaults:
         return await self._transport.ask(VaultView, "PUT", f"/v1/vaults/{address}", body={})
 
     async def settlements(self, address: str) -> tuple[SettlementView, ...]:
-        return await self._transport.ask_list(SettlementView, "GET", f"/v1/vaults/{address}/settlements")
+        path = f"/v1/vaults/{address}/settlements"
+        pages = [page.settlements async for page in self._transport.ask_pages(SettlementPage, path)]
+        return tuple(settlement for page in pages for settlement in page)
 
     async def start_close(self, entry: VaultEntry, network: Network) -> None:
         """Starts the grace period after which everything that is not settled comes back. Needs no marketplace."""

@@ -25,9 +25,10 @@ from torg_chain.rpc import ChainClient
 from torg_chain.vault_operations import ensure_operator_config
 from torg_chain.wallet import create_keypair, load_keypair
 from torg_marketplace.api import blobs as blob_routes
-from torg_marketplace.api import channel, jobs, market, problems
+from torg_marketplace.api import channel, contract, jobs, keys, market, problems
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
+from torg_marketplace.api.limits import Bounds, RateLimiter
 from torg_marketplace.flow.liveness import on_startup
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.settings import Settings
@@ -61,6 +62,12 @@ def make_keys(settings: Settings) -> tuple[Keypair, Keypair]:
         path = settings.data / name
         keys.append(load_keypair(path) if path.exists() else create_keypair(path))
     return keys[0], keys[1]
+
+
+def make_credit_key(settings: Settings) -> Keypair:
+    """The operator's own wallet that pays for jobs of API keys; made at first use."""
+    path = settings.data / "credit.json"
+    return load_keypair(path) if path.exists() else create_keypair(path)
 
 
 async def serve(settings: Settings) -> None:
@@ -126,19 +133,21 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
             catalogue=catalogue,
             evaluator=SandboxEvaluator(catalogue, blobs),
             policy=settings.policy(network.decimals),
+            credit_key=make_credit_key(settings),
         )
-        yield Edge(the_market, hub, blobs, nonces)
+        yield Edge(the_market, hub, blobs, nonces, RateLimiter(settings.requests_per_minute))
 
 
 def make_app(edge: Edge | None) -> FastAPI:
     """`edge` None: only for printing the OpenAPI document."""
-    app = FastAPI(
-        title="Torg marketplace", version="1", description="A GPU compute market. Requests are signed (RFC 9421)."
-    )
+    app = FastAPI(generate_unique_id_function=contract.operation_id, redirect_slashes=False)
     app.state.edge = edge
-    for module in (market, jobs, blob_routes, channel):
-        app.include_router(module.router)
-    problems.install(app)
+    routers = [module.router for module in (market, jobs, blob_routes, keys, channel)]
+    for router in routers:
+        app.include_router(router, responses=contract.PROBLEMS)
+    problems.install(app, routers)
+    app.add_middleware(Bounds)
+    app.openapi = lambda: contract.document(app, routers)  # type: ignore[method-assign] # FastAPI's own way to extend it
     return app
 
 

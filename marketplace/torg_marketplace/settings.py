@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
+    requests_per_minute: int = Field(default=6_000, ge=0)  # of one account, API key or address; 0: no limit
     log_format: str = Field(default="text", pattern="^(text|json)$")
 
     @classmethod

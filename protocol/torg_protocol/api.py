@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from torg_protocol.caps import SignedCap
 from torg_protocol.documents import Wire
@@ -73,11 +73,14 @@ class Quote(Wire):
 
 
 class SubmitRequest(Wire):
-    """POST /v1/jobs, with an Idempotency-Key header. The same key and body return the same job."""
+    """POST /v1/jobs, with an Idempotency-Key header. The same key and body return the same job; another body is 409.
+
+    `cap` is the client's own signature over what its vault may pay. Without one an API key's credit pays.
+    """
 
     spec: dict[str, Any]
     quote_id: QuoteId | None = None
-    cap: SignedCap
+    cap: SignedCap | None = None
 
 
 class LeaseView(Wire):
@@ -121,7 +124,7 @@ class JobView(Wire):
 
 
 class JobPage(Wire):
-    """GET /v1/jobs?state=&cursor=&limit="""
+    """GET /v1/jobs. `next_cursor`: the `cursor` of the next page; null on the last one. So on every list."""
 
     jobs: tuple[JobView, ...]
     next_cursor: str | None = None
@@ -184,8 +187,15 @@ class SettlementView(Wire):
     payouts: tuple[PayoutView, ...]
 
 
+class SettlementPage(Wire):
+    """GET /v1/vaults/{address}/settlements, oldest first."""
+
+    settlements: tuple[SettlementView, ...]
+    next_cursor: str | None = None
+
+
 class NodeView(Wire):
-    """GET /v1/offers and /v1/nodes/{id}"""
+    """GET /v1/nodes/{id}, and one entry of GET /v1/offers"""
 
     node: NodeId
     state: NodeState
@@ -202,6 +212,34 @@ class NodeView(Wire):
     isolation: tuple[str, ...]
     region: str
     inventory_source: str
+
+
+class OfferPage(Wire):
+    """GET /v1/offers, by node id."""
+
+    offers: tuple[NodeView, ...]
+    next_cursor: str | None = None
+
+
+class Health(Wire):
+    """GET /healthz, /readyz"""
+
+    status: Literal["ok", "ready"]
+
+
+class Problem(BaseModel):
+    """Every error of this API: RFC 9457 problem details. Programs match `code`, which never changes its meaning; errors
+    add members of their own, such as `missing` or `problems`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(pattern=r"^urn:torg:error:[a-z0-9_]+$")
+    title: str
+    status: int = Field(ge=400, le=599)
+    code: str
+    field: str | None = None
+    value: Any = None
+    hint: str | None = None
 
 
 class BlobUploadRequest(Wire):

@@ -7,6 +7,7 @@
     ├── NotFound           404
     ├── Conflict           409      right request, wrong moment: state, idempotency key, stale cap
     ├── TooLarge           413
+    ├── RateLimited        429      too many requests; Retry-After says when
     ├── Unavailable        503      try again later; says when
     └── Infeasible         422      nothing on the market can run this job; says which constraint removed what
 
@@ -90,6 +91,11 @@ class TooLarge(TorgError):
     default_code = "too_large"
 
 
+class RateLimited(TorgError):
+    status = 429
+    default_code = "rate_limited"
+
+
 class Infeasible(TorgError):
     status = 422
     default_code = "infeasible"
@@ -108,6 +114,7 @@ _BY_STATUS: dict[int, type[TorgError]] = {
     409: Conflict,
     413: TooLarge,
     422: Invalid,
+    429: RateLimited,
     503: Unavailable,
 }
 

@@ -1,26 +1,72 @@
-"""Who is asking: the key that signed the request (RFC 9421), each signature good once."""
+"""Who is asking: the wallet that signed the request (RFC 9421), each signature good once, or an API key with its scopes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.requests import HTTPConnection
 
 from torg_marketplace.api.context import Edge, edge_of
-from torg_protocol.errors import TooLarge
+from torg_marketplace.flow.api_keys import SECRET_PREFIX, authenticate
+from torg_protocol.accounts import Scope
+from torg_protocol.errors import Forbidden, Unauthorized
 from torg_protocol.httpsig import RequestParts, verify_request
 from torg_protocol.ids import AccountId
 
-MAX_BODY_BYTES = 1 << 20
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`key_id` None: the account's own wallet signed."""
+
+    account: AccountId
+    key_id: str | None = None
 
 
-async def signed_account(request: Request) -> AccountId:
-    """Raises Unauthorized. Reads the whole (bounded) body, because its digest is signed."""
-    body = await read_body(request)
-    return verify_party(
-        edge_of(request), request.method, request.url.path, request.url.query, dict(request.headers.items()), body
-    )
+class Authenticated:
+    """A dependency: the caller, who may do what `scope` names. `scope` None: only a wallet's signature will do.
+
+    Raises Unauthorized, Forbidden (api_key_scope, wallet_needed), RateLimited. Failed attempts count against the address
+    that they come from.
+    """
+
+    def __init__(self, scope: Scope | None) -> None:
+        self.scope = scope
+
+    async def __call__(self, request: Request) -> Caller:
+        try:
+            caller = await self._caller(request)
+        except Unauthorized:
+            _count(request, _address(request))
+            raise
+        _count(request, caller.key_id or caller.account)
+        return caller
+
+    async def _caller(self, request: Request) -> Caller:
+        edge = edge_of(request)
+        authorization = request.headers.get("authorization")
+        if authorization is None:
+            headers = dict(request.headers.items())
+            body = await request.body()
+            return Caller(verify_party(edge, request.method, request.url.path, request.url.query, headers, body))
+        key = await authenticate(edge.market, _bearer(authorization))
+        if self.scope is None:
+            raise Forbidden(
+                "only the account's wallet may do this",
+                code="wallet_needed",
+                hint="sign the request (RFC 9421) instead of sending an API key",
+            )
+        if self.scope not in key.scopes:
+            raise Forbidden(
+                "this API key may not do that",
+                code="api_key_scope",
+                field="authorization",
+                value=", ".join(key.scopes),
+                hint=f"use a key with the scope {self.scope}",
+            )
+        return Caller(key.account, key.key_id)
 
 
 def verify_party(edge: Edge, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> AccountId:
@@ -31,19 +77,35 @@ def verify_party(edge: Edge, method: str, path: str, query: str, headers: Mappin
     return AccountId(verified.key)
 
 
-async def read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise TooLarge(
-                "the request body is too large",
-                code="body_too_large",
-                field="body",
-                hint=f"at most {MAX_BODY_BYTES} bytes",
-            )
-    request._body = bytes(body)  # noqa: SLF001 - what FastAPI parses next is what was verified
-    return bytes(body)
+async def _anybody(request: Request) -> None:
+    _count(request, _address(request))
 
 
-Account = Annotated[AccountId, Depends(signed_account)]
+def _bearer(authorization: str) -> str:
+    scheme, _, secret = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise Unauthorized(
+            "the Authorization header is not understood",
+            code="api_key_malformed",
+            field="authorization",
+            hint=f"Authorization: Bearer {SECRET_PREFIX}...",
+        )
+    return secret.strip()
+
+
+def _count(request: Request, caller: str) -> None:
+    """Raises RateLimited; else leaves the quota where `limits.Bounds` finds it."""
+    request.state.quota = edge_of(request).limiter.take(caller)
+
+
+def _address(connection: HTTPConnection) -> str:
+    return connection.client.host if connection.client is not None else "unknown"
+
+
+Anybody = Depends(_anybody)
+Wallet = Annotated[Caller, Depends(Authenticated(None))]
+JobsReader = Annotated[Caller, Depends(Authenticated(Scope.JOBS_READ))]
+JobsWriter = Annotated[Caller, Depends(Authenticated(Scope.JOBS_WRITE))]
+DataReader = Annotated[Caller, Depends(Authenticated(Scope.DATA_READ))]
+DataWriter = Annotated[Caller, Depends(Authenticated(Scope.DATA_WRITE))]
+WebhookOwner = Annotated[Caller, Depends(Authenticated(Scope.WEBHOOKS))]

@@ -1,38 +1,42 @@
-"""Blobs: ask (signed) for a URL, then move the bytes there."""
+"""Blobs: ask (authenticated) for a URL, then move the bytes there."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from torg_marketplace.api.auth import Account
+from torg_marketplace.api.auth import DataReader, DataWriter
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.flow.blobs import may_read_blob, note_upload
 from torg_protocol.api import BlobDownload, BlobUpload, BlobUploadRequest
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import Digest
 
-router = APIRouter()
+router = APIRouter(tags=["data"])
+DigestPath = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$")]
+Bytes = Annotated[int, Query(ge=0, le=2**63 - 1)]
 
 
 @router.post("/v1/blobs")
-async def post_blob(body: BlobUploadRequest, account: Account, edge: TheEdge) -> BlobUpload:
-    """Where to PUT these bytes; `url` is null when the store has them already."""
+async def post_blob(body: BlobUploadRequest, caller: DataWriter, edge: TheEdge) -> BlobUpload:
+    """Where to PUT these bytes; `url` is null when the store has them already. Safe to repeat."""
     market = edge.market
     url = await market.blobs.upload_url(body.digest, body.size_bytes, market.clock.now_ms())
     async with market.transaction() as unit:
-        await note_upload(unit, account, body.digest, body.size_bytes)
+        await note_upload(unit, caller.account, body.digest, body.size_bytes)
     return BlobUpload(digest=body.digest, url=url)
 
 
 @router.get("/v1/blobs/{digest}")
-async def get_blob(digest: str, account: Account, edge: TheEdge) -> BlobDownload:
+async def get_blob(digest: DigestPath, caller: DataReader, edge: TheEdge) -> BlobDownload:
     """Where to GET these bytes, for those who may read them: uploader, client of a job that uses them, node with its lease."""
     name = Digest(digest)
     async with edge.market.reading() as unit:
-        allowed = await may_read_blob(unit, account, name)
+        allowed = await may_read_blob(unit, caller.account, name)
     size = await edge.market.blobs.size(name) if allowed else None
     if size is None:
         raise NotFound("no such blob that you may read", code="blob_missing", field="digest", value=digest)
@@ -41,7 +45,14 @@ async def get_blob(digest: str, account: Account, edge: TheEdge) -> BlobDownload
 
 
 @router.put("/blobs/{digest}", status_code=204)
-async def put_bytes(digest: str, size: int, expires: int, signature: str, request: Request, edge: TheEdge) -> Response:
+async def put_bytes(
+    digest: DigestPath,
+    size: Bytes,
+    expires: Bytes,
+    signature: Annotated[str, Query(max_length=64)],
+    request: Request,
+    edge: TheEdge,
+) -> Response:
     """The bytes themselves, to a signed URL. Refused, and nothing stored, unless they are what the digest says."""
     edge.blobs.check_url("PUT", digest, size, expires, signature, edge.market.clock.now_ms())
     await edge.blobs.receive(Digest(digest), size, request.stream())
@@ -49,11 +60,29 @@ async def put_bytes(digest: str, size: int, expires: int, signature: str, reques
 
 
 @router.get("/blobs/{digest}", response_class=StreamingResponse)
-async def get_bytes(digest: str, size: int, expires: int, signature: str, edge: TheEdge) -> StreamingResponse:
+async def get_bytes(
+    digest: DigestPath,
+    size: Bytes,
+    expires: Bytes,
+    signature: Annotated[str, Query(max_length=64)],
+    edge: TheEdge,
+    range_: Annotated[str | None, Header(alias="range", description="one range from a byte on: bytes=N-")] = None,
+) -> StreamingResponse:
+    """The bytes, from a signed URL; with Range from a byte on, so that a download resumes."""
     edge.blobs.check_url("GET", digest, size, expires, signature, edge.market.clock.now_ms())
-    actual = await edge.blobs.size(Digest(digest))
-    if actual is None:
+    total = await edge.blobs.size(Digest(digest))
+    if total is None:
         raise NotFound("no such blob", code="blob_missing", field="digest", value=digest)
-    pieces: AsyncIterator[bytes] = edge.blobs.stream(Digest(digest))
-    headers = {"content-length": str(actual), "etag": f'"{digest}"'}
-    return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
+    start = _start_of(range_, total)
+    pieces: AsyncIterator[bytes] = edge.blobs.stream(Digest(digest), start or 0)
+    headers = {"content-length": str(total - (start or 0)), "etag": f'"{digest}"', "accept-ranges": "bytes"}
+    if start is not None:
+        headers["content-range"] = f"bytes {start}-{total - 1}/{total}"
+    status = 200 if start is None else 206
+    return StreamingResponse(pieces, status, media_type="application/octet-stream", headers=headers)
+
+
+def _start_of(range_: str | None, total: int) -> int | None:
+    """Where an open range begins; None, which means the whole, for every other form (RFC 9110 lets a server ignore them)."""
+    match = re.fullmatch(r"bytes=(\d{1,18})-", range_ or "", re.ASCII)
+    return int(match[1]) if match is not None and int(match[1]) < total else None

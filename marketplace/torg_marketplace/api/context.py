@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
 from torg_marketplace.api.hub import Hub
+from torg_marketplace.api.limits import RateLimiter
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.storage.blobs import StoredBlobs
 from torg_marketplace.storage.nonces import NonceStore
@@ -20,6 +21,7 @@ class Edge:
     hub: Hub
     blobs: StoredBlobs
     nonces: NonceStore
+    limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
 
 
 def edge_of(connection: HTTPConnection) -> Edge:

@@ -1,105 +1,162 @@
-"""Quotes and jobs."""
+"""Quotes and jobs: submit, follow, cancel, read what came out."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query
-from starlette.responses import PlainTextResponse, StreamingResponse
+from fastapi import APIRouter, Header, Path, Query
+from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 from torg_chain.errors import ChainUnavailable
-from torg_marketplace.api.auth import Account
+from torg_marketplace.api.auth import DataReader, JobsReader, JobsWriter
 from torg_marketplace.api.context import Edge, TheEdge
+from torg_marketplace.api.pages import Cursor, IfNoneMatch, Limit, Wait, answer
 from torg_marketplace.flow.cancel import cancel
+from torg_marketplace.flow.credit import credit_vault
 from torg_marketplace.flow.quote import quote
 from torg_marketplace.flow.receipts import receipts
 from torg_marketplace.flow.submit import submit
 from torg_marketplace.flow.vaults import refresh_vault
-from torg_marketplace.flow.views import events_after, job_log, job_view, jobs_page
+from torg_marketplace.flow.views import JobFilter, events_after, job_log, job_view, jobs_page
 from torg_protocol.api import JobPage, JobReceipts, JobView, Quote, QuoteRequest, SubmitRequest
 from torg_protocol.canonical import sha256_digest
-from torg_protocol.errors import Invalid
+from torg_protocol.errors import NotFound
 from torg_protocol.ids import AccountId, JobId
 from torg_protocol.jobspec import load_job_spec
 from torg_protocol.states import JobState
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", tags=["jobs"])
+MAX_I64 = 2**63 - 1
 _COMMENT_EVERY_S = 10.0
+_LOOK_AGAIN_S = 2.0  # wakes are hints, and other processes may write
+
+JobIdPath = Annotated[str, Path(pattern=r"^job_[0-9a-z]{26}$")]
+Moment = Annotated[int | None, Query(ge=0, le=MAX_I64, description="milliseconds since the epoch")]
 
 
 @router.post("/quotes")
-async def post_quote(body: QuoteRequest, account: Account, edge: TheEdge) -> Quote:
+async def post_quote(body: QuoteRequest, caller: JobsWriter, edge: TheEdge) -> Quote:
     """Whether, where and for how much a job can run; if not, which constraint removes how many nodes."""
     spec = load_job_spec(body.spec)
     async with edge.market.transaction() as unit:
-        return await quote(unit, account, spec)
+        return await quote(unit, caller.account, spec)
 
 
 @router.post("/jobs", status_code=201)
 async def post_job(
     body: SubmitRequest,
-    account: Account,
+    caller: JobsWriter,
     edge: TheEdge,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> JobView:
-    """Submits a job under a signed cap. The same idempotency key and body give the same job again."""
+    """Submits a job: a wallet's under a cap that it signed, an API key's under its credit.
+
+    The same Idempotency-Key and body give the same job again, however often; another body under that key is 409
+    `idempotency_key_reused`.
+    """
     with contextlib.suppress(ChainUnavailable):  # what was seen last is finalized: good enough to decide on
-        await refresh_vault(edge.market, body.cap.vault)
-    return await submit(edge.market, account, body, idempotency_key, sha256_digest(body.model_dump_json().encode()))
+        await refresh_vault(edge.market, await _paying_vault(edge, body))
+    digest = sha256_digest(body.model_dump_json().encode())
+    return await submit(edge.market, caller.account, body, idempotency_key, digest, api_key=caller.key_id)
 
 
 @router.get("/jobs")
 async def get_jobs(
-    account: Account, edge: TheEdge, limit: int = 50, cursor: str | None = None, state: str | None = None
+    caller: JobsReader,
+    edge: TheEdge,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    state: Annotated[list[JobState] | None, Query(description="repeat it for several")] = None,
+    name: Annotated[str | None, Query(max_length=63)] = None,
+    vault: Annotated[str | None, Query(max_length=44)] = None,
+    since_ms: Moment = None,
+    until_ms: Moment = None,
 ) -> JobPage:
     """Your jobs, newest first."""
+    wanted = JobFilter(tuple(state or ()), name, vault, since_ms, until_ms)
     async with edge.market.reading() as unit:
-        return await jobs_page(unit, account, state=_state(state), cursor=cursor, limit=limit)
+        return await jobs_page(unit, caller.account, wanted=wanted, cursor=cursor, limit=limit)
 
 
-@router.get("/jobs/{job_id}")
-async def get_job(job_id: str, account: Account, edge: TheEdge) -> JobView:
-    async with edge.market.reading() as unit:
-        return await job_view(unit, account, JobId(job_id))
+@router.get("/jobs/{job_id}", response_model=JobView)
+async def get_job(
+    job_id: JobIdPath, caller: JobsReader, edge: TheEdge, wait: Wait = 0, if_none_match: IfNoneMatch = None
+) -> Response:
+    """One job. With `wait`, answers when it has changed, or after that long."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait
+    while True:
+        waiter = edge.market.wakes.arm(f"job:{job_id}")
+        async with edge.market.reading() as unit:
+            view = await job_view(unit, caller.account, JobId(job_id))
+        response = answer(view, if_none_match)
+        done = view.final_amount is not None if if_none_match is None else response.status_code == 200
+        if done or (left_s := deadline - loop.time()) <= 0:
+            return response
+        await waiter.wait(min(left_s, _LOOK_AGAIN_S))
 
 
 @router.post("/jobs/{job_id}/cancel")
-async def post_cancel(job_id: str, account: Account, edge: TheEdge) -> JobView:
-    """Stops the job; what was useful until now is billed."""
+async def cancel_job(job_id: JobIdPath, caller: JobsWriter, edge: TheEdge) -> JobView:
+    """Stops the job; what was useful until now is billed. Safe to repeat while the job is open."""
     async with edge.market.transaction() as unit:
-        return await cancel(unit, account, JobId(job_id))
+        return await cancel(unit, caller.account, JobId(job_id))
 
 
-@router.get("/jobs/{job_id}/receipts")
-async def get_receipts(job_id: str, account: Account, edge: TheEdge) -> JobReceipts:
-    """One receipt per decided attempt."""
+@router.get("/jobs/{job_id}/receipts", response_model=JobReceipts)
+async def get_receipts(
+    job_id: JobIdPath, caller: JobsReader, edge: TheEdge, if_none_match: IfNoneMatch = None
+) -> Response:
+    """One receipt per decided attempt, signed by node and marketplace."""
     async with edge.market.reading() as unit:
-        return await receipts(unit, account, JobId(job_id))
+        return answer(await receipts(unit, caller.account, JobId(job_id)), if_none_match)
 
 
 @router.get("/jobs/{job_id}/logs", response_class=PlainTextResponse)
 async def get_logs(
-    job_id: str, account: Account, edge: TheEdge, stream: str = "stdout", offset: Annotated[int, Query(ge=0)] = 0
+    job_id: JobIdPath,
+    caller: JobsReader,
+    edge: TheEdge,
+    stream: Literal["stdout", "stderr"] = "stdout",
+    offset: Annotated[int, Query(ge=0, le=MAX_I64, description="bytes to leave out")] = 0,
 ) -> str:
     """The live log of all attempts, from a byte offset."""
     async with edge.market.reading() as unit:
-        return await job_log(unit, account, JobId(job_id), stream, offset)
+        return await job_log(unit, caller.account, JobId(job_id), stream, offset)
+
+
+@router.get("/jobs/{job_id}/outputs/{path:path}", status_code=307, response_class=RedirectResponse)
+async def get_output(job_id: JobIdPath, path: str, caller: DataReader, edge: TheEdge) -> str:
+    """Redirects to the bytes of one output (`curl -L`). The job must have succeeded."""
+    async with edge.market.reading() as unit:
+        view = await job_view(unit, caller.account, JobId(job_id))
+    for output in view.outputs:
+        if output.path == path:
+            return await edge.market.blobs.download_url(output.digest, edge.market.clock.now_ms())
+    raise NotFound(
+        "the job has no such output",
+        code="output_unknown",
+        field="path",
+        value=path,
+        hint=f"it is {view.state}; there are: {', '.join(output.path for output in view.outputs) or 'none'}",
+    )
 
 
 @router.get("/jobs/{job_id}/events", response_class=StreamingResponse)
 async def get_events(
-    job_id: str,
-    account: Account,
+    job_id: JobIdPath,
+    caller: JobsReader,
     edge: TheEdge,
-    last_event_id: Annotated[int, Header()] = 0,
-    follow: bool = True,
+    last_event_id: Annotated[int, Header(ge=0, le=MAX_I64, description="go on after this event")] = 0,
+    follow: Annotated[bool, Query(description="false: end at the end of what is there")] = True,
 ) -> StreamingResponse:
-    """Server-sent events of a job; ends by itself when the job is closed, or, with follow=0, at the end of what is there."""
+    """Server-sent events of a job. Ends by itself when the job is closed."""
     async with edge.market.reading() as unit:
-        await job_view(unit, account, JobId(job_id))
-    events = _events(edge, account, JobId(job_id), last_event_id, follow=follow)
+        await job_view(unit, caller.account, JobId(job_id))
+    events = _events(edge, caller.account, JobId(job_id), last_event_id, follow=follow)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
@@ -117,12 +174,8 @@ async def _events(edge: Edge, account: AccountId, job_id: JobId, after: int, *, 
             yield ": still here\n\n"
 
 
-def _state(text: str | None) -> JobState | None:
-    if text is None:
-        return None
-    try:
-        return JobState(text)
-    except ValueError:
-        raise Invalid(
-            "no such state", code="state_unknown", field="state", value=text, hint=", ".join(JobState)
-        ) from None
+async def _paying_vault(edge: Edge, body: SubmitRequest) -> str:
+    if body.cap is not None:
+        return body.cap.vault
+    async with edge.market.reading() as unit:
+        return await credit_vault(unit.session)

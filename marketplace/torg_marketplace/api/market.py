@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
 
-from torg_marketplace.api.auth import Account
+from fastapi import APIRouter, Path, Query
+
+from torg_marketplace.api.auth import Anybody, JobsReader
 from torg_marketplace.api.context import TheEdge
+from torg_marketplace.api.pages import Cursor, Limit
 from torg_marketplace.flow.unit import Market
-from torg_marketplace.flow.vaults import refresh_vault, settlements, vault_view
-from torg_marketplace.flow.views import node_view, node_views
+from torg_marketplace.flow.vaults import refresh_vault, settlement_page, vault_view
+from torg_marketplace.flow.views import OfferFilter, node_view, node_views, offer_page
 from torg_protocol import PROTOCOL_VERSION
-from torg_protocol.api import ChainInfo, MarketInfo, NodeView, SettlementView, VaultView
+from torg_protocol.api import ChainInfo, Health, MarketInfo, NodeView, OfferPage, SettlementPage, VaultView
 from torg_protocol.ids import NodeId
 
-router = APIRouter()
+router = APIRouter(tags=["market"])
+Address = Annotated[str, Path(pattern=r"^[1-9A-HJ-NP-Za-km-z]{32,44}$", description="base58")]
+Text = Annotated[str | None, Query(max_length=64)]
+Count = Annotated[int, Query(ge=0, le=1_000_000)]
 
 
-@router.get("/v1/market")
+@router.get("/v1/market", dependencies=[Anybody])
 async def get_market(edge: TheEdge) -> MarketInfo:
     """Public facts: the key that signs, the chain that pays. Pin them."""
     return market_info(edge.market)
@@ -38,49 +44,64 @@ def market_info(market: Market) -> MarketInfo:
     )
 
 
-@router.get("/v1/offers")
-async def get_offers(edge: TheEdge) -> tuple[NodeView, ...]:
+@router.get("/v1/offers", dependencies=[Anybody])
+async def get_offers(
+    edge: TheEdge,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    gpu_class: Text = None,
+    region: Text = None,
+    isolation: Text = None,
+    min_gpus: Count = 0,
+    min_slots_free: Count = 0,
+    max_price_per_gpu_hour: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="base units")] = None,
+) -> OfferPage:
     """What nodes offer now."""
+    wanted = OfferFilter(gpu_class, region, isolation, min_gpus, min_slots_free, max_price_per_gpu_hour)
     async with edge.market.reading() as unit:
-        return await node_views(unit)
+        return await offer_page(unit, wanted, cursor=cursor, limit=limit)
 
 
-@router.get("/v1/nodes/{node_id}")
-async def get_node(node_id: str, edge: TheEdge) -> NodeView:
+@router.get("/v1/nodes/{node_id}", dependencies=[Anybody])
+async def get_node(node_id: Address, edge: TheEdge) -> NodeView:
+    """One node and what it offers."""
     async with edge.market.reading() as unit:
         return await node_view(unit, NodeId(node_id))
 
 
 @router.put("/v1/vaults/{address}")
-async def put_vault(address: str, account: Account, edge: TheEdge) -> VaultView:
+async def put_vault(address: Address, caller: JobsReader, edge: TheEdge) -> VaultView:
     """Looks at the chain (finalized) and brings the vault up to date here. Safe to repeat."""
     await refresh_vault(edge.market, address)
     async with edge.market.reading() as unit:
-        return await vault_view(unit, account, address)
+        return await vault_view(unit, caller.account, address)
 
 
 @router.get("/v1/vaults/{address}")
-async def get_vault(address: str, account: Account, edge: TheEdge) -> VaultView:
+async def get_vault(address: Address, caller: JobsReader, edge: TheEdge) -> VaultView:
+    """A vault of yours, as it was seen last."""
     async with edge.market.reading() as unit:
-        return await vault_view(unit, account, address)
+        return await vault_view(unit, caller.account, address)
 
 
 @router.get("/v1/vaults/{address}/settlements")
-async def get_settlements(address: str, account: Account, edge: TheEdge) -> tuple[SettlementView, ...]:
-    """The captures of a vault: which transaction paid whom how much."""
+async def get_settlements(
+    address: Address, caller: JobsReader, edge: TheEdge, limit: Limit = 50, cursor: Cursor = None
+) -> SettlementPage:
+    """The captures of a vault, oldest first: which transaction paid whom how much."""
     async with edge.market.reading() as unit:
-        return await settlements(unit, account, address)
+        return await settlement_page(unit, caller.account, address, cursor=cursor, limit=limit)
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
+async def healthz() -> Health:
     """This process answers."""
-    return {"status": "ok"}
+    return Health(status="ok")
 
 
 @router.get("/readyz")
-async def readyz(edge: TheEdge) -> dict[str, str]:
+async def readyz(edge: TheEdge) -> Health:
     """The database answers too."""
     async with edge.market.reading() as unit:
         await node_views(unit)
-    return {"status": "ready"}
+    return Health(status="ready")

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from torg_protocol.errors import TorgError
+from torg_protocol.errors import Invalid, TorgError
 
 log = logging.getLogger(__name__)
-_MEDIA_TYPE = "application/problem+json"
+MEDIA_TYPE = "application/problem+json"
+_SHOWN_CHARACTERS = 200
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     @app.exception_handler(TorgError)
     async def known(_: Request, error: TorgError) -> JSONResponse:
-        headers = {"retry-after": "1"} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
-        return JSONResponse(error.to_problem(), error.status, headers=headers, media_type=_MEDIA_TYPE)
+        return problem_of(error)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part != "body")
-        shown = first["input"] if isinstance(first["input"], str | int | bool) else None
-        return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, "request_invalid", first["msg"], field=field, value=shown)
+        return problem_of(_request_invalid(error))
 
     @app.exception_handler(HTTPException)
-    async def framework(_: Request, error: HTTPException) -> JSONResponse:
+    async def framework(request: Request, error: HTTPException) -> JSONResponse:
         status = HTTPStatus(error.status_code)
-        return _problem(status, status.name.lower(), status.phrase)
+        headers = dict(error.headers or {})
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["allow"] = ", ".join(sorted(_methods(routers, request.url.path)))
+        return _problem(status, status.name.lower(), status.phrase, headers)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -40,8 +43,42 @@ def install(app: FastAPI) -> None:
         return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "something here is broken; it was written down")
 
 
-def _problem(status: HTTPStatus, code: str, title: str, **extras: object) -> JSONResponse:
-    body = {"type": f"urn:torg:error:{code}", "title": title, "status": status.value, "code": code}
-    return JSONResponse(
-        {**body, **{name: value for name, value in extras.items() if value is not None}}, status, media_type=_MEDIA_TYPE
+def problem_of(error: TorgError) -> JSONResponse:
+    headers = {}
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["retry-after"] = "1"
+    if isinstance(wait_s := error.data.get("retry_after_s"), int):
+        headers["retry-after"] = str(wait_s)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Signature, Bearer"
+    return JSONResponse(error.to_problem(), error.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _methods(routers: Sequence[APIRouter], path: str) -> set[str]:
+    """Of all handlers of the path; the framework names those of the first one only."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    return {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+
+
+def _request_invalid(error: RequestValidationError) -> Invalid:
+    """The first problem in front, all of them in `problems`. Long values are cut: they are the caller's, and it has them."""
+    problems = [_part(item) for item in error.errors()]
+    first = problems[0]
+    return Invalid(
+        first["message"], code="request_invalid", field=first["field"], value=first.get("value"), problems=problems
     )
+
+
+def _part(item: Any) -> dict[str, Any]:
+    """Where it is ("query.limit", "header.idempotency-key", "spec"), what is wrong, what was there."""
+    place = [str(part) for part in item["loc"] if part != "body"] or ["body"]
+    part: dict[str, Any] = {"field": ".".join(place), "message": item["msg"].removeprefix("Value error, ")}
+    value = item.get("input")
+    if isinstance(value, str | int | bool):
+        part["value"] = value[:_SHOWN_CHARACTERS] if isinstance(value, str) else value
+    return part
+
+
+def _problem(status: HTTPStatus, code: str, title: str, headers: Any = None) -> JSONResponse:
+    body = {"type": f"urn:torg:error:{code}", "title": title, "status": status.value, "code": code}
+    return JSONResponse(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)

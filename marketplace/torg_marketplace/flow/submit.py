@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 
 from torg_marketplace.flow import vaults
 from torg_marketplace.flow.blobs import check_stored, use_blob
+from torg_marketplace.flow.credit import hold_credit, sign_credit_cap
 from torg_marketplace.flow.quote import appraise
 from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.unit import Market, Unit
@@ -18,6 +19,7 @@ from torg_marketplace.rules.verification import CatalogueFacts, check_metric_pol
 from torg_marketplace.storage.events import add_job_born
 from torg_marketplace.storage.models import IdempotencyRow, JobRow, QuoteRow
 from torg_protocol.api import JobView, SubmitRequest
+from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, QuoteId
 from torg_protocol.jobspec import JobSpec, VerifyMetric, load_job_spec
@@ -31,16 +33,26 @@ class _Terms:
 
 
 async def submit(
-    market: Market, account: AccountId, request: SubmitRequest, idempotency_key: str | None, body_digest: str
+    market: Market,
+    account: AccountId,
+    request: SubmitRequest,
+    idempotency_key: str | None,
+    body_digest: str,
+    *,
+    api_key: str | None = None,
 ) -> JobView:
-    """The job, queued; the same one again for the same key and body.
+    """The job, queued; the same one again for the same idempotency key and body. Without a cap, the API key's credit pays.
 
     Raises Invalid (spec_invalid, blob_missing, ...), Infeasible when no registered node could ever run it, Conflict
-    (idempotency_key_reused, cap_stale, vault_underfunded, quote_expired, too_many_jobs). What only has to wait is queued.
+    (idempotency_key_reused, cap_stale, vault_underfunded, quote_expired, too_many_jobs, spend_cap_reached, credit_exhausted). What only has to wait is queued.
     """
     async with market.reading() as unit:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
             return known
+    if request.cap is None and api_key is None:
+        raise Invalid(
+            "a wallet signs a cap with each job", code="cap_missing", field="cap", hint="the torg client does"
+        )
     spec = load_job_spec(request.spec)
     if spec.workspace is not None:
         await check_stored(market, spec.workspace, field="workspace.digest")
@@ -50,15 +62,7 @@ async def submit(
             return known
         await _check_open_jobs(unit, account)
         terms = await _terms(unit, account, spec, request.quote_id)
-        job = await _add_job(unit, account, spec, request, terms)
-        await vaults.admit(
-            unit,
-            job_id=job.id,
-            account=account,
-            cap=request.cap,
-            max_amount=terms.max_amount,
-            lease_end_latest_s=latest_lease_end_ms(spec, unit.now_ms) // 1000,
-        )
+        job = await _admit(unit, account, spec, request.cap, terms, api_key)
         if idempotency_key is not None:
             unit.session.add(
                 IdempotencyRow(
@@ -71,6 +75,28 @@ async def submit(
             )
         unit.wake("match")
         return await view_of(unit, job)
+
+
+async def _admit(
+    unit: Unit, account: AccountId, spec: JobSpec, signed: SignedCap | None, terms: _Terms, api_key: str | None
+) -> JobRow:
+    """The job with its maximum held: of the vault whose cap the client signed, or of the operator's for a key with credit."""
+    lease_end_s = latest_lease_end_ms(spec, unit.now_ms) // 1000
+    cap = signed or await sign_credit_cap(unit, terms.max_amount, lease_end_s)
+    job = await _add_job(unit, account, spec, cap, terms)
+    payer = account
+    if signed is None and api_key is not None:
+        await hold_credit(unit, job.id, account, api_key, terms.max_amount)
+        payer = AccountId(cap.signer)
+    await vaults.admit(
+        unit,
+        job_id=job.id,
+        account=payer,
+        cap=cap,
+        max_amount=terms.max_amount,
+        lease_end_latest_s=lease_end_s,
+    )
+    return job
 
 
 async def _known(unit: Unit, account: AccountId, key: str | None, body_digest: str) -> JobView | None:
@@ -155,18 +181,18 @@ async def _terms_without_quote(unit: Unit, account: AccountId, spec: JobSpec, qu
     raise NotFound("no such quote", code="quote_unknown", field="quote_id", value=quote_id, hint="quote again")
 
 
-async def _add_job(unit: Unit, account: AccountId, spec: JobSpec, request: SubmitRequest, terms: _Terms) -> JobRow:
+async def _add_job(unit: Unit, account: AccountId, spec: JobSpec, cap: SignedCap, terms: _Terms) -> JobRow:
     job = JobRow(
         job_id=JobId(unit.new_id("job")),
         client=account,
-        vault=request.cap.vault,
+        vault=cap.vault,
         name=spec.name,
         state=JobState.QUEUED,
         spec=spec.wire(),
         spec_digest=spec.digest,
         max_amount=terms.max_amount,
         price_ceiling=terms.price_ceiling,
-        cap=request.cap.wire(),
+        cap=cap.wire(),
         created_at_ms=unit.now_ms,
         queued_at_ms=unit.now_ms,
         queue_deadline_ms=unit.now_ms + spec.limits.queue_timeout,

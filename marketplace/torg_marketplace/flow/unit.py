@@ -49,6 +49,7 @@ class Market:
     catalogue: Catalogue
     evaluator: Evaluator
     policy: MarketPolicy
+    credit_key: Keypair | None = None  # depositor and signer of the credit vault: pays for jobs of API keys
     wakes: Wakes = field(default_factory=Wakes)
     # One writer at a time: SQLite has one anyway, and a fair queue beats its busy timeout. Held for a transaction's length.
     writer: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -11,12 +11,13 @@ from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from torg_chain.vault import VaultState
+from torg_marketplace.flow.credit import close_credit
 from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.money import Refusal, VaultFacts, lowest_gap, refusal
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.money_models import CapRow, CommitmentRow, HoldRow, PayoutRow, SettlementRow, VaultRow
-from torg_protocol.api import PayoutView, SettlementView, VaultView
+from torg_protocol.api import PayoutView, SettlementPage, SettlementView, VaultView
 from torg_protocol.caps import CapStatement, Commitment, SignedCap
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, LeaseId, VaultAddress
@@ -62,11 +63,17 @@ async def vault_view(unit: Unit, account: AccountId, address: str) -> VaultView:
     return await _view(unit, row)
 
 
-async def settlements(unit: Unit, account: AccountId, address: str) -> tuple[SettlementView, ...]:
+async def settlement_page(
+    unit: Unit, account: AccountId, address: str, *, cursor: str | None = None, limit: int = 50
+) -> SettlementPage:
+    """Oldest first. The cursor is the last settlement id of the page before (ids sort by creation)."""
     await vault_view(unit, account, address)
-    query = select(SettlementRow).where(SettlementRow.vault == address).order_by(SettlementRow.created_at_ms)
+    query = select(SettlementRow).where(SettlementRow.vault == address).order_by(SettlementRow.settlement_id)
+    if cursor is not None:
+        query = query.where(SettlementRow.settlement_id > cursor)
+    rows = (await unit.session.scalars(query.limit(limit + 1))).all()
     views = []
-    for row in await unit.session.scalars(query):
+    for row in rows[:limit]:
         payouts = await unit.session.scalars(select(PayoutRow).where(PayoutRow.settlement_id == row.settlement_id))
         views.append(
             SettlementView(
@@ -79,7 +86,7 @@ async def settlements(unit: Unit, account: AccountId, address: str) -> tuple[Set
                 payouts=tuple(_payout_view(item, row.signature) for item in payouts),
             )
         )
-    return tuple(views)
+    return SettlementPage(settlements=tuple(views), next_cursor=views[-1].settlement_id if len(rows) > limit else None)
 
 
 async def admit(
@@ -186,6 +193,7 @@ async def close_job(unit: Unit, *, job_id: JobId) -> None:
         )
         .execution_options(synchronize_session=False)
     )
+    await close_credit(unit, hold)
     rest = hold.max_amount - hold.billed
     if rest:
         entries = ledger.move(ledger.held(job_id), ledger.free(hold.vault), rest)

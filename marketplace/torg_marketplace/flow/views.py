@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 
 from torg_marketplace.flow.rows import grant_of, job_of, leases_of_job, node_row, node_snapshots, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow
-from torg_protocol.api import JobEvent, JobPage, JobView, LeaseView, NodeView
+from torg_protocol.api import JobEvent, JobPage, JobView, LeaseView, NodeView, OfferPage
 from torg_protocol.errors import Invalid, NotFound
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
 from torg_protocol.states import OPEN_JOB_STATES, EndReason, JobState, LeaseState
@@ -25,15 +26,35 @@ async def job_view(unit: Unit, account: AccountId, job_id: JobId) -> JobView:
     return await view_of(unit, await job_of(unit, account, job_id))
 
 
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """None: whatever it is. Times are of the job's creation: from `since_ms` on, before `until_ms`."""
+
+    states: tuple[JobState, ...] = ()
+    name: str | None = None
+    vault: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        wanted = [
+            (JobRow.state.in_(self.states), bool(self.states)),
+            (JobRow.name == self.name, self.name is not None),
+            (JobRow.vault == self.vault, self.vault is not None),
+            (JobRow.created_at_ms >= (self.since_ms or 0), self.since_ms is not None),
+            (JobRow.created_at_ms < (self.until_ms or 0), self.until_ms is not None),
+        ]
+        return [condition for condition, asked in wanted if asked]
+
+
 async def jobs_page(
-    unit: Unit, account: AccountId, *, state: JobState | None = None, cursor: str | None = None, limit: int = 50
+    unit: Unit, account: AccountId, *, wanted: JobFilter = JobFilter(), cursor: str | None = None, limit: int = 50
 ) -> JobPage:
     """Newest first. The cursor is the last job id of the page before. Raises Invalid limit_invalid."""
     if not 1 <= limit <= MAX_PAGE:
         raise Invalid("not a page size", code="limit_invalid", field="limit", value=limit, hint=f"1 to {MAX_PAGE}")
     query = select(JobRow).where(JobRow.client == account).order_by(JobRow.job_id.desc()).limit(limit + 1)
-    if state is not None:
-        query = query.where(JobRow.state == state)
+    query = query.where(*wanted.conditions())
     if cursor is not None:
         query = query.where(JobRow.job_id < cursor)  # ids sort by creation
     rows = (await unit.session.scalars(query)).all()
@@ -73,6 +94,35 @@ async def job_log(unit: Unit, account: AccountId, job_id: JobId, stream: str, of
 
 async def node_views(unit: Unit) -> tuple[NodeView, ...]:
     return tuple(_node_view(node) for node in await node_snapshots(unit))
+
+
+@dataclass(frozen=True, slots=True)
+class OfferFilter:
+    """None, 0: whatever it is."""
+
+    gpu_class: str | None = None
+    region: str | None = None
+    isolation: str | None = None
+    min_gpus: int = 0
+    min_slots_free: int = 0
+    max_price_per_gpu_hour: int | None = None
+
+    def takes(self, offer: NodeView) -> bool:
+        return (
+            self.gpu_class in {None, offer.gpu_class}
+            and self.region in {None, offer.region}
+            and (self.isolation is None or self.isolation in offer.isolation)
+            and offer.gpus >= self.min_gpus
+            and offer.slots_free >= self.min_slots_free
+            and (self.max_price_per_gpu_hour is None or offer.price_per_gpu_hour <= self.max_price_per_gpu_hour)
+        )
+
+
+async def offer_page(unit: Unit, wanted: OfferFilter, *, cursor: str | None = None, limit: int = 50) -> OfferPage:
+    """By node id, which is also the cursor."""
+    offers = sorted((offer for offer in await node_views(unit) if wanted.takes(offer)), key=lambda offer: offer.node)
+    rest = [offer for offer in offers if cursor is None or offer.node > cursor]
+    return OfferPage(offers=tuple(rest[:limit]), next_cursor=rest[limit - 1].node if len(rest) > limit else None)
 
 
 async def node_view(unit: Unit, node_id: NodeId) -> NodeView:

@@ -100,10 +100,11 @@ class StoredBlobs:
                 )
             await obstore.put_async(self._store, _path(digest), Path(file.name))
 
-    async def stream(self, digest: Digest) -> AsyncIterator[bytes]:
-        """The bytes, in pieces. Raises NotFound."""
+    async def stream(self, digest: Digest, start: int = 0) -> AsyncIterator[bytes]:
+        """The bytes from `start` on, in pieces. Raises NotFound."""
+        options: Any = {"range": {"offset": start}} if start else None
         try:
-            result = await obstore.get_async(self._store, _path(digest))
+            result = await obstore.get_async(self._store, _path(digest), options=options)
         except FileNotFoundError:
             raise NotFound("no such blob", code="blob_missing", field="digest", value=digest) from None
         async for piece in result.stream(min_chunk_size=_PIECE):

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 from solders.keypair import Keypair
@@ -16,7 +17,7 @@ from torg import transport
 from torg.blobs import BlobTransfer
 from torg.errors import DigestMismatch
 from torg.transport import Transport
-from torg_protocol.api import MarketInfo
+from torg_protocol.api import MarketInfo, OfferPage
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, TorgError, Unavailable
 from torg_protocol.httpsig import RequestParts, verify_request
 
@@ -149,12 +150,14 @@ async def test_an_answer_of_another_shape_is_named(answer: object) -> None:
         assert refused.value.code == "answer_malformed"
 
 
-@pytest.mark.parametrize("answer", [7, [{"name": "x"}], None])
-async def test_a_list_of_another_shape_is_named(answer: object) -> None:
-    async for both in talking_to(lambda request: as_json(answer)):
-        with pytest.raises(Unavailable) as refused:
-            await both.client.ask_list(MarketInfo, "GET", "/v1/offers")
-        assert refused.value.code == "answer_malformed"
+async def test_pages_follow_their_cursor_to_the_last_one() -> None:
+    def page(request: Request) -> Answer:
+        cursor = dict(parse_qsl(request.path.partition("?")[2])).get("cursor")
+        return as_json({"offers": [], "next_cursor": {None: "b", "b": "c", "c": None}[cursor]})
+
+    async for both in talking_to(page):
+        pages = [page.next_cursor async for page in both.client.ask_pages(OfferPage, "/v1/offers")]
+        assert pages == ["b", "c", None]
 
 
 async def test_nobody_at_the_address_is_told_with_the_address() -> None:

@@ -1,0 +1,120 @@
+"""How much one caller may ask: a token bucket per account, API key or (for who is nobody) address; bounded bodies.
+
+Counted per process. Every counted answer carries RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers): how many
+requests a minute, how many are left, in how many seconds the bucket is full again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from torg_marketplace.api.problems import problem_of
+from torg_protocol.errors import RateLimited, TooLarge
+
+MAX_BODY_BYTES = 1 << 20
+_CALLERS_KEPT = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    per_minute: int
+    left: int
+    full_in_s: int
+
+    def headers(self) -> dict[str, str]:
+        return {
+            "ratelimit-policy": f'"requests";q={self.per_minute};w=60',
+            "ratelimit": f'"requests";r={self.left};t={self.full_in_s}',
+        }
+
+
+class RateLimiter:
+    """`per_minute` 0: nobody is limited."""
+
+    def __init__(self, per_minute: int, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._monotonic_s = monotonic_s
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller -> tokens left, at which second
+
+    def take(self, caller: str) -> Quota | None:
+        """Raises RateLimited, with the seconds until the next request in `data["retry_after_s"]`."""
+        if not self._per_minute:
+            return None
+        now_s, rate = self._monotonic_s(), self._per_minute / 60
+        left, since_s = self._buckets.pop(caller, (float(self._per_minute), now_s))
+        left = min(self._per_minute, left + (now_s - since_s) * rate)
+        if left < 1:
+            self._buckets[caller] = (left, now_s)
+            wait_s = math.ceil((1 - left) / rate)
+            raise RateLimited(
+                f"more than {self._per_minute} requests a minute",
+                hint=f"wait {wait_s} s; follow a job by its events or ?wait= instead of asking again and again",
+                retry_after_s=wait_s,
+            )
+        self._buckets[caller] = (left - 1, now_s)
+        if len(self._buckets) > _CALLERS_KEPT:
+            self._buckets.popitem(last=False)  # who has not asked for longest has most likely a full bucket anyway
+        return Quota(self._per_minute, int(left - 1), math.ceil((self._per_minute - left + 1) / rate))
+
+
+class Bounds:
+    """ASGI middleware around the whole API: refuses bodies over a MiB before they are read (bytes of blobs are bounded by
+    their signed URLs), and adds the quota that a handler has counted to the head of its answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {})
+
+        async def send_with_quota(message: Message) -> None:
+            quota = scope["state"].get("quota")
+            if message["type"] == "http.response.start" and quota is not None:
+                MutableHeaders(scope=message).update(quota.headers())
+            await send(message)
+
+        if not scope["path"].startswith("/blobs/"):
+            try:
+                receive = await _bounded(receive)
+            except TooLarge as error:
+                await problem_of(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send_with_quota)
+
+
+async def _bounded(receive: Receive) -> Receive:
+    """Reads the whole body; what it returns hands it out again, and after it whatever else comes (the disconnect)."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            break
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MAX_BODY_BYTES:
+            raise TooLarge(
+                "the request body is too large",
+                code="body_too_large",
+                field="body",
+                hint=f"at most {MAX_BODY_BYTES} bytes; upload data as blobs",
+            )
+    handed_out = False
+
+    async def replay() -> Message:
+        nonlocal handed_out
+        if handed_out:
+            return await receive()
+        handed_out = True
+        return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    return replay
