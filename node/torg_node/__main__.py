@@ -1,4 +1,4 @@
-"""`torg-node`: init, start, status, doctor."""
+"""`torg-node`: init, start, status, settle, doctor."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from solders.pubkey import Pubkey
+
+from torg_chain.rpc import ChainClient
 from torg_chain.wallet import load_keypair
 from torg_node.agent import Agent
 from torg_node.executors.choose import choose_executor
@@ -19,10 +23,12 @@ from torg_node.executors.port import Capabilities, Executor
 from torg_node.executors.probes import check_walls
 from torg_node.hardware.inventory import capacity_of, take_inventory
 from torg_node.journal import Journal
+from torg_node.money import land_orders, look_at_captures
 from torg_node.settings import Settings, load_settings
 from torg_node.setup import initialise
 from torg_node.status import read_status
 from torg_protocol.errors import TorgError
+from torg_protocol.money import format_amount
 
 
 def main() -> None:
@@ -43,6 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return asyncio.run(_start(load_settings(arguments.data), stop_leases=arguments.stop_leases))
         case "status":
             return _status(arguments)
+        case "settle":
+            return asyncio.run(_settle(load_settings(arguments.data), arguments.rpc_url, as_json=arguments.json))
         case _:
             return asyncio.run(_doctor(load_settings(arguments.data), as_json=arguments.json))
 
@@ -117,6 +125,28 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+async def _settle(settings: Settings, rpc_url: str | None, *, as_json: bool) -> int:
+    """Lands what is held, now. 0 when all of it was landed, or nothing was there to land."""
+    keypair, journal = load_keypair(settings.key_path), Journal(settings.journal_path)
+    network = settings.network.model_copy(update={"rpc_url": rpc_url or settings.network.rpc_url})
+    try:
+        async with ChainClient(network.rpc_url) as chain:
+            payout = Pubkey.from_string(settings.payout_address)
+            found = await land_orders(chain, network, journal, payout=payout, fee_payer=keypair)
+            await look_at_captures(chain, settings, journal)
+    finally:
+        journal.close()
+    if as_json:
+        _print(json.dumps([asdict(item) for item in found]))
+    else:
+        lines = [
+            f"{item.vault}  {format_amount(item.amount, network.decimals)}  {item.signature or 'NOT LANDED: ' + item.detail}"
+            for item in found
+        ]
+        _print("\n".join(lines) or "no order is held that still could be landed")
+    return 0 if all(item.signature for item in found) else 1
+
+
 async def _doctor(settings: Settings, *, as_json: bool) -> int:
     executor, capabilities = await _executor(settings)
     if as_json:
@@ -156,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("init", "make a node: key, pinned marketplace, config"),
         ("start", "run the agent in the foreground"),
-        ("status", "leases and earnings"),
+        ("status", "leases, earnings and what is not paid yet"),
+        ("settle", "land the orders that this node holds; needs no marketplace, only an RPC node of the chain"),
         ("doctor", "what this host's isolation really keeps"),
     ):
         command = commands.add_parser(name, help=text)
@@ -169,6 +200,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--stop-leases", action="store_true", help="at the end, end running leases instead of leaving them"
             )
+        if name == "settle":
+            command.add_argument("--rpc-url", help="an RPC node of the chain; default: the one in the config")
         if name == "init":
             _add_init_options(command)
     return parser

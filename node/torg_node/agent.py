@@ -13,7 +13,9 @@ import time
 from typing import assert_never
 
 from solders.keypair import Keypair
+from solders.pubkey import Pubkey
 
+from torg_chain.rpc import ChainClient
 from torg_node import __version__
 from torg_node.allocation import Capacity
 from torg_node.blob_transfer import BlobTransfer
@@ -22,10 +24,12 @@ from torg_node.executors.port import Capabilities, Executor
 from torg_node.journal import Journal, LeaseEntry
 from torg_node.lease import Lease, Node
 from torg_node.link import Link
+from torg_node.money import FEE_FACT, accruing, exposure, land_orders, look_at_captures
 from torg_node.offer import make_offer
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
 from torg_protocol import PROTOCOL_VERSION
+from torg_protocol.errors import TorgError
 from torg_protocol.ids import LeaseId
 from torg_protocol.messages import (
     Abandon,
@@ -50,6 +54,8 @@ from torg_protocol.usage import verify_receipt
 
 log = logging.getLogger(__name__)
 _RESEND_EVERY_S = 5.0
+_MONEY_EVERY_S = 10.0
+_EXPOSURE_EVERY_S = 1.0
 
 
 class Agent:
@@ -98,6 +104,8 @@ class Agent:
                 group.create_task(self._link.run(), name="link")
                 group.create_task(self._beat(), name="heartbeat")
                 group.create_task(self._resend(), name="resend")
+                group.create_task(self._watch_money(), name="money")
+                group.create_task(self._watch_exposure(), name="exposure")
         finally:
             tasks = [task for _, task in self._leases.values()]
             for task in tasks:
@@ -183,6 +191,7 @@ class Agent:
                 await self._abandon(directive.lease_id)
             else:
                 self._journal.acknowledge(directive.lease_id, directive.acknowledged)
+        self._journal.set_fact(FEE_FACT, str(welcome.fee_basis_points))
         self._heartbeat_s = welcome.heartbeat_ms / 1000
         self._heartbeats.set()
         self.connected.set()
@@ -255,6 +264,43 @@ class Agent:
         while True:
             await asyncio.sleep(_RESEND_EVERY_S)
             await self._send_unacknowledged()
+
+    async def _watch_money(self) -> None:
+        """What was captured is owed no more; overdue orders are landed."""
+        while True:
+            try:
+                await self._look_at_money()
+            except TorgError as problem:
+                log.warning("money: %s", problem.message)
+            await asyncio.sleep(_MONEY_EVERY_S)
+
+    async def _look_at_money(self) -> None:
+        if not self._journal.orders() and not exposure(self._journal):
+            return
+        async with ChainClient(self._settings.network.rpc_url) as chain:
+            await look_at_captures(chain, self._settings, self._journal)
+            payout = Pubkey.from_string(self._settings.payout_address)
+            overdue = _now_ms() - self._settings.land_orders_after_s * 1000
+            network, key = self._settings.network, self._keypair
+            for landing in await land_orders(
+                chain, network, self._journal, payout=payout, fee_payer=key, older_than_ms=overdue
+            ):
+                log.warning("landed an order of vault %s: %s", landing.vault, landing.signature or landing.detail)
+
+    async def _watch_exposure(self) -> None:
+        """At the limit running leases stop, with their grace to write a checkpoint; new ones are declined while it lasts."""
+        while True:
+            await asyncio.sleep(_EXPOSURE_EVERY_S)
+            running = [lease for lease, _ in self._leases.values() if lease.handle is not None]
+            if not running:
+                continue
+            at_stake = exposure(self._journal) + sum(accruing(lease, _now_ms()) for lease in running)
+            if at_stake < self._settings.max_unpaid:
+                continue
+            for lease in running:
+                if lease.stop_reason is None and lease.exit is None:
+                    log.warning("%s: %s base units are owed to this node: it stops working", lease.id, at_stake)
+                    lease.request_stop(EndReason.EXPOSURE_LIMIT, lease.stop_grace_ms)
 
     async def _send_unacknowledged(self) -> None:
         for event in self._journal.unacknowledged():

@@ -67,7 +67,7 @@ async def _say_ending(lease: Lease, ending: Declined | LeaseEnded | Abandoned) -
     match ending:
         case Declined():
             log.info("%s: declined: %s", lease.id, ending)
-            await lease.say(messages.Declined(detail=str(ending)))
+            await lease.say(messages.Declined(detail=str(ending), code=ending.code))
             lease.set_state(LeaseState.RELEASED, EndReason.DECLINED)
         case LeaseEnded():
             log.warning("%s: released (%s): %s", lease.id, ending.reason, ending.detail)

@@ -29,6 +29,9 @@ CREATE TABLE IF NOT EXISTS events (
     PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS usage (
     lease_id TEXT NOT NULL, sequence INTEGER NOT NULL, signed_json TEXT NOT NULL, PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS captures (
+    signature TEXT NOT NULL, vault TEXT NOT NULL, settled_until INTEGER NOT NULL, paid INTEGER NOT NULL,
+    PRIMARY KEY (vault, settled_until)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS orders (
     vault TEXT PRIMARY KEY, expected_settled INTEGER NOT NULL, order_json TEXT NOT NULL, kept_at_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkpoints (lease_id TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (lease_id, name)) WITHOUT ROWID;
@@ -175,6 +178,39 @@ class Journal:
             "SELECT signed_json FROM usage JOIN leases USING (lease_id) WHERE receipt_json IS NULL"
         ).fetchall()
         return sum(SignedUsage.model_validate_json(row[0]).record.amount for row in rows)
+
+    def earned(self, fee_basis_points: int) -> dict[str, int]:
+        """By vault, base units: what counts of all leases, less the fee, which is rounded down for each record.
+
+        Of a lease with a receipt the receipt's records count, of one without those countersigned so far; none when it was taken away.
+        """
+        rows = self._db.execute(
+            """
+            SELECT vault, SUM(amount - amount * ? / 10000) FROM (
+                SELECT json_extract(grant_json, '$.grant.commitment.vault') AS vault,
+                       json_extract(signed_json, '$.record.amount') AS amount
+                FROM leases JOIN usage USING (lease_id) WHERE receipt_json IS NULL
+                UNION ALL
+                SELECT json_extract(grant_json, '$.grant.commitment.vault'), json_extract(item.value, '$.record.amount')
+                FROM leases, json_each(receipt_json, '$.usage') AS item WHERE receipt_json <> '')
+            GROUP BY vault""",
+            (fee_basis_points,),
+        ).fetchall()
+        return {str(vault): int(amount) for vault, amount in rows}
+
+    def add_capture(self, signature: str, vault: str, settled_until: int, paid: int) -> None:
+        """`paid` to this node by a finalized capture that brought the vault's total to `settled_until`. Safe to repeat."""
+        self._db.execute("INSERT OR IGNORE INTO captures VALUES (?, ?, ?, ?)", (signature, vault, settled_until, paid))
+
+    def captured(self) -> dict[str, int]:
+        """By vault, what captures have paid to this node."""
+        rows = self._db.execute("SELECT vault, SUM(paid) FROM captures GROUP BY vault").fetchall()
+        return {str(vault): int(paid) for vault, paid in rows}
+
+    def captured_until(self, vault: str) -> int:
+        """The vault's total up to which its captures are entered."""
+        row = self._db.execute("SELECT MAX(settled_until) FROM captures WHERE vault = ?", (vault,)).fetchone()
+        return int(row[0] or 0)
 
     def set_receipt(self, lease_id: LeaseId, receipt: SignedReceipt) -> None:
         self._db.execute("UPDATE leases SET receipt_json = ? WHERE lease_id = ?", (receipt.model_dump_json(), lease_id))

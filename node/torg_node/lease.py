@@ -39,7 +39,11 @@ class LeaseEnded(Exception):
 
 
 class Declined(Exception):
-    """The grant is not taken; no penalty, and the detail tells the market why."""
+    """The grant is not taken; no penalty, and the detail tells the market why. `code` is stable."""
+
+    def __init__(self, detail: str, code: str = "") -> None:
+        super().__init__(detail)
+        self.code = code
 
 
 class Abandoned(Exception):

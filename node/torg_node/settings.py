@@ -31,6 +31,7 @@ class Settings(BaseModel):
     container_runtime: str | None = None  # of the engine, for all jobs; "runsc" is gVisor
     region: str = "unknown"
     min_vault_grace_s: int = 3_600
+    land_orders_after_s: int = Field(default=900, ge=0)  # an order that the marketplace has not landed by then, we land
     reservations_path: Path | None = None  # the host's ledger; nodes that share a host share it
     time_slices: bool = False  # whether leases of one client may share a GPU
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
@@ -46,6 +47,10 @@ class Settings(BaseModel):
     @property
     def host_ledger_path(self) -> Path:
         return self.reservations_path or self.data / "reservations.sqlite"
+
+    @property
+    def proofs_path(self) -> Path:
+        return self.data / "proofs"
 
     @property
     def leases_path(self) -> Path:
@@ -98,6 +103,9 @@ executor = {_toml(settings.executor)}
 region = {_toml(settings.region)}
 # A client's vault must stay open at least this long after its owner asks for the rest.
 min_vault_grace_s = {settings.min_vault_grace_s}
+# An order that pays this node and that the marketplace has not landed after so many seconds, the node lands itself. Fees come
+# from the node's key: keep a little SOL on it.
+land_orders_after_s = {settings.land_orders_after_s}
 offered_disk_bytes = {settings.offered_disk_bytes}
 """
     text += f"""\

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torg_node.journal import Journal
+from torg_node.money import VaultDebt, debts, exposure
 from torg_node.settings import Settings
 from torg_protocol.money import format_amount
 
@@ -22,13 +23,21 @@ class LeaseLine:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """Amounts in base units. `earned_decided`: receipts in hand; `earned_undecided`: countersigned, verdict to come."""
+    """Amounts in base units. `earned_decided`: receipts in hand; `earned_undecided`: countersigned, verdict to come.
+
+    `exposure`: worked for, and paid by no capture on chain yet; at `max_unpaid` the node stops. `orders`: captures that it
+    holds and may land itself.
+    """
 
     node: str
     marketplace: str
     agent_pid: int | None
     earned_decided: int
     earned_undecided: int
+    exposure: int
+    max_unpaid: int
+    debts: tuple[VaultDebt, ...]
+    orders: int
     leases: tuple[LeaseLine, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -43,7 +52,14 @@ class NodeStatus:
                 f"  earned       {format_amount(self.earned_decided, decimals)} by receipts,"
                 f" {format_amount(self.earned_undecided, decimals)} waiting for a verdict"
             ),
+            (
+                f"  exposure     {format_amount(self.exposure, decimals)} not paid on chain yet; at"
+                f" {format_amount(self.max_unpaid, decimals)} this node stops working"
+            ),
         ]
+        lines += [f"    vault {debt.vault} owes {format_amount(debt.owed, decimals)}" for debt in self.debts]
+        if self.orders:
+            lines.append(f"  orders       {self.orders} held, landed without the marketplace by: torg-node settle")
         lines += [
             f"  {lease.lease_id}  {lease.state}{f' ({lease.reason})' if lease.reason else ''}  {format_amount(lease.earned, decimals)}"
             for lease in self.leases
@@ -62,6 +78,10 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
             agent_pid=_live_pid(journal.fact("agent_pid")),
             earned_decided=decided,
             earned_undecided=journal.undecided_amount(),
+            exposure=exposure(journal),
+            max_unpaid=settings.max_unpaid,
+            debts=tuple(debt for debt in debts(journal) if debt.owed),
+            orders=len(journal.orders()),
             leases=tuple(
                 LeaseLine(
                     entry.signed.grant.lease_id,

@@ -40,6 +40,42 @@ class Commitment(Document):
     committed_after: int = Field(ge=0, le=MAX_U64)
 
 
+class SignedCommitment(Wire):
+    commitment: Commitment
+    signature: str
+
+
+class OverlapProof(Wire):
+    """Two commitments of one operator that promise the same part of one vault to two leases. Anybody can check it, offline.
+
+    A range shrinks to what was earned when its lease ends. So the operator can answer in one way only: with the first lease's final
+    usage record, which the node signed, or with its receipt.
+    """
+
+    operator: str
+    first: SignedCommitment
+    second: SignedCommitment
+
+    def problems(self) -> list[str]:
+        """Why this proves nothing; empty when it does."""
+        first, second = self.first.commitment, self.second.commitment
+        signed = ((first, self.first.signature), (second, self.second.signature))
+        checks = (
+            (
+                not all(item.is_signed_by(self.operator, signature) for item, signature in signed),
+                "not both commitments are signed by the operator",
+            ),
+            (first.vault != second.vault, "they are of two vaults"),
+            (first.lease_id == second.lease_id, "they are of one lease"),
+            (
+                max(first.committed_before, second.committed_before)
+                >= min(first.committed_after, second.committed_after),
+                "their ranges do not overlap",
+            ),
+        )
+        return [text for failed, text in checks if failed]
+
+
 class CapStatement(Document):
     """What the marketplace says it has committed of a vault, signed, so that a client can sign its next cap knowingly.
 

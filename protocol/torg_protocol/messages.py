@@ -71,6 +71,7 @@ class Accepted(Wire):
 class Declined(Wire):
     kind: Literal["declined"] = "declined"
     detail: str
+    code: str = ""  # stable, of what the node found wrong with the grant
 
 
 class Started(Wire):

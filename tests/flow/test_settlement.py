@@ -15,9 +15,9 @@ from torg_chain.orders import ensure_token_account, land_order
 from torg_marketplace.flow.reconcile import reconcile, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.settlement_plan import signed_order
-from torg_marketplace.storage.money_models import CapRow, SettlementRow, VaultRow
-from torg_protocol.caps import SignedCap, SignedOrder
-from torg_protocol.ids import Digest, VaultAddress
+from torg_marketplace.storage.money_models import SettlementRow, VaultRow
+from torg_protocol.caps import SignedOrder
+from torg_protocol.ids import Digest
 
 MORE_STEPS_THAN_THERE_ARE = 200
 
@@ -102,16 +102,8 @@ async def _order(world: SettlingMarket) -> SignedOrder:
     async with world.market.reading() as unit:
         query = select(SettlementRow).order_by(SettlementRow.created_at_ms.desc(), SettlementRow.settlement_id.desc())
         row = (await unit.session.scalars(query.limit(1))).one()
-        cap = (await unit.session.scalars(select(CapRow).order_by(CapRow.cap.desc()).limit(1))).one()
-    signed = SignedCap(
-        vault=VaultAddress(world.vault),
-        cap=cap.cap,
-        valid_until_s=cap.valid_until_s,
-        signer=cap.signer,
-        signature=cap.signature,
-    )
     payees = [(account, amount) for account, (_, amount) in zip(row.token_accounts, row.payees, strict=True)]
-    return signed_order(world.market, signed, row.expected_settled, payees, Digest(row.root))
+    return signed_order(world.market, await world.newest_cap(), row.expected_settled, payees, Digest(row.root))
 
 
 async def _land(world: SettlingMarket, order: SignedOrder) -> None:

@@ -25,6 +25,8 @@ from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.money_models import CapRow, PayoutRow
 from torg_protocol.canonical import sha256_digest
+from torg_protocol.caps import SignedCap
+from torg_protocol.ids import VaultAddress
 from torg_protocol.states import PayoutState
 from torg_protocol.vault_messages import CapMessage, sign_message
 
@@ -94,6 +96,7 @@ class SettlingMarket:
     chain: ChainClient
     vault: str
     session: Keypair
+    depositor: Keypair
     owed: dict[str, int]
 
     async def slots(self, count: int) -> None:
@@ -134,6 +137,17 @@ class SettlingMarket:
                 )
             )
         return wallet
+
+    async def newest_cap(self) -> SignedCap:
+        async with self.market.reading() as unit:
+            row = (await unit.session.scalars(select(CapRow).order_by(CapRow.cap.desc()).limit(1))).one()
+        return SignedCap(
+            vault=VaultAddress(self.vault),
+            cap=row.cap,
+            valid_until_s=row.valid_until_s,
+            signer=row.signer,
+            signature=row.signature,
+        )
 
     async def settle_once(self, market: Market | None = None) -> None:
         """One pass of the worker, then one slot."""
@@ -177,15 +191,15 @@ async def settling_market(folder: Path, *, policy: MarketPolicy | None = None) -
         async with open_world(folder, policy=policy) as world, passing_slots(chain):
             operator = Operator(world.market.identity, world.market.capture_key, Keypair())
             network = await make_network(chain, operator, localnet.genesis_hash)
-            session = Keypair()
-            vault = await open_funded_vault(chain, network, session)
+            session, depositor = Keypair(), Keypair()
+            vault = await open_funded_vault(chain, network, session, depositor=depositor)
             values = {item.name: getattr(world.market, item.name) for item in fields(Market)}
             market = Market(**{**values, "network": network, "chain": chain})
             await refresh_vault(market, vault)
         async with open_world(folder, policy=policy) as again:
             values = {item.name: getattr(again.market, item.name) for item in fields(Market)}
             market = Market(**{**values, "network": network, "chain": chain})
-            yield SettlingMarket(market, chain, vault, session, {})
+            yield SettlingMarket(market, chain, vault, session, depositor, {})
 
 
 @contextlib.asynccontextmanager

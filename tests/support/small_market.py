@@ -24,6 +24,8 @@ TUSD = 1_000_000
 class SmallMarket:
     folder: Path
     database_url: str | None = None  # of the marketplace; default: its own SQLite
+    max_unpaid: str = "10"  # of the node, in tokens
+    usage_interval: str = "10m"
     localnet: Running | None = None
     marketplace: Running | None = None
     node: Running | None = None
@@ -54,6 +56,7 @@ class SmallMarket:
             self.rpc_url,
         ]
         argv += ["--port", str(self.ports.get("marketplace", 0)), "--heartbeat", "500ms", "--settlement-age", "1s"]
+        argv += ["--usage-interval", self.usage_interval]
         env = {"TORG_MARKETPLACE_DATABASE_URL": self.database_url} if self.database_url else {}
         self.marketplace = await start("marketplace", argv, self.folder / "marketplace.log", env=env)
         self.url = self.marketplace.ready["url"]
@@ -72,6 +75,8 @@ class SmallMarket:
                 "1.00",
                 "--executor",
                 "sandbox",
+                "--max-unpaid",
+                self.max_unpaid,
                 "--yes",
                 "--json",
             ]
@@ -101,8 +106,10 @@ class SmallMarket:
 
 
 @contextlib.asynccontextmanager
-async def running_market(folder: Path, database_url: str | None = None) -> AsyncIterator[SmallMarket]:
-    market = SmallMarket(folder, database_url)
+async def running_market(
+    folder: Path, database_url: str | None = None, *, market: SmallMarket | None = None
+) -> AsyncIterator[SmallMarket]:
+    market = market or SmallMarket(folder, database_url)
     try:
         await market.start_localnet()
         await market.start_marketplace()

@@ -7,10 +7,12 @@ import shutil
 from torg_chain.errors import ChainUnavailable
 from torg_chain.rpc import ChainClient
 from torg_node.allocation import NoRoom
-from torg_node.grant_check import NodeFacts, why_not, why_not_vault
+from torg_node.grant_check import NodeFacts, Refusal, overlap_with, why_not, why_not_vault
 from torg_node.lease import Declined, Lease
+from torg_node.money import exposure
+from torg_node.proofs import publish
 from torg_protocol.errors import TorgError
-from torg_protocol.messages import Accepted
+from torg_protocol.messages import Accepted, SignedGrant
 from torg_protocol.states import LeaseState
 
 _DISK_RESERVE_BYTES = 512 << 20  # the host keeps this much, whatever a job asks for
@@ -30,20 +32,23 @@ class CheckGrant:
             network=node.settings.network,
             offer=node.offer(),
             min_vault_grace_s=node.settings.min_vault_grace_s,
-            undecided_amount=node.journal.undecided_amount(),
+            exposure=exposure(node.journal),
             now_ms=node.now_ms(),
         )
         if (reason := why_not(lease.signed, facts)) is not None:
-            raise Declined(reason)
+            raise Declined(reason.detail, reason.code)
+        if (proof := overlap_with(lease.signed, _running(lease))) is not None:
+            kept = publish(proof, node.settings.proofs_path)
+            raise Declined(f"its range is promised to another lease already: {kept.name}", "commitment_overlaps")
         free = shutil.disk_usage(node.settings.data).free
         if free < lease.spec.resources.disk + _DISK_RESERVE_BYTES:
-            raise Declined(f"this host's disk is nearly full: {free} bytes free")
+            raise Declined(f"this host's disk is nearly full: {free} bytes free", "disk_full")
         if (reason := await _vault_reason(lease, facts)) is not None:
-            raise Declined(reason)
+            raise Declined(reason.detail, reason.code)
         try:
             node.reservations.reserve(lease.id, lease.claim)
         except NoRoom as error:
-            raise Declined(str(error)) from error
+            raise Declined(str(error), "no_room") from error
         await lease.say(Accepted())
         lease.set_state(LeaseState.PREPARING)
 
@@ -51,11 +56,23 @@ class CheckGrant:
         """An answer that was given stays given."""
 
 
-async def _vault_reason(lease: Lease, facts: NodeFacts) -> str | None:
+def _running(lease: Lease) -> list[SignedGrant]:
+    """Grants whose leases run here now: their ranges are whole."""
+    journal, live = lease.node.journal, {LeaseState.PREPARING, LeaseState.RUNNING}
+    return [
+        entry.signed
+        for entry in journal.open_leases()
+        if entry.state in live
+        and entry.signed.grant.lease_id != lease.id
+        and not journal.has_said(entry.signed.grant.lease_id, ["exited"])
+    ]
+
+
+async def _vault_reason(lease: Lease, facts: NodeFacts) -> Refusal | None:
     try:
         async with ChainClient(facts.network.rpc_url) as chain:
             return why_not_vault(lease.grant, await chain.vault(lease.grant.commitment.vault), facts)
     except ChainUnavailable as error:
-        return f"the client's vault cannot be checked now: {error.message}"
+        return Refusal(error.code, f"the client's vault cannot be checked now: {error.message}")
     except TorgError as error:
-        return f"the client's vault: {error.message}"
+        return Refusal(error.code, f"the client's vault: {error.message}")

@@ -1,0 +1,98 @@
+"""Real processes and money: a marketplace that dies for good, and nodes and clients who get theirs without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from solders.pubkey import Pubkey
+
+from scripts.market_processes import call, script
+from tests.support.small_market import SmallMarket, run, running_market, submit
+from tests.support.waiting import eventually
+from torg.client import AsyncClient
+from torg_chain.rpc import ChainClient
+from torg_protocol.states import JobState
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.root]
+
+SLEEP = ["python", "-c", "import time; time.sleep(2)"]
+LONG = ["python", "-c", "import time; time.sleep(120)"]
+
+
+async def _lose_transactions(market: SmallMarket, count: int) -> None:
+    async with ChainClient(market.rpc_url) as chain:
+        await chain.localnet("torg_drop", [count])
+
+
+async def _node_status(market: SmallMarket) -> dict[str, object]:
+    _, out = await call([script("torg-node"), "status", "--data", str(market.folder / "node"), "--json"])
+    return dict(json.loads(out))
+
+
+async def test_a_node_is_paid_although_the_marketplace_dies_before_its_capture_lands(tmp_path: Path) -> None:
+    async with running_market(tmp_path) as market, market.client() as client:
+        assert market.node is not None
+        assert market.marketplace is not None
+        await _lose_transactions(market, 100_000)
+        job = await run(client, SLEEP)
+        assert job.state is JobState.SUCCEEDED
+
+        async def holds_an_order() -> bool:
+            return bool((await _node_status(market))["orders"])
+
+        await eventually(holds_an_order)
+        await market.marketplace.kill()  # for good
+        owed = (await _node_status(market))["exposure"]
+        assert owed == (job.final_amount or 0) - (job.final_amount or 0) * 200 // 10_000
+
+        await _lose_transactions(market, 0)
+        node = Pubkey.from_string(str(market.node.ready["node"]))
+        async with ChainClient(market.rpc_url) as chain:
+            await chain.localnet("requestAirdrop", [str(node), 10**8])
+            settle = [script("torg-node"), "settle", "--data", str(market.folder / "node"), "--json"]
+            _, out = await call(settle)
+            mint = Pubkey.from_string((await client.vaults.remembered_network()).mint)
+            payout = Pubkey.from_string(str(market.node.ready["payout_address"]))
+            assert await chain.token_balance(payout, mint) == owed
+        assert [item["amount"] for item in json.loads(out)] == [owed]
+        assert (await _node_status(market))["exposure"] == 0
+        _, again = await call(settle)
+        assert json.loads(again) == []
+
+        await market.start_marketplace()  # and if it comes back, its books follow
+        await _until_booked(client, job.final_amount or 0)
+
+
+async def test_a_node_that_is_owed_too_much_stops_and_takes_no_more(tmp_path: Path) -> None:
+    market = SmallMarket(tmp_path, max_unpaid="0.001", usage_interval="1s")
+    async with running_market(tmp_path, market=market), market.client() as client:
+        await _lose_transactions(market, 100_000)
+        short = {"max_duration": "3500ms"}  # nobody leases more than what the node would work for unpaid
+        nearly_all = ["python", "-c", "import time; time.sleep(3)"]
+        assert (await run(client, nearly_all, limits=short)).state is JobState.SUCCEEDED
+        job = await submit(client, LONG, limits=short)
+
+        async def ended() -> bool:
+            return [lease.reason for lease in (await client.job(job.job_id)).leases] not in ([], [None])
+
+        await eventually(ended)
+        assert [lease.reason for lease in (await client.job(job.job_id)).leases] == ["exposure_limit"]
+        assert (await client.job(job.job_id)).state is JobState.QUEUED
+        status = await _node_status(market)
+        assert isinstance(status["exposure"], int)
+        assert 700 < status["exposure"] < 1_000  # with what ran it would have been more
+        await client.cancel(job.job_id)
+
+
+async def _until_booked(client: AsyncClient, amount: int) -> None:
+    """The node's share by the node's own transaction; the fee, whose account did not exist then, by a later one."""
+    vault = client.journal.vault((await client.market()).marketplace).address
+
+    async def booked() -> bool:
+        return (await client.vaults.status(vault)).chain_settled == amount
+
+    await eventually(booked)
+    paid = [item for item in await client.vaults.settlements(vault) if item.state == "finalized"]
+    assert sum(payout.amount for item in paid for payout in item.payouts) == amount

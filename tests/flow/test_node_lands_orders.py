@@ -1,0 +1,72 @@
+"""The marketplace is gone for good: a node that holds its order is paid all the same, from the real chain, and knows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from solders.keypair import Keypair
+from solders.pubkey import Pubkey
+from sqlalchemy import select
+
+from tests.support.settlement import SettlingMarket, passing_slots, settling_market
+from torg_chain import vault_operations
+from torg_marketplace.flow.settle import settle_due
+from torg_marketplace.flow.settlement_plan import signed_order
+from torg_marketplace.storage.money_models import SettlementRow
+from torg_node.journal import Journal
+from torg_node.money import land_orders
+from torg_protocol.caps import SignedCap, SignedOrder
+from torg_protocol.ids import Digest
+
+
+async def _issued(world: SettlingMarket) -> SignedOrder:
+    cap: SignedCap = await world.newest_cap()
+    async with world.market.reading() as unit:
+        row = (await unit.session.scalars(select(SettlementRow))).one()
+    payees = [(account, amount) for account, (_, amount) in zip(row.token_accounts, row.payees, strict=True)]
+    return signed_order(world.market, cap, row.expected_settled, payees, Digest(row.root))
+
+
+async def test_a_node_lands_the_order_that_it_holds_once(tmp_path: Path) -> None:
+    async with settling_market(tmp_path) as world:
+        wallet = await world.earn(900)
+        await settle_due(world.market, hurry=True)  # the marketplace's last deed
+        journal, key = Journal(tmp_path / "node.sqlite"), Keypair()
+        journal.keep_order(await _issued(world), now_ms=1_000)
+        network, payout = world.market.network, Pubkey.from_string(wallet)
+
+        poor = await land_orders(world.chain, network, journal, payout=payout, fee_payer=key)
+        assert [(item.signature, "holds no SOL" in item.detail) for item in poor] == [(None, True)]
+
+        await world.chain.faucet(key.pubkey(), 1)
+        early = await land_orders(world.chain, network, journal, payout=payout, fee_payer=key, older_than_ms=999)
+        assert early == []
+        async with passing_slots(world.chain):
+            (landed,) = await land_orders(
+                world.chain, network, journal, payout=payout, fee_payer=key, older_than_ms=1_000
+            )
+            assert (landed.amount, landed.signature is not None) == (900, True)
+            assert await land_orders(world.chain, network, journal, payout=payout, fee_payer=key) == []
+        assert journal.orders() == []
+        assert await world.chain.token_balance(payout, network.mint_pubkey) == 900
+        await world.settle_all()  # it was not for good, after all
+        await world.assert_paid_exactly_once()
+        journal.close()
+
+
+async def test_an_order_of_a_closing_vault_is_landed_at_once(tmp_path: Path) -> None:
+    async with settling_market(tmp_path) as world:
+        wallet = await world.earn(900)
+        await settle_due(world.market, hurry=True)
+        journal, key = Journal(tmp_path / "node.sqlite"), Keypair()
+        journal.keep_order(await _issued(world), now_ms=1_000)
+        network, payout = world.market.network, Pubkey.from_string(wallet)
+        await world.chain.faucet(key.pubkey(), 1)
+        async with passing_slots(world.chain):
+            await vault_operations.start_close(
+                world.chain, network, depositor=world.depositor, vault=Pubkey.from_string(world.vault)
+            )
+            (landed,) = await land_orders(world.chain, network, journal, payout=payout, fee_payer=key, older_than_ms=0)
+        assert landed.signature is not None
+        assert await world.chain.token_balance(payout, network.mint_pubkey) == 900
+        journal.close()
