@@ -29,6 +29,7 @@ async def end_lease(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason,
     await unit.session.execute(delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id))
     await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=detail)
     _remember(job, lease, decision)
+    unit.touch(lease.node)
     waits_for_verdict = decision.job is JobState.VERIFYING and job.state in OPEN_JOB_STATES
     if waits_for_verdict:
         await _ask_verdict(unit, lease, job)

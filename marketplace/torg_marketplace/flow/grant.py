@@ -68,6 +68,7 @@ async def grant(unit: Unit, job: JobRow, node_id: NodeId) -> SignedGrant:
     for name in snapshot.free_units(spec.resources)[: units_needed(spec.resources)]:
         unit.session.add(AllocationRow(node_id=node_id, unit=name, lease_id=lease_id))
     await unit.session.flush()
+    unit.touch(node_id)
     unit.send(node_id, Granted(signed=signed))
     unit.wake(f"job:{job.job_id}")
     return signed
@@ -83,7 +84,7 @@ async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, Nod
     if not isinstance(claimed, CursorResult) or claimed.rowcount != 1:
         raise NotGrantable("no such node", field="node_id", value=node_id)
     node = await unit.session.get_one(NodeRow, node_id, populate_existing=True)
-    snapshots = await node_snapshots(unit, only=node_id)
+    snapshots = await node_snapshots(unit, only=[node_id])
     rules = constraints(demand_of(job), unit.policy.decimals)
     if not snapshots or not can_run(snapshots[0], rules):
         raise NotGrantable("the node cannot take this job any more", field="node_id", value=node_id)

@@ -67,7 +67,8 @@ async def _refresh_grace(unit: Unit) -> None:
 async def _sweep_nodes(unit: Unit) -> None:
     for node in await unit.session.scalars(select(NodeRow).where(NodeRow.liveness != Liveness.LOST)):
         liveness = rules.liveness(unit.now_ms - node.last_seen_ms, unit.policy)
-        if liveness is not Liveness.ALIVE:  # only the node itself can make it alive again
+        if liveness not in (Liveness.ALIVE, node.liveness):  # only the node itself can make it alive again
+            unit.touch(node.id)
             await set_liveness(unit.session, node, liveness, at_ms=unit.now_ms)
 
 
@@ -99,6 +100,7 @@ async def _end(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, deta
             lease.claimed_ms = max(lease.claimed_ms, until_ms - lease.started_at_ms)
         if node.liveness == Liveness.ALIVE and node.last_seen_ms <= unit.now_ms - unit.policy.heartbeat_ms:
             await set_liveness(unit.session, node, Liveness.UNKNOWN, at_ms=unit.now_ms)
+            unit.touch(node.id)
     await end_lease(unit, lease, job, reason, detail=detail)
     unit.send(lease.node, Abandon(lease_id=lease.id))
 

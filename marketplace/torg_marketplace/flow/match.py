@@ -1,15 +1,18 @@
-"""Match: queued jobs to free nodes, oldest first. Each grant is a transaction of its own; losing one costs a look later."""
+"""Match: queued jobs to free nodes. The backlog decides who is looked for in which order (`matching/backlog.py`), the engine on
+which node; each grant is a transaction of its own, and losing one costs a look later."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable
 
-from sqlalchemy import select
+from sqlalchemy import Float, cast, func, select
 
 from torg_marketplace.flow.ending import end_queued
 from torg_marketplace.flow.grant import NotGrantable, NothingLeft, grant
-from torg_marketplace.flow.rows import demand_of, job_row, node_snapshots
-from torg_marketplace.flow.unit import Market
+from torg_marketplace.flow.live import live_engine
+from torg_marketplace.flow.rows import demand_of, job_row
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.matching.backlog import AGEING_MS, Waiting
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.explain import explain
 from torg_marketplace.storage.models import JobRow
@@ -18,40 +21,61 @@ from torg_protocol.errors import TorgError
 from torg_protocol.ids import NodeId
 from torg_protocol.states import JobState
 
-BACKLOG = 200  # jobs looked at in one pass
+BACKLOG = 1_000  # waiting jobs that a pass puts in order, those with the highest claims
+_EXPLAIN_EVERY_MS = 500  # how often what a wish waits for is worked out anew
 
 
 async def match_pending(market: Market) -> int:
-    """Grants what can be granted now and notes for the rest what it waits for. Returns the number of grants.
-
-    No job blocks those behind it: what one cannot use, another may.
-    """
-    granted, engine = 0, None
-    for job_id in await _backlog(market):
-        async with market.reading() as unit:
-            job = await job_row(unit, job_id)
-            if job.state != JobState.QUEUED:
-                continue
-            if engine is None:
-                engine = Engine(market.policy.decimals, await node_snapshots(unit))
-        demand = demand_of(job)
-        chosen = engine.decide(demand)
+    """Grants what can be granted now and notes for the rest what it waits for. Returns the number of grants."""
+    engine = await live_engine(market)
+    async with market.reading() as unit:
+        waiting, running = await _waiting(unit, engine), await _running(unit)
+        now_ms = unit.now_ms
+    granted, backlog = 0, market.book.backlog
+    waits_for: dict[Hashable, str] = {}  # in words, for all that wish the same
+    for job in backlog.turns(waiting, now_ms, running):
+        chosen = engine.decide(job.demand)
         if chosen is not None:
-            granted += await _try_grant(market, job_id, chosen.node_id)
-            engine = None  # whatever came of it, they are not as we saw them
-            continue
-        waiting_for = explain(engine.fleet, demand, market.policy.decimals).in_words
-        if waiting_for != job.waiting_for:
-            await _note_waiting(market, job_id, waiting_for)
+            granted += await _try_grant(market, job.job_id, chosen.node_id)
+            engine = await live_engine(market)  # told of what came of it
+        else:
+            backlog.failed(job)
+            waits_for[job.wish] = _explained(market, engine, job, now_ms)
+    await _note(market, {job.job_id: waits_for[job.wish] for job in waiting if job.wish in waits_for})
     return granted
 
 
-async def _backlog(market: Market) -> Sequence[str]:
-    async with market.reading() as unit:
-        query = (
-            select(JobRow.job_id).where(JobRow.state == JobState.QUEUED).order_by(JobRow.queued_at_ms, JobRow.job_id)
-        )
-        return (await unit.session.scalars(query.limit(BACKLOG))).all()
+async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
+    """The queue as the matcher sees it. What a job asks for is worked out once per generation; a job that is seen for the
+    first time teaches the engine what is asked for."""
+    age_ms = unit.now_ms - JobRow.created_at_ms + AGEING_MS
+    query = (
+        select(JobRow.job_id, JobRow.generation)
+        .where(JobRow.state == JobState.QUEUED)
+        .order_by(((cast(JobRow.price_ceiling, Float) + 1) * age_ms).desc(), JobRow.job_id)
+        .limit(BACKLOG)
+    )
+    found = (await unit.session.execute(query)).all()
+    book = unit.market.book
+    book.waiting = {row[0]: book.waiting[row[0]] for row in found if book.waiting.get(row[0], (-1,))[0] == row[1]}
+    unknown = [row[0] for row in found if row[0] not in book.waiting]
+    for start in range(0, len(unknown), 500):
+        for job in await unit.session.scalars(select(JobRow).where(JobRow.job_id.in_(unknown[start : start + 500]))):
+            demand = demand_of(job)
+            if job.generation == 0:
+                engine.observe(demand)
+            book.waiting[job.job_id] = (
+                job.generation,
+                Waiting(job.job_id, demand, job.price_ceiling, job.created_at_ms, job.client),
+            )
+    book.notes = {job_id: note for job_id, note in book.notes.items() if job_id in book.waiting}
+    return [book.waiting[row[0]][1] for row in found if row[0] in book.waiting]
+
+
+async def _running(unit: Unit) -> dict[str, int]:
+    """Leased jobs per account."""
+    query = select(JobRow.client, func.count()).where(JobRow.state == JobState.LEASED).group_by(JobRow.client)
+    return {row[0]: int(row[1]) for row in (await unit.session.execute(query)).all()}
 
 
 async def _try_grant(market: Market, job_id: str, node_id: NodeId) -> bool:
@@ -66,14 +90,31 @@ async def _try_grant(market: Market, job_id: str, node_id: NodeId) -> bool:
         async with market.transaction() as unit:
             await end_queued(unit, await job_row(unit, job_id), nothing.reason, nothing.message)
     except (NotGrantable, MovedMeanwhile):
-        pass  # the next pass sees what changed
+        market.book.touch([node_id])  # the next pass sees what changed
     except TorgError as refused:  # by the vault: its owner is closing it, or its cap is about to expire
-        await _note_waiting(market, job_id, refused.message)
+        await _note(market, {job_id: refused.message})
     return False
 
 
-async def _note_waiting(market: Market, job_id: str, waiting_for: str) -> None:
+def _explained(market: Market, engine: Engine, job: Waiting, now_ms: int) -> str:
+    explained = market.book.explained
+    at_ms, words = explained.get(job.wish, (None, ""))
+    if at_ms is None or not 0 <= now_ms - at_ms < _EXPLAIN_EVERY_MS:
+        words = explain(engine.fleet, job.demand, market.policy.decimals).in_words
+        if len(explained) >= BACKLOG:
+            explained.clear()
+        explained[job.wish] = now_ms, words
+    return words
+
+
+async def _note(market: Market, notes: dict[str, str]) -> None:
+    """What queued jobs wait for, where it differs from what is noted."""
+    known = market.book.notes
+    fresh = {job_id: words for job_id, words in notes.items() if known.get(job_id) != words}
+    if not fresh:
+        return
     async with market.transaction() as unit:
-        job = await job_row(unit, job_id)
-        if job.state == JobState.QUEUED and job.waiting_for != waiting_for:
-            job.waiting_for = waiting_for
+        for job in await unit.session.scalars(select(JobRow).where(JobRow.job_id.in_(fresh))):
+            if job.state == JobState.QUEUED:
+                job.waiting_for = fresh[job.job_id]
+    known.update(fresh)

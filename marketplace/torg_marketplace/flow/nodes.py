@@ -49,6 +49,7 @@ async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
         )
     _check_offer(unit, node_id, hello.offer)
     node = await _register(unit, node_id, hello)
+    unit.touch(node_id)
     await _set_draining(unit, node, draining=hello.draining)
     held = {item.lease_id: item for item in hello.leases}
     await _square_database(unit, node_id, held)
@@ -69,6 +70,7 @@ async def on_heartbeat(unit: Unit, node_id: NodeId, heartbeat: Heartbeat) -> Non
     node = await node_row(unit, node_id)
     node.last_seen_ms = unit.now_ms
     if node.liveness != Liveness.ALIVE:
+        unit.touch(node_id)
         unit.wake("match")
     await set_liveness(unit.session, node, Liveness.ALIVE, at_ms=unit.now_ms)
     await _set_draining(unit, node, draining=heartbeat.draining)
@@ -86,6 +88,7 @@ async def on_disconnect(unit: Unit, node_id: NodeId) -> None:
         return
     node = await node_row(unit, node_id)
     node.connected = False
+    unit.touch(node_id)
 
 
 def _check_offer(unit: Unit, node_id: NodeId, signed: SignedOffer) -> None:
@@ -141,6 +144,8 @@ async def _register(unit: Unit, node_id: NodeId, hello: Hello) -> NodeRow:
 
 
 async def _set_draining(unit: Unit, node: NodeRow, *, draining: bool) -> None:
+    if draining != (node.state == NodeState.DRAINING):
+        unit.touch(node.id)
     if draining and node.state == NodeState.ACTIVE:
         await move_node(unit.session, node, NodeState.DRAINING, at_ms=unit.now_ms, detail="asked by the node")
     elif not draining and node.state == NodeState.DRAINING:

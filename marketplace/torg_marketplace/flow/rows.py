@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
@@ -76,22 +76,30 @@ def demand_of(job: JobRow) -> Demand:
     )
 
 
-async def node_snapshots(unit: Unit, *, only: NodeId | None = None) -> list[NodeSnapshot]:
-    """Registered nodes (not suspended, heard of within `forget_node_after_ms`) with what is in use on them."""
-    query = select(NodeRow).where(
-        NodeRow.state != NodeState.SUSPENDED,
-        NodeRow.last_seen_ms >= unit.now_ms - unit.policy.forget_node_after_ms,
-    )
+async def node_snapshots(unit: Unit, *, only: Collection[NodeId] | None = None) -> list[NodeSnapshot]:
+    """Registered nodes with what is in use on them; of `only`, those that are registered."""
+    nodes, allocations = select(NodeRow).where(*is_registered(unit)), select(AllocationRow)
+    leases = select(LeaseRow).where(LeaseRow.state.in_(LIVE_LEASE_STATES))
     if only is not None:
-        query = query.where(NodeRow.node_id == only)
-    nodes = (await unit.session.scalars(query.order_by(NodeRow.node_id))).all()
+        nodes = nodes.where(NodeRow.node_id.in_(only))
+        allocations = allocations.where(AllocationRow.node_id.in_(only))
+        leases = leases.where(LeaseRow.node_id.in_(only))
     units: dict[str, set[str]] = defaultdict(set)
-    for row in await unit.session.scalars(select(AllocationRow)):
+    for row in await unit.session.scalars(allocations):
         units[row.node_id].add(row.unit)
-    leases: dict[str, list[LeaseRow]] = defaultdict(list)
-    for lease in await live_leases(unit, node_id=only):
-        leases[lease.node_id].append(lease)
-    return [_snapshot(node, frozenset(units[node.node_id]), leases[node.node_id]) for node in nodes]
+    running: dict[str, list[LeaseRow]] = defaultdict(list)
+    for lease in await unit.session.scalars(leases.order_by(LeaseRow.lease_id)):
+        running[lease.node_id].append(lease)
+    return [
+        _snapshot(node, frozenset(units[node.node_id]), running[node.node_id])
+        for node in await unit.session.scalars(nodes.order_by(NodeRow.node_id))
+    ]
+
+
+def is_registered(unit: Unit) -> tuple[ColumnElement[bool], ...]:
+    """Not suspended, and heard of within `forget_node_after_ms`."""
+    since_ms = unit.now_ms - unit.policy.forget_node_after_ms
+    return NodeRow.state != NodeState.SUSPENDED, NodeRow.last_seen_ms >= since_ms
 
 
 def _snapshot(node: NodeRow, units: frozenset[str], leases: Sequence[LeaseRow]) -> NodeSnapshot:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from solders.keypair import Keypair
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from torg_marketplace.flow.book import Book
 from torg_marketplace.flow.wakes import Wakes
 from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness
 from torg_marketplace.rules.policy import MarketPolicy
@@ -51,6 +52,7 @@ class Market:
     policy: MarketPolicy
     credit_key: Keypair | None = None  # depositor and signer of the credit vault: pays for jobs of API keys
     wakes: Wakes = field(default_factory=Wakes)
+    book: Book = field(default_factory=Book)
     # One writer at a time: SQLite has one anyway, and a fair queue beats its busy timeout. Held for a transaction's length.
     writer: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -84,6 +86,7 @@ class Unit:
         self.now_ms = market.clock.now_ms()
         self._outbox: list[tuple[NodeId, ToNode]] = []
         self._wakes: set[str] = set()
+        self._touched: set[NodeId] = set()
 
     @property
     def policy(self) -> MarketPolicy:
@@ -100,6 +103,10 @@ class Unit:
         """Woken after the commit."""
         self._wakes.add(topic)
 
+    def touch(self, node_id: NodeId) -> None:
+        """What the matcher knows of this node changes with the commit: its offer, state, liveness, or what is free on it."""
+        self._touched.add(node_id)
+
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """On an error, what was written, queued and woken inside is undone, and the error goes on. Rows that were loaded
@@ -114,6 +121,7 @@ class Unit:
             raise
 
     async def deliver(self) -> None:
+        self.market.book.touch(self._touched)
         for topic in sorted(self._wakes):
             self.market.wakes.wake(topic)
         for node_id, message in self._outbox:

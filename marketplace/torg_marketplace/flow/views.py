@@ -128,7 +128,7 @@ async def offer_page(unit: Unit, wanted: OfferFilter, *, cursor: str | None = No
 async def node_view(unit: Unit, node_id: NodeId) -> NodeView:
     """Raises NotFound node_unknown."""
     await node_row(unit, node_id)
-    nodes = await node_snapshots(unit, only=node_id)
+    nodes = await node_snapshots(unit, only=[node_id])
     if not nodes:
         raise NotFound("this node has left", code="node_unknown", field="node_id", value=node_id)
     return _node_view(nodes[0])

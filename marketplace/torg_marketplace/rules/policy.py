@@ -27,6 +27,9 @@ class MarketPolicy(BaseModel):
     usage_interval_ms: int = Field(default=10 * _MINUTE_MS, gt=0)
     usage_skew_ms: int = Field(default=2 * _SECOND_MS, ge=0)  # between a node's clock and what the marketplace saw
 
+    # matching
+    book_check_ms: int = Field(default=2 * _SECOND_MS, gt=0)  # how old other processes' changes may be in the live book
+
     # quotes and submissions
     quote_ttl_ms: int = Field(default=_MINUTE_MS, gt=0)
     max_open_jobs_per_account: int = Field(default=1_000, gt=0)

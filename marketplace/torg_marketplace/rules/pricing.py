@@ -19,14 +19,18 @@ def max_price(spec: JobSpec, decimals: int) -> int | None:
 
 
 def price_ceiling(fitting_prices: Sequence[int], spec_cap: int | None, max_attempts: int) -> int | None:
-    """The highest price per GPU-hour that this job may ever be charged; None when nothing fits.
+    """The highest price per GPU-hour that this job may ever be charged; None when nothing fits. It is also the job's bid: what
+    is held for it, so that nobody bids what he could not be charged.
 
-    As many nodes as the job has attempts must be under it, so that a retry has somewhere to go. Without a cap of the client's
-    own, offers far above the middle of the market do not count: an absurd one must not raise what every client has to hold.
+    The client's own cap, if there is one. Otherwise as many nodes as the job has attempts must be under it, so that a retry has
+    somewhere to go; offers far above the middle of the market do not count: an absurd one must not raise what every client has
+    to hold.
     """
     prices = sorted(price for price in fitting_prices if spec_cap is None or price <= spec_cap)
+    if spec_cap is not None:
+        return spec_cap if prices else None
     middle = prices[(len(prices) - 1) // 2] if prices else 0
-    if spec_cap is None and middle > 0:
+    if middle > 0:
         prices = [price for price in prices if price <= middle * ABSURD_TIMES_MIDDLE]
     return prices[min(max_attempts, len(prices)) - 1] if prices else None
 

@@ -1,0 +1,66 @@
+"""The live book: the engine, and what is known to have changed since it looked. `live.py` keeps it up to date.
+
+What this process changes is marked at once (`touch`). What other processes change is found by fingerprints: a node whose
+fingerprint differs from the one that the engine was told of is looked at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Iterable, Mapping
+from typing import NamedTuple
+
+from torg_marketplace.matching.backlog import Backlog, Waiting
+from torg_marketplace.matching.engine import Engine
+from torg_marketplace.matching.snapshot import NodeSnapshot
+from torg_protocol.ids import NodeId
+
+
+class Fingerprint(NamedTuple):
+    """Changes with everything that matters of a node: `claims` rises with every grant, `leases` falls when one ends."""
+
+    state: str
+    liveness: str
+    connected: bool
+    offer_sequence: int
+    claims: int
+    leases: int
+
+
+class Book:
+    """One per process. Holds nothing that the database does not hold: it may be thrown away at any moment."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.backlog = Backlog()
+        self.waiting: dict[str, tuple[int, Waiting]] = {}  # job -> (its generation, what it asks for)
+        self.notes: dict[str, str] = {}  # job -> what it was last told that it waits for
+        self.explained: dict[Hashable, tuple[int, str]] = {}  # wish -> when and what that was worked out
+        self.checked_at_ms = 0
+        self.loading = asyncio.Lock()
+        self._known: dict[NodeId, Fingerprint] = {}
+        self._touched: set[NodeId] = set()
+
+    def touch(self, nodes: Iterable[NodeId]) -> None:
+        """These changed; what is known of them is read again before the next decision."""
+        self._touched.update(nodes)
+
+    def take_touched(self) -> set[NodeId]:
+        touched, self._touched = self._touched, set()
+        return touched
+
+    def changed(self, found: Mapping[NodeId, Fingerprint]) -> set[NodeId]:
+        """Nodes that are new, gone, or not as they were; from now on they are known as `found`."""
+        names = found.keys() | self._known.keys()
+        differ = {node_id for node_id in names if found.get(node_id) != self._known.get(node_id)}
+        self._known = dict(found)
+        return differ
+
+    def replace(self, engine: Engine, asked: Iterable[NodeId], found: Iterable[NodeSnapshot]) -> None:
+        """Tells the engine what was read of the nodes that were asked about; those not found are gone."""
+        snapshots = {node.node_id: node for node in found}
+        for node_id in sorted(asked):
+            if node_id in snapshots:
+                engine.put(snapshots[node_id])
+            elif node_id in engine.fleet.row_of:
+                engine.remove(node_id)
