@@ -7,6 +7,7 @@ chain's own seconds and slots.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import struct
 from dataclasses import dataclass
@@ -183,7 +184,9 @@ class ChainClient:
                     raise TransactionExpired(
                         "the transaction did not land in time", field="signature", value=transaction.signature
                     )
-                await self.send(transaction.raw)
+                # An RPC node that lags, or is on another fork, may not know the blockhash: only the height proves it dead.
+                with contextlib.suppress(TransactionExpired):
+                    await self.send(transaction.raw)
                 resend_at = loop.time() + _RESEND_EVERY_S
             await asyncio.sleep(_POLL_EVERY_S)
         raise ChainUnavailable(
