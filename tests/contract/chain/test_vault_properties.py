@@ -7,7 +7,7 @@ ever seen. The model below knows only what was deposited and which caps the depo
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
@@ -16,12 +16,13 @@ from solders.instruction import Instruction
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
-from tests.support.svm import HOUR_S, Refused, World
+from tests.support.svm import HOUR_S, Refused, Vault, World, with_accounts
 from torg_chain import instructions as program
 from torg_chain.errors import PROGRAM_ERRORS
 from torg_chain.vault import SALT_WINDOW_SLOTS, find_vault, token_account_of
 
 START = 10_000
+GRACES = st.sampled_from([HOUR_S, 5 * HOUR_S])
 AMOUNTS = st.sampled_from([300, 1, 0, 7, 900, 900, 2_000, START, 2**63, 2**64 - 1])
 
 
@@ -39,23 +40,29 @@ class Signed:
 class Ordered:
     expected: int
     payees: list[tuple[Pubkey, int]]
+    capture_key: Pubkey
     carried: Instruction
 
 
 class VaultMachine(RuleBasedStateMachine):
     """One vault at a time; closing it ends the life of that address, and a new one is opened."""
 
-    @initialize(grace_s=st.sampled_from([HOUR_S, 5 * HOUR_S]))
+    @initialize(grace_s=GRACES)
     def begin(self, grace_s: int) -> None:
         self.world = World()
         self.depositor = self.world.wallet()
         self.home = self.world.token_account(self.depositor.pubkey())
         self.payees = [self.world.token_account(self.world.key().pubkey()) for _ in range(2)]
         self.closed_payee = self.world.key().pubkey()
+        self.operator = self.world.operator
+        self.closed: list[Vault] = []
+        self.highest_settled, self.seen_vault = 0, Pubkey.default()
         self._open(grace_s, START)
 
     def _open(self, grace_s: int, deposit: int) -> None:
-        self.vault = self.world.open_vault(depositor=self.depositor, grace_s=grace_s, deposit=deposit)
+        self.vault = self.world.open_vault(
+            depositor=self.depositor, operator=self.operator, grace_s=grace_s, deposit=deposit
+        )
         self.grace_s, self.deposited = grace_s, deposit
         self.paid_before = sum(self._paid())
         self.returned_before = self.world.balance(self.home)
@@ -102,15 +109,18 @@ class VaultMachine(RuleBasedStateMachine):
         key = next(key for key in self.signers if key.pubkey() == signer)
         cap = self.world.cap(self.vault, self.settled + amount, signer=key)
         self.caps.append(Signed(self.settled + amount, self.world.now_s + 600, key, cap))
-        built = self.world.capturing(self.vault, [(self.payees[0], amount)], before=[cap])
-        assert self._try(built, [self.vault.operator.capture_key]) == covered
+        vault = replace(self.vault, operator=self.operator)
+        built = self.world.capturing(vault, [(self.payees[0], amount)], before=[cap])
+        assert self._try(built, [self.operator.capture_key]) == covered
         self.settled += amount * covered
 
     def _sign_order(self, data: st.DataObject) -> None:
         choices = st.sampled_from([*self.payees, *self.payees, self.closed_payee, self.vault.tokens])
         payees = data.draw(st.lists(st.tuples(choices, AMOUNTS), min_size=1, max_size=3))
         expected = self.settled + data.draw(st.sampled_from([0, 0, 0, 1, 300]))
-        self.orders.append(Ordered(expected, payees, self.world.order(self.vault, payees, expected=expected)))
+        key = self.operator.capture_key
+        order = self.world.order(self.vault, payees, expected=expected, signer=key)
+        self.orders.append(Ordered(expected, payees, key.pubkey(), order))
 
     @rule(data=st.data(), new_order=st.booleans(), raise_by=st.sampled_from([0, 0, 0, 1]))
     def somebody_captures(self, data: st.DataObject, new_order: bool, raise_by: int) -> None:
@@ -135,9 +145,19 @@ class VaultMachine(RuleBasedStateMachine):
             assert moved > 0
             assert before + moved <= cap.cap, "more than this cap"
             assert self.world.now_s <= cap.valid_until_s, "an expired cap"
+            counts = self.world.state(self.vault).signer_at(self.world.now_s)
+            assert cap.signer.pubkey() == counts, "a rotated-out key's cap, or one before its time"
+            assert order.capture_key == self.operator.capture_key.pubkey(), "a rotated-out key's order"
         else:
             assert moved == 0
         self.settled += moved
+
+    @rule()
+    def operator_rotates_its_key(self) -> None:
+        new, admin = self.world.wallet(), self.operator.admin
+        change = program.set_capture_key(self.world.program_id, self.operator.config, admin.pubkey(), new.pubkey())
+        assert self._try([change], [admin])
+        self.operator = self.operator.with_capture_key(new)
 
     @rule()
     def depositor_rotates_its_key(self) -> None:
@@ -158,18 +178,22 @@ class VaultMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: int, slots: int) -> None:
         self.world.wait(seconds, slots)
 
-    @rule(thief=st.booleans(), grace_s=st.sampled_from([HOUR_S, 5 * HOUR_S]))
-    def somebody_takes_the_rest(self, thief: bool, grace_s: int) -> None:
-        """It goes to the depositor when due, and to nobody else or earlier."""
-        by = self.world.bank if thief else self.depositor
+    @rule(thief=st.booleans(), agreed=st.sampled_from([False, False, False, True]), grace_s=GRACES)
+    def somebody_takes_the_rest(self, thief: bool, agreed: bool, grace_s: int) -> None:
+        """It goes to the depositor when due or agreed, and to nobody else or earlier."""
+        by, admin = (self.world.bank if thief else self.depositor), self.operator.admin
         close = program.finish_close(
-            self.world.program_id, vault=self.vault.address, depositor=by.pubkey(), mint=self.world.mint
+            self.world.program_id,
+            vault=self.vault.address,
+            depositor=by.pubkey(),
+            mint=self.world.mint,
+            agreed_by=(self.operator.config, admin.pubkey()) if agreed else None,
         )
         self.world.token_account(by.pubkey())
         rest = self.world.balance(self.vault.tokens)
-        done = self._try([close], [by])
+        done = self._try([close], [by, *([admin] if agreed else [])])
         since = self.closing_since
-        due = since is not None and self.world.now_s >= since + self.grace_s
+        due = agreed or (since is not None and self.world.now_s >= since + self.grace_s)
         due = due and self.world.slot > self.vault.salt + SALT_WINDOW_SLOTS
         assert done == (due and not thief), "the depositor always gets the rest after grace, nobody else ever"
         if done:
@@ -177,7 +201,46 @@ class VaultMachine(RuleBasedStateMachine):
             assert self.world.balance(self.home) == self.returned_before + rest
             assert sum(self._paid()) - self.paid_before + rest == self.deposited
             self._old_messages_are_worthless()
+            self.closed.append(self.vault)
             self._open(grace_s, START)
+
+    @rule(grace_s=GRACES)
+    def the_depositor_leaves(self, grace_s: int) -> None:
+        """Whatever happened before: start, wait for the grace, take the rest."""
+        if self.closing_since is None:
+            self.depositor_starts_or_cancels_the_close(cancel=False)
+        self.world.wait(self.grace_s, SALT_WINDOW_SLOTS + 1)
+        self.somebody_takes_the_rest(thief=False, agreed=False, grace_s=grace_s)
+        assert self.closing_since is None, "a depositor who waited for the grace is out"
+
+    @rule(amount=st.integers(1, 500), thief=st.booleans(), living=st.booleans())
+    def tokens_go_astray_and_are_rescued(self, amount: int, thief: bool, living: bool) -> None:
+        """Sent to a vault that is gone: only its depositor gets them back, and only from there."""
+        if living or not self.closed:
+            assert not self._try([self._rescue(self.vault)], [self.depositor]), "a close without grace"
+            return
+        vault = self.closed[-1]
+        self.world.token_account(vault.address, amount=amount)
+        before = self.world.balance(self.home)
+        rescuing = self._rescue(vault)
+        if thief:
+            bank = self.world.bank.pubkey()
+            theirs = self.world.token_account(bank)
+            assert not self._try([with_accounts(rescuing, {1: bank, 3: theirs})], [self.world.bank])
+        assert self._try([rescuing], [self.depositor])
+        event("rescued")
+        assert self.world.balance(self.home) == before + amount
+        self.returned_before += amount
+
+    def _rescue(self, vault: Vault) -> Instruction:
+        self.world.token_account(self.depositor.pubkey())
+        return program.rescue(
+            self.world.program_id,
+            depositor=self.depositor.pubkey(),
+            config=self.operator.config,
+            mint=self.world.mint,
+            salt=vault.salt,
+        )
 
     def _old_messages_are_worthless(self) -> None:
         again = self.world.opening(self.vault, grace_s=self.grace_s)
@@ -196,6 +259,12 @@ class VaultMachine(RuleBasedStateMachine):
         assert paid == self.world.state(self.vault).settled == self.settled
 
     @invariant()
+    def settled_never_decreases(self) -> None:
+        now = self.world.state(self.vault).settled
+        assert now >= (self.highest_settled if self.seen_vault == self.vault.address else 0)
+        self.highest_settled, self.seen_vault = now, self.vault.address
+
+    @invariant()
     def a_loss_is_bounded_by_the_caps_that_were_signed(self) -> None:
         """Nothing was ever paid beyond the highest cap that the depositor signed for this vault."""
         assert self.settled <= max([0, *(cap.cap for cap in self.caps)])
@@ -208,7 +277,7 @@ class VaultMachine(RuleBasedStateMachine):
 
 TestVaultMachine = VaultMachine.TestCase
 TestVaultMachine.settings = settings(
-    max_examples=int(os.environ.get("VAULT_EXAMPLES", "100")),
+    max_examples=int(os.environ.get("VAULT_EXAMPLES", "60")),
     stateful_step_count=50,
     deadline=None,
     derandomize=os.environ.get("CI") == "true",
