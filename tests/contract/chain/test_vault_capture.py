@@ -35,6 +35,23 @@ def test_a_stranger_with_both_signatures_can_land_a_capture(world: World, vault:
     assert world.balance(node) == 700
 
 
+def test_a_rental_without_a_marketplace(world: World, node: Pubkey) -> None:
+    """The node is its own operator: the client raises its cap each minute, and the node takes what the newest one allows."""
+    owner = world.wallet()
+    rented = world.open_vault(operator=world.new_operator(admin=owner))
+    for minute in (1, 2, 3):
+        world.capture(rented, [(node, 100)], cap=100 * minute)
+        with world.refused("E_OVER_CAP"):
+            world.capture(rented, [(node, 1)], cap=100 * minute)
+        world.wait(seconds=60)
+
+    with world.refused("E_WRONG_ACCOUNT"):
+        accounts = {CONFIG: world.operator.config, ORDER_SIGNER: world.operator.capture_key.pubkey()}
+        built = world.capturing(rented, [(node, 1)], before=[world.cap(rented, 1_000)], accounts=accounts)
+        world.send(built, [world.operator.capture_key])
+    assert world.balance(node) == world.state(rented).settled == 300
+
+
 # --- again, and older ------------------------------------------------------------------------------------------------
 
 

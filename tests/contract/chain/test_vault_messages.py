@@ -8,6 +8,7 @@ import pytest
 from solders.instruction import AccountMeta, Instruction
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
+from solders.signature import Signature
 
 from tests.support.svm import CHAIN_ID, Vault, World
 from torg_chain import instructions as program
@@ -95,6 +96,29 @@ def test_amounts_payees_or_root_other_than_ordered(world: World, vault: Vault, n
     with world.refused("E_ORDER"):
         world.capture_by_order(vault, [(node, 100), (node, 20)], order=order, root=b"\1" * 32)
     world.capture_by_order(vault, [(node, 100), (node, 20)], order=order)
+
+
+@pytest.mark.parametrize("key", [b"\x01" + bytes(31), bytes(32)])
+def test_a_cap_by_a_key_for_which_anything_is_a_signature(world: World, node: Pubkey, key: bytes) -> None:
+    """A small-order point verifies trivial signatures in some libraries. Here it is refused before the vault is asked."""
+    vault = world.open_vault()
+    owner, weak = vault.depositor, Pubkey(key)
+    world.send([program.rotate_signer(world.program_id, vault.address, owner.pubkey(), weak)], [owner])
+    world.wait(seconds=3600)
+    message = CapMessage(CHAIN_ID, bytes(vault.address), 1_000, world.now_s + 60).to_bytes()
+    forged = program.ed25519_verify(weak, Signature.from_bytes(key + bytes(32)), message)
+
+    with world.refused("Custom(2)"):  # the precompile: invalid signature
+        world.capture(vault, [(node, 1)], cap=forged)
+
+
+def test_the_cap_named_as_the_order(world: World, vault: Vault, node: Pubkey) -> None:
+    """Also where the client's session key is the operator's capture key (a node that rents to itself): the domains differ."""
+    own = world.open_vault(session=vault.operator.capture_key)
+    for one in (vault, own):
+        built = world.capturing(one, [(node, 1)], before=[world.cap(one, 1_000)], order_index=0)
+        with world.refused("E_ORDER"):
+            world.send(built, [world.bank])
 
 
 # --- the precompile's offsets, and the sysvar ------------------------------------------------------------------------
@@ -243,6 +267,29 @@ def test_a_token_account_of_the_vault_that_is_not_its_own(world: World, vault: V
 
     with world.refused("E_WRONG_ACCOUNT"):
         world.capture(vault, [(node, 1)], accounts={TOKENS: extra})
+
+
+def test_tokens_of_another_mint(world: World, vault: Vault, node: Pubkey) -> None:
+    """Worthless ones, which the attacker mints: in the vault's place, and into a payee who holds both."""
+    worthless = world.new_mint()
+    mine = world.token_account(vault.address, worthless, amount=DEPOSIT)
+    theirs = world.token_account(world.key().pubkey(), worthless)
+
+    with world.refused("E_WRONG_ACCOUNT"):
+        world.capture(vault, [(theirs, 1)], accounts={TOKENS: mine})
+    with world.refused("E_NOTHING_PAYABLE"):
+        world.capture(vault, [(theirs, 1)])
+
+
+def test_a_payee_of_another_token_program(world: World, vault: Vault, node: Pubkey) -> None:
+    """The same bytes under Token-2022, whose accounts can charge fees on arrival: left out."""
+    found = world.svm.get_account(node)
+    assert found is not None
+    lookalike = world.key().pubkey()
+    world.put(lookalike, bytes(found.data), Pubkey.from_string("TokenzQdBNbLqP5VEhdkAS6EPFLC1PHnBqCXEpPxuEb"))
+
+    with world.refused("E_NOTHING_PAYABLE"):
+        world.capture(vault, [(lookalike, 1)])
 
 
 def test_another_token_program(world: World, vault: Vault, node: Pubkey) -> None:
