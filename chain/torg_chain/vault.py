@@ -20,6 +20,8 @@ DISPUTE_DELAY_S, SLASH_MARGIN_S = 86400, 3600
 MINIMUM_COLLATERAL_GRACE_S = DISPUTE_DELAY_S + SLASH_MARGIN_S
 SALT_WINDOW_SLOTS = 1500
 MAX_PAYEES = 16
+# What fits into 1,232 bytes without a lookup table: signed by the capture key, or by an order that anybody may land.
+MAX_PAYEES_SIGNED, MAX_PAYEES_BY_ORDER = 14, 8
 _TAG_CONFIG, _TAG_VAULT = 1, 2
 _CONFIG = struct.Struct("<BB6x32s32s32s")
 _VAULT = struct.Struct("<BBBxI32s32s32s32s32s32s32s32sQQqqQ")
