@@ -19,6 +19,8 @@ if [ "$purpose" = test ]; then
   need iptables iptables
   need ip iproute2
   need busybox busybox-static
+  need curl curl
+  need zstd zstd
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
 fi
 if [ ${#packages[@]} -gt 0 ]; then

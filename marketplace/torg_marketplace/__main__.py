@@ -1,4 +1,4 @@
-"""`torg-marketplace`: init, serve, reconcile, openapi."""
+"""`torg-marketplace`: init, serve, reconcile, openapi, and what the operator does about credit and API keys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from torg_marketplace.app import configure_logging, make_app, make_keys, open_edge, serve
 from torg_marketplace.flow.reconcile import reconcile
+from torg_marketplace.operator_accounts import COMMANDS, add_options, options_of, run_account_command
 from torg_marketplace.settings import Settings
 from torg_protocol.errors import TorgError
 
@@ -46,9 +47,11 @@ def _run(arguments: argparse.Namespace) -> int:
             return 0
         case "reconcile":
             return asyncio.run(_reconcile(settings))
-        case _:
+        case "serve":
             asyncio.run(serve(settings))
             return 0
+        case _:
+            return asyncio.run(run_account_command(arguments, settings, _print))
 
 
 async def _reconcile(settings: Settings) -> int:
@@ -63,7 +66,9 @@ async def _reconcile(settings: Settings) -> int:
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """Only what was said on the command line: the rest is the environment's and the defaults'."""
     return {
-        name: value for name, value in vars(arguments).items() if value is not None and name not in {"command", "json"}
+        name: value
+        for name, value in vars(arguments).items()
+        if value is not None and name not in {"command", "json"} | options_of(arguments.command)
     }
 
 
@@ -75,14 +80,17 @@ def _parser() -> argparse.ArgumentParser:
         ("init", "make the data folder and its keys"),
         ("serve", "run the marketplace"),
         ("reconcile", "compare the books with the chain"),
+        *COMMANDS.items(),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--data", type=Path, required=True, help="folder of keys, database and blobs")
-        command.add_argument("--json", action="store_true", help="JSON output (init always is)")
+        command.add_argument("--json", action="store_true", help="JSON output (init, credit and keys always are)")
         command.add_argument("--rpc-url", help="an RPC node of the chain; default: a localnet on port 8899")
         command.add_argument("--log-format", choices=["text", "json"])
         if name == "serve":
             _add_serve_options(command)
+        elif name in COMMANDS:
+            add_options(name, command)
     return parser
 
 

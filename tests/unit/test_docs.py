@@ -82,7 +82,7 @@ def command_lines(text: str) -> Iterator[str]:
     """Of shell blocks: whole commands. A first word that is no program of ours is somebody else's business."""
     for body in blocks(text, SHELL):
         for line in body.replace("\\\n", " ").splitlines():
-            line = line.strip().removeprefix("$ ").removesuffix("&").strip()
+            line = re.sub(r" > \S+$", "", line.strip().removeprefix("$ ").removesuffix("&").strip())
             if line.split(" ")[0] in PROGRAMS:
                 yield line
 

@@ -65,7 +65,7 @@ class StoredBlobs:
     ) -> None:
         """Raises Forbidden (blob_url_invalid, blob_url_expired)."""
         _check_digest(digest)
-        if not hmac.compare_digest(self._sign(method, digest, size_bytes, expires_ms), signature):
+        if not hmac.compare_digest(self._sign(method, digest, size_bytes, expires_ms).encode(), signature.encode()):
             raise Forbidden("this URL was not signed by this store", code="blob_url_invalid", field="signature")
         if expires_ms < now_ms:
             raise Forbidden(
