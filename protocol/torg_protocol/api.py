@@ -47,12 +47,29 @@ class QuoteRequest(Wire):
 
 
 class ConstraintFailure(Wire):
-    """One hard constraint, how many live nodes it removed, and what would fit."""
+    """One hard constraint, how many nodes it removed, and what would fit. `nodes_without_it` would do if this one were given
+    up and all others kept; the cheapest of them asks `cheapest_without_it` per GPU-hour."""
 
     constraint: str
     asked: str
     nodes_removed: int
     best_available: str | None = None
+    nodes_without_it: int = 0
+    cheapest_without_it: int | None = None
+
+
+class StartEstimate(Wire):
+    """When a job would begin to run if it were submitted now. `basis` says in words what the figures rest on.
+
+    `room_expected_ms`, `room_latest_ms`: until a node has room; 0: now; None: nobody can say. `prepare_ms`: from there to the
+    container's start: image and inputs are fetched; nobody pays for it.
+    """
+
+    room_expected_ms: int | None
+    room_latest_ms: int | None
+    prepare_ms: int | None
+    jobs_ahead: int = 0
+    basis: tuple[str, ...] = ()
 
 
 class Quote(Wire):
@@ -68,6 +85,7 @@ class Quote(Wire):
     billable_gpus: int
     max_amount: int | None = None  # base units that a submit will hold
     expires_at_ms: int
+    start: StartEstimate | None = None  # of a feasible job
     constraints: tuple[ConstraintFailure, ...] = ()
     hint: str | None = None
 

@@ -77,8 +77,7 @@ class Client:
         return AccountId(str(self.key.pubkey()))
 
     async def quote(self, raw: dict[str, Any]) -> Quote:
-        async with self.world.market.transaction() as unit:
-            return await quote(unit, self.account, load_job_spec(raw))
+        return await quote(self.world.market, self.account, load_job_spec(raw))
 
     async def submit(
         self, raw: dict[str, Any], *, key: str | None = None, cap: SignedCap | None = None, quote: Quote | None = None

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from torg.cli.examples import EXAMPLES, starter
-from torg.cli.present import Coin, coin, table
+from torg.cli.present import Coin, coin, duration, table
 from torg.cli.session import Session, command
-from torg_protocol.api import Quote
+from torg_protocol.api import Quote, StartEstimate
 from torg_protocol.errors import Conflict, NotFound
 from torg_protocol.jobspec import JobSpec
 
@@ -107,18 +107,49 @@ async def quote(session: Session, file: Path) -> None:
 
 def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
     if not answer.feasible:
-        rows = [
-            (item.constraint, item.asked, str(item.nodes_removed), item.best_available or "-")
-            for item in answer.constraints
-        ]
         head = f"{spec.name}: no node can run this ({answer.nodes_considered} on the market)"
         hint = f"\nhint: {answer.hint}" if answer.hint else ""
-        return f"{head}\n{table(('constraint', 'asked', 'nodes removed', 'best available'), rows)}{hint}"
+        return f"{head}\n{_constraints_table(answer, money)}{hint}"
     low, high = (money.text(price) for price in (answer.cheapest_price_per_gpu_hour, answer.dearest_price_per_gpu_hour))
     when = "when a node is free" if answer.waiting else "now"
     prices = low if low == high else f"{low} to {high}"
-    return (
-        f"{spec.name}: can run {when} on {answer.nodes_fitting} of {answer.nodes_considered} nodes\n"
-        f"  price per GPU-hour  {prices}, x {answer.billable_gpus}\n"
-        f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)"
-    )
+    lines = [
+        f"{spec.name}: can run {when} on {answer.nodes_fitting} of {answer.nodes_considered} nodes",
+        f"  price per GPU-hour  {prices}, x {answer.billable_gpus}",
+        f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)",
+    ]
+    if answer.start is not None:
+        lines += _start_lines(answer.start)
+    if answer.waiting and any(item.nodes_without_it for item in answer.constraints):
+        lines += ["", "more nodes would do without:", _constraints_table(answer, money)]
+    return "\n".join(lines)
+
+
+def _constraints_table(answer: Quote, money: Coin) -> str:
+    rows = [
+        (
+            item.constraint,
+            item.asked,
+            str(item.nodes_removed),
+            item.best_available or "-",
+            str(item.nodes_without_it or "-"),
+            "-" if item.cheapest_without_it is None else f"{money.text(item.cheapest_without_it)}/h",
+        )
+        for item in answer.constraints
+    ]
+    return table(("constraint", "asked", "nodes removed", "best available", "nodes without it", "from"), rows)
+
+
+def _start_lines(start: StartEstimate) -> list[str]:
+    def words(span_ms: int | None) -> str:
+        return "unknown" if span_ms is None else duration(span_ms)
+
+    if start.room_latest_ms == 0:
+        room = "at once"
+    elif start.room_expected_ms is None:
+        room = "unknown: more jobs wait than nodes will be free"
+    else:
+        room = f"expected in {words(start.room_expected_ms)}, at the latest in {words(start.room_latest_ms)}"
+    prepared = "unknown" if start.prepare_ms is None else f"about {words(start.prepare_ms)}"
+    lines = [f"  a node has room     {room}", f"  image and inputs    {prepared}  (nobody pays for it)"]
+    return lines + [f"    {line}" for line in start.basis]

@@ -41,8 +41,7 @@ Moment = Annotated[int | None, Query(ge=0, le=MAX_I64, description="milliseconds
 async def post_quote(body: QuoteRequest, caller: JobsWriter, edge: TheEdge) -> Quote:
     """Whether, where and for how much a job can run; if not, which constraint removes how many nodes."""
     spec = load_job_spec(body.spec)
-    async with edge.market.transaction() as unit:
-        return await quote(unit, caller.account, spec)
+    return await quote(edge.market, caller.account, spec)
 
 
 @router.post("/jobs", status_code=201)

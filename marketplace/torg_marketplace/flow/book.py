@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torg_marketplace.matching.backlog import Backlog, Waiting
 from torg_marketplace.matching.engine import Engine
+from torg_marketplace.matching.estimate import History
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_protocol.ids import NodeId
 
@@ -36,7 +37,8 @@ class Book:
         self.waiting: dict[str, tuple[int, Waiting]] = {}  # job -> (its generation, what it asks for)
         self.notes: dict[str, str] = {}  # job -> what it was last told that it waits for
         self.explained: dict[Hashable, tuple[int, str]] = {}  # wish -> when and what that was worked out
-        self.checked_at_ms = 0
+        self.history: History | None = None  # what leases did lately
+        self.checked_at_ms = self.history_at_ms = 0
         self.loading = asyncio.Lock()
         self._known: dict[NodeId, Fingerprint] = {}
         self._touched: set[NodeId] = set()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torg_marketplace.flow.rows import node_snapshots
-from torg_marketplace.flow.unit import Unit
+from torg_marketplace.flow.estimate import start_estimate
+from torg_marketplace.flow.live import live_engine
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.explain import Explanation, explain
 from torg_marketplace.matching.snapshot import Demand
 from torg_marketplace.rules import pricing
@@ -20,15 +22,57 @@ from torg_protocol.money import parse_amount
 class Appraisal:
     """What the market can do for a spec. `ceiling` and `max_amount` are None when no registered node fits."""
 
+    demand: Demand
     explanation: Explanation
     ceiling: int | None
     max_amount: int | None
 
 
-async def quote(unit: Unit, account: AccountId, spec: JobSpec) -> Quote:
-    """Keeps its price ceiling until it expires: submit with its id. Raises Invalid for malformed amounts."""
-    appraisal = await appraise(unit, spec)
-    explanation, expires_at_ms = appraisal.explanation, unit.now_ms + unit.policy.quote_ttl_ms
+async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
+    """Keeps its price ceiling until it expires: submit with its id. Answers from the live book. Raises Invalid for malformed
+    amounts."""
+    engine = await live_engine(market)
+    appraisal = appraise(engine, spec, market.policy.decimals)
+    explanation, ceiling = appraisal.explanation, appraisal.ceiling
+    prices = [] if ceiling is None else [price for price in explanation.fitting_prices if price <= ceiling]
+    async with market.transaction() as unit:
+        start = None
+        if explanation.live.size:
+            start = await start_estimate(unit, engine, explanation, replace(appraisal.demand, price_limit=ceiling))
+        expires_at_ms = unit.now_ms + unit.policy.quote_ttl_ms
+        quote_id = _keep(unit, account, spec, appraisal, expires_at_ms)
+    return Quote(
+        quote_id=quote_id,
+        feasible=bool(explanation.live.size),
+        waiting=bool(explanation.live.size) and not explanation.free.size,
+        nodes_considered=explanation.considered,
+        nodes_fitting=explanation.fitting.size,
+        cheapest_price_per_gpu_hour=min(prices, default=None),
+        dearest_price_per_gpu_hour=max(prices, default=None),
+        billable_gpus=spec.resources.billable_gpus,
+        max_amount=appraisal.max_amount,
+        expires_at_ms=expires_at_ms,
+        start=start,
+        constraints=explanation.failures,
+        hint=None if explanation.free.size else explanation.hint,
+    )
+
+
+def appraise(engine: Engine, spec: JobSpec, decimals: int) -> Appraisal:
+    spec_cap = pricing.max_price(spec, decimals)
+    most = spec.limits.max_cost
+    demand = Demand(
+        spec=spec,
+        price_limit=spec_cap,
+        amount_limit=None if most is None else parse_amount(most, decimals, field="limits.max_cost"),
+    )
+    explanation = explain(engine.fleet, demand, decimals)
+    ceiling = pricing.price_ceiling(explanation.fitting_prices, spec_cap, spec.retry.max_attempts)
+    amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
+    return Appraisal(demand, explanation, ceiling, amount)
+
+
+def _keep(unit: Unit, account: AccountId, spec: JobSpec, appraisal: Appraisal, expires_at_ms: int) -> QuoteId:
     quote_id = QuoteId(unit.new_id("quote"))
     if appraisal.ceiling is not None and appraisal.max_amount is not None:
         unit.session.add(
@@ -41,35 +85,4 @@ async def quote(unit: Unit, account: AccountId, spec: JobSpec) -> Quote:
                 expires_at_ms=expires_at_ms,
             )
         )
-    prices = [
-        price for price in explanation.fitting_prices if appraisal.ceiling is not None and price <= appraisal.ceiling
-    ]
-    return Quote(
-        quote_id=quote_id,
-        feasible=bool(explanation.live),
-        waiting=bool(explanation.live) and not explanation.free,
-        nodes_considered=explanation.considered,
-        nodes_fitting=len(explanation.fitting),
-        cheapest_price_per_gpu_hour=min(prices, default=None),
-        dearest_price_per_gpu_hour=max(prices, default=None),
-        billable_gpus=spec.resources.billable_gpus,
-        max_amount=appraisal.max_amount,
-        expires_at_ms=expires_at_ms,
-        constraints=explanation.failures,
-        hint=None if explanation.free else explanation.hint,
-    )
-
-
-async def appraise(unit: Unit, spec: JobSpec) -> Appraisal:
-    decimals = unit.policy.decimals
-    spec_cap = pricing.max_price(spec, decimals)
-    most = spec.limits.max_cost
-    demand = Demand(
-        spec=spec,
-        price_limit=spec_cap,
-        amount_limit=None if most is None else parse_amount(most, decimals, field="limits.max_cost"),
-    )
-    explanation = explain(await node_snapshots(unit), demand, decimals)
-    ceiling = pricing.price_ceiling(explanation.fitting_prices, spec_cap, spec.retry.max_attempts)
-    amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
-    return Appraisal(explanation, ceiling, amount)
+    return quote_id

@@ -9,10 +9,12 @@ from sqlalchemy import func, select
 from torg_marketplace.flow import vaults
 from torg_marketplace.flow.blobs import check_stored, use_blob
 from torg_marketplace.flow.credit import hold_credit, sign_credit_cap
+from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.quote import appraise
 from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.views import view_of
+from torg_marketplace.matching.engine import Engine
 from torg_marketplace.ports import Catalogue, CatalogueEntry
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.verification import CatalogueFacts, check_metric_policy
@@ -57,11 +59,12 @@ async def submit(
     if spec.workspace is not None:
         await check_stored(market, spec.workspace, field="workspace.digest")
     _check_verification(market.catalogue, spec)
+    engine = await live_engine(market)
     async with market.transaction() as unit:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
             return known
         await _check_open_jobs(unit, account)
-        terms = await _terms(unit, account, spec, request.quote_id)
+        terms = await _terms(unit, engine, account, spec, request.quote_id)
         job = await _admit(unit, account, spec, request.cap, terms, api_key)
         if idempotency_key is not None:
             unit.session.add(
@@ -140,10 +143,10 @@ async def _check_open_jobs(unit: Unit, account: AccountId) -> None:
         raise Conflict(f"you have {most} open jobs", code="too_many_jobs", hint="wait for some to end, or cancel some")
 
 
-async def _terms(unit: Unit, account: AccountId, spec: JobSpec, quote_id: QuoteId | None) -> _Terms:
+async def _terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, quote_id: QuoteId | None) -> _Terms:
     if quote_id is not None:
-        return await _quoted_terms(unit, account, spec, quote_id)
-    appraisal = await appraise(unit, spec)
+        return await _quoted_terms(unit, engine, account, spec, quote_id)
+    appraisal = appraise(engine, spec, unit.policy.decimals)
     if appraisal.ceiling is None or appraisal.max_amount is None:
         explanation = appraisal.explanation
         raise Infeasible(
@@ -156,10 +159,10 @@ async def _terms(unit: Unit, account: AccountId, spec: JobSpec, quote_id: QuoteI
     return _Terms(appraisal.ceiling, appraisal.max_amount)
 
 
-async def _quoted_terms(unit: Unit, account: AccountId, spec: JobSpec, quote_id: QuoteId) -> _Terms:
+async def _quoted_terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, quote_id: QuoteId) -> _Terms:
     row = await unit.session.get(QuoteRow, quote_id)
     if row is None or row.account != account:
-        return await _terms_without_quote(unit, account, spec, quote_id)
+        return await _terms_without_quote(unit, engine, account, spec, quote_id)
     if row.spec_digest != spec.digest:
         raise Invalid(
             "this quote is for another spec",
@@ -175,9 +178,11 @@ async def _quoted_terms(unit: Unit, account: AccountId, spec: JobSpec, quote_id:
     return _Terms(row.price_ceiling, row.max_amount)
 
 
-async def _terms_without_quote(unit: Unit, account: AccountId, spec: JobSpec, quote_id: QuoteId) -> _Terms:
+async def _terms_without_quote(
+    unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, quote_id: QuoteId
+) -> _Terms:
     """An infeasible quote keeps nothing: say again why it is infeasible, or, if that has changed, that it is unknown."""
-    await _terms(unit, account, spec, None)
+    await _terms(unit, engine, account, spec, None)
     raise NotFound("no such quote", code="quote_unknown", field="quote_id", value=quote_id, hint="quote again")
 
 

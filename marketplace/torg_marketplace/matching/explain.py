@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from torg_marketplace.matching.constraints import Constraint, constraints, passing
+from torg_marketplace.matching.constraints import Constraint, constraints
 from torg_marketplace.matching.engine import Decision
-from torg_marketplace.matching.fleet import Fleet, Rows
+from torg_marketplace.matching.fleet import Fleet, Mask, Rows
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_protocol.api import ConstraintFailure
-from torg_protocol.ids import NodeId
 from torg_protocol.money import format_amount
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`fitting`: could ever run it. `live`: of those, alive and accepting. `free`: of those, with room now.
-    `fitting_prices` are per GPU-hour, in the order of `fitting`."""
+    """Rows of nodes: `fitting` could ever run it; `live`: of those, alive and accepting; `free`: of those, with room now."""
 
     considered: int
-    fitting: tuple[NodeId, ...]
-    live: tuple[NodeId, ...]
-    free: tuple[NodeId, ...]
-    fitting_prices: tuple[int, ...]
+    fitting: Rows
+    live: Rows
+    free: Rows
+    fitting_prices: tuple[int, ...]  # per GPU-hour, cheapest first
     failures: tuple[ConstraintFailure, ...]
     hint: str | None
 
@@ -34,12 +32,12 @@ class Explanation:
         """One line for somebody whose job waits."""
         if self.considered == 0:
             return "no node is registered here"
-        if self.free:
-            return f"{len(self.free)} node(s) can take it at any moment"
-        if self.live:
-            return f"all {len(self.live)} fitting node(s) are busy"
-        if self.fitting:
-            return f"none of the {len(self.fitting)} fitting node(s) is connected and accepting"
+        if self.free.size:
+            return f"{self.free.size} node(s) can take it at any moment"
+        if self.live.size:
+            return f"all {self.live.size} fitting node(s) are busy"
+        if self.fitting.size:
+            return f"none of the {self.fitting.size} fitting node(s) is connected and accepting"
         first = self.failures[0]
         best = f"; best available: {first.best_available}" if first.best_available else ""
         return f"no node satisfies {first.constraint}: asked {first.asked}{best}"
@@ -48,15 +46,16 @@ class Explanation:
 def explain(nodes: Fleet | Iterable[NodeSnapshot], demand: Demand, decimals: int) -> Explanation:
     fleet = nodes if isinstance(nodes, Fleet) else Fleet(nodes)
     rules, everybody = constraints(demand, decimals), fleet.rows()
-    fitting = passing(fleet, everybody, [rule for rule in rules if rule.permanent])
-    live = passing(fleet, fitting, [rule for rule in rules if rule.name in {"liveness", "accepting"}])
-    failures = _failures(fleet, everybody, rules)
+    passes = {rule.name: rule.passes(fleet, everybody) for rule in rules}
+    fitting = _all(passes, [rule for rule in rules if rule.permanent], everybody.size)
+    live = fitting & _all(passes, [rule for rule in rules if rule.name in {"liveness", "accepting"}], everybody.size)
+    failures = _failures(fleet, everybody, rules, passes)
     return Explanation(
         considered=everybody.size,
-        fitting=_names(fleet, fitting),
-        live=_names(fleet, live),
-        free=_names(fleet, passing(fleet, live, rules)),
-        fitting_prices=tuple(fleet.price[fitting].tolist()),
+        fitting=everybody[fitting],
+        live=everybody[live],
+        free=everybody[live & _all(passes, rules, everybody.size)],
+        fitting_prices=tuple(np.sort(fleet.price[everybody[fitting]]).tolist()),
         failures=failures,
         hint=_hint(failures, has_nodes=everybody.size > 0),
     )
@@ -78,27 +77,32 @@ def why(decision: Decision, decimals: int) -> str:
     return f"{line}; next is {node} at {format_amount(round(other.total), decimals)}/h"
 
 
-def _names(fleet: Fleet, rows: Rows) -> tuple[NodeId, ...]:
-    return tuple(fleet.node_id(int(row)) for row in rows)
+def _all(passes: Mapping[str, Mask], rules: Sequence[Constraint], size: int) -> Mask:
+    mask = np.ones(size, dtype=np.bool_)
+    for rule in rules:
+        mask &= passes[rule.name]
+    return mask
 
 
-def _failures(fleet: Fleet, rows: Rows, rules: Sequence[Constraint]) -> tuple[ConstraintFailure, ...]:
+def _failures(
+    fleet: Fleet, rows: Rows, rules: Sequence[Constraint], passes: Mapping[str, Mask]
+) -> tuple[ConstraintFailure, ...]:
     """Each constraint counted by itself. Lasting ones come before those of the moment, then by how much they remove."""
-    passes = {rule.name: rule.passes(fleet, rows) for rule in rules}
     found = []
     for rule in rules:
         removed = int(rows.size - np.count_nonzero(passes[rule.name]))
         if not removed:
             continue
-        near = np.ones(rows.size, dtype=np.bool_)
-        for other in rules:
-            if other is not rule and other.permanent:
-                near &= passes[other.name]
+        others = [other for other in rules if other is not rule and other.permanent]
+        near = _all(passes, others, rows.size)
+        gained = rows[near & ~passes[rule.name]] if rule.permanent else rows[:0]
         failure = ConstraintFailure(
             constraint=rule.name,
             asked=rule.asked(),
             nodes_removed=removed,
             best_available=rule.best(fleet, rows[near] if near.any() else rows),
+            nodes_without_it=gained.size,
+            cheapest_without_it=int(fleet.price[gained].min()) if gained.size else None,
         )
         found.append((not rule.permanent, -removed, failure))
     return tuple(failure for _, _, failure in sorted(found, key=lambda item: item[:2]))

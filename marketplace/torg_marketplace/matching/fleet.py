@@ -34,6 +34,7 @@ class Fleet:
         self.codes: dict[str, int] = {"": 0}  # of classes, regions, isolation levels, clients and warm things
         self.class_names: dict[int, str] = {}
         self._vacant: list[int] = []
+        self._in_order: Rows | None = None  # until a node joins or goes
         self._allocate(rows=16, width=1)
         for node in nodes:
             self.put(node)
@@ -43,7 +44,9 @@ class Fleet:
 
     def rows(self) -> Rows:
         """All nodes, in order of their ids: the order never depends on who came first."""
-        return np.array([self.row_of[node_id] for node_id in sorted(self.row_of)], dtype=np.intp)
+        if self._in_order is None:
+            self._in_order = np.array([self.row_of[node_id] for node_id in sorted(self.row_of)], dtype=np.intp)
+        return self._in_order
 
     def code(self, word: str) -> int:
         return self.codes.setdefault(word, len(self.codes))
@@ -62,6 +65,7 @@ class Fleet:
 
     def remove(self, node_id: NodeId) -> None:
         row = self.row_of.pop(node_id)
+        self._in_order = None
         self.ids[row] = None
         self.present[row] = False
         self.version[row] += 1
@@ -132,6 +136,7 @@ class Fleet:
             if row == len(self.present):
                 self._grow()
         self.row_of[node_id] = row
+        self._in_order = None
         self.present[row] = True
         self.tie[row] = int.from_bytes(hashlib.blake2b(node_id.encode(), digest_size=7).digest())
         return row

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torg_marketplace.matching.constraints import can_run, constraints, could_run
 from torg_marketplace.matching.engine import MOST_FACTOR, Decision, Engine
 from torg_marketplace.matching.explain import explain
+from torg_marketplace.matching.fleet import Fleet
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_marketplace.rules.pricing import price_ceiling
 from torg_protocol.ids import NodeId
@@ -107,13 +108,14 @@ def test_the_order_of_nodes_does_not_matter(nodes: list[NodeSnapshot], asked: De
 
 @given(markets(), demands())
 def test_an_explanation_adds_up(nodes: list[NodeSnapshot], asked: Demand) -> None:
-    told, rules = explain(nodes, asked, DECIMALS), constraints(asked, DECIMALS)
+    fleet, rules = Fleet(nodes), constraints(asked, DECIMALS)
+    told = explain(fleet, asked, DECIMALS)
     assert told.considered == len(nodes)
-    assert set(told.fitting) == {item.node_id for item in nodes if could_run(item, rules)}
-    assert set(told.free) == {item.node_id for item in nodes if can_run(item, rules)}
-    assert set(told.free) <= set(told.live) <= set(told.fitting)
+    assert {fleet.node_id(row) for row in told.fitting} == {item.node_id for item in nodes if could_run(item, rules)}
+    assert {fleet.node_id(row) for row in told.free} == {item.node_id for item in nodes if can_run(item, rules)}
+    assert set(told.free.tolist()) <= set(told.live.tolist()) <= set(told.fitting.tolist())
     assert all(1 <= failure.nodes_removed <= len(nodes) for failure in told.failures)
-    if nodes and not told.free:
+    if nodes and not told.free.size:
         assert told.failures
         assert told.hint
     assert told.in_words
