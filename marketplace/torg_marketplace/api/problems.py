@@ -65,7 +65,12 @@ def _request_invalid(error: RequestValidationError) -> Invalid:
     problems = [_part(item) for item in error.errors()]
     first = problems[0]
     return Invalid(
-        first["message"], code="request_invalid", field=first["field"], value=first.get("value"), problems=problems
+        first["message"],
+        code="request_invalid",
+        field=first["field"],
+        value=first.get("value"),
+        hint=first.get("hint"),
+        problems=problems,
     )
 
 
@@ -76,6 +81,9 @@ def _part(item: Any) -> dict[str, Any]:
     value = item.get("input")
     if isinstance(value, str | int | bool):
         part["value"] = value[:_SHOWN_CHARACTERS] if isinstance(value, str) else value
+    if item["type"] == "string_pattern_mismatch" and place[-1].endswith("_id"):
+        part["message"] = f"this is no {place[-1].removesuffix('_id')} id"
+        part["hint"] = "an id is a word and 26 characters, whole, as the lists of `GET /v1` and `torg ps` show it"
     return part
 
 

@@ -72,6 +72,13 @@ async def test_every_error_is_a_problem_with_a_stable_code(
             assert "GET" in answer.headers["allow"]
 
 
+async def test_what_is_no_id_is_named_and_where_ids_are_found(served: ServedWorld) -> None:
+    async with served.bearer((await served.api_key()).secret) as http:
+        answer = (await http.get("/v1/jobs/job_x")).json()
+    assert (answer["field"], answer["value"], answer["title"]) == ("path.job_id", "job_x", "this is no job id")
+    assert "torg ps" in answer["hint"]
+
+
 async def test_a_key_submits_under_its_credit_and_what_the_job_did_not_cost_comes_back(served: ServedWorld) -> None:
     key = await served.api_key()
     async with served.bearer(key.secret) as http:
