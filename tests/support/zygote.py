@@ -110,7 +110,11 @@ IMPORTED = (
     "torch",
     "safetensors.torch",
     "sklearn.datasets",
+    "sklearn.linear_model",
     "sklearn.model_selection",
+    "sklearn.neighbors",
+    "statsmodels.datasets",
+    "pmdarima.datasets",
     "matplotlib.backends.backend_agg",
 )
 
