@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, IPvAnyNetwork, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from torg_marketplace.rules.policy import MarketPolicy
@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
     requests_per_minute: int = Field(default=6_000, ge=0)  # of one account, API key or address; 0: no limit
+    webhook_networks: tuple[IPvAnyNetwork, ...] = ()  # JSON list; private networks that webhooks may reach
     log_format: str = Field(default="text", pattern="^(text|json)$")
 
     @classmethod
@@ -58,4 +59,5 @@ class Settings(BaseSettings):
             usage_interval_ms=self.usage_interval,
             fee_basis_points=self.fee_basis_points,
             min_vault_grace_s=self.min_vault_grace_s,
+            webhook_networks=tuple(str(network) for network in self.webhook_networks),
         )

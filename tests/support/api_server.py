@@ -26,6 +26,7 @@ from torg_marketplace.app import make_app
 from torg_marketplace.flow.api_keys import create_api_key
 from torg_marketplace.flow.credit import grant_credit
 from torg_marketplace.flow.vaults import refresh_vault
+from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.storage.account_models import CreditVaultRow
 from torg_marketplace.storage.blobs import local_blobs
 from torg_marketplace.storage.nonces import NonceStore
@@ -83,9 +84,11 @@ class ServedWorld:
 
 
 @asynccontextmanager
-async def served_world(folder: Path, *, requests_per_minute: int = 0) -> AsyncIterator[ServedWorld]:
+async def served_world(
+    folder: Path, *, requests_per_minute: int = 0, policy: MarketPolicy | None = None
+) -> AsyncIterator[ServedWorld]:
     """Its clock stands at the time of the start: signatures made in the next minutes are fresh."""
-    async with open_world(folder) as opened:
+    async with open_world(folder, policy=policy) as opened:
         opened.clock.time_ms = time.time_ns() // 1_000_000
         blobs = local_blobs(folder / "blobs", b"secret", max_bytes=1 << 30)
         credit_key = opened.random.keypair()

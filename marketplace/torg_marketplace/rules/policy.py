@@ -57,3 +57,6 @@ class MarketPolicy(BaseModel):
     live_log_bytes: int = Field(default=4 << 20, gt=0)  # per lease and stream; the whole log is a blob of the report
     progress_rows: int = Field(default=1_000, gt=0)  # per lease; the newest are kept
     progress_bytes: int = Field(default=16 << 10, gt=0)  # of one progress object
+
+    # webhooks
+    webhook_networks: tuple[str, ...] = ()  # besides the public internet: where webhooks may go, also by plain http

@@ -17,6 +17,7 @@ from torg_marketplace.flow.reconcile import reconcile, watch_fee_payer, watch_va
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.verify import verify_pending
+from torg_marketplace.workers.webhooks import deliver_webhooks
 
 log = logging.getLogger(__name__)
 _LONGEST_BACKOFF_S = 30.0
@@ -38,6 +39,7 @@ def loops(market: Market) -> list[Loop]:
         Loop("sweep", sweep, pulse_s),
         Loop("settle", _settle, 0.5, "settle"),
         Loop("watch", watch_vaults, 5.0),
+        Loop("webhooks", deliver_webhooks, 1.0, "webhooks"),
         Loop("reconcile", _reconcile, 60.0),
         Loop("fee payer", watch_fee_payer, 60.0),
     ]

@@ -1,0 +1,227 @@
+"""Webhooks, from an event to a verified delivery: signed, tried again, replayed, and never into a private network."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.actors import join, spec
+from tests.support.api_server import ServedWorld, served_world
+from tests.support.scripted_server import Answer, Request, ScriptedServer, scripted_server
+from torg_marketplace.flow.webhooks import PAUSES_S
+from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.workers.webhooks import allowed_address, deliver_webhooks, is_public
+from torg_protocol.errors import Forbidden, Unauthorized
+from torg_protocol.webhooks import sign_webhook, verify_webhook
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "webhooks.md"
+
+
+class Receiver:
+    def __init__(self, server: ScriptedServer, statuses: list[int]) -> None:
+        self.server, self.statuses = server, statuses
+
+    @property
+    def url(self) -> str:
+        return f"{self.server.url}/hook?x=1"
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """Answers with the next status of `statuses`, 200 when there is none."""
+    statuses: list[int] = []
+
+    def script(_: Request) -> Answer:
+        return Answer(statuses.pop(0) if statuses else 200, b"x" * 1000)
+
+    async with scripted_server(script) as server:
+        yield Receiver(server, statuses)
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[ServedWorld]:
+    async with served_world(tmp_path, policy=MarketPolicy(webhook_networks=("127.0.0.0/8",))) as served:
+        await join(served.world)
+        yield served
+
+
+@asynccontextmanager
+async def hooked(
+    served: ServedWorld, url: str, **fields: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, Any]]]:
+    async with served.bearer((await served.api_key()).secret) as http:
+        answer = await http.post("/v1/webhooks", json={"url": url, **fields})
+        assert answer.status_code == 201, answer.text
+        yield http, answer.json()
+
+
+async def cancelled_job(http: Any) -> str:
+    job = (await http.post("/v1/jobs", json={"spec": spec(limits={"max_duration": "1h", "max_cost": "1"})})).json()
+    await http.post(f"/v1/jobs/{job['job_id']}/cancel")
+    return str(job["job_id"])
+
+
+def deliveries(receiver: Receiver, secret: str, now_s: int) -> list[Any]:
+    requests = receiver.server.seen("POST", "/hook?x=1")
+    return [verify_webhook(secret, request.headers, request.body, now_s=now_s) for request in requests]
+
+
+async def test_each_move_of_a_job_is_told_once_in_order_and_signed(served: ServedWorld, receiver: Receiver) -> None:
+    async with hooked(served, receiver.url) as (http, made):
+        job_id = await cancelled_job(http)
+        await deliver_webhooks(served.world.market)
+        await deliver_webhooks(served.world.market)
+
+        told = deliveries(receiver, made["secret"], served.world.clock.now_ms() // 1000)
+        assert sorted((item.event.data["from"] or "", item.event.data["state"]) for item in told) == [
+            ("", "queued"),
+            ("queued", "cancelled"),
+        ]
+        assert {item.job_id for item in told} == {job_id}
+        listed = (await http.get(f"/v1/webhooks/{made['webhook']['webhook_id']}/deliveries")).json()["deliveries"]
+        assert [item["state"] for item in listed] == ["delivered", "delivered"]
+
+
+async def test_what_is_not_taken_is_tried_again_later_and_later_then_given_up_and_can_be_replayed(
+    served: ServedWorld, receiver: Receiver
+) -> None:
+    async with hooked(served, receiver.url) as (http, made):
+        path = f"/v1/webhooks/{made['webhook']['webhook_id']}"
+        await http.post("/v1/jobs", json={"spec": spec(limits={"max_duration": "1h", "max_cost": "1"})})
+        receiver.statuses.extend([500, 302, *[503] * (len(PAUSES_S) - 1)])
+        for pause_s in PAUSES_S:
+            await deliver_webhooks(served.world.market)
+            served.world.clock.advance(pause_s * 1000 - 1)
+            await deliver_webhooks(served.world.market)  # not yet
+            served.world.clock.advance(1)
+        await deliver_webhooks(served.world.market)
+        (given_up,) = (await http.get(f"{path}/deliveries")).json()["deliveries"]
+        assert (given_up["state"], given_up["tries"], given_up["answer"]) == ("failed", len(PAUSES_S) + 1, "status 503")
+        ids = {request.headers["webhook-id"] for request in receiver.server.seen("POST", "/hook?x=1")}
+        assert ids == {given_up["delivery_id"]}
+
+    path = f"/v1/webhooks/{made['webhook']['webhook_id']}"
+    async with served.bearer((await served.api_key(name="later", expires_in_s=31_536_000)).secret) as http:
+        assert (await http.post(f"{path}/replay", json={})).json() == {"deliveries": 1}
+        await deliver_webhooks(served.world.market)
+        (again,) = (await http.get(f"{path}/deliveries")).json()["deliveries"]
+        assert (again["state"], again["tries"]) == ("delivered", 1)
+
+
+async def test_others_events_and_events_from_before_are_not_told(served: ServedWorld, receiver: Receiver) -> None:
+    async with served.bearer((await served.api_key(name="before")).secret) as before:
+        await cancelled_job(before)
+    async with (
+        hooked(served, receiver.url, kinds=["receipt"]) as (http, made),
+        served.bearer((await served.api_key(account="acct_other")).secret) as other,
+    ):
+        await cancelled_job(other)
+        await cancelled_job(http)
+        await deliver_webhooks(served.world.market)
+        assert receiver.server.seen("POST", "/hook?x=1") == []
+        answer = await other.get(f"/v1/webhooks/{made['webhook']['webhook_id']}/deliveries")
+        assert answer.json()["code"] == "webhook_unknown"
+        assert (await http.post("/v1/webhooks", json={"url": receiver.url})).json()["code"] == "webhook_exists"
+        assert (await http.delete(f"/v1/webhooks/{made['webhook']['webhook_id']}")).status_code == 200
+        assert (await http.get("/v1/webhooks")).json()["webhooks"] == []
+
+
+async def test_without_the_operators_leave_nothing_goes_to_a_private_address(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    async with served_world(tmp_path) as served:
+        await join(served.world)
+        async with hooked(served, receiver.url) as (http, made):
+            await cancelled_job(http)
+            await deliver_webhooks(served.world.market)
+            listed = (await http.get(f"/v1/webhooks/{made['webhook']['webhook_id']}/deliveries")).json()["deliveries"]
+        assert all("webhook_address_private" in item["answer"] for item in listed)
+        assert receiver.server.seen("POST", "/hook?x=1") == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1",
+        "fc00::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a00:1",
+        "2002:a00:1::1",
+        "fd00:ec2::254",
+    ],
+)
+def test_these_are_not_public(address: str) -> None:
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+def test_these_are_public(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+
+
+async def test_one_private_address_of_a_name_is_enough_to_refuse_it_and_plain_http_is_for_opened_networks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answers(*addresses: str) -> None:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+    answers("8.8.8.8", "10.0.0.1")
+    with pytest.raises(Forbidden) as refused:
+        await allowed_address("two.example", 443, (), plain=False)
+    assert refused.value.code == "webhook_address_private"
+    answers("8.8.8.8")
+    assert str(await allowed_address("one.example", 443, (), plain=False)) == "8.8.8.8"
+    with pytest.raises(Forbidden) as refused:
+        await allowed_address("one.example", 80, (), plain=True)
+    assert refused.value.code == "webhook_not_https"
+
+
+def test_the_signature_is_that_of_the_standard_webhooks_specification() -> None:
+    secret, message_id = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "msg_p5jXN8AQM9LWM0D4loKWxJek"
+    signature = sign_webhook(secret, message_id, 1614265330, b'{"test": 2432232314}')
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+async def test_a_receiver_refuses_what_is_old_or_changed_and_the_pages_receiver_takes_what_is_sent(
+    served: ServedWorld, receiver: Receiver
+) -> None:
+    async with hooked(served, receiver.url) as (http, made):
+        await cancelled_job(http)
+    await deliver_webhooks(served.world.market)
+    request, now_s = receiver.server.seen("POST", "/hook?x=1")[0], int(time.time())
+    for body, late_s, code in (
+        (request.body + b" ", 0, "webhook_signature_invalid"),
+        (request.body, 301, "webhook_stale"),
+    ):
+        with pytest.raises(Unauthorized) as refused:
+            verify_webhook(made["secret"], request.headers, body, now_s=now_s + late_s)
+        assert refused.value.code == code
+
+    (code_of_page,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code_of_page, names)  # noqa: S102 - the page's own example
+    assert names["verified"](made["secret"], request.headers, request.body) == json.loads(request.body)
+    assert names["verified"](made["secret"], request.headers, request.body + b" ") is None
