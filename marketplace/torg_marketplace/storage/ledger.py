@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import CursorResult, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from torg_marketplace.storage.base import MAX_AMOUNT
@@ -70,16 +71,27 @@ async def post(session: AsyncSession, *, key: str, cause: str, entries: Sequence
         raise LedgerError("a posting must move something", code="empty", field="key", value=key)
     if any(abs(entry.amount) > MAX_AMOUNT for entry in kept):
         raise LedgerError("an amount is out of range", code="amount_out_of_range", field="entries", value=str(kept))
-    if await session.get(PostingRow, key) is not None:
+    written = await session.execute(_insert_once(session).values(key=key, cause=cause, at_ms=at_ms))
+    if not isinstance(written, CursorResult) or written.rowcount != 1:
         if await entries_of(session, key) != kept:
             raise LedgerError("this key was used for another posting", code="key_reused", field="key", value=key)
         return False
-    session.add(PostingRow(key=key, cause=cause, at_ms=at_ms))
-    await session.flush()
-    for number, entry in enumerate(kept):
-        session.add(EntryRow(posting=key, number=number, account=entry.account, amount=entry.amount))
-    await session.flush()
+    rows = [
+        {"posting": key, "number": number, "account": entry.account, "amount": entry.amount}
+        for number, entry in enumerate(kept)
+    ]
+    await session.execute(insert(EntryRow), rows)
     return True
+
+
+def _insert_once(session: AsyncSession) -> postgresql.Insert | sqlite.Insert:
+    """Two statements for each posting, no question before: the key's own constraint says whether it is there."""
+    postgres = session.get_bind().dialect.name == "postgresql"
+    return (
+        postgresql.insert(PostingRow).on_conflict_do_nothing()
+        if postgres
+        else sqlite.insert(PostingRow).on_conflict_do_nothing()
+    )
 
 
 async def entries_of(session: AsyncSession, key: str) -> list[Entry]:
