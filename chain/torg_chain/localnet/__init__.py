@@ -6,5 +6,8 @@ accounts.py which accounts a transaction names and may change, lookup tables inc
 undo.py     what is not finalized: how to take it back, and what readers of a level see
 faults.py   transactions that get lost, and forks, by number or by chance
 encoding.py values in the shapes that RPC clients expect
+params.py   what requests carry
 rpc.py      the JSON-RPC methods
+watches.py  what a subscriber is told, and when
+subscriptions.py  the same over WebSocket, one connection per subscriber
 """

@@ -16,6 +16,7 @@ from aiohttp import web
 from torg_chain.localnet.cluster import open_cluster
 from torg_chain.localnet.faults import Faults
 from torg_chain.localnet.rpc import make_app
+from torg_chain.localnet.subscriptions import SubscriptionHub
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID
 
 
@@ -40,6 +41,7 @@ def main() -> None:
 async def serve(arguments: argparse.Namespace) -> None:
     cluster = open_cluster(arguments.data, finalize_after_slots=arguments.finalize_after_slots)
     faults = Faults(arguments.drop, arguments.reorg, random.Random(arguments.seed))  # noqa: S311 - faults to be repeated, not secrets
+    hub = SubscriptionHub(cluster)
     ahead_s = max(0, cluster.unix_time_s - int(time.time()))  # a clock that was advanced stays ahead
 
     async def tick() -> None:
@@ -50,9 +52,10 @@ async def serve(arguments: argparse.Namespace) -> None:
             ahead_s += max(0, cluster.unix_time_s - before)
             cluster.tick(int(time.time()) + ahead_s)
             faults.at_slot(cluster)
+            hub.publish()
 
     cluster.tick(int(time.time()) + ahead_s)
-    runner = web.AppRunner(make_app(cluster, faults), access_log=None)
+    runner = web.AppRunner(make_app(cluster, faults, hub), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", arguments.port)
     await site.start()
@@ -60,6 +63,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     port = runner.addresses[0][1]
     ready = {
         "rpc_url": f"http://127.0.0.1:{port}",
+        "ws_url": f"ws://127.0.0.1:{port}",
         "genesis_hash": str(cluster.genesis),
         "program_id": LOCALNET_PROGRAM_ID,
         "mint": LOCALNET_MINT,

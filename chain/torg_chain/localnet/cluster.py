@@ -99,8 +99,16 @@ class Cluster:
             self._advance(max(unix_time_s, self.unix_time_s))
         self._store.write_clock(self.slot, self.unix_time_s)
 
+    def advance_slots(self, count: int) -> None:
+        """Tests only: slots pass, the clock stands."""
+        if not 1 <= count <= 10_000:
+            raise Refused("1 to 10,000 slots can pass at once")
+        self.tick(self.unix_time_s, slots=count)
+
     def advance_clock(self, seconds: int) -> None:
         """Tests only: the chain's clock jumps ahead and stays ahead."""
+        if seconds < 0:
+            raise Refused("the clock goes forward only")
         self._advance(self.unix_time_s + seconds)
         self._store.write_clock(self.slot, self.unix_time_s)
 

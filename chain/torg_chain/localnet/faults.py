@@ -8,7 +8,7 @@ import logging
 import random
 from dataclasses import dataclass, field
 
-from torg_chain.localnet.cluster import Cluster
+from torg_chain.localnet.cluster import Cluster, Refused
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,11 @@ class Faults:
     reorg: float = 0.0
     chance: random.Random = field(default_factory=random.Random)
     drop_next: int = 0
+
+    def drop_the_next(self, count: int) -> None:
+        if count < 0:
+            raise Refused("a number of transactions to drop is 0 or more")
+        self.drop_next = count
 
     def drops(self) -> bool:
         """Whether the transaction that was just sent is lost on its way to the leader."""

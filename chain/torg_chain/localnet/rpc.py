@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
+from solders.instruction import CompiledInstruction
 from solders.message import MessageV0, from_bytes_versioned
 from solders.pubkey import Pubkey
 from solders.transaction import VersionedTransaction
 
+from torg_chain.instructions import ED25519_PROGRAM
 from torg_chain.localnet.cluster import Cluster, Refused
 from torg_chain.localnet.encoding import (
     account_json,
@@ -27,15 +29,21 @@ from torg_chain.localnet.encoding import (
     token_balances_json,
 )
 from torg_chain.localnet.faults import Faults
+from torg_chain.localnet.params import (
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    PREFLIGHT_FAILURE,
+    UNSUPPORTED_VERSION,
+    RpcError,
+    config_at,
+    encoding_at,
+    level_at,
+    matches_filters,
+    pubkey_of,
+)
+from torg_chain.localnet.subscriptions import SubscriptionHub
 
-INVALID_PARAMS, METHOD_NOT_FOUND, PREFLIGHT_FAILURE, UNSUPPORTED_VERSION = -32602, -32601, -32002, -32015
 MAX_MULTIPLE_ACCOUNTS = 100
-
-
-class RpcError(Exception):
-    def __init__(self, code: int, message: str, data: Any = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.data = code, message, data
 
 
 class Methods:
@@ -57,12 +65,12 @@ class Methods:
             "getRecentPrioritizationFees": lambda _: [{"slot": cluster.slot, "prioritizationFee": 0}],
         }
         accounts = {
-            "getBalance": lambda p: self._context(cluster.lamports(_pubkey(p[0]), _level(p, 1)), _level(p, 1)),
+            "getBalance": lambda p: self._context(cluster.lamports(pubkey_of(p[0]), level_at(p, 1)), level_at(p, 1)),
             "getAccountInfo": self._account_info,
             "getMultipleAccounts": self._multiple_accounts,
             "getTokenAccountBalance": self._token_balance,
             "getProgramAccounts": self._program_accounts,
-            "requestAirdrop": lambda p: cluster.airdrop(_pubkey(p[0]), int(p[1])),
+            "requestAirdrop": lambda p: cluster.airdrop(pubkey_of(p[0]), int(p[1])),
         }
         transactions = {
             "sendTransaction": self._send,
@@ -72,10 +80,10 @@ class Methods:
             "getTransaction": self._transaction,
         }
         own = {
-            "torg_faucet": lambda p: cluster.faucet(_pubkey(p[0]), int(p[1])),
+            "torg_faucet": lambda p: cluster.faucet(pubkey_of(p[0]), int(p[1])),
             "torg_advance_clock": lambda p: cluster.advance_clock(int(p[0])),
-            "torg_advance_slots": lambda p: cluster.tick(cluster.unix_time_s, slots=min(int(p[0]), 10_000)),
-            "torg_drop": lambda p: setattr(faults, "drop_next", int(p[0])),
+            "torg_advance_slots": lambda p: cluster.advance_slots(int(p[0])),
+            "torg_drop": lambda p: faults.drop_the_next(int(p[0])),
             "torg_reorg": lambda p: len(cluster.reorg(int(p[0]))),
             "torg_status": lambda _: {
                 "slot": cluster.slot,
@@ -90,52 +98,55 @@ class Methods:
 
     def _slot(self, params: list[Any]) -> int:
         """At the asked commitment: a finalized slot lies behind by as many slots as finality takes."""
-        return self._cluster.slot_at(_level(params, 0))
+        return self._cluster.slot_at(level_at(params, 0))
 
     def _latest_blockhash(self, params: list[Any]) -> Any:
-        blockhash, last_valid = self._cluster.blockhash_at(_level(params, 0))
-        return self._context({"blockhash": blockhash, "lastValidBlockHeight": last_valid}, _level(params, 0))
+        blockhash, last_valid = self._cluster.blockhash_at(level_at(params, 0))
+        return self._context({"blockhash": blockhash, "lastValidBlockHeight": last_valid}, level_at(params, 0))
 
     def _fee(self, params: list[Any]) -> Any:
+        """Signatures that a precompile verifies cost what a transaction's own do."""
         message = from_bytes_versioned(base64.b64decode(params[0]))
-        return self._context(5000 * message.header.num_required_signatures)
+        carried = [bytes(one.data) for one in message.instructions if _is_ed25519(message.account_keys, one)]
+        signatures = message.header.num_required_signatures + sum(data[0] for data in carried if data)
+        return self._context(5000 * signatures)
 
     def _account_info(self, params: list[Any]) -> Any:
-        account = self._cluster.account(_pubkey(params[0]), _level(params, 1))
-        return self._context(account_json(account, _encoding(params, 1)), _level(params, 1))
+        account = self._cluster.account(pubkey_of(params[0]), level_at(params, 1))
+        return self._context(account_json(account, encoding_at(params, 1)), level_at(params, 1))
 
     def _multiple_accounts(self, params: list[Any]) -> Any:
-        encoding, level = _encoding(params, 1), _level(params, 1)
+        encoding, level = encoding_at(params, 1), level_at(params, 1)
         if len(params[0]) > MAX_MULTIPLE_ACCOUNTS:
             raise RpcError(INVALID_PARAMS, f"Too many inputs provided; max {MAX_MULTIPLE_ACCOUNTS}")
-        found = [self._cluster.account(_pubkey(key), level) for key in params[0]]
+        found = [self._cluster.account(pubkey_of(key), level) for key in params[0]]
         return self._context([account_json(account, encoding) for account in found], level)
 
     def _token_balance(self, params: list[Any]) -> Any:
-        account = self._cluster.account(_pubkey(params[0]), _level(params, 1))
+        account = self._cluster.account(pubkey_of(params[0]), level_at(params, 1))
         amount = token_account_amount(account)
         if amount is None or account is None:
             raise RpcError(INVALID_PARAMS, "Invalid param: could not find account")
         decimals = self._decimals(Pubkey(bytes(account.data)[:32]))
-        return self._context(token_amount_json(amount, decimals), _level(params, 1))
+        return self._context(token_amount_json(amount, decimals), level_at(params, 1))
 
     def _decimals(self, mint: Pubkey) -> int:
         account = self._cluster.account(mint)
         return bytes(account.data)[44] if account is not None else 0
 
     def _program_accounts(self, params: list[Any]) -> Any:
-        filters = (_config(params, 1).get("filters")) or []
-        found = self._cluster.program_accounts(_pubkey(params[0]), _level(params, 1))
-        encoding = _encoding(params, 1)
+        filters = (config_at(params, 1).get("filters")) or []
+        found = self._cluster.program_accounts(pubkey_of(params[0]), level_at(params, 1))
+        encoding = encoding_at(params, 1)
         return [
             {"pubkey": str(key), "account": account_json(account, encoding)}
             for key, account in found
-            if all(_matches(bytes(account.data), one) for one in filters)
+            if matches_filters(bytes(account.data), filters)
         ]
 
     def _send(self, params: list[Any]) -> str:
         transaction = _parse_transaction(params)
-        skip_preflight = bool(_config(params, 1).get("skipPreflight"))
+        skip_preflight = bool(config_at(params, 1).get("skipPreflight"))
         try:
             self._cluster.check(transaction)
             if not skip_preflight:
@@ -160,7 +171,7 @@ class Methods:
             raise Refused(f"Transaction simulation failed: {json.dumps(reason)}", reason, list(meta.logs()), units)
 
     def _simulate(self, params: list[Any]) -> Any:
-        transaction, config = _parse_transaction(params), _config(params, 1)
+        transaction, config = _parse_transaction(params), config_at(params, 1)
         try:
             if not config.get("replaceRecentBlockhash"):
                 self._cluster.check(transaction)
@@ -193,7 +204,7 @@ class Methods:
         return self._context(answers)
 
     def _signatures(self, params: list[Any]) -> Any:
-        config, found = _config(params, 1), self._cluster.by_address.get(params[0], [])[::-1]
+        config, found = config_at(params, 1), self._cluster.by_address.get(params[0], [])[::-1]
         if config.get("before") in found:
             found = found[found.index(config["before"]) + 1 :]
         if config.get("until") in found:
@@ -216,7 +227,7 @@ class Methods:
 
     def _transaction(self, params: list[Any]) -> Any:
         landed = self._cluster.landed.get(params[0])
-        if landed is None or landed.slot > self._cluster.slot_at(_level(params, 1)):
+        if landed is None or landed.slot > self._cluster.slot_at(level_at(params, 1)):
             return None
         config = params[1] if len(params) > 1 and isinstance(params[1], dict) else {}
         message = VersionedTransaction.from_bytes(landed.raw).message
@@ -252,8 +263,10 @@ class Methods:
         }
 
 
-def make_app(cluster: Cluster, faults: Faults | None = None) -> web.Application:
+def make_app(cluster: Cluster, faults: Faults | None = None, hub: SubscriptionHub | None = None) -> web.Application:
+    """JSON-RPC by POST, subscriptions by WebSocket, both at `/`, as a provider's URL has them."""
     methods = Methods(cluster, faults or Faults()).table
+    hub = hub or SubscriptionHub(cluster)
 
     def answer(request: Any) -> dict[str, Any]:
         reply: dict[str, Any] = {"jsonrpc": "2.0", "id": request.get("id") if isinstance(request, dict) else None}
@@ -263,8 +276,7 @@ def make_app(cluster: Cluster, faults: Faults | None = None) -> web.Application:
                 raise RpcError(METHOD_NOT_FOUND, "Method not found")
             return {**reply, "result": method(request.get("params") or [])}
         except RpcError as error:
-            data = {} if error.data is None else {"data": error.data}
-            return {**reply, "error": {"code": error.code, "message": error.message, **data}}
+            return {**reply, "error": error.to_json()}
         except Refused as error:
             return {**reply, "error": {"code": INVALID_PARAMS, "message": str(error)}}
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -272,32 +284,24 @@ def make_app(cluster: Cluster, faults: Faults | None = None) -> web.Application:
 
     async def handle(request: web.Request) -> web.Response:
         body = json.loads(await request.read())
-        return web.json_response([answer(item) for item in body] if isinstance(body, list) else answer(body))
+        answers = [answer(item) for item in body] if isinstance(body, list) else answer(body)
+        hub.publish()
+        return web.json_response(answers)
 
     app = web.Application(client_max_size=1 << 20)
     app.router.add_post("/", handle)
+    app.router.add_get("/", hub.serve)
+    app.on_shutdown.append(hub.close)
     return app
 
 
-def _pubkey(text: str) -> Pubkey:
-    return Pubkey.from_string(text)
-
-
-def _config(params: list[Any], index: int) -> dict[str, Any]:
-    return params[index] if len(params) > index and isinstance(params[index], dict) else {}
-
-
-def _level(params: list[Any], index: int) -> str:
-    return str(_config(params, index).get("commitment") or "finalized")
-
-
-def _encoding(params: list[Any], index: int) -> str:
-    """base58 on request; everything else (also jsonParsed, which a server may decline) as base64."""
-    return "base58" if _config(params, index).get("encoding") == "base58" else "base64"
+def _is_ed25519(keys: Sequence[Pubkey], instruction: CompiledInstruction) -> bool:
+    at = instruction.program_id_index
+    return at < len(keys) and keys[at] == ED25519_PROGRAM
 
 
 def _parse_transaction(params: list[Any]) -> VersionedTransaction:
-    encoding = _config(params, 1).get("encoding") or "base58"
+    encoding = config_at(params, 1).get("encoding") or "base58"
     try:
         return VersionedTransaction.from_bytes(decode_transaction(params[0], encoding))
     except ValueError as error:
@@ -314,11 +318,3 @@ def _simulation(error: Any, logs: list[str], units: int) -> dict[str, Any]:
         "innerInstructions": None,
         "replacementBlockhash": None,
     }
-
-
-def _matches(data: bytes, one: dict[str, Any]) -> bool:
-    if "dataSize" in one:
-        return len(data) == int(one["dataSize"])
-    compare = one["memcmp"]
-    wanted = decode_transaction(compare["bytes"], compare.get("encoding") or "base58")
-    return data[compare["offset"] : compare["offset"] + len(wanted)] == wanted
