@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torg.spec_source import Source, parse_source
+from torg.workloads import names_a_workload, workload_file
 from torg_protocol.errors import Invalid
 from torg_protocol.jobspec import JobSpec, load_job_spec
 
@@ -37,8 +38,11 @@ class SpecFile:
 
 
 def read_spec_file(path: Path) -> SpecFile:
-    """Reads YAML or JSON; "-" is standard input. Raises Invalid with codes spec_not_found, spec_not_text, spec_not_yaml,
-    spec_not_json, spec_key_twice, spec_too_large, spec_invalid, workspace_not_found; `data["problems"]` has lines and columns."""
+    """Reads YAML or JSON; "-" is standard input; the bare name of a catalogue workload stands for its job.yaml.
+
+    Raises Invalid with codes spec_not_found, spec_not_text, spec_not_yaml, spec_not_json, spec_key_twice, spec_too_large, spec_invalid, workspace_not_found; `data["problems"]` has lines and columns."""
+    if names_a_workload(path):
+        path = workload_file(str(path))
     name = "standard input" if str(path) == "-" else str(path)
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
@@ -48,7 +52,7 @@ def read_spec_file(path: Path) -> SpecFile:
             code="spec_not_found",
             field="file",
             value=name,
-            hint="give the path of a job.yaml; `torg init` writes one",
+            hint="give the path of a job.yaml; `torg init` writes one, `torg examples` lists workloads",
         ) from error
     except UnicodeDecodeError as error:
         raise Invalid(

@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from torg.cli.follow import exit_code_of, follow_job, pull_results, transfer_bar
 from torg.cli.jobs import KEY, VAULT, say_interrupted
 from torg.cli.session import Session, command
-from torg.spec_file import spec_from_mapping
+from torg.spec_file import SpecFile, read_spec_file, spec_from_mapping
+from torg.workloads import workload_file
 from torg_protocol.errors import Invalid
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.argument("argv", nargs=-1, required=True, metavar="-- COMMAND...")
+@click.argument("argv", nargs=-1, metavar="-- COMMAND...")
 @click.option("--name", default="run", show_default=True, help="Name of the job.")
+@click.option(
+    "--workload",
+    metavar="NAME",
+    help="A job of the catalogue (torg examples); what follows -- is added to its options.",
+)
 @click.option("--image", default="host-python", show_default=True, help="What it runs in.")
 @click.option(
     "--workspace",
@@ -62,6 +70,7 @@ async def run(
     vault: str | None,
     idempotency_key: str | None,
     detach: bool,
+    workload: str | None,
     **options: Any,
 ) -> None:
     """Run a command on the market with this directory as its workspace.
@@ -71,9 +80,10 @@ async def run(
     \b
     torg run -- python train.py
     torg run --gpus 1 --min-vram 24GiB --keep model.bin -o results -- python train.py --epochs 3
+    torg run --workload rnn -o results
     """
     session.passes_exit_code()
-    spec_file = spec_from_mapping(_spec(argv, options), base=Path.cwd())
+    spec_file = _of_catalogue(workload, argv, options) if workload else _of_command(argv, options)
     key = idempotency_key or secrets.token_hex(16)
     async with session.client() as client:
         try:
@@ -91,6 +101,31 @@ async def run(
             files = await pull_results(session, client, job.job_id, destination, overwrite=overwrite)
             session.hint(f"{len(files)} files in {destination}")
     sys.exit(exit_code_of(job))
+
+
+def _of_command(argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:
+    if not argv:
+        raise click.UsageError(
+            "Missing argument '-- COMMAND...' (like: torg run -- python train.py), or --workload NAME."
+        )
+    return spec_from_mapping(_spec(argv, options), base=Path.cwd())
+
+
+def _of_catalogue(workload: str, argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:
+    """The workload's job.yaml decides everything but further options of its command. Raises Invalid for what it decides."""
+    context = click.get_current_context()
+    given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        option = "--" + {"outputs": "keep"}.get(given[0], given[0]).replace("_", "-")
+        raise Invalid(
+            "the workload's job file decides this",
+            code="option_conflict",
+            field=option,
+            value=str(options[given[0]]),
+            hint=f"leave it out, or change a copy: torg examples {workload} -w job.yaml",
+        )
+    spec_file = read_spec_file(workload_file(workload))
+    return replace(spec_file, raw={**spec_file.raw, "command": [*spec_file.raw["command"], *argv]})
 
 
 def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:

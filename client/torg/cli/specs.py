@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 from torg.cli.examples import EXAMPLES, starter
 from torg.cli.present import Coin, coin, duration, table
 from torg.cli.session import Session, command
+from torg.workloads import workload_file, workloads
 from torg_protocol.api import Quote, StartEstimate
 from torg_protocol.errors import Conflict, NotFound
 from torg_protocol.jobspec import JobSpec
@@ -38,28 +40,33 @@ async def init(session: Session, file: Path, gpus: int, name: str | None, force:
 @FORCE
 @command
 async def examples(session: Session, name: str | None, file: Path | None, force: bool) -> None:
-    """Ready-made job files: a list, or the text of one of them."""
+    """Ready-made job files and the catalogue's workloads: a list, or the text of one of them."""
+    catalogue = workloads()
     if name is None:
-        rows = [(key, example.what) for key, example in EXAMPLES.items()]
-        session.show(
-            {key: example.what for key, example in EXAMPLES.items()}, table(("example", "what it shows"), rows)
-        )
+        what = {key: example.what for key, example in EXAMPLES.items()} | catalogue
+        session.show(what, table(("example", "what it shows"), list(what.items())))
         session.hint("one of them:  torg examples NAME    as a file:  torg examples NAME -w job.yaml")
+        session.hint("the catalogue's:  torg run --workload NAME    for example " + ", ".join(catalogue))
         return
-    if name not in EXAMPLES:
+    if name not in EXAMPLES and name not in catalogue:
         raise NotFound(
             "no such example",
             code="example_unknown",
             field="name",
             value=name,
-            hint="there are: " + ", ".join(EXAMPLES),
+            hint="there are: " + ", ".join([*EXAMPLES, *catalogue]),
         )
-    text = EXAMPLES[name].text
+    text = EXAMPLES[name].text if name in EXAMPLES else _text_of(workload_file(name))
     if file is not None:
         _write(file, text, force=force)
     session.show(
         {"name": name, "text": text, "file": str(file) if file else None}, f"{file}" if file else text.rstrip()
     )
+
+
+def _text_of(job_file: Path) -> str:
+    """As it stands, but for the workspace, which is named in full: the text works wherever it is written to."""
+    return re.sub(r"(?m)^workspace: \.$", f"workspace: {job_file.parent}", job_file.read_text())
 
 
 def _write(file: Path, text: str, *, force: bool) -> None:

@@ -35,11 +35,12 @@ class FolderCatalogue:
 
 
 def default_root() -> Path:
-    """The installed package data, or, in a checkout, the folder beside the packages."""
+    """In a checkout the folder beside the packages (an editable install holds a copy, which grows old), else the package data."""
+    checkout = Path(__file__).resolve().parents[3]
     spec = importlib.util.find_spec("torg_workloads")
-    if spec is not None and spec.submodule_search_locations:
-        return Path(next(iter(spec.submodule_search_locations)))
-    return Path(__file__).resolve().parents[3] / "workloads"
+    if (checkout / "pyproject.toml").is_file() or spec is None or not spec.submodule_search_locations:
+        return checkout / "workloads"
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _load(root: Path) -> list[Workload]:
