@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torg_protocol.canonical import digest_of
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest, is_digest
+from torg_protocol.placement import Placement
 from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, SizeBytes
 
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -107,6 +108,7 @@ class JobSpec(_Strict):
     verify: Verify = VerifyNone()
     retry: Retry = Retry()
     lease_grace: DurationMs = Field(default=5 * _MINUTE_MS, ge=2_000, le=_DAY_MS)  # silence after which a node is lost
+    placement: Placement = Placement()
     excluded_nodes: tuple[str, ...] = Field(default=(), max_length=256)
 
     @field_validator("env")

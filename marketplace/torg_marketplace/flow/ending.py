@@ -11,10 +11,11 @@ from sqlalchemy import delete
 
 from torg_marketplace.flow import earnings, vaults
 from torg_marketplace.flow.receipts import issue_receipt
-from torg_marketplace.flow.rows import leases_of_job, live_leases, spec_of
+from torg_marketplace.flow.rows import leases_of_job, live_leases, node_row, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import record_usage
-from torg_marketplace.rules.outcomes import Ending, JobHistory, ending
+from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node
+from torg_marketplace.rules.reputation import counted
 from torg_marketplace.rules.verification import not_checked
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow
 from torg_marketplace.storage.moves import move_job, move_lease
@@ -29,7 +30,7 @@ async def end_lease(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason,
     await unit.session.execute(delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id))
     await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=detail)
     _remember(job, lease, decision)
-    unit.touch(lease.node)
+    await _count(unit, lease, reason, decision)
     waits_for_verdict = decision.job is JobState.VERIFYING and job.state in OPEN_JOB_STATES
     if waits_for_verdict:
         await _ask_verdict(unit, lease, job)
@@ -117,6 +118,15 @@ def _remember(job: JobRow, lease: LeaseRow, decision: Ending) -> None:
         job.checkpoint = None
 
 
+async def _count(unit: Unit, lease: LeaseRow, reason: EndReason, decision: Ending) -> None:
+    """A lease that was kept or broken counts for its node's reputation."""
+    unit.touch(lease.node)
+    was_kept = decision.lease is LeaseState.REPORTED
+    if was_kept or is_fault_of_node(reason):
+        node = await node_row(unit, lease.node_id)
+        node.leases_kept, node.leases_broken = counted(node.leases_kept, node.leases_broken, was_kept=was_kept)
+
+
 def _is_held_back(lease: LeaseRow, job: JobRow, decision: Ending) -> bool:
     """Seconds up to a checkpoint of a job whose result will be measured wait for that verdict: a node must not be paid for
     a checkpoint that leads nowhere."""
@@ -143,6 +153,7 @@ async def _reject(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSumm
     decision = _decide(job, reason)
     await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=verdict.detail)
     _remember(job, lease, decision)
+    await _count(unit, lease, reason, decision)
     await conclude(unit, lease, job, verdict, passed=False)
     await _release_held_back(unit, job, passed=False)
     await _move_on(unit, job, decision, reason, decision.detail or verdict.detail)

@@ -15,13 +15,14 @@ from torg_marketplace.flow.report import on_exited, on_released, on_reported
 from torg_marketplace.flow.rows import job_row, node_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.usage import on_usage
+from torg_marketplace.matching.fleet import WARM_ITEMS
 from torg_marketplace.rules import metering
 from torg_marketplace.storage.events import add_job_event
-from torg_marketplace.storage.models import JobRow, LeaseEventRow, LeaseRow
+from torg_marketplace.storage.models import JobRow, LeaseEventRow, LeaseRow, NodeRow
 from torg_marketplace.storage.moves import MovedMeanwhile, move_lease
 from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
 from torg_protocol.ids import LeaseId, NodeId
-from torg_protocol.jobspec import BlobRef
+from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.messages import (
     Abandon,
     Accepted,
@@ -128,8 +129,15 @@ async def _on_started(unit: Unit, lease: LeaseRow, job: JobRow, body: Started) -
     lease.claimed_started_at_ms = body.started_at_ms
     lease.image_digest, lease.executor, lease.isolation = body.image_digest, body.executor, body.isolation
     lease.gpu_uuids = list(body.gpu_uuids)
+    _remember_warm(node, spec_of(job))
     if lease.state != LeaseState.STOPPING:
         await move_lease(unit.session, lease, job, LeaseState.RUNNING, at_ms=unit.now_ms)
+
+
+def _remember_warm(node: NodeRow, spec: JobSpec) -> None:
+    """What it fetched for this job is on its disk: the next job that wants it starts sooner there."""
+    ran = [spec.image] + ([spec.workspace.digest] if spec.workspace is not None else [])
+    node.warm = (ran + [item for item in node.warm if item not in ran])[:WARM_ITEMS]
 
 
 async def _on_checkpoint(unit: Unit, lease: LeaseRow, job: JobRow, body: CheckpointStored) -> None:

@@ -64,10 +64,9 @@ async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
             demand = demand_of(job)
             if job.generation == 0:
                 engine.observe(demand)
-            book.waiting[job.job_id] = (
-                job.generation,
-                Waiting(job.job_id, demand, job.price_ceiling, job.created_at_ms, job.client),
-            )
+            priority = demand.spec.placement.priority
+            waits = Waiting(job.job_id, demand, job.price_ceiling, job.created_at_ms, job.client, priority)
+            book.waiting[job.job_id] = job.generation, waits
     book.notes = {job_id: note for job_id, note in book.notes.items() if job_id in book.waiting}
     return [book.waiting[row[0]][1] for row in found if row[0] in book.waiting]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torg_marketplace.flow.estimate import start_estimate
 from torg_marketplace.flow.live import live_engine
+from torg_marketplace.flow.rows import demand_for
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.explain import Explanation, explain
@@ -32,7 +33,7 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
     """Keeps its price ceiling until it expires: submit with its id. Answers from the live book. Raises Invalid for malformed
     amounts."""
     engine = await live_engine(market)
-    appraisal = appraise(engine, spec, market.policy.decimals)
+    appraisal = appraise(engine, account, spec, market.policy.decimals)
     explanation, ceiling = appraisal.explanation, appraisal.ceiling
     prices = [] if ceiling is None else [price for price in explanation.fitting_prices if price <= ceiling]
     async with market.transaction() as unit:
@@ -58,14 +59,11 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
     )
 
 
-def appraise(engine: Engine, spec: JobSpec, decimals: int) -> Appraisal:
+def appraise(engine: Engine, account: AccountId, spec: JobSpec, decimals: int) -> Appraisal:
     spec_cap = pricing.max_price(spec, decimals)
     most = spec.limits.max_cost
-    demand = Demand(
-        spec=spec,
-        price_limit=spec_cap,
-        amount_limit=None if most is None else parse_amount(most, decimals, field="limits.max_cost"),
-    )
+    amount_limit = None if most is None else parse_amount(most, decimals, field="limits.max_cost")
+    demand = demand_for(spec, account, spec_cap, amount_limit)
     explanation = explain(engine.fleet, demand, decimals)
     ceiling = pricing.price_ceiling(explanation.fitting_prices, spec_cap, spec.retry.max_attempts)
     amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, select
 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
+from torg_marketplace.rules.reputation import reputation_permille
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import AccountId, JobId, NodeId
@@ -68,11 +69,26 @@ def offer_of(node: NodeRow) -> Offer:
 
 
 def demand_of(job: JobRow) -> Demand:
+    excluded = frozenset(NodeId(node) for node in job.excluded_nodes)
+    return demand_for(spec_of(job), job.client, job.price_ceiling, job.max_amount, excluded)
+
+
+def demand_for(
+    spec: JobSpec,
+    client: str,
+    price_limit: int | None,
+    amount_limit: int | None,
+    excluded: frozenset[NodeId] = frozenset(),
+) -> Demand:
+    """What a spec asks of nodes, the same for a quote and for a job."""
     return Demand(
-        spec=spec_of(job),
-        excluded=frozenset(NodeId(node) for node in job.excluded_nodes),
-        price_limit=job.price_ceiling,
-        amount_limit=job.max_amount,
+        spec=spec,
+        excluded=excluded,
+        price_limit=price_limit,
+        amount_limit=amount_limit,
+        client=client,
+        regions=frozenset(spec.placement.regions),
+        min_reputation_permille=10 * spec.placement.min_reliability_percent,
     )
 
 
@@ -113,4 +129,6 @@ def _snapshot(node: NodeRow, units: frozenset[str], leases: Sequence[LeaseRow]) 
         cpu_millis_in_use=sum(lease.cpu_millis for lease in leases),
         memory_in_use=sum(lease.memory_bytes for lease in leases),
         disk_in_use=sum(lease.disk_bytes for lease in leases),
+        warm=frozenset(node.warm),
+        reputation_permille=reputation_permille(node.leases_kept, node.leases_broken),
     )

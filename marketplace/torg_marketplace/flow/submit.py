@@ -146,7 +146,7 @@ async def _check_open_jobs(unit: Unit, account: AccountId) -> None:
 async def _terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, quote_id: QuoteId | None) -> _Terms:
     if quote_id is not None:
         return await _quoted_terms(unit, engine, account, spec, quote_id)
-    appraisal = appraise(engine, spec, unit.policy.decimals)
+    appraisal = appraise(engine, account, spec, unit.policy.decimals)
     if appraisal.ceiling is None or appraisal.max_amount is None:
         explanation = appraisal.explanation
         raise Infeasible(

@@ -33,6 +33,9 @@ class NodeRow(Base):
     offer_signature: Mapped[str] = mapped_column(String(128))
     offer_sequence: Mapped[int]
     claims: Mapped[int] = mapped_column(default=0)
+    leases_kept: Mapped[int] = mapped_column(default=0)  # as `rules/reputation.py` counts
+    leases_broken: Mapped[int] = mapped_column(default=0)
+    warm: Mapped[JsonList] = mapped_column(default=list)  # images and workspaces that it ran lately, newest first
 
     @property
     def id(self) -> NodeId:

@@ -1,0 +1,24 @@
+"""Where a job may run and when it is its turn: wishes about nodes that are not about their hardware."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Placement(BaseModel):
+    """`regions`: any of these, as nodes name theirs; empty: anywhere. `min_reliability_percent`: of its leases, what share the
+    node must have seen through. `priority` orders the waiting jobs of one account that bid the same, the higher first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    regions: tuple[str, ...] = Field(default=(), max_length=32)
+    min_reliability_percent: int = Field(default=0, ge=0, le=100)
+    priority: int = Field(default=0, ge=-100, le=100)
+
+    @field_validator("regions")
+    @classmethod
+    def _regions(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        for region in regions:
+            if not 1 <= len(region) <= 32 or region != region.strip():
+                raise ValueError(f'"{region}" is not a region: 1 to 32 characters, no spaces around')
+        return regions
