@@ -47,6 +47,7 @@ def test_the_hardened_body_as_a_whole(tmp_path: Path) -> None:
         "Memory": 256 * MIB,
         "MemorySwap": 256 * MIB,
         "NanoCpus": 1_000_000_000,
+        "CpusetCpus": "",
         "PidsLimit": 512,
         "ShmSize": 64 * MIB,
         "OomScoreAdj": 500,
