@@ -115,12 +115,16 @@ def _gpus(
         return (_time_slice(claim, capacity, held, cordoned),)
     busy = {uuid for item in held for uuid in item.assignment.gpu_uuids}
     fitting = [gpu for gpu in _usable(claim, capacity, cordoned) if not _relatives(gpu, capacity) & busy]
-    if len(fitting) < claim.gpus:
-        away = f"; out of service: {_reasons(capacity, cordoned)}" if _reasons(capacity, cordoned) else ""
-        raise NoRoom(f"{claim.gpus} GPUs asked, {len(fitting)} free that fit{away}{others}")
     # The smallest that do: the large ones stay for those who need them.
     fitting.sort(key=lambda gpu: (gpu.vram_bytes, _position(gpu, capacity)))
-    return tuple(gpu.uuid for gpu in fitting[: claim.gpus])
+    chosen: list[str] = []
+    for gpu in fitting:
+        if len(chosen) < claim.gpus and not _relatives(gpu, capacity) & set(chosen):
+            chosen.append(gpu.uuid)
+    if len(chosen) < claim.gpus:
+        away = f"; out of service: {_reasons(capacity, cordoned)}" if _reasons(capacity, cordoned) else ""
+        raise NoRoom(f"{claim.gpus} GPUs asked, {len(chosen)} free that fit{away}{others}")
+    return tuple(chosen)
 
 
 def _time_slice(claim: Claim, capacity: Capacity, held: Sequence[Held], cordoned: Mapping[str, str]) -> str:

@@ -119,6 +119,14 @@ def test_a_gpu_and_its_slices_are_never_both_leased(opened: Open) -> None:
     assert ledger.leases_on("g0") == ("slice", "sibling")
 
 
+def test_one_lease_never_gets_a_gpu_and_its_own_slice(opened: Open) -> None:
+    """Found by the random lives below."""
+    ledger = opened(capacity(gpu("g0"), gpu("mig-a", 10, parent="g0"), gpu("mig-b", 10, parent="g0")))
+    with pytest.raises(NoRoom, match="3 GPUs asked, 2 free"):
+        ledger.reserve(LeaseId("three"), claim(3))
+    assert ledger.reserve(LeaseId("two"), claim(2)).gpu_uuids == ("mig-a", "mig-b")
+
+
 def test_time_slices_are_shared_by_one_client_only(opened: Open) -> None:
     ledger = opened(capacity(gpu("g0"), gpu("g1"), time_slices=True))
     half = {"gpu_milli": 500}
