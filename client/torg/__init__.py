@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TorgError,
         Unavailable,
     )
+    from torg.functions import FunctionFailed
     from torg.spec_file import SpecFile, read_spec_file, spec_from_mapping
     from torg.sync import Client
 
@@ -32,6 +33,7 @@ _HOMES = {
     "Client": "torg.sync",
     "ClientConfig": "torg.config",
     "load_config": "torg.config",
+    "FunctionFailed": "torg.functions",
     "SpecFile": "torg.spec_file",
     "read_spec_file": "torg.spec_file",
     "spec_from_mapping": "torg.spec_file",
@@ -56,6 +58,7 @@ __all__ = [
     "ClientConfig",
     "Conflict",
     "DigestMismatch",
+    "FunctionFailed",
     "Invalid",
     "JobFailed",
     "NotFound",

@@ -8,14 +8,16 @@ async with torg.AsyncClient() as client:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from solders.keypair import Keypair
 
@@ -26,7 +28,7 @@ from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
-from torg_protocol.errors import Invalid
+from torg_protocol.errors import Invalid, TorgError
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.states import JobState
 from torg_protocol.usage import SignedReceipt
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from torg.submission import Submission
     from torg.vaults import Vaults
 
+R = TypeVar("R")
+T = TypeVar("T")
 StageProgress = Callable[[str, int, int], None]  # what is being moved, bytes done, bytes in all
 
 _REQUOTE_WHEN_LEFT_MS = 30_000
@@ -212,6 +216,65 @@ class AsyncClient:
                 progress = _named(on_progress, item.output.path)
                 await self._blobs.fetch(item.output.digest, item.target, destination, progress)
         return [item.target for item in planned]
+
+    # --- functions --------------------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        function: Callable[..., R],
+        *arguments: Any,
+        spec: Mapping[str, Any] | None = None,
+        vault: str | None = None,
+        idempotency_key: str | None = None,
+        **named: Any,
+    ) -> R:
+        """Runs the call as a job and returns its value: JSON values and bytes; tuples come back as lists (see torg.functions).
+
+        `spec`: members of a job spec, such as {"resources": {"gpus": 1}, "limits": {"max_duration": "10m"}}. Cancelled when this
+        is cancelled. Raises FunctionFailed (it raised: `remote_traceback`; python_version_mismatch; function_result_not_plain), JobFailed,
+        Invalid `function_not_picklable`, and what `submit` raises.
+        """
+        from torg.functions import RESULT, failure_of, function_job, read_result
+
+        with tempfile.TemporaryDirectory(prefix="torg-function-") as scratch:
+            folder = Path(scratch)
+            (folder / "workspace").mkdir()
+            file = function_job(folder / "workspace", function, arguments, named, spec or {})
+            job = await self.submit(file, vault=vault, idempotency_key=idempotency_key)
+            try:
+                job = await self.wait(job.job_id)
+            except asyncio.CancelledError:
+                with contextlib.suppress(TorgError):
+                    await self.cancel(job.job_id)
+                raise
+            if job.state is not JobState.SUCCEEDED:
+                raise failure_of(job, await self.logs(job.job_id, "stderr"))
+            await self.pull(job.job_id, folder / "outputs")
+            value: R = read_result(folder / "outputs" / RESULT)
+            return value
+
+    async def map(
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        spec: Mapping[str, Any] | None = None,
+        vault: str | None = None,
+        at_once: int = 8,
+    ) -> AsyncIterator[R]:
+        """One job per item, at most `at_once` open, results in the order of `items`. The first failure is raised, and cancels the rest."""
+        waiting: deque[asyncio.Task[R]] = deque()
+        try:
+            for item in items:
+                if len(waiting) >= max(1, at_once):
+                    yield await waiting.popleft()
+                waiting.append(asyncio.create_task(self.run(function, item, spec=spec, vault=vault)))
+            while waiting:
+                yield await waiting.popleft()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def receipts(self, job_id: str) -> tuple[SignedReceipt, ...]:
         """All receipts of a job, each verified, and kept in the journal. Raises ReceiptInvalid when one does not hold."""

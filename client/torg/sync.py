@@ -1,24 +1,25 @@
-"""The same client for code without an event loop. Each call runs on one private loop in a background thread."""
+"""The same client for code without an event loop. Each call runs on one private loop in a background thread.
+
+Written by scripts/sync_client.py from client.py: change that, then run `python -m scripts.sync_client`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from solders.keypair import Keypair
 
-from torg.client import AsyncClient, StageProgress
+from torg.client import AsyncClient, R, StageProgress, T
 from torg.config import ClientConfig
 from torg.spec_file import SpecFile
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, Quote
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.usage import SignedReceipt
-
-T = TypeVar("T")
 
 
 class Client:
@@ -28,7 +29,11 @@ class Client:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="torg-client", daemon=True)
         self._thread.start()
-        self._client = self._run(_build(config, keypair))
+        try:
+            self._client = self._run(_build(config, keypair))
+        except BaseException:
+            self._stop()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -40,17 +45,18 @@ class Client:
 
     def close(self) -> None:
         self._run(self._client.aclose())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
-        self._loop.close()
+        self._stop()
 
     def market(self) -> MarketInfo:
+        """The marketplace's public facts; asked once, then remembered."""
         return self._run(self._client.market())
 
     def offers(self) -> tuple[NodeView, ...]:
+        """What nodes offer now, all pages of it."""
         return self._run(self._client.offers())
 
     def quote(self, spec: JobSpec) -> Quote:
+        """Whether, where and for how much this can run now; if not, which constraint removes how many nodes."""
         return self._run(self._client.quote(spec))
 
     def submit(
@@ -61,42 +67,119 @@ class Client:
         idempotency_key: str | None = None,
         on_progress: StageProgress | None = None,
     ) -> JobView:
+        """Packs the workspace, asks for a quote, uploads, signs a cap that covers this job, submits.
+
+        Safe to call again with the same `idempotency_key`: the same job comes back. Nothing is uploaded for a job that nothing on
+        the market can run. Raises Infeasible; Conflict `vault_underfunded`; NotFound `no_vault`; Unavailable
+        `submission_unanswered` when nobody here can know whether the marketplace has it (its message says how to find out).
+        """
         return self._run(
             self._client.submit(file, vault=vault, idempotency_key=idempotency_key, on_progress=on_progress)
         )
 
+    def resubmit(self, job_id: str, *, vault: str | None = None, idempotency_key: str | None = None) -> JobView:
+        """The same spec and workspace as a new job, under a new quote. Raises what `submit` raises; Invalid `blob_missing` when the
+        store no longer has the workspace."""
+        return self._run(self._client.resubmit(job_id, vault=vault, idempotency_key=idempotency_key))
+
     def job(self, job_id: str) -> JobView:
         return self._run(self._client.job(job_id))
 
-    def jobs(self, *, limit: int = 50, cursor: str | None = None) -> JobPage:
-        return self._run(self._client.jobs(limit=limit, cursor=cursor))
+    def jobs(self, *, limit: int = 50, cursor: str | None = None, state: str | None = None) -> JobPage:
+        """Newest first. `cursor`: where the page before ended."""
+        return self._run(self._client.jobs(limit=limit, cursor=cursor, state=state))
 
     def cancel(self, job_id: str) -> JobView:
+        """Stops the job; useful seconds until then are billed. Raises Conflict when it has reported or ended already."""
         return self._run(self._client.cancel(job_id))
+
+    def follow(self, job_id: str, *, after: int = 0, on_gap: Callable[[str], None] | None = None) -> Iterator[JobEvent]:
+        """States, progress, logs and checkpoints as they happen, until the job has ended. Survives reconnects, of which
+        `on_gap` is told."""
+        return self._iterate(self._client.follow(job_id, after=after, on_gap=on_gap))
 
     def logs(self, job_id: str, stream: str = "stdout") -> str:
         return self._run(self._client.logs(job_id, stream))
 
     def wait(self, job_id: str, *, check: bool = False) -> JobView:
+        """Returns when the job has ended; with `check`, raises JobFailed unless it succeeded."""
         return self._run(self._client.wait(job_id, check=check))
 
-    def pull(self, job_id: str, destination: Path, *, on_progress: StageProgress | None = None) -> list[Path]:
-        return self._run(self._client.pull(job_id, destination, on_progress=on_progress))
+    def pull(
+        self, job_id: str, destination: Path, *, overwrite: bool = False, on_progress: StageProgress | None = None
+    ) -> list[Path]:
+        """Downloads the outputs into `destination`, each checked against its digest before it gets its name.
+
+        Resumes what an earlier call left unfinished and skips what is there already. Raises Conflict `output_exists` before
+        anything is downloaded when a file of that name with other content is there, unless `overwrite`; ReceiptInvalid
+        `output_path_unsafe` when an output's name would leave `destination`.
+        """
+        return self._run(self._client.pull(job_id, destination, overwrite=overwrite, on_progress=on_progress))
+
+    def run(
+        self,
+        function: Callable[..., R],
+        *arguments: Any,
+        spec: Mapping[str, Any] | None = None,
+        vault: str | None = None,
+        idempotency_key: str | None = None,
+        **named: Any,
+    ) -> R:
+        """Runs the call as a job and returns its value: JSON values and bytes; tuples come back as lists (see torg.functions).
+
+        `spec`: members of a job spec, such as {"resources": {"gpus": 1}, "limits": {"max_duration": "10m"}}. Cancelled when this
+        is cancelled. Raises FunctionFailed (it raised: `remote_traceback`; python_version_mismatch; function_result_not_plain), JobFailed,
+        Invalid `function_not_picklable`, and what `submit` raises.
+        """
+        return self._run(
+            self._client.run(function, *arguments, spec=spec, vault=vault, idempotency_key=idempotency_key, **named)
+        )
+
+    def map(
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        spec: Mapping[str, Any] | None = None,
+        vault: str | None = None,
+        at_once: int = 8,
+    ) -> Iterator[R]:
+        """One job per item, at most `at_once` open, results in the order of `items`. The first failure is raised, and cancels the rest."""
+        return self._iterate(self._client.map(function, items, spec=spec, vault=vault, at_once=at_once))
 
     def receipts(self, job_id: str) -> tuple[SignedReceipt, ...]:
+        """All receipts of a job, each verified, and kept in the journal. Raises ReceiptInvalid when one does not hold."""
         return self._run(self._client.receipts(job_id))
 
-    def follow(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
-        events = self._client.follow(job_id, after=after)
+    def _run(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        """Ctrl-C reaches the coroutine as its cancellation."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
-        async def following() -> JobEvent | None:
-            return await anext(events, None)
+    def _iterate(self, items: AsyncIterator[R]) -> Iterator[R]:
+        async def following() -> tuple[R] | None:
+            async for item in items:
+                return (item,)
+            return None
 
-        while (event := self._run(following())) is not None:
-            yield event
+        async def ending() -> None:
+            if (aclose := getattr(items, "aclose", None)) is not None:
+                await aclose()
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        try:
+            while (found := self._run(following())) is not None:
+                yield found[0]
+        finally:
+            self._run(ending())
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)
+        self._loop.close()
 
 
 async def _build(config: ClientConfig | None, keypair: Keypair | None) -> AsyncClient:

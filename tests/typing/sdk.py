@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import assert_type
+from typing import Literal, assert_type
 
 import torg
 from torg_protocol.api import JobView, Quote
 from torg_protocol.usage import SignedReceipt
+
+
+def squared(number: int) -> int:
+    return number * number
 
 
 async def asynchronous() -> None:
@@ -19,6 +23,9 @@ async def asynchronous() -> None:
         async for event in client.follow(job.job_id):
             assert_type(event.id, int)
         assert_type(await client.receipts(job.job_id), tuple[SignedReceipt, ...])
+        assert_type(await client.run(squared, 3, spec={"limits": {"max_duration": "1m"}}), int)
+        async for value in client.map(squared, [1, 2]):
+            assert_type(value, int)
 
 
 def blocking() -> None:
@@ -26,3 +33,7 @@ def blocking() -> None:
         job = client.submit(torg.read_spec_file(Path("job.yaml")))
         assert_type(client.wait(job.job_id, check=True), JobView)
         assert_type(client.pull(job.job_id, Path("results")), list[Path])
+        assert_type(client.run(squared, 3), int)
+        assert_type(list(client.map(squared, [1, 2], at_once=2)), list[int])
+        for event in client.follow(job.job_id):
+            assert_type(event.kind, Literal["job", "lease", "preparing", "progress", "checkpoint", "log", "receipt"])
