@@ -23,6 +23,8 @@ from solana.rpc.models import TxOpts
 from solders.hash import Hash
 from solders.pubkey import Pubkey
 from solders.signature import Signature
+from solders.transaction import VersionedTransaction
+from spl.token.constants import TOKEN_PROGRAM_ID
 
 from torg_chain.captures import LandedCapture, captures_in, skipped_in
 from torg_chain.errors import PROGRAM_ERRORS, ChainUnavailable, TransactionExpired, TransactionRejected, VaultNotFound
@@ -33,6 +35,7 @@ from torg_protocol.errors import Invalid
 CLOCK_SYSVAR = Pubkey.from_string("SysvarC1ock11111111111111111111111111111111")
 _RESEND_EVERY_S = 1.0
 _POLL_EVERY_S = 0.1
+_MINT_SIZE, _MINT_DECIMALS_AT, _MINT_INITIALIZED_AT = 82, 44, 45
 _HISTORY_PAGE, _HISTORY_PAGES = 1000, 20
 
 
@@ -129,6 +132,24 @@ class ChainClient:
         """Of the owner's associated token account; 0 when there is none."""
         answer = await self._call(self._rpc.get_account_info(token_account_of(owner, mint), commitment))
         return _token_amount(answer.value)
+
+    async def mint_decimals(self, mint: Pubkey) -> int:
+        """Of a mint of the classic SPL Token program, the only one whose tokens vaults hold. Raises Invalid `mint_unknown`,
+        `mint_unsupported`."""
+        answer = await self._call(self._rpc.get_account_info(mint, Finalized))
+        account = answer.value
+        if account is None:
+            raise Invalid("there is no such mint on this chain", code="mint_unknown", field="mint", value=str(mint))
+        data = bytes(account.data)
+        if account.owner != TOKEN_PROGRAM_ID or len(data) != _MINT_SIZE or not data[_MINT_INITIALIZED_AT]:
+            raise Invalid(
+                "not a mint of the classic SPL Token program",
+                code="mint_unsupported",
+                field="mint",
+                value=str(mint),
+                hint="Token-2022 mints, with their fees and hooks, are not taken",
+            )
+        return data[_MINT_DECIMALS_AT]
 
     async def accounts_exist(self, addresses: list[Pubkey]) -> list[bool]:
         answer = await self._call(self._rpc.get_multiple_accounts(addresses, Confirmed))
@@ -257,6 +278,24 @@ class ChainClient:
         skipped = skipped_in(bytes(meta.return_data.data) if meta.return_data is not None else b"")
         return [LandedCapture(str(signature), found, skipped) for found in captures_in(raw, program_id, vault, more)]
 
+    async def received_by_reference(self, reference: Pubkey, account: Pubkey, mint: Pubkey) -> list[int]:
+        """What each finalized transaction that names `reference` has brought to a token account, base units; the newest 1,000."""
+        answer = await self._call(
+            self._rpc.get_signatures_for_address(reference, limit=_HISTORY_PAGE, commitment=Finalized)
+        )
+        amounts = []
+        for item in answer.value:
+            if item.err is not None or not str(item.confirmation_status).lower().endswith("finalized"):
+                continue
+            found = await self._call(
+                self._rpc.get_transaction(
+                    item.signature, encoding="base64", commitment=Finalized, max_supported_transaction_version=0
+                )
+            )
+            if found.value is not None and found.value.transaction.meta is not None:
+                amounts.append(_brought(found.value.transaction, account, mint))
+        return amounts
+
     async def priority_fee(self, accounts: list[Pubkey]) -> int:
         """Micro-lamports per compute unit that three of four recent blocks took for writing these accounts."""
         fees = sorted(
@@ -306,6 +345,23 @@ class ChainClient:
         )
 
 
+def _brought(transaction: Any, account: Pubkey, mint: Pubkey) -> int:
+    """By how much a transaction raised a token account's balance."""
+    meta = transaction.meta
+    keys = list(VersionedTransaction.from_bytes(bytes(transaction.transaction)).message.account_keys)
+    if meta.loaded_addresses is not None:
+        keys += [*meta.loaded_addresses.writable, *meta.loaded_addresses.readonly]
+
+    def balance(entries: Any) -> int:
+        return sum(
+            int(entry.ui_token_amount.amount)
+            for entry in entries or []
+            if keys[entry.account_index] == account and entry.mint == mint
+        )
+
+    return max(0, balance(meta.post_token_balances) - balance(meta.pre_token_balances))
+
+
 def _token_amount(account: Any) -> int:
     if account is None or len(bytes(account.data)) != 165:
         return 0
@@ -325,8 +381,6 @@ def _rejected(error: RPCException, raw: bytes) -> str:
     detail = error.args[0] if error.args else error
     text = str(detail)
     if "AlreadyProcessed" in text or "already been processed" in text:
-        from solders.transaction import VersionedTransaction
-
         return str(VersionedTransaction.from_bytes(raw).signatures[0])
     if "BlockhashNotFound" in text or "Blockhash not found" in text:
         raise TransactionExpired("the transaction's blockhash is dead") from error

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from solders.keypair import Keypair
 
 from torg_chain.errors import WalletError
+
+PHRASE_PATH = "m/44'/501'/0'/0'"  # where wallet apps keep their first Solana account
+_PATH = re.compile(r"m(/[0-9]{1,10}')+")
 
 
 def create_keypair(path: Path) -> Keypair:
@@ -72,6 +76,37 @@ def import_keypair(source: Path, target: Path) -> Keypair:
     keypair = parse_secret(_as_text(raw), str(source))
     save_keypair(keypair, target)
     return keypair
+
+
+def keypair_from_phrase(phrase: str, *, derivation_path: str | None = PHRASE_PATH, passphrase: str = "") -> Keypair:
+    """From a BIP-39 seed phrase. With the path of wallet apps by default; None is solana-keygen's way, without a path.
+
+    The words' own checksum is checked: a wrong word never becomes another, empty wallet. Raises WalletError `phrase_invalid`,
+    `derivation_path_invalid`; neither message holds a word of it.
+    """
+    from mnemonic import Mnemonic
+
+    words = " ".join(phrase.lower().split())
+    if not Mnemonic("english").check(words):
+        raise WalletError(
+            "not a seed phrase: a word is wrong, missing or in the wrong place",
+            code="phrase_invalid",
+            field="phrase",
+            value=f"{len(words.split())} words",
+            hint="12, 15, 18, 21 or 24 English words of BIP-39, in their order",
+        )
+    seed = Mnemonic.to_seed(words, passphrase)
+    if derivation_path is None:
+        return Keypair.from_seed(seed[:32])
+    if not _PATH.fullmatch(derivation_path):
+        raise WalletError(
+            "not a derivation path for Solana keys: every step must be hardened",
+            code="derivation_path_invalid",
+            field="derivation_path",
+            value=derivation_path,
+            hint=f"like {PHRASE_PATH}",
+        )
+    return Keypair.from_seed_and_derivation_path(seed, derivation_path)
 
 
 def parse_secret(text: str, where: str) -> Keypair:

@@ -1,4 +1,4 @@
-"""`torg-marketplace`: init, serve, reconcile, openapi, and what the operator does about credit and API keys."""
+"""`torg-marketplace`: init, serve, reconcile, unblock, openapi, and what the operator does about credit and API keys."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import argparse
 import asyncio
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torg_marketplace.app import configure_logging, make_app, make_keys, open_edge, serve
-from torg_marketplace.flow.reconcile import reconcile
+from torg_marketplace.flow.reconcile import blocked_vaults, reconcile, unblock, watch_fee_payer
 from torg_marketplace.operator_accounts import COMMANDS, add_options, options_of, run_account_command
 from torg_marketplace.settings import Settings
 from torg_protocol.errors import TorgError
+from torg_protocol.money import format_amount
 
 
 def main() -> None:
@@ -46,7 +48,9 @@ def _run(arguments: argparse.Namespace) -> int:
             )
             return 0
         case "reconcile":
-            return asyncio.run(_reconcile(settings))
+            return asyncio.run(_reconcile(settings, as_json=arguments.json))
+        case "unblock":
+            return asyncio.run(_unblock(settings, arguments.vault, because=arguments.because))
         case "serve":
             asyncio.run(serve(settings))
             return 0
@@ -54,13 +58,28 @@ def _run(arguments: argparse.Namespace) -> int:
             return asyncio.run(run_account_command(arguments, settings, _print))
 
 
-async def _reconcile(settings: Settings) -> int:
+async def _reconcile(settings: Settings, *, as_json: bool) -> int:
+    """0: books and chain agree to the unit."""
     async with open_edge(settings, "") as edge:
         differences = await reconcile(edge.market)
-    for difference in differences:
-        _print(str(difference))
-    _print(f"{len(differences)} differences")
+        lamports = await watch_fee_payer(edge.market)
+        stopped = await blocked_vaults(edge.market)
+    if as_json:
+        found = [asdict(item) for item in differences]
+        _print(json.dumps({"differences": found, "stopped": stopped, "fee_payer_lamports": lamports}))
+    else:
+        lines = [str(difference) for difference in differences]
+        lines += [f"payouts of {vault} are stopped: {why}" for vault, why in stopped.items()]
+        lines.append(f"{len(differences)} differences; the fee payer holds {format_amount(lamports, 9)} SOL")
+        _print("\n".join(lines))
     return 1 if differences else 0
+
+
+async def _unblock(settings: Settings, vault: str, *, because: str) -> int:
+    async with open_edge(settings, "") as edge:
+        await unblock(edge.market, vault, because=because)
+    _print(f"payouts of {vault} go on")
+    return 0
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -68,7 +87,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(arguments).items()
-        if value is not None and name not in {"command", "json"} | options_of(arguments.command)
+        if value is not None and name not in {"command", "json", "vault", "because"} | options_of(arguments.command)
     }
 
 
@@ -80,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         ("init", "make the data folder and its keys"),
         ("serve", "run the marketplace"),
         ("reconcile", "compare the books with the chain"),
+        ("unblock", "let payouts of a vault go on, once books and chain agree again"),
         *COMMANDS.items(),
     ):
         command = commands.add_parser(name, help=text)
@@ -89,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--log-format", choices=["text", "json"])
         if name == "serve":
             _add_serve_options(command)
+        elif name == "unblock":
+            command.add_argument("--vault", required=True)
+            command.add_argument("--because", required=True, help="what you found; it goes to the log")
         elif name in COMMANDS:
             add_options(name, command)
     return parser

@@ -155,6 +155,7 @@ async def _network(settings: Settings, chain: ChainClient, identity: Keypair, ca
     """Waits for the RPC node, sees to the operator's config, and on a localnet to fees."""
     genesis = await _patiently(chain)
     program = Pubkey.from_string(settings.program_id or LOCALNET_PROGRAM_ID)
+    mint = settings.mint or LOCALNET_MINT
     if settings.program_id is None:
         for key in (identity, capture_key):
             if await chain.lamports(key.pubkey()) < _FEES_LAMPORTS // 10:
@@ -166,8 +167,8 @@ async def _network(settings: Settings, chain: ChainClient, identity: Keypair, ca
         rpc_url=settings.rpc_url,
         genesis_hash=genesis,
         program_id=str(program),
-        mint=settings.mint or LOCALNET_MINT,
-        decimals=6,
+        mint=mint,
+        decimals=await chain.mint_decimals(Pubkey.from_string(mint)),
         operator_config=str(config),
     )
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select
 
 from tests.support.actors import TUSD, Client, join, make_client, spec
 from tests.support.market import World
 from torg_chain.vault import VaultState
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.reconcile import reconcile
+from torg_marketplace.flow.reconcile import reconcile, unblock, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
-from torg_marketplace.storage.money_models import VaultRow
+from torg_marketplace.storage import ledger
+from torg_marketplace.storage.money_models import PayoutRow, VaultRow
+from torg_protocol.errors import Conflict
 
 
 async def _earn_and_send(world: World) -> Client:
@@ -69,3 +72,57 @@ async def test_money_that_left_without_a_capture_of_ours_blocks_the_vault(world:
 
     assert (difference.what, difference.chain - difference.books) == ("balance", -7)
     assert await _blocked(world, client) == str(difference)
+    with pytest.raises(Conflict) as caught:
+        await unblock(world.market, client.vault, because="I hope so")
+    assert caught.value.code == "vault_differs"
+
+    world.chain.vaults[client.vault] = state  # it was the RPC node
+    await unblock(world.market, client.vault, because="the RPC node was behind")
+    assert await _blocked(world, client) is None
+    assert await reconcile(world.market) == []
+
+
+async def test_a_payout_that_is_not_in_the_ledger_is_named(world: World) -> None:
+    await _earn_and_send(world)
+    await advance_settlements(world.market)
+    async with world.market.transaction() as unit:
+        payout = (await unit.session.scalars(select(PayoutRow).limit(1))).one()
+        payout.state = "pending"  # as if it were to be paid a second time
+        amount = payout.amount
+
+    (difference,) = await reconcile(world.market)
+
+    assert (difference.what, difference.books, difference.chain) == ("payable against payouts that wait", 0, amount)
+    assert await settle_due(world.market, hurry=True) == 0
+
+
+async def test_deposits_and_closings_by_any_wallet_are_booked_also_after_a_downtime(world: World) -> None:
+    await join(world)
+    client = await make_client(world, deposit=10 * TUSD)
+    world.chain.deposit(client.vault, 5 * TUSD)  # a plain transfer, by whatever tool
+    await watch_vaults(world.market)
+    async with world.market.reading() as unit:
+        assert await ledger.balance(unit.session, ledger.free(client.vault)) == 15 * TUSD
+
+    world.advance(seconds=7 * 86_400)  # nobody was here
+    closing = world.chain.vaults[client.vault]
+    world.chain.vaults[client.vault] = replace(closing, close_at=world.clock.now_ms() // 1000 + 3_600)
+    await watch_vaults(world.market)
+    with pytest.raises(Conflict) as caught:
+        await client.submit(spec())
+    assert caught.value.code == "vault_closing"
+
+    del world.chain.vaults[client.vault]  # taken back
+    await watch_vaults(world.market)
+    async with world.market.reading() as unit:
+        assert await ledger.balance(unit.session, ledger.chain(client.vault)) == 0
+        assert await ledger.problems(unit.session) == []
+    assert await reconcile(world.market) == []
+
+
+async def test_an_operator_is_told_when_fees_run_out(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await watch_fee_payer(world.market)
+    assert caplog.records == []
+    world.chain.fee_payer_lamports = world.market.policy.fee_payer_low_lamports - 1
+    await watch_fee_payer(world.market)
+    assert "without fees nothing is settled" in caplog.text

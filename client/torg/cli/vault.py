@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -57,16 +58,43 @@ async def open_(session: Session, deposit: str, grace_s: int | None) -> None:
 @vault.command()
 @click.argument("amount")
 @ADDRESS
+@click.option("--qr", is_flag=True, help="Pay with a wallet app: shows a Solana Pay code and waits for the payment.")
+@click.option("--timeout", "timeout_s", type=click.IntRange(min=1), default=300, show_default=True, metavar="SECONDS")
 @command
-async def deposit(session: Session, amount: str, address: str | None) -> None:
-    """Put more into a vault."""
+async def deposit(session: Session, amount: str, address: str | None, qr: bool, timeout_s: int) -> None:
+    """Put more into a vault: from this wallet, or with --qr from any other."""
     async with session.client() as client:
         market = await client.market()
         money = coin(market)
         entry = client.journal.vault(market.marketplace, address)
         value = money.parse(amount, "amount")
-        await client.vaults.deposit(entry, value)
+        if qr:
+            value = await _by_wallet_app(session, client, entry, value, timeout_s)
+        else:
+            await client.vaults.deposit(entry, value)
     session.show({"vault": entry.address, "deposited": value}, f"deposited {money.text(value)} in {entry.address}")
+
+
+async def _by_wallet_app(session: Session, client: AsyncClient, entry: VaultEntry, amount: int, timeout_s: int) -> int:
+    """Shows code and URL on standard error, returns the base units that came."""
+    import segno
+    from solders.keypair import Keypair
+    from solders.pubkey import Pubkey
+
+    from torg_chain.pay import transfer_request, wait_for_payment
+    from torg_chain.rpc import ChainClient
+
+    network = await client.vaults.network()
+    vault_address, reference = Pubkey.from_string(entry.address), Keypair().pubkey()
+    async with ChainClient(network.rpc_url) as chain:
+        await chain.existing_vault(vault_address)  # paid into a vault that is not final, money could be stranded
+        url = transfer_request(network, vault_address, amount, reference, label=f"Torg vault {entry.address[:8]}")
+        if not session.as_json:
+            segno.make(url, error="m").terminal(out=sys.stderr, compact=True, border=2)
+        click.echo(url, err=True)
+        came = await wait_for_payment(chain, network, vault_address, amount, reference, timeout_s=timeout_s)
+    await client.vaults.status(entry.address)
+    return came
 
 
 @vault.command()

@@ -11,8 +11,15 @@ from solders.keypair import Keypair
 
 from torg.cli.present import coin, coin_of
 from torg.cli.session import Session, command
-from torg_chain.wallet import create_keypair, import_keypair, load_keypair
-from torg_protocol.errors import Conflict
+from torg_chain.wallet import (
+    PHRASE_PATH,
+    create_keypair,
+    import_keypair,
+    keypair_from_phrase,
+    load_keypair,
+    save_keypair,
+)
+from torg_protocol.errors import Conflict, Invalid
 from torg_protocol.money import format_amount
 
 
@@ -36,13 +43,36 @@ async def new(session: Session) -> None:
 
 
 @wallet.command(name="import")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option(
+    "--phrase", is_flag=True, help="Ask for a seed phrase (12 to 24 words) instead; never on the command line."
+)
+@click.option(
+    "--derivation-path",
+    default=PHRASE_PATH,
+    show_default=True,
+    help='Of the phrase\'s key; "none" for phrases of solana-keygen, which has no path.',
+)
 @command
-async def import_(session: Session, file: Path) -> None:
-    """Take over a solana-keygen file, or a file with a base58 secret."""
+async def import_(session: Session, file: Path | None, phrase: bool, derivation_path: str) -> None:
+    """Take over a solana-keygen file, a file with a base58 secret, or a seed phrase."""
     _refuse_second(session)
-    keypair = import_keypair(file, session.config.key_path)
+    if phrase == (file is not None):
+        raise Invalid(
+            "name a key file, or ask for a phrase",
+            code="wallet_source_missing",
+            field="FILE",
+            hint="torg wallet import --phrase",
+        )
+    if file is not None:
+        keypair = import_keypair(file, session.config.key_path)
+    else:
+        words = click.prompt("seed phrase", hide_input=True, err=True)
+        keypair = keypair_from_phrase(words, derivation_path=None if derivation_path == "none" else derivation_path)
+        save_keypair(keypair, session.config.key_path)
     session.show({"address": str(keypair.pubkey()), "path": str(session.config.key_path)}, str(keypair.pubkey()))
+    if phrase:
+        session.hint("not the address that you know? another --derivation-path gives another one")
 
 
 def _refuse_second(session: Session) -> None:

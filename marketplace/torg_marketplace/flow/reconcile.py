@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from torg_chain.errors import ChainUnavailable
 from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.money_models import HoldRow, SettlementRow, VaultRow
-from torg_protocol.errors import TorgError
-from torg_protocol.states import SettlementState
+from torg_marketplace.storage.money_models import EntryRow, HoldRow, PayoutRow, SettlementRow, VaultRow
+from torg_protocol.errors import Conflict, NotFound, TorgError
+from torg_protocol.states import PayoutState, SettlementState
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,37 @@ async def reconcile(market: Market) -> list[Difference]:
     for address in addresses:
         found += await _reconcile_vault(market, address)
     return found
+
+
+async def blocked_vaults(market: Market) -> dict[str, str]:
+    """Vaults whose payouts are stopped, and why."""
+    async with market.reading() as unit:
+        query = select(VaultRow.address, VaultRow.blocked).where(VaultRow.blocked.is_not(None))
+        return {str(address): str(why) for address, why in await unit.session.execute(query)}
+
+
+async def unblock(market: Market, address: str, *, because: str) -> None:
+    """A person has looked: payouts of this vault go on. Only when books and chain agree; raises Conflict `vault_differs` otherwise,
+    NotFound `vault_unknown`. `because` goes to the log."""
+    async with market.reading() as unit:
+        if await unit.session.get(VaultRow, address) is None:
+            raise NotFound(
+                "this marketplace has not seen that vault", code="vault_unknown", field="vault", value=address
+            )
+    await catch_up(market, address)
+    if found := await _differences(market, address, block=True):
+        raise Conflict(
+            "books and chain still differ: " + "; ".join(map(str, found)),
+            code="vault_differs",
+            field="vault",
+            value=address,
+            hint="nothing is paid out of it until they agree",
+        )
+    async with market.transaction() as unit:
+        row = await unit.session.get_one(VaultRow, address)
+        log.warning("payouts of vault %s go on, because: %s (stopped for: %s)", address, because, row.blocked)
+        row.blocked = None
+        unit.wake("settle")
 
 
 async def watch_fee_payer(market: Market) -> int:
@@ -96,6 +127,9 @@ async def _differences(market: Market, address: str, *, block: bool) -> list[Dif
         elif state is not None and balance < on_books:
             # More is a deposit that the watcher will book; less can only be a withdrawal that nobody may make.
             found.append(Difference(address, "balance", on_books, balance))
+        owed, waiting = await _payable(unit, address)
+        if owed != waiting:
+            found.append(Difference(address, "payable against payouts that wait", owed, waiting))
         held = sum(
             (await unit.session.scalars(select(HoldRow.max_amount).where(HoldRow.vault == address, HoldRow.open))).all()
         )
@@ -105,6 +139,18 @@ async def _differences(market: Market, address: str, *, block: bool) -> list[Dif
             row.blocked = "; ".join(map(str, found))
             log.error("payouts of vault %s are stopped: %s", address, row.blocked)
         return found
+
+
+async def _payable(unit: Unit, address: str) -> tuple[int, int]:
+    """What the ledger owes to anybody out of this vault, and what payouts say that are not final."""
+    prefix = ledger.payable(address, "")
+    in_ledger = select(func.sum(EntryRow.amount)).where(
+        EntryRow.account >= prefix, EntryRow.account < prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    )
+    in_payouts = select(func.sum(PayoutRow.amount)).where(
+        PayoutRow.vault == address, PayoutRow.state != PayoutState.FINALIZED
+    )
+    return int(await unit.session.scalar(in_ledger) or 0), int(await unit.session.scalar(in_payouts) or 0)
 
 
 async def _captured(unit: Unit, address: str) -> int:

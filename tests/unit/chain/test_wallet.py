@@ -14,7 +14,14 @@ import pytest
 from solders.keypair import Keypair
 
 from torg_chain.errors import WalletError
-from torg_chain.wallet import create_keypair, import_keypair, load_keypair, parse_secret, save_keypair
+from torg_chain.wallet import (
+    create_keypair,
+    import_keypair,
+    keypair_from_phrase,
+    load_keypair,
+    parse_secret,
+    save_keypair,
+)
 
 KEY = Keypair.from_seed(bytes(range(32)))
 
@@ -173,3 +180,43 @@ def test_no_module_formats_a_key() -> None:
     ]
 
     assert found == []
+
+
+PHRASE = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about"
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("m/44'/501'/0'/0'", "HAgk14JpMQLgt6rVgv7cBQFJWFto5Dqxi472uT3DKpqk"),  # what wallet apps show for this phrase
+        (None, None),
+    ],
+)
+def test_a_seed_phrase_is_the_wallet_that_others_make_of_it(path: str | None, address: str | None) -> None:
+    made = str(keypair_from_phrase(f"  {PHRASE.upper()}\n", derivation_path=path).pubkey())
+    assert made == (address or str(Keypair.from_seed_phrase_and_passphrase(PHRASE, "").pubkey()))
+
+
+def test_paths_and_passphrases_are_other_wallets() -> None:
+    keys = [
+        keypair_from_phrase(PHRASE),
+        keypair_from_phrase(PHRASE, derivation_path="m/44'/501'/1'/0'"),
+        keypair_from_phrase(PHRASE, derivation_path=None),
+        keypair_from_phrase(PHRASE, passphrase="x"),
+    ]
+    assert len({str(key.pubkey()) for key in keys}) == 4
+
+
+@pytest.mark.parametrize("phrase", [PHRASE.replace("about", "abandon"), PHRASE + " about", "correct horse", ""])
+def test_a_wrong_phrase_is_refused_and_never_repeated(phrase: str) -> None:
+    with pytest.raises(WalletError) as caught:
+        keypair_from_phrase(phrase)
+    assert caught.value.code == "phrase_invalid"
+    assert not set(phrase.split()) & set(str(caught.value).replace(",", " ").split())
+
+
+@pytest.mark.parametrize("path", ["m/44/501", "44'/501'", "m/44'/501'/0'/x'", ""])
+def test_a_wrong_derivation_path_is_refused(path: str) -> None:
+    with pytest.raises(WalletError) as caught:
+        keypair_from_phrase(PHRASE, derivation_path=path)
+    assert caught.value.code == "derivation_path_invalid"
