@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from solders.address_lookup_table_account import AddressLookupTableAccount
 from solders.hash import Hash
 from solders.instruction import Instruction
 from solders.keypair import Keypair
@@ -26,10 +27,18 @@ class SignedTransaction:
 
 
 def sign_transaction(
-    instructions: Sequence[Instruction], signers: Sequence[Keypair], blockhash: Hash, last_valid_block_height: int
+    instructions: Sequence[Instruction],
+    signers: Sequence[Keypair],
+    blockhash: Hash,
+    last_valid_block_height: int,
+    *,
+    tables: Sequence[AddressLookupTableAccount] = (),
 ) -> SignedTransaction:
-    """A version 0 transaction; the first signer pays. Raises TransactionTooLarge beyond 1,232 bytes."""
-    message = MessageV0.try_compile(signers[0].pubkey(), list(instructions), [], blockhash)
+    """A version 0 transaction; the first signer pays. Raises TransactionTooLarge beyond 1,232 bytes.
+
+    `tables`: lookup tables by which accounts are named where they can be; their addresses as they are on chain.
+    """
+    message = MessageV0.try_compile(signers[0].pubkey(), list(instructions), list(tables), blockhash)
     unique = list({keypair.pubkey(): keypair for keypair in signers}.values())
     transaction = VersionedTransaction(message, unique)
     raw = bytes(transaction)
