@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from solders.address_lookup_table_account import AddressLookupTableAccount
 from solders.hash import Hash
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
@@ -9,10 +12,11 @@ from solders.signature import Signature
 from spl.token.instructions import create_idempotent_associated_token_account
 
 from torg_chain import instructions as program
+from torg_chain.lookup_tables import make_table
 from torg_chain.network import Network
 from torg_chain.rpc import ChainClient, TransactionStatus
 from torg_chain.transactions import SignedTransaction, sign_transaction
-from torg_chain.vault import token_account_of
+from torg_chain.vault import MAX_PAYEES_BY_ORDER, token_account_of
 from torg_protocol.caps import SignedOrder
 from torg_protocol.errors import Conflict, Invalid
 from torg_protocol.vault_messages import CapMessage
@@ -35,10 +39,21 @@ async def land_order(chain: ChainClient, network: Network, order: SignedOrder, *
             value=order.expected_settled,
             hint=f"settled on chain is {state.settled}",
         )
-    blockhash, last_valid = await chain.latest_blockhash()
-    transaction = build_landing(network, state.token_account, order, fee_payer, blockhash, last_valid)
+    transaction = await _sign_landing(chain, network, state.token_account, order, fee_payer)
     await chain.send_and_confirm(transaction, until=TransactionStatus.FINALIZED)
     return transaction.signature
+
+
+async def _sign_landing(
+    chain: ChainClient, network: Network, token_account: Pubkey, order: SignedOrder, fee_payer: Keypair
+) -> SignedTransaction:
+    """With more than MAX_PAYEES_BY_ORDER payees it needs a lookup table, whose rent the fee payer lends (about 0.0002 SOL a payee)."""
+    tables = []
+    if len(order.payees) > MAX_PAYEES_BY_ORDER:
+        payees = [Pubkey.from_string(item.token_account) for item in order.payees]
+        tables.append(await make_table(chain, fee_payer, payees))
+    blockhash, last_valid = await chain.latest_blockhash()
+    return build_landing(network, token_account, order, fee_payer, blockhash, last_valid, tables=tables)
 
 
 async def ensure_token_account(chain: ChainClient, network: Network, wallet: Pubkey, *, fee_payer: Keypair) -> None:
@@ -51,7 +66,14 @@ async def ensure_token_account(chain: ChainClient, network: Network, wallet: Pub
 
 
 def build_landing(
-    network: Network, token_account: Pubkey, order: SignedOrder, fee_payer: Keypair, blockhash: Hash, last_valid: int
+    network: Network,
+    token_account: Pubkey,
+    order: SignedOrder,
+    fee_payer: Keypair,
+    blockhash: Hash,
+    last_valid: int,
+    *,
+    tables: Sequence[AddressLookupTableAccount] = (),
 ) -> SignedTransaction:
     """The capture with both signatures as messages: cap and order, neither of them the submitter's."""
     vault = Pubkey.from_string(order.vault)
@@ -76,4 +98,4 @@ def build_landing(
             Pubkey.from_string(order.signer), Signature.from_string(order.signature), message.to_bytes()
         ),
     ]
-    return sign_transaction([*signed, capture], [fee_payer], blockhash, last_valid)
+    return sign_transaction([*signed, capture], [fee_payer], blockhash, last_valid, tables=tables)
