@@ -9,7 +9,7 @@ import pytest
 from solders.pubkey import Pubkey
 
 from scripts.market_processes import call, script
-from tests.support.small_market import SmallMarket, run, running_market, submit
+from tests.support.small_market import TUSD, SmallMarket, run, running_market, submit
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
 from torg_chain.rpc import ChainClient
@@ -96,3 +96,35 @@ async def _until_booked(client: AsyncClient, amount: int) -> None:
     await eventually(booked)
     paid = [item for item in await client.vaults.settlements(vault) if item.state == "finalized"]
     assert sum(payout.amount for item in paid for payout in item.payouts) == amount
+
+
+async def test_a_client_gets_its_rest_back_and_audits_with_nothing_but_an_rpc_node(tmp_path: Path) -> None:
+    """The commands of docs/how-to/when-the-marketplace-is-gone.md, in their order."""
+    async with running_market(tmp_path) as market, market.client() as client:
+        home = ["--home", str(client.config.home), "--marketplace", market.url]
+
+        async def torg(*arguments: str, check: bool = True) -> tuple[int, str]:
+            return await call([script("torg"), *home, *arguments], check=check)
+
+        assert market.marketplace is not None
+        job = await run(client, SLEEP)
+        paid = job.final_amount or 0
+        assert paid > 0
+        await _until_booked(client, paid)
+        await torg("receipts")
+        await market.marketplace.kill()
+
+        _, first = await torg("vault", "close", "--rpc-url", market.rpc_url)
+        assert "in 60 min" in first or "closing" in first
+        code, early = await torg("vault", "close", "--rpc-url", market.rpc_url, check=False)
+        assert (code, "vault_grace_running" in early) == (1, True)
+        async with ChainClient(market.rpc_url) as chain:
+            await chain.localnet("torg_advance_clock", [4 * 3600])
+            await chain.localnet("torg_advance_slots", [1_600])  # an address is never free again for so many
+            # No capture was left behind, so everything but the job's price comes back.
+            _, second = await torg("vault", "close", "--rpc-url", market.rpc_url, "--json")
+            assert json.loads(second)["returned"] == 5 * TUSD - paid
+            mint = Pubkey.from_string((await client.vaults.remembered_network()).mint)
+            assert await chain.token_balance(client.keypair.pubkey(), mint) == 20 * TUSD - paid
+        code, report = await torg("audit", "--rpc-url", market.rpc_url, "--json")
+        assert (code, json.loads(report)["holds"], json.loads(report)["paid"]) == (0, True, paid)
