@@ -1,4 +1,4 @@
-"""`torg-node`: init, start, status, settle, doctor."""
+"""`torg-node`: init, start, status, settle, doctor, uncordon."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,17 +19,25 @@ from solders.pubkey import Pubkey
 from torg_chain.rpc import ChainClient
 from torg_chain.wallet import load_keypair
 from torg_node.agent import Agent
+from torg_node.allocation import Capacity
+from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.executors.probes import check_walls
+from torg_node.hardware.health import KernelLog
 from torg_node.hardware.inventory import capacity_of, take_inventory
+from torg_node.hardware.nvidia import GpuFacts, Nvidia
+from torg_node.hardware.sensors import Sensors
+from torg_node.hardware.survey import describe, disagreements
 from torg_node.journal import Journal
 from torg_node.money import land_orders, look_at_captures
+from torg_node.reservation import Reservations
 from torg_node.settings import Settings, load_settings
 from torg_node.setup import initialise
 from torg_node.status import read_status
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
+from torg_protocol.offers import Inventory
 
 
 def main() -> None:
@@ -51,6 +60,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return _status(arguments)
         case "settle":
             return asyncio.run(_settle(load_settings(arguments.data), arguments.rpc_url, as_json=arguments.json))
+        case "uncordon":
+            return _uncordon(load_settings(arguments.data), arguments.gpu)
         case _:
             return asyncio.run(_doctor(load_settings(arguments.data), as_json=arguments.json))
 
@@ -87,9 +98,13 @@ async def _start(settings: Settings, *, stop_leases: bool) -> int:
     check_walls(capabilities)
     journal = Journal(settings.journal_path)
     journal.set_fact("agent_pid", str(os.getpid()))
-    inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes)
-    capacity = capacity_of(inventory, settings.slots, time_slices=settings.time_slices)
-    agent = Agent(settings, keypair, journal, executor, capabilities, inventory, capacity)
+    nvidia = Nvidia.open()
+    units = nvidia.units() if nvidia else ()
+    for doubt in disagreements(units):
+        logging.getLogger(__name__).warning("hardware: %s", doubt)
+    inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, units)
+    sensors, reservations = Sensors(nvidia, units, KernelLog()), _ledger(settings, inventory, units)
+    agent = Agent(settings, keypair, journal, executor, capabilities, inventory, reservations, sensors)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -114,6 +129,8 @@ async def _start(settings: Settings, *, stop_leases: bool) -> int:
     with contextlib.suppress(asyncio.CancelledError):
         await running
     await executor.close()
+    sensors.close()
+    reservations.close()
     journal.close()
     return 0
 
@@ -149,18 +166,28 @@ async def _settle(settings: Settings, rpc_url: str | None, *, as_json: bool) -> 
 
 async def _doctor(settings: Settings, *, as_json: bool) -> int:
     executor, capabilities = await _executor(settings)
-    if as_json:
-        _print(
-            json.dumps({"executor": executor.name, "verified": capabilities.verified, "failed": capabilities.failed})
-        )
-    else:
-        lines = [f"{capabilities.executor} {capabilities.version}, isolation {capabilities.isolation}"]
-        lines += [f"  holds   {name}" for name in capabilities.verified] + [
-            f"  FAILED  {name}" for name in capabilities.failed
-        ]
-        _print("\n".join(lines))
     await executor.close()
-    return 1 if capabilities.failed else 0
+    nvidia = Nvidia.open()
+    units = nvidia.units() if nvidia else ()
+    inventory = take_inventory(settings.data, settings.offered_disk_bytes, units)
+    ledger = _ledger(settings, inventory, units)
+    findings = Findings(capabilities, describe(inventory, units), tuple(disagreements(units)), ledger.cordons())
+    ledger.close()
+    _print(findings.as_json() if as_json else findings.as_text())
+    return 0 if findings.is_sound else 1
+
+
+def _uncordon(settings: Settings, gpu_uuid: str) -> int:
+    ledger = Reservations(settings.host_ledger_path, "", Capacity((), (), 0, 0, 0, 0))
+    known = ledger.uncordon(gpu_uuid)
+    ledger.close()
+    _print(f"{gpu_uuid} is back in service" if known else f"{gpu_uuid} was not out of service")
+    return 0 if known else 1
+
+
+def _ledger(settings: Settings, inventory: Inventory, units: Sequence[GpuFacts]) -> Reservations:
+    capacity = capacity_of(inventory, units, settings.slots, time_slices=settings.time_slices)
+    return Reservations(settings.host_ledger_path, str(load_keypair(settings.key_path).pubkey()), capacity)
 
 
 async def _executor(settings: Settings) -> tuple[Executor, Capabilities]:
@@ -188,7 +215,8 @@ def _parser() -> argparse.ArgumentParser:
         ("start", "run the agent in the foreground"),
         ("status", "leases, earnings and what is not paid yet"),
         ("settle", "land the orders that this node holds; needs no marketplace, only an RPC node of the chain"),
-        ("doctor", "what this host's isolation really keeps"),
+        ("uncordon", "put a GPU back into service"),
+        ("doctor", "what this machine is, and what its's isolation really keeps"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument(
@@ -202,6 +230,8 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "settle":
             command.add_argument("--rpc-url", help="an RPC node of the chain; default: the one in the config")
+        if name == "uncordon":
+            command.add_argument("gpu", help="its UUID, as torg-node doctor names it")
         if name == "init":
             _add_init_options(command)
     return parser

@@ -17,10 +17,10 @@ from solders.pubkey import Pubkey
 
 from torg_chain.rpc import ChainClient
 from torg_node import __version__
-from torg_node.allocation import Capacity
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.execute import clean_up, execute
 from torg_node.executors.port import Capabilities, Executor
+from torg_node.hardware.sensors import Sensors
 from torg_node.journal import Journal, LeaseEntry
 from torg_node.lease import Lease, Node
 from torg_node.link import Link
@@ -54,6 +54,7 @@ from torg_protocol.usage import verify_receipt
 
 log = logging.getLogger(__name__)
 _RESEND_EVERY_S = 5.0
+_LOOK_AT_GPUS_EVERY_S = 10.0
 _MONEY_EVERY_S = 10.0
 _EXPOSURE_EVERY_S = 1.0
 
@@ -69,10 +70,11 @@ class Agent:
         executor: Executor,
         capabilities: Capabilities,
         inventory: Inventory,
-        capacity: Capacity,
+        reservations: Reservations,
+        sensors: Sensors,
     ) -> None:
         self._settings, self._keypair, self._journal, self._executor = settings, keypair, journal, executor
-        self._inventory, self._capabilities = inventory, capabilities
+        self._inventory, self._capabilities, self._sensors = inventory, capabilities, sensors
         self._offer = self._new_offer()
         self._link = Link(
             settings.marketplace_url, keypair, self._hello, self._on_welcome, self._on_message, self._on_refused
@@ -85,7 +87,7 @@ class Agent:
             executor=executor,
             isolation=capabilities.isolation,
             blobs=self._blobs,
-            reservations=Reservations(settings.host_ledger_path, str(keypair.pubkey()), capacity),
+            reservations=reservations,
             offer=lambda: self._offer.offer,
             send=self._link.send,
             now_ms=_now_ms,
@@ -95,6 +97,7 @@ class Agent:
         self._heartbeats = asyncio.Event()
         self.connected = asyncio.Event()
         self.draining = False
+        self._is_unfit = False  # every GPU is out of service
 
     async def run(self) -> None:
         """Until cancelled; then detaches: containers go on, and the next agent on this folder takes them over."""
@@ -103,6 +106,7 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._link.run(), name="link")
                 group.create_task(self._beat(), name="heartbeat")
+                group.create_task(self._watch_gpus(), name="gpus")
                 group.create_task(self._resend(), name="resend")
                 group.create_task(self._watch_money(), name="money")
                 group.create_task(self._watch_exposure(), name="exposure")
@@ -112,7 +116,6 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._blobs.aclose()
-            self._node.reservations.close()
 
     async def stop_leases(self) -> None:
         """Ends all leases (reason drained) and waits for their reports to be journalled."""
@@ -167,7 +170,7 @@ class Agent:
             protocol_version=PROTOCOL_VERSION,
             node_version=__version__,
             offer=self._offer,
-            draining=self.draining,
+            draining=self.draining or self._is_unfit,
             leases=self._held(),
         )
 
@@ -253,11 +256,29 @@ class Agent:
 
     async def _beat(self) -> None:
         while True:
-            await self._link.send(Heartbeat(at_ms=_now_ms(), leases=self._held(), draining=self.draining))
+            await self._link.send(
+                Heartbeat(at_ms=_now_ms(), leases=self._held(), draining=self.draining or self._is_unfit)
+            )
             self._heartbeats.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._heartbeats.wait()
+
+    async def _watch_gpus(self) -> None:
+        """Takes broken GPUs out of service and sends their leases elsewhere; a node without a sound GPU asks for no work."""
+        reservations = self._node.reservations
+        while True:
+            for uuid, reason in (await asyncio.to_thread(self._sensors.look)).items():
+                if reservations.cordon(uuid, reason):
+                    log.error("%s is out of service: %s", uuid, reason)
+                for lease_id in reservations.leases_on(uuid):
+                    if lease_id in self._leases:
+                        lease = self._leases[lease_id][0]
+                        lease.request_stop(EndReason.HOST_PROTECTION, lease.stop_grace_ms)
+            cordoned = set(reservations.cordons())
+            gpus = self._inventory.gpus
+            self._is_unfit = bool(gpus) and all({gpu.uuid, gpu.mig_parent} & cordoned for gpu in gpus)
+            await asyncio.sleep(_LOOK_AT_GPUS_EVERY_S)
 
     async def _resend(self) -> None:
         """What was refused for now (a blob still on its way) or got lost is said again, in order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class SmallMarket:
         self.url = self.marketplace.ready["url"]
         self.ports["marketplace"] = int(self.url.rsplit(":", 1)[1])
 
-    async def start_node(self) -> None:
+    async def start_node(self, env: Mapping[str, str] | None = None) -> None:
         data = self.folder / "node"
         if not (data / "config.toml").exists():
             init = [
@@ -81,7 +81,9 @@ class SmallMarket:
                 "--json",
             ]
             await call([script("torg-node"), *init])
-        self.node = await start("node", [script("torg-node"), "start", "--data", str(data)], self.folder / "node.log")
+        self.node = await start(
+            "node", [script("torg-node"), "start", "--data", str(data)], self.folder / "node.log", env=env
+        )
 
     async def stop(self) -> None:
         """Ends everything, leases first, so that no container outlives the test."""

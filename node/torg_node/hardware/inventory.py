@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from torg_node.allocation import Capacity, Cpu
-from torg_node.hardware.nvidia import find_nvidia_gpus
-from torg_node.hardware.topology import cpus_by_numa_node
-from torg_protocol.offers import Inventory
+from torg_node.hardware.nvidia import GpuFacts
+from torg_node.hardware.topology import cpus_by_numa_node, numa_node_of_pci
+from torg_protocol.offers import GpuInfo, Inventory
+
+SIMULATED = "SIMULATED"  # the name that a pretended GPU begins with; a real one never does
 
 
-def take_inventory(disk_at: Path, offered_disk_bytes: int) -> Inventory:
+def take_inventory(disk_at: Path, offered_disk_bytes: int, units: Sequence[GpuFacts]) -> Inventory:
     """`disk_at`: where leases keep their files. Cores are those that this process may use."""
-    gpus = find_nvidia_gpus()
+    gpus = tuple(unit.info for unit in units)
     free = shutil.disk_usage(disk_at).free
     return Inventory(
-        source="nvml" if gpus else "cpu",
+        source=_source(gpus),
         gpu_class=gpus[0].model if gpus else "cpu",
         gpus=gpus,
         cpu_model=_cpu_model(),
@@ -27,8 +30,15 @@ def take_inventory(disk_at: Path, offered_disk_bytes: int) -> Inventory:
     )
 
 
-def capacity_of(inventory: Inventory, slots: int, *, time_slices: bool) -> Capacity:
+def _source(gpus: Sequence[GpuInfo]) -> str:
+    if not gpus:
+        return "cpu"
+    return "simulated" if any(gpu.model.startswith(SIMULATED) for gpu in gpus) else "nvml"
+
+
+def capacity_of(inventory: Inventory, units: Sequence[GpuFacts], slots: int, *, time_slices: bool) -> Capacity:
     """What may be handed out to leases here."""
+    near = {unit.info.uuid: numa_node_of_pci(unit.pci_address) for unit in units if unit.pci_address is not None}
     return Capacity(
         gpus=inventory.gpus,
         cpus=tuple(Cpu(number, node) for number, node in cpus_by_numa_node().items()),
@@ -37,6 +47,7 @@ def capacity_of(inventory: Inventory, slots: int, *, time_slices: bool) -> Capac
         disk_bytes=inventory.disk_bytes,
         slots=slots,
         time_slices=time_slices,
+        numa_node_of={uuid: node for uuid, node in near.items() if node is not None},
     )
 
 

@@ -1,46 +1,156 @@
-"""NVIDIA GPUs by NVML. No library or no driver means no GPU; a figure that a card does not give is left out, not guessed."""
+"""NVIDIA GPUs by NVML: what they are, and how they are now.
+
+No library or no driver means no GPU; a figure that a card does not give is None, never a guess. A MIG slice is a unit of its own, and a
+GPU that is cut into slices is none. NVML stays open while the agent lives: opening it anew may wake a sleeping card.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torg_protocol.offers import GpuInfo
 
 T = TypeVar("T")
+_TEMPERATURE_GPU = 0
+_UNCORRECTED, _SINCE_BOOT = 1, 0
 
 
-def find_nvidia_gpus() -> tuple[GpuInfo, ...]:
-    import pynvml
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """`pci_address` as sysfs writes it (0000:3b:00.0); of a MIG slice it is its GPU's."""
 
-    try:
-        pynvml.nvmlInit()
-    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded, pynvml.NVMLError_NoPermission):
-        return ()
-    try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        count = pynvml.nvmlDeviceGetCount()
-        return tuple(_read(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index), driver) for index in range(count))
-    finally:
-        pynvml.nvmlShutdown()
+    info: GpuInfo
+    pci_address: str | None
+    pcie_generation: int | None
+    pcie_lanes: int | None
+    ecc_on: bool | None
 
 
-def _read(pynvml: Any, handle: Any, driver: str) -> GpuInfo:
-    capability = _optional(pynvml, lambda: pynvml.nvmlDeviceGetCudaComputeCapability(handle))
-    return GpuInfo(
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        model=_text(pynvml.nvmlDeviceGetName(handle)),
-        vram_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-        compute_capability=None if capability is None else f"{capability[0]}.{capability[1]}",
-        driver=driver,
-    )
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """One look at a physical GPU. `is_lost`: the driver cannot reach it any more. `throttle_reasons` are NVML's bits."""
+
+    uuid: str
+    is_lost: bool = False
+    temperature_c: int | None = None
+    throttle_reasons: int | None = None
+    uncorrected_ecc_errors: int | None = None
+    row_remap_failed: bool | None = None
 
 
-def _optional(pynvml: Any, read: Callable[[], T]) -> T | None:
-    try:
-        return read()
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
-        return None
+class Nvidia:
+    """All calls block for milliseconds; a lost card may block for longer, so call it from a thread."""
+
+    def __init__(self, nvml: Any) -> None:
+        self._nvml = nvml
+
+    @classmethod
+    def open(cls) -> Nvidia | None:
+        """None where there is no NVIDIA GPU to speak of."""
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+        except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded, pynvml.NVMLError_NoPermission):
+            return None
+        return cls(pynvml)
+
+    def close(self) -> None:
+        self._nvml.nvmlShutdown()
+
+    def units(self) -> tuple[GpuFacts, ...]:
+        """Whole GPUs, and the slices of those that are cut. GPUs that the driver has lost are not among them."""
+        driver = _text(self._nvml.nvmlSystemGetDriverVersion())
+        return tuple(unit for handle in self._handles() for unit in self._units_of(handle, driver))
+
+    def read(self, expected: tuple[str, ...]) -> tuple[GpuReading, ...]:
+        """`expected`: UUIDs of physical GPUs that were there at start; one that is not listed any more is lost."""
+        readings = {reading.uuid: reading for reading in map(self._reading, self._handles()) if reading is not None}
+        return tuple(readings.get(uuid, GpuReading(uuid, is_lost=True)) for uuid in expected)
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _handles(self) -> Iterator[Any]:
+        for index in range(self._nvml.nvmlDeviceGetCount()):
+            handle = self._optional(self._nvml.nvmlDeviceGetHandleByIndex, index)
+            if handle is not None:
+                yield handle
+
+    def _units_of(self, handle: Any, driver: str) -> Iterator[GpuFacts]:
+        nvml = self._nvml
+        uuid = self._optional(nvml.nvmlDeviceGetUUID, handle)
+        if uuid is None:
+            return
+        capability = self._optional(nvml.nvmlDeviceGetCudaComputeCapability, handle)
+        version = None if capability is None else f"{capability[0]}.{capability[1]}"
+        mig = self._optional(nvml.nvmlDeviceGetMigMode, handle)
+        parts = list(self._slices(handle)) if mig is not None and mig[0] else [handle]
+        for part in parts:
+            info = GpuInfo(
+                uuid=_text(nvml.nvmlDeviceGetUUID(part)),
+                model=_text(nvml.nvmlDeviceGetName(part)),
+                vram_bytes=int(nvml.nvmlDeviceGetMemoryInfo(part).total),
+                compute_capability=version,
+                driver=driver,
+                mig_parent=None if part is handle else _text(uuid),
+            )
+            yield self._facts(info, handle)
+
+    def _facts(self, info: GpuInfo, handle: Any) -> GpuFacts:
+        nvml = self._nvml
+        pci = self._optional(nvml.nvmlDeviceGetPciInfo, handle)
+        ecc = self._optional(nvml.nvmlDeviceGetEccMode, handle)
+        return GpuFacts(
+            info=info,
+            pci_address=None if pci is None else f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.0",
+            pcie_generation=self._optional(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+            pcie_lanes=self._optional(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+            ecc_on=None if ecc is None else bool(ecc[0]),
+        )
+
+    def _slices(self, handle: Any) -> Iterator[Any]:
+        for index in range(self._optional(self._nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+            part = self._optional(self._nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+            if part is not None:
+                yield part
+
+    def _reading(self, handle: Any) -> GpuReading | None:
+        nvml = self._nvml
+        raw = self._optional(nvml.nvmlDeviceGetUUID, handle)
+        if raw is None:
+            return None
+        uuid = _text(raw)
+        try:
+            temperature = self._unless_lost(nvml.nvmlDeviceGetTemperature, handle, _TEMPERATURE_GPU)
+            remapped = self._unless_lost(nvml.nvmlDeviceGetRemappedRows, handle)
+            return GpuReading(
+                uuid,
+                temperature_c=temperature,
+                throttle_reasons=self._unless_lost(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
+                uncorrected_ecc_errors=self._unless_lost(
+                    nvml.nvmlDeviceGetTotalEccErrors, handle, _UNCORRECTED, _SINCE_BOOT
+                ),
+                row_remap_failed=None if remapped is None else bool(remapped[3]),
+            )
+        except nvml.NVMLError_GpuIsLost:
+            return GpuReading(uuid, is_lost=True)
+
+    def _optional(self, read: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return self._unless_lost(read, *arguments)
+        except self._nvml.NVMLError_GpuIsLost:
+            return None
+
+    def _unless_lost(self, read: Callable[..., T], *arguments: Any) -> T | None:
+        """None for what this card or driver does not tell. Raises NVMLError_GpuIsLost."""
+        try:
+            return read(*arguments)
+        except self._nvml.NVMLError_GpuIsLost:
+            raise
+        except self._nvml.NVMLError:
+            return None
 
 
 def _text(value: str | bytes) -> str:

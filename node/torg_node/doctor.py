@@ -1,0 +1,48 @@
+"""`torg-node doctor`: what this machine is, what its parts disagree about, and which walls around a job were found to hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from torg_node.executors.port import Capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """`cordons`: reason by GPU. Whatever `failed`, `disagreements` or `cordons` name deserves its owner's attention."""
+
+    capabilities: Capabilities
+    hardware: dict[str, str]
+    disagreements: tuple[str, ...]
+    cordons: dict[str, str]
+
+    @property
+    def is_sound(self) -> bool:
+        return not (self.capabilities.failed or self.disagreements or self.cordons)
+
+    def as_json(self) -> str:
+        found = self.capabilities
+        return json.dumps(
+            {
+                "executor": found.executor,
+                "verified": found.verified,
+                "failed": found.failed,
+                "hardware": self.hardware,
+                "disagreements": self.disagreements,
+                "cordons": self.cordons,
+            }
+        )
+
+    def as_text(self) -> str:
+        found = self.capabilities
+        width = max(map(len, self.hardware), default=0)
+        lines = [f"  {name:<{width}}  {text}" for name, text in self.hardware.items()]
+        lines += [f"  DISAGREE  {text}" for text in self.disagreements]
+        lines += [
+            f"  OUT OF SERVICE  {uuid}: {reason} (torg-node uncordon {uuid})" for uuid, reason in self.cordons.items()
+        ]
+        lines += [f"{found.executor} {found.version}, isolation {found.isolation}"]
+        lines += [f"  holds   {name}" for name in found.verified]
+        lines += [f"  FAILED  {text}" for text in found.failed]
+        return "\n".join(["this machine", *lines])

@@ -1,0 +1,53 @@
+"""What this host's GPUs tell about themselves while the agent lives: one look at NVML and at the kernel's log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from torg_node.hardware.health import KernelLog, broken_xids, is_throttled, why_unfit
+from torg_node.hardware.nvidia import GpuFacts, GpuReading, Nvidia
+
+log = logging.getLogger(__name__)
+
+
+class Sensors:
+    """Of the GPUs that were there at start. `look` blocks: call it from a thread, one call at a time."""
+
+    def __init__(self, nvidia: Nvidia | None, units: Sequence[GpuFacts], kernel_log: KernelLog) -> None:
+        self._nvidia, self._kernel_log = nvidia, kernel_log
+        self._at_address = {unit.pci_address: _physical(unit) for unit in units if unit.pci_address is not None}
+        self._uuids = tuple(dict.fromkeys(_physical(unit) for unit in units))
+        self._throttled: set[str] = set()
+
+    def look(self) -> dict[str, str]:
+        """Reason by UUID, for physical GPUs that should take no more work."""
+        if self._nvidia is None or not self._uuids:
+            return {}
+        unfit: dict[str, str] = {}
+        for reading in self._nvidia.read(self._uuids):
+            if (reason := why_unfit(reading)) is not None:
+                unfit[reading.uuid] = reason
+            self._note_throttling(reading)
+        for address, reason in broken_xids(self._kernel_log.news()).items():
+            if address in self._at_address:
+                unfit[self._at_address[address]] = reason  # more telling than what follows from it
+        return unfit
+
+    def close(self) -> None:
+        self._kernel_log.close()
+        if self._nvidia is not None:
+            self._nvidia.close()
+
+    def _note_throttling(self, reading: GpuReading) -> None:
+        """Says it when it begins and when it ends, not at every look."""
+        if is_throttled(reading) and reading.uuid not in self._throttled:
+            self._throttled.add(reading.uuid)
+            log.warning("%s slows itself down (%s C): leases on it take longer", reading.uuid, reading.temperature_c)
+        elif not is_throttled(reading) and reading.uuid in self._throttled:
+            self._throttled.discard(reading.uuid)
+            log.info("%s runs at full speed again", reading.uuid)
+
+
+def _physical(unit: GpuFacts) -> str:
+    return unit.info.mig_parent or unit.info.uuid

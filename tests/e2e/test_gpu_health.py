@@ -1,0 +1,52 @@
+"""A node whose GPU breaks: a real agent in a real market, with a SIMULATED NVML under it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.market_processes import call, script
+from tests.support import simulated_nvml
+from tests.support.small_market import SmallMarket
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.root]
+
+
+async def test_a_broken_gpu_goes_out_of_service_with_its_reason_and_its_owner_puts_it_back(tmp_path: Path) -> None:
+    (tmp_path / "nvml").mkdir()
+    environment = {
+        "LD_LIBRARY_PATH": str(simulated_nvml.build(tmp_path / "nvml")),
+        "TORG_SIMULATED_GPUS": "2",
+        "TORG_SIMULATED_ECC": "1:2",
+    }
+    market, data = SmallMarket(tmp_path), ["--data", str(tmp_path / "node")]
+    try:
+        await market.start_localnet()
+        await market.start_marketplace()
+        await market.start_node(environment)
+        async with asyncio.timeout(30):
+            found = await _doctor(data, environment)
+            while not found["cordons"]:
+                found = await _doctor(data, environment)
+        async with market.client() as client:
+            (offered,) = await client.offers()
+    finally:
+        await market.stop()
+
+    assert found["cordons"] == {"GPU-SIMULATED-1": "2 uncorrected ECC errors since boot"}
+    assert "GPU-SIMULATED-0: the kernel knows no NVIDIA device at 0000:3b:00.0" in found["disagreements"]
+    assert offered.gpu_class == "SIMULATED GPU"
+    uncordon = [script("torg-node"), "uncordon", *data, "GPU-SIMULATED-1"]
+    assert (await call(uncordon))[1] == "GPU-SIMULATED-1 is back in service\n"
+    assert await call(uncordon, check=False) == (1, "GPU-SIMULATED-1 was not out of service\n")
+    assert (await _doctor(data, environment))["cordons"] == {}
+
+
+async def _doctor(data: list[str], environment: dict[str, str]) -> dict[str, object]:
+    code, text = await call([script("torg-node"), "doctor", *data, "--json"], env=environment, check=False)
+    assert code == 1  # something deserves attention
+    found: dict[str, object] = json.loads(text)
+    return found
