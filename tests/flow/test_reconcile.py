@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from solders.pubkey import Pubkey
 from sqlalchemy import select
 
 from tests.support.actors import TUSD, Client, join, make_client, spec
 from tests.support.market import World
-from torg_chain.vault import VaultState
+from torg_chain.vault import VaultState, token_account_of
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.reconcile import reconcile, unblock, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.money_models import PayoutRow, VaultRow
 from torg_protocol.errors import Conflict
+from torg_protocol.messages import OrderIssued
 
 
 async def _earn_and_send(world: World) -> Client:
@@ -126,3 +128,29 @@ async def test_an_operator_is_told_when_fees_run_out(world: World, caplog: pytes
     world.chain.fee_payer_lamports = world.market.policy.fee_payer_low_lamports - 1
     await watch_fee_payer(world.market)
     assert "without fees nothing is settled" in caplog.text
+
+
+async def test_a_node_that_was_away_gets_the_orders_that_pay_it_when_it_is_back(world: World) -> None:
+    node = await join(world, price=3 * TUSD)
+    client = await make_client(world, deposit=10 * TUSD)
+    await client.submit(spec(limits={"max_duration": "1h"}))
+    assert await match_pending(world.market) == 1
+    await node.accept_and_start()
+    world.advance(seconds=600)
+    await node.exit()
+    await node.ok(node.report(outputs={}))
+    node.read()
+    await node.disconnect()
+    await settle_due(world.market, hurry=True)
+
+    await node.connect()
+    (order,) = [message.order for message in node.read() if isinstance(message, OrderIssued)]
+
+    assert order.problems(world.market.network.chain_id) == []
+    mine = token_account_of(Pubkey.from_string(node.offer.payout_address), world.market.network.mint_pubkey)
+    assert {item.token_account: item.amount for item in order.payees}[str(mine)] == 490_000
+    await advance_settlements(world.market)
+    await advance_settlements(world.market)
+    await node.disconnect()
+    await node.connect()
+    assert not [message for message in node.read() if isinstance(message, OrderIssued)], "it was landed"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from torg_marketplace.flow.ending import end_lease
 from torg_marketplace.flow.receipts import issued_receipt
 from torg_marketplace.flow.rows import job_row, live_leases, node_row, signed_grant_of
+from torg_marketplace.flow.settlement_plan import orders_in_flight
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules.pricing import MAX_ACCEPTED_AMOUNT
 from torg_marketplace.storage.models import LeaseRow, NodeRow
@@ -24,6 +25,7 @@ from torg_protocol.messages import (
     HeldLease,
     Hello,
     LeaseDirective,
+    OrderIssued,
     ReceiptIssued,
     Stop,
     Welcome,
@@ -35,7 +37,7 @@ PROTOCOL_VERSION = 1
 
 
 async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
-    """Registers or updates the node and its offer, and queues what it missed: grants, stops, receipts.
+    """Registers or updates the node and its offer, and queues what it missed: grants, stops, receipts, orders.
 
     Raises Invalid (protocol_version_unknown, offer_invalid) or Conflict (offer_stale): the connection is refused then.
     """
@@ -54,6 +56,8 @@ async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
     held = {item.lease_id: item for item in hello.leases}
     await _square_database(unit, node_id, held)
     directives = [await _directive(unit, node_id, item) for item in hello.leases]
+    for order in await orders_in_flight(unit, node_id):
+        unit.send(node_id, OrderIssued(order=order))
     unit.wake("match")
     return Welcome(
         protocol_version=PROTOCOL_VERSION,

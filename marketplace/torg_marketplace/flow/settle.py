@@ -15,7 +15,7 @@ from sqlalchemy import select
 from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
 from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.settlement_moves import apply_finalized, bury, move_settlement, skipped_addresses
-from torg_marketplace.flow.settlement_plan import build, make_plan
+from torg_marketplace.flow.settlement_plan import IN_FLIGHT, build, make_plan
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.rules.settlement import Action, Evidence, Fate, next_action
 from torg_marketplace.storage.money_models import PayoutRow, SettlementRow
@@ -23,7 +23,6 @@ from torg_protocol.errors import TorgError
 from torg_protocol.states import PayoutState, SettlementState
 
 log = logging.getLogger(__name__)
-IN_FLIGHT = (SettlementState.BUILT, SettlementState.UNKNOWN, SettlementState.CONFIRMED)
 
 
 async def settle_due(market: Market, *, hurry: bool = False) -> int:

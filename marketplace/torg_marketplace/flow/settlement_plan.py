@@ -32,6 +32,7 @@ from torg_protocol.states import PayoutState, SettlementState
 from torg_protocol.vault_messages import CapMessage, sign_message
 
 _CAP_MARGIN_MS = 60_000
+IN_FLIGHT = (SettlementState.BUILT, SettlementState.UNKNOWN, SettlementState.CONFIRMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,25 @@ async def build(market: Market, plan: Plan) -> int:
             unit.send(node, OrderIssued(order=order))
         unit.wake("settle")
     return 1
+
+
+async def orders_in_flight(unit: Unit, node_id: NodeId) -> list[SignedOrder]:
+    """Orders that pay this node and are not final yet: for a node that was away when they were issued."""
+    query = (
+        select(SettlementRow)
+        .join(PayoutRow, PayoutRow.settlement_id == SettlementRow.settlement_id)
+        .join(LeaseRow, LeaseRow.lease_id == PayoutRow.lease_id)
+        .where(LeaseRow.node_id == node_id, SettlementRow.state.in_(IN_FLIGHT))
+        .distinct()
+    )
+    ids = (await unit.session.scalars(query.with_only_columns(SettlementRow.settlement_id))).all()
+    found = []
+    for settlement_id in ids:
+        row = await unit.session.get_one(SettlementRow, settlement_id)
+        if (cap := await _best_cap(unit, row.vault)) is not None:
+            payees = [(account, amount) for account, (_, amount) in zip(row.token_accounts, row.payees, strict=True)]
+            found.append(signed_order(unit.market, cap, row.expected_settled, payees, Digest(row.root)))
+    return found
 
 
 async def _exposure_limits(unit: Unit, vault: str) -> dict[str, int]:
