@@ -114,6 +114,12 @@ async def test_a_client_gets_its_rest_back_and_audits_with_nothing_but_an_rpc_no
         await torg("receipts")
         await market.marketplace.kill()
 
+        _, status = await torg("vault", "status", "--rpc-url", market.rpc_url, "--json")
+        assert {name: json.loads(status)[name] for name in ("journal_cap", "chain_settled", "free")} == {
+            "journal_cap": paid,
+            "chain_settled": paid,
+            "free": 5 * TUSD - paid,
+        }
         _, first = await torg("vault", "close", "--rpc-url", market.rpc_url)
         assert "in 60 min" in first or "closing" in first
         code, early = await torg("vault", "close", "--rpc-url", market.rpc_url, check=False)

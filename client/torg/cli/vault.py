@@ -99,9 +99,13 @@ async def _by_wallet_app(session: Session, client: AsyncClient, entry: VaultEntr
 
 @vault.command()
 @ADDRESS
+@click.option("--rpc-url", metavar="URL", help="Ask only this RPC node of the chain, and no marketplace.")
 @command
-async def status(session: Session, address: str | None) -> None:
+async def status(session: Session, address: str | None, rpc_url: str | None) -> None:
     """What is in it, what is promised, what was paid."""
+    if rpc_url is not None:
+        await _status_on_chain(session, address, rpc_url)
+        return
     async with session.client() as client:
         market = await client.market()
         await client.vaults.find_cut_off()
@@ -123,6 +127,31 @@ async def status(session: Session, address: str | None) -> None:
         left_ms = view.close_at_s * 1000 - session.now_ms()
         when = f"in {duration(left_ms)}" if left_ms > 0 else "now"
         session.hint(f"closing: the rest can be taken {when}:  torg vault close --vault {view.vault}")
+
+
+async def _status_on_chain(session: Session, address: str | None, rpc_url: str) -> None:
+    """Authorised by the own journal, captured by the chain, and what of the balance nothing is authorised for."""
+    async with session.client() as client:
+        entry, network = await _vault_and_network(session, client, address, None, rpc_url)
+        state = await client.vaults.on_chain(entry, network)
+        authorised = client.journal.cap(entry.address)
+    money = coin_of(network.mint, network.decimals)
+    free = max(0, state.settled + state.balance - max(authorised, state.settled))
+    value = {
+        "vault": entry.address,
+        "journal_cap": authorised,
+        "chain_settled": state.settled,
+        "chain_balance": state.balance,
+        "free": free,
+        "close_at_s": state.close_at,
+    }
+    text = (
+        f"vault {entry.address}, as the chain and your journal say\n"
+        f"  authorised    {money.text(authorised)} (ended jobs at cost, open jobs at their maximum)\n"
+        f"  captured      {money.text(state.settled)}\n"
+        f"  free          {money.text(free)} of {money.text(state.balance)} in it"
+    )
+    session.show(value, text)
 
 
 @vault.command(name="list")
