@@ -24,7 +24,7 @@ from torg_node.hardware.sensors import Sensors
 from torg_node.journal import Journal, LeaseEntry
 from torg_node.lease import Lease, Node
 from torg_node.link import Link
-from torg_node.money import FEE_FACT, accruing, exposure, land_orders, look_at_captures
+from torg_node.money import FEE_FACT, accruing, closes_too_soon, exposure, land_orders, look_at_captures
 from torg_node.offer import make_offer
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
@@ -293,12 +293,19 @@ class Agent:
                 await self._look_at_money()
             except TorgError as problem:
                 log.warning("money: %s", problem.message)
+            except Exception:  # whatever an RPC node answers, the agent lives on
+                log.exception("money could not be looked at; trying again")
             await asyncio.sleep(_MONEY_EVERY_S)
 
     async def _look_at_money(self) -> None:
-        if not self._journal.orders() and not exposure(self._journal):
+        running = [lease for lease, _ in self._leases.values() if lease.handle is not None]
+        if not running and not self._journal.orders() and not exposure(self._journal):
             return
         async with ChainClient(self._settings.network.rpc_url) as chain:
+            for lease in running:
+                if await closes_too_soon(chain, lease.grant.commitment.vault):
+                    log.warning("%s: its client takes the vault back: it stops while it can still be paid", lease.id)
+                    lease.request_stop(EndReason.EXPOSURE_LIMIT, lease.stop_grace_ms)
             await look_at_captures(chain, self._settings, self._journal)
             payout = Pubkey.from_string(self._settings.payout_address)
             overdue = _now_ms() - self._settings.land_orders_after_s * 1000

@@ -25,6 +25,7 @@ from torg_protocol.errors import TorgError
 from torg_protocol.money import cost
 
 log = logging.getLogger(__name__)
+CLOSING_MARGIN_S = 1_800  # to report, to be verified, and to be settled
 FEE_FACT = "fee_basis_points"  # of the newest welcome
 
 
@@ -73,6 +74,14 @@ def accruing(lease: Lease, now_ms: int) -> int:
     grant, useful_ms = lease.grant, max(0, now_ms - lease.handle.started_at_ms)
     earned = min(cost(grant.price_per_gpu_hour, grant.billable_gpus, useful_ms), grant.max_amount)
     return max(0, earned - sum(item.record.amount for item in lease.node.journal.usage(lease.id)))
+
+
+async def closes_too_soon(chain: ChainClient, vault: str) -> bool:
+    """Whether work for this vault from now on might not be captured any more before its depositor may take the rest."""
+    state = await chain.vault(vault)
+    if state is None:
+        return True
+    return state.close_at != 0 and await chain.unix_time_s() >= state.close_at - CLOSING_MARGIN_S
 
 
 async def look_at_captures(chain: ChainClient, settings: Settings, journal: Journal) -> None:

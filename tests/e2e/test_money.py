@@ -86,6 +86,26 @@ async def test_a_node_that_is_owed_too_much_stops_and_takes_no_more(tmp_path: Pa
         await client.cancel(job.job_id)
 
 
+@pytest.mark.slow
+async def test_a_node_stops_work_for_a_vault_that_closes_before_it_could_be_paid(tmp_path: Path) -> None:
+    async with running_market(tmp_path) as market, market.client() as client:
+        job = await submit(client, LONG, limits={"max_duration": "10m"})
+
+        async def in_state(state: str) -> bool:
+            return [str(lease.state) for lease in (await client.job(job.job_id)).leases] == [state]
+
+        await eventually(lambda: in_state("running"))
+        entry = client.journal.vault((await client.market()).marketplace)
+        await client.vaults.start_close(entry, await client.vaults.network())
+        async with ChainClient(market.rpc_url) as chain:
+            await chain.localnet("torg_advance_clock", [entry.grace_s - 1_700])
+
+        await eventually(lambda: in_state("released"))
+        (lease,) = (await client.job(job.job_id)).leases
+        assert lease.reason == "exposure_limit"
+        await client.cancel(job.job_id)
+
+
 async def _until_booked(client: AsyncClient, amount: int) -> None:
     """The node's share by the node's own transaction; the fee, whose account did not exist then, by a later one."""
     vault = client.journal.vault((await client.market()).marketplace).address
