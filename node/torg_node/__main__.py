@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from torg_node.hardware.nvidia import GpuFacts, Nvidia
 from torg_node.hardware.sensors import Sensors
 from torg_node.hardware.survey import describe, disagreements
 from torg_node.journal import Journal
+from torg_node.logs import LogFormat, set_up_logging
+from torg_node.metrics import serve_metrics
 from torg_node.money import land_orders, look_at_captures
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings, load_settings
@@ -55,7 +57,11 @@ def _run(arguments: argparse.Namespace) -> int:
         case "init":
             return _init(arguments)
         case "start":
-            return asyncio.run(_start(load_settings(arguments.data), stop_leases=arguments.stop_leases))
+            return asyncio.run(
+                _start(
+                    load_settings(arguments.data), stop_leases=arguments.stop_leases, log_format=arguments.log_format
+                )
+            )
         case "status":
             return _status(arguments)
         case "settle":
@@ -83,11 +89,9 @@ def _init(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _start(settings: Settings, *, stop_leases: bool) -> int:
+async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat) -> int:
     """SIGTERM or Ctrl-C detaches: running containers go on, and the next start takes them over."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    set_up_logging(log_format)
     keypair = load_keypair(settings.key_path)
     settings.leases_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     executor, capabilities = await _executor(settings)
@@ -105,6 +109,7 @@ async def _start(settings: Settings, *, stop_leases: bool) -> int:
     inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, units)
     sensors, reservations = Sensors(nvidia, units, KernelLog()), _ledger(settings, inventory, units)
     agent = Agent(settings, keypair, journal, executor, capabilities, inventory, reservations, sensors)
+    stop_metrics = _serve_metrics(settings, agent, reservations.capacity)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -129,10 +134,25 @@ async def _start(settings: Settings, *, stop_leases: bool) -> int:
     with contextlib.suppress(asyncio.CancelledError):
         await running
     await executor.close()
+    await asyncio.to_thread(stop_metrics)
     sensors.close()
     reservations.close()
     journal.close()
     return 0
+
+
+def _serve_metrics(settings: Settings, agent: Agent, capacity: Capacity) -> Callable[[], None]:
+    """A port that is taken costs the owner the metrics, not the node."""
+    if settings.metrics_port is None:
+        return lambda: None
+    node = str(load_keypair(settings.key_path).pubkey())
+    try:
+        port, stop = serve_metrics(settings, node, capacity, lambda: agent.is_connected, settings.metrics_port)
+    except OSError as error:
+        logging.getLogger(__name__).warning("no metrics on port %d: %s", settings.metrics_port, error.strerror)
+        return lambda: None
+    logging.getLogger(__name__).info("metrics: http://127.0.0.1:%d/metrics", port)
+    return stop
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -230,6 +250,8 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "settle":
             command.add_argument("--rpc-url", help="an RPC node of the chain; default: the one in the config")
+        if name == "start":
+            command.add_argument("--log-format", choices=["text", "json"], default="text")
         if name == "uncordon":
             command.add_argument("gpu", help="its UUID, as torg-node doctor names it")
         if name == "init":

@@ -117,6 +117,10 @@ class Agent:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._blobs.aclose()
 
+    @property
+    def is_connected(self) -> bool:
+        return self._link.connected
+
     async def stop_leases(self) -> None:
         """Ends all leases (reason drained) and waits for their reports to be journalled."""
         self.draining = True

@@ -33,6 +33,7 @@ class Settings(BaseModel):
     min_vault_grace_s: int = 3_600
     land_orders_after_s: int = Field(default=900, ge=0)  # an order that the marketplace has not landed by then, we land
     reservations_path: Path | None = None  # the host's ledger; nodes that share a host share it
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
     time_slices: bool = False  # whether leases of one client may share a GPU
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
 
@@ -121,6 +122,9 @@ local_images = [{", ".join(map(_toml, settings.local_images))}]
 # Whether leases of one client may share a GPU. They share its memory too, unprotected; strangers never do.
 """
     text += f"time_slices = {str(settings.time_slices).lower()}\n"
+    text += "# metrics_port = 9464   # Prometheus metrics, on 127.0.0.1 only\n"
+    if settings.metrics_port is not None:
+        text += f"metrics_port = {settings.metrics_port}\n"
     if settings.reservations_path is not None:
         text += f"reservations_path = {_toml(str(settings.reservations_path))}\n"
     if settings.engine_socket is not None:

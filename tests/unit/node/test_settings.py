@@ -25,7 +25,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     for settings in (
         _settings(tmp_path),
         _settings(
-            tmp_path, local_images=("mine:1", 'odd"name'), container_runtime="runsc", engine_socket=Path("/run/e.sock")
+            tmp_path,
+            local_images=("mine:1", 'odd"name'),
+            container_runtime="runsc",
+            metrics_port=9464,
+            time_slices=True,
+            reservations_path=Path("/x/host.sqlite"),
+            engine_socket=Path("/run/e.sock"),
         ),
     ):
         write_settings(settings)
