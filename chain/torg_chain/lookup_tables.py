@@ -13,9 +13,13 @@ from solders.instruction import Instruction
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from solders.system_program import (
+    CloseLookupTableParams,
     CreateLookupTableParams,
+    DeactivateLookupTableParams,
     ExtendLookupTableParams,
+    close_lookup_table,
     create_lookup_table,
+    deactivate_lookup_table,
     extend_lookup_table,
 )
 
@@ -47,6 +51,19 @@ async def extend_table(chain: ChainClient, authority: Keypair, table: Pubkey, ad
             new_addresses=list(addresses[start : start + EXTEND_AT_ONCE]),
         )
         await _send(chain, [extend_lookup_table(extended)], authority)
+
+
+async def deactivate_table(chain: ChainClient, authority: Keypair, table: Pubkey) -> None:
+    """The first step of getting the rent back: from the next slot on it serves no transaction. It can be closed some 513 slots later."""
+    off = DeactivateLookupTableParams(lookup_table_address=table, authority_address=authority.pubkey())
+    await _send(chain, [deactivate_lookup_table(off)], authority)
+
+
+async def close_table(chain: ChainClient, authority: Keypair, table: Pubkey) -> None:
+    """All rent to the authority. Raises TransactionRejected while the table is active, or not yet for 513 slots inactive."""
+    owner = authority.pubkey()
+    closed = CloseLookupTableParams(lookup_table_address=table, authority_address=owner, recipient_address=owner)
+    await _send(chain, [close_lookup_table(closed)], authority)
 
 
 def parse_table(address: Pubkey, data: bytes) -> AddressLookupTableAccount:

@@ -128,3 +128,25 @@ async def test_a_lookup_table_that_is_not_there_or_too_short(tmp_path: Path) -> 
         with pytest.raises(TransactionRejected, match="AddressLookupTable"):
             await chain.send((await sign(chain, moving, payer, [longer])).raw)
         assert await chain.lamports(to) == 0
+
+
+async def test_a_lookup_tables_rent_comes_back(tmp_path: Path) -> None:
+    payer = Keypair()
+    async with running_localnet(tmp_path, slot_ms=20) as localnet, ChainClient(localnet.rpc_url) as chain:
+        await chain.faucet(payer.pubkey(), 1)
+        before = await chain.lamports(payer.pubkey())
+        table = await lookup_tables.make_table(chain, payer, [Keypair().pubkey() for _ in range(25)])
+        lent = before - await chain.lamports(payer.pubkey())
+        assert lent > 25 * 32 * 6_960
+        with pytest.raises(TransactionRejected):
+            await lookup_tables.close_table(chain, payer, table.key)
+        await lookup_tables.deactivate_table(chain, payer, table.key)
+        with pytest.raises(TransactionRejected):
+            await lookup_tables.close_table(chain, payer, table.key)
+        await chain.localnet("torg_advance_slots", [520])
+
+        await lookup_tables.close_table(chain, payer, table.key)
+
+        fees = 5 * 5_000  # created, extended twice, deactivated, closed; what preflight refuses costs nothing
+        assert await chain.lamports(payer.pubkey()) == before - fees
+        assert await chain.accounts_exist([table.key]) == [False]
