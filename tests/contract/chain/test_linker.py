@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from solders.instruction import Instruction
 from solders.pubkey import Pubkey
 
+from tests.support.c_programs import compiled, linker
 from tests.support.svm import World
 
-PROGRAM = Path(__file__).resolve().parents[3] / "chain" / "program"
 CONSTANTS_AND_CALLS = """
 typedef unsigned char u8;
 typedef unsigned long u64;
@@ -23,23 +19,6 @@ static const char *const WORDS[2] = {"from", "a constant"};
 __attribute__((noinline)) static u64 second(u64 n) { sol_log_(WORDS[n], n ? 10 : 4); return n; }
 u64 entrypoint(u8 *input) { return second(*(u64 *)input == 0) - 1; }
 """
-
-
-def linker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("vault_linker", PROGRAM / "linker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def compiled(tmp_path: Path, source: str) -> bytes:
-    (tmp_path / "x.c").write_text(source)
-    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "bpfel-freestanding", "-mcpu=v2", "-Os"]
-    subprocess.run([*compiler, "-fno-asynchronous-unwind-tables", "-c", "x.c", "-o", "x.o"], cwd=tmp_path, check=True)
-    return (tmp_path / "x.o").read_bytes()
 
 
 def test_constants_pointers_to_them_inner_calls_and_syscalls_work(tmp_path: Path) -> None:

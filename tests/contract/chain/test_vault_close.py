@@ -260,6 +260,29 @@ def test_rescue_from_a_living_vault(world: World, vault: Vault) -> None:
         world.send([rescue(world, vault)], [vault.depositor])
 
 
+def test_a_close_and_a_rescue_of_frozen_tokens(world: World, vault: Vault) -> None:
+    """The mint's freeze authority is the one power that can bar the way out; it is named, and nothing is half-done."""
+    lost = world.planned(vault.depositor, salt=vault.salt + 5)
+    for tokens in (world.token_account(lost.address, amount=9), vault.tokens):
+        world.freeze(tokens)
+    world.start_close(vault)
+    world.pass_salt_window()
+    world.wait(seconds=HOUR_S)
+
+    with world.refused("E_TOKEN_ACCOUNT"):
+        world.finish_close(vault)
+    with world.refused("E_TOKEN_ACCOUNT"):
+        world.send([rescue(world, lost)], [vault.depositor])
+
+
+def test_rescue_with_malformed_data(world: World) -> None:
+    depositor = world.wallet()
+    honest = rescue(world, world.planned(depositor))
+    for data in (bytes(honest.data)[:-1], bytes(honest.data) + b"\0"):
+        with world.refused("E_DATA"):
+            world.send([Instruction(world.program_id, data, list(honest.accounts))], [depositor])
+
+
 def test_rescue_by_somebody_else(world: World) -> None:
     depositor, thief = world.wallet(), world.wallet()
     vault = world.planned(depositor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 from solders.instruction import AccountMeta, Instruction
@@ -10,6 +11,7 @@ from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 
+from tests.support.c_programs import program_that_takes_anything
 from tests.support.svm import CHAIN_ID, Vault, World
 from torg_chain import instructions as program
 from torg_chain.instructions import ED25519_PROGRAM
@@ -197,6 +199,24 @@ def test_the_bytes_of_a_cap_given_to_another_program(world: World, vault: Vault,
 
     with world.refused("E_CAP_SIGNATURE"):
         world.send(built, [vault.operator.capture_key])
+
+
+def test_a_cap_that_only_the_attackers_own_program_has_seen(
+    tmp_path: Path, world: World, vault: Vault, node: Pubkey
+) -> None:
+    """Laid out exactly as the precompile's data, signature invented, given to a program that takes anything."""
+    yes = world.key().pubkey()
+    world.svm.add_program(yes, program_that_takes_anything(tmp_path))
+    message = CapMessage(CHAIN_ID, bytes(vault.address), U64_MAX, world.now_s + 60).to_bytes()
+    invented = program.ed25519_verify(vault.session.pubkey(), Signature.default(), message)
+    order = program.ed25519_verify(vault.operator.capture_key.pubkey(), Signature.default(), bytes(112))
+
+    with world.refused("E_CAP_SIGNATURE"):
+        world.capture(vault, [(node, 1)], cap=Instruction(yes, bytes(invented.data), []))
+    with world.refused("E_ORDER"):
+        right = world.order(vault, [(node, 1)]).data
+        forged = bytes(order.data)[:112] + bytes(right)[112:]
+        world.capture_by_order(vault, [(node, 1)], order=Instruction(yes, forged, []))
 
 
 def test_a_fake_instructions_sysvar(world: World, vault: Vault, node: Pubkey) -> None:
