@@ -120,6 +120,32 @@ def test_the_capture_key_changed_by_somebody_else(world: World) -> None:
         world.send([change], [thief])
 
 
+def test_the_capture_key_changed_without_the_admins_signature(world: World) -> None:
+    thief, operator = world.wallet(), world.operator
+    change = program.set_capture_key(world.program_id, operator.config, operator.admin.pubkey(), thief.pubkey())
+    metas = [change.accounts[0], AccountMeta(operator.admin.pubkey(), False, False)]
+
+    with world.refused("E_SIGNER"):
+        world.send([Instruction(world.program_id, bytes(change.data), metas)], [thief])
+
+
+def test_configs_and_openings_with_malformed_data_and_account_lists(world: World) -> None:
+    admin, operator = world.wallet(), world.operator
+    made = program.init_config(world.program_id, admin.pubkey(), admin.pubkey(), admin.pubkey(), 10**7)
+    change = program.set_capture_key(
+        world.program_id, operator.config, operator.admin.pubkey(), operator.admin.pubkey()
+    )
+    [tokens, opening] = world.opening(world.planned(admin))
+    for whole, before, signer in ((made, [], admin), (change, [], operator.admin), (opening, [tokens], admin)):
+        data, metas = bytes(whole.data), list(whole.accounts)
+        for wrong in (data[:-1], data + b"\0"):
+            with world.refused("E_DATA"):
+                world.send([*before, Instruction(world.program_id, wrong, metas)], [signer])
+        with world.refused("E_ACCOUNTS"):
+            short = Instruction(world.program_id, data, metas[:-1])
+            world.send([*before, short], [signer if len(metas) > 2 else world.bank])
+
+
 def test_open_under_a_config_that_is_none(world: World, vault: Vault) -> None:
     depositor = world.wallet()
     fake = world.key().pubkey()
