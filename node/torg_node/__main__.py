@@ -1,4 +1,4 @@
-"""`torg-node`: init, start, status, settle, doctor, uncordon."""
+"""`torg-node`: init, start, status, settle, doctor, pause, resume, uncordon."""
 
 from __future__ import annotations
 
@@ -66,6 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return _status(arguments)
         case "settle":
             return asyncio.run(_settle(load_settings(arguments.data), arguments.rpc_url, as_json=arguments.json))
+        case "pause" | "resume":
+            return _pause(load_settings(arguments.data), paused=arguments.command == "pause")
         case "uncordon":
             return _uncordon(load_settings(arguments.data), arguments.gpu)
         case _:
@@ -197,6 +199,17 @@ async def _doctor(settings: Settings, *, as_json: bool) -> int:
     return 0 if findings.is_sound else 1
 
 
+def _pause(settings: Settings, *, paused: bool) -> int:
+    """Works beside a running agent, which says so with its next heartbeat and declines until then. Safe to repeat."""
+    journal = Journal(settings.journal_path)
+    changed = journal.set_paused(paused)
+    running = sum(entry.handle is not None for entry in journal.open_leases())
+    journal.close()
+    state = f"paused; {running} running leases go on to their end" if paused else "takes leases"
+    _print(state if changed else f"{state} (nothing changed)")
+    return 0
+
+
 def _uncordon(settings: Settings, gpu_uuid: str) -> int:
     ledger = Reservations(settings.host_ledger_path, "", Capacity((), (), 0, 0, 0, 0))
     known = ledger.uncordon(gpu_uuid)
@@ -235,6 +248,8 @@ def _parser() -> argparse.ArgumentParser:
         ("start", "run the agent in the foreground"),
         ("status", "leases, earnings and what is not paid yet"),
         ("settle", "land the orders that this node holds; needs no marketplace, only an RPC node of the chain"),
+        ("pause", "take no further leases; those that run go on"),
+        ("resume", "take leases again"),
         ("uncordon", "put a GPU back into service"),
         ("doctor", "what this machine is, and what its's isolation really keeps"),
     ):

@@ -118,6 +118,10 @@ class Agent:
             await self._blobs.aclose()
 
     @property
+    def _takes_no_work(self) -> bool:
+        return self.draining or self._is_unfit or self._journal.is_paused
+
+    @property
     def is_connected(self) -> bool:
         return self._link.connected
 
@@ -174,7 +178,7 @@ class Agent:
             protocol_version=PROTOCOL_VERSION,
             node_version=__version__,
             offer=self._offer,
-            draining=self.draining or self._is_unfit,
+            draining=self._takes_no_work,
             leases=self._held(),
         )
 
@@ -260,9 +264,7 @@ class Agent:
 
     async def _beat(self) -> None:
         while True:
-            await self._link.send(
-                Heartbeat(at_ms=_now_ms(), leases=self._held(), draining=self.draining or self._is_unfit)
-            )
+            await self._link.send(Heartbeat(at_ms=_now_ms(), leases=self._held(), draining=self._takes_no_work))
             self._heartbeats.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):

@@ -82,6 +82,17 @@ class Journal:
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether its owner wants no further leases; holds over restarts."""
+        return self.fact("paused") == "yes"
+
+    def set_paused(self, paused: bool) -> bool:
+        """False when it was so already."""
+        changed = self.is_paused is not paused
+        self.set_fact("paused", "yes" if paused else "no")
+        return changed
+
     # --- leases -----------------------------------------------------------------------------------------------------
 
     def add_lease(self, signed: SignedGrant) -> bool:

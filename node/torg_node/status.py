@@ -32,6 +32,7 @@ class NodeStatus:
     node: str
     marketplace: str
     agent_pid: int | None
+    is_paused: bool
     earned_decided: int
     earned_undecided: int
     exposure: int
@@ -45,6 +46,7 @@ class NodeStatus:
 
     def as_text(self, decimals: int) -> str:
         running = f"running (process {self.agent_pid})" if self.agent_pid else "not running"
+        running += ", paused by its owner (torg-node resume)" if self.is_paused else ""
         lines = [
             f"node {self.node}: {running}",
             f"  marketplace  {self.marketplace}",
@@ -76,6 +78,7 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
             node=node,
             marketplace=settings.marketplace_url,
             agent_pid=_live_pid(journal.fact("agent_pid")),
+            is_paused=journal.is_paused,
             earned_decided=decided,
             earned_undecided=journal.undecided_amount(),
             exposure=exposure(journal),

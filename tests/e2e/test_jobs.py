@@ -236,6 +236,29 @@ async def test_the_cli_runs_a_command_and_passes_its_exit_code_on(client: AsyncC
     assert json.loads(listed)["jobs"][0]["reason"] == "failed_exit"
 
 
+async def test_a_paused_node_takes_no_job_until_its_owner_resumes(client: AsyncClient, market: SmallMarket) -> None:
+    data = ["--data", str(market.folder / "node")]
+    _, paused = await call([script("torg-node"), "pause", *data])
+    try:
+        async with asyncio.timeout(30):
+            while (await client.offers())[0].state != "draining":  # noqa: ASYNC110  the market has no event for it
+                await asyncio.sleep(0.1)
+        with pytest.raises(Infeasible) as refused:
+            await submit(client, ["true"])
+        _, status = await call([script("torg-node"), "status", *data])
+    finally:
+        _, resumed = await call([script("torg-node"), "resume", *data])
+
+    assert paused == "paused; 0 running leases go on to their end\n"
+    assert "paused" in status
+    assert resumed == "takes leases\n"
+    assert refused.value.data["constraints"][0]["constraint"] == "accepting"
+    async with asyncio.timeout(30):
+        while (await client.offers())[0].state != "active":  # noqa: ASYNC110  as above
+            await asyncio.sleep(0.1)
+    assert (await run(client, ["true"])).state is JobState.SUCCEEDED
+
+
 async def test_the_cli_says_what_a_queued_job_waits_for(client: AsyncClient) -> None:
     busy = await submit(client, ["python", "-c", "import time; time.sleep(60)"], limits={"max_duration": "10m"})
     await _until(client, busy.job_id, LeaseState.RUNNING)

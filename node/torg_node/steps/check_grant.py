@@ -26,6 +26,8 @@ class CheckGrant:
         node = lease.node
         if node.journal.has_said(lease.id, ["accepted"]):
             return
+        if node.journal.is_paused:
+            raise Declined("its owner has paused this node", "paused")
         facts = NodeFacts(
             node=lease.grant.node,
             marketplace=node.settings.marketplace_key,
