@@ -21,6 +21,7 @@ from torg_marketplace.flow.receipts import receipts
 from torg_marketplace.flow.submit import submit
 from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.flow.views import JobFilter, events_after, job_log, job_view, jobs_page
+from torg_marketplace.storage.money_models import VaultRow
 from torg_protocol.api import JobPage, JobReceipts, JobView, Quote, QuoteRequest, SubmitRequest
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import NotFound
@@ -31,6 +32,7 @@ from torg_protocol.states import JobState
 router = APIRouter(prefix="/v1", tags=["jobs"])
 MAX_I64 = 2**63 - 1
 _COMMENT_EVERY_S = 10.0
+_VAULT_FRESH_MS = 15_000  # the watch loop looks every 5 s
 _LOOK_AGAIN_S = 2.0  # wakes are hints, and other processes may write
 
 JobIdPath = Annotated[str, Path(pattern=r"^job_[0-9a-z]{26}$")]
@@ -56,8 +58,7 @@ async def post_job(
     The same Idempotency-Key and body give the same job again, however often; another body under that key is 409
     `idempotency_key_reused`.
     """
-    with contextlib.suppress(ChainUnavailable):  # what was seen last is finalized: good enough to decide on
-        await refresh_vault(edge.market, await _paying_vault(edge, body))
+    await _look_at_vault(edge, await _paying_vault(edge, body))
     digest = sha256_digest(body.model_dump_json().encode())
     return await submit(edge.market, caller.account, body, idempotency_key, digest, api_key=caller.key_id)
 
@@ -171,6 +172,16 @@ async def _events(edge: Edge, account: AccountId, job_id: JobId, after: int, *, 
             return
         if not events and not await waiter.wait(_COMMENT_EVERY_S):
             yield ": still here\n\n"
+
+
+async def _look_at_vault(edge: Edge, address: str) -> None:
+    """Asks the chain unless somebody did within seconds: what is known is finalized, and a deposit is announced by PUT /v1/vaults."""
+    async with edge.market.reading() as unit:
+        row = await unit.session.get(VaultRow, address)
+        if row is not None and unit.now_ms - row.seen_at_ms < _VAULT_FRESH_MS:
+            return
+    with contextlib.suppress(ChainUnavailable):  # what was seen last is good enough to decide on
+        await refresh_vault(edge.market, address)
 
 
 async def _paying_vault(edge: Edge, body: SubmitRequest) -> str:
