@@ -146,6 +146,14 @@ def test_configs_and_openings_with_malformed_data_and_account_lists(world: World
             world.send([*before, short], [signer if len(metas) > 2 else world.bank])
 
 
+def test_a_rotation_with_malformed_data(world: World, vault: Vault) -> None:
+    owner = vault.depositor
+    rotate = program.rotate_signer(world.program_id, vault.address, owner.pubkey(), owner.pubkey())
+    for wrong in (bytes(rotate.data)[:-1], bytes(rotate.data) + b"\0"):
+        with world.refused("E_DATA"):
+            world.send([Instruction(world.program_id, wrong, list(rotate.accounts))], [owner])
+
+
 def test_open_under_a_config_that_is_none(world: World, vault: Vault) -> None:
     depositor = world.wallet()
     fake = world.key().pubkey()
