@@ -47,7 +47,9 @@ class Machine:
             "TORG_OUTPUT_DIR": str(self.outputs),
             "TORG_PROGRESS_FILE": str(self.root / "progress.jsonl"),
         }
-        return self.zygote.start(self.root / "work", ["train.py", *options], env, kill_after_checkpoint)
+        return self.zygote.start(
+            self.root / "work", [job_of(self.name)["command"][1], *options], env, kill_after_checkpoint
+        )
 
     def run(self, *options: str, kill_after_checkpoint: int = 0) -> tuple[int | None, str, str]:
         process = self.start(*options, kill_after_checkpoint=kill_after_checkpoint)

@@ -98,10 +98,11 @@ class Job:
             print(f"stopped at step {step}; a checkpoint is written", flush=True)
             _exit(STOPPED)
 
-    def finish(self, model: Mapping[str, torch.Tensor], metrics: Mapping[str, Any]) -> None:
-        """Writes model.safetensors and metrics.json."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}
-        _write_durably(self.outputs / "model.safetensors", save(tensors))
+    def finish(self, model: Mapping[str, torch.Tensor] | None, metrics: Mapping[str, Any]) -> None:
+        """Writes metrics.json and, unless it is None, model.safetensors."""
+        if model is not None:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}
+            _write_durably(self.outputs / "model.safetensors", save(tensors))
         about = {"seconds": round(self._seconds(), 3), "resumed_from_step": self.resumed_from_step}
         text = json.dumps({**metrics, **self.settings, **about}, indent=2)
         _write_durably(self.outputs / "metrics.json", f"{text}\n".encode())
