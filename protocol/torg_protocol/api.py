@@ -90,6 +90,27 @@ class Quote(Wire):
     hint: str | None = None
 
 
+class ReferencePrice(Wire):
+    """What a class of GPU was worth in the call auction of a minute, in base units per
+    GPU-hour. `price_per_gpu_hour` is None when nobody waited for what was free, or would not pay what was asked. Nobody is charged this
+    price: jobs pay the ask of the node that they run on."""
+
+    gpu_class: str
+    at_ms: int
+    price_per_gpu_hour: int | None
+    gpus: int  # that changed hands in the auction
+    best_bid: int | None
+    best_ask: int | None
+    gpus_offered: int
+    gpus_wanted: int
+
+
+class ReferencePrices(Wire):
+    """GET /v1/prices?gpu_class=&since_ms=, newest first."""
+
+    prices: tuple[ReferencePrice, ...]
+
+
 class SubmitRequest(Wire):
     """POST /v1/jobs, with an Idempotency-Key header. The same key and body return the same job; another body is 409.
 
@@ -113,7 +134,11 @@ class LeaseView(Wire):
     granted_at_ms: int
     started_at_ms: int | None = None
     exited_at_ms: int | None = None
-    ended_at_ms: int | None = None
+    stop_reason: EndReason | None = None  # what it was last asked to stop for
+    stop_requested_at_ms: int | None = None
+    reported_at_ms: int | None = None  # the node's last word
+    ended_at_ms: int | None = None  # it holds nothing of its node any more
+    decided_at_ms: int | None = None  # money and receipt are final
     billed_ms: int = 0
     unbilled_ms: int = 0
     amount: int = 0

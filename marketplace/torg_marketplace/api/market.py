@@ -9,16 +9,27 @@ from fastapi import APIRouter, Path, Query
 from torg_marketplace.api.auth import Anybody, JobsReader
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.pages import Cursor, Limit
+from torg_marketplace.flow.prices import prices
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.vaults import refresh_vault, settlement_page, vault_view
 from torg_marketplace.flow.views import OfferFilter, node_view, node_views, offer_page
 from torg_protocol import PROTOCOL_VERSION
-from torg_protocol.api import ChainInfo, Health, MarketInfo, NodeView, OfferPage, SettlementPage, VaultView
+from torg_protocol.api import (
+    ChainInfo,
+    Health,
+    MarketInfo,
+    NodeView,
+    OfferPage,
+    ReferencePrices,
+    SettlementPage,
+    VaultView,
+)
 from torg_protocol.ids import NodeId
 
 router = APIRouter(tags=["market"])
 Address = Annotated[str, Path(pattern=r"^[1-9A-HJ-NP-Za-km-z]{32,44}$", description="base58")]
 Text = Annotated[str | None, Query(max_length=64)]
+Moment = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="milliseconds since the epoch")]
 Count = Annotated[int, Query(ge=0, le=1_000_000)]
 
 
@@ -60,6 +71,13 @@ async def get_offers(
     wanted = OfferFilter(gpu_class, region, isolation, min_gpus, min_slots_free, max_price_per_gpu_hour)
     async with edge.market.reading() as unit:
         return await offer_page(unit, wanted, cursor=cursor, limit=limit)
+
+
+@router.get("/v1/prices", dependencies=[Anybody])
+async def get_prices(edge: TheEdge, gpu_class: Text = None, since_ms: Moment = None) -> ReferencePrices:
+    """Reference prices per class of GPU: the newest minute, or all minutes since a moment (the newest 1,000)."""
+    async with edge.market.reading() as unit:
+        return ReferencePrices(prices=await prices(unit, gpu_class=gpu_class, since_ms=since_ms))
 
 
 @router.get("/v1/nodes/{node_id}", dependencies=[Anybody])

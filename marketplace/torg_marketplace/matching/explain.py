@@ -72,7 +72,7 @@ def why(decision: Decision, decimals: int) -> str:
     if parts:
         line += f" with {', '.join(parts)}: counts as {format_amount(round(score.total), decimals)}/h"
     if decision.runner_up is None:
-        return f"{line}; the only node with room"
+        return f"{line}; no other node with room comes near"
     node, other = decision.runner_up
     return f"{line}; next is {node} at {format_amount(round(other.total), decimals)}/h"
 

@@ -228,6 +228,21 @@ class QuoteRow(Base):
         return QuoteId(self.quote_id)
 
 
+class ReferencePriceRow(Base):
+    """What a class of GPU was worth in the auction of that minute. Base units per GPU-hour."""
+
+    __tablename__ = "reference_prices"
+
+    gpu_class: Mapped[str] = mapped_column(String(64), primary_key=True)
+    at_ms: Mapped[Ms] = mapped_column(primary_key=True, index=True)
+    price_per_gpu_hour: Mapped[Amount | None]
+    gpus: Mapped[int]  # cleared
+    best_bid: Mapped[Amount | None]
+    best_ask: Mapped[Amount | None]
+    gpus_offered: Mapped[int]
+    gpus_wanted: Mapped[int]
+
+
 class IdempotencyRow(Base):
     __tablename__ = "idempotency_keys"
 

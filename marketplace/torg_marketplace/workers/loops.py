@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torg_chain.errors import ChainUnavailable
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.prices import publish_prices
 from torg_marketplace.flow.reconcile import reconcile, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.unit import Market
@@ -38,6 +39,7 @@ def loops(market: Market) -> list[Loop]:
         Loop("verify", verify_pending, 2.0, "verify"),
         Loop("sweep", sweep, pulse_s),
         Loop("settle", _settle, 0.5, "settle"),
+        Loop("prices", publish_prices, 10.0),
         Loop("watch", watch_vaults, 5.0),
         Loop("webhooks", deliver_webhooks, 1.0, "webhooks"),
         Loop("reconcile", _reconcile, 60.0),
