@@ -15,7 +15,7 @@ EXECUTOR ?= auto
 DEMO_ARGS ?=
 ARGS ?=
 
-.PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench lock clean
+.PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench nightly mutations lock clean
 
 setup:
 	@scripts/setup.sh "$(PYTHON)" "$(VENV)" run
@@ -54,6 +54,14 @@ wheel-smoke: setup-test
 
 bench: setup
 	@for name in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$name .py) --quick; done
+
+# Thousands of simulated markets, and every deliberate bug put in and looked for: hours, not minutes.  (SEEDS=5000)
+SEEDS ?= 2000
+nightly: setup-test mutations
+	@$(BIN)/torg-marketplace simulate --seeds $(SEEDS)
+
+mutations: setup-test
+	@$(BIN)/python -m tests.simulation.mutate
 
 lock: setup-test
 	@$(BIN)/pip install --quiet pip-tools

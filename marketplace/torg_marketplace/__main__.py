@@ -1,4 +1,4 @@
-"""`torg-marketplace`: init, serve, reconcile, unblock, openapi, and what the operator does about credit and API keys."""
+"""`torg-marketplace`: init, serve, reconcile, unblock, openapi, simulate, and what the operator does about credit and API keys."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torg_marketplace.app import configure_logging, make_app, make_keys, open_ed
 from torg_marketplace.flow.reconcile import blocked_vaults, reconcile, unblock, watch_fee_payer
 from torg_marketplace.operator_accounts import COMMANDS, add_options, options_of, run_account_command
 from torg_marketplace.settings import Settings
+from torg_marketplace.simulation import command as simulation
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
 
@@ -32,6 +33,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "openapi":
         _print(json.dumps(make_app(None).openapi(), indent=2))
         return 0
+    if arguments.command == "simulate":
+        return simulation.run(arguments)
     settings = Settings.read(_given(arguments))
     configure_logging(settings)
     match arguments.command:
@@ -95,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torg-marketplace", description="A GPU compute marketplace in one process.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("openapi", help="print the API's OpenAPI document")
+    simulation.add_options(commands.add_parser("simulate", help="whole markets under faults, in virtual time"))
     for name, text in (
         ("init", "make the data folder and its keys"),
         ("serve", "run the marketplace"),

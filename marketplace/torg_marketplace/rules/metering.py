@@ -18,10 +18,11 @@ def seen_start_ms(*, claimed_start_ms: int, received_ms: int, granted_ms: int, c
     """When a container started, by the marketplace's clock.
 
     While the node was connected, the receipt of its STARTED is the time. What started before the node's newest connection
-    (our outage, or its own) started when the node says, within the time in which we could not see it.
+    (our outage, or its own) started when the node says, within the time in which we could not see it: between grant and
+    connection. A node that was connected all the while has no such time, whatever its clock or its claim says.
     """
-    unseen_until_ms = min(max(connected_ms, granted_ms), received_ms)
-    if claimed_start_ms >= unseen_until_ms:
+    unseen_until_ms = min(connected_ms, received_ms)
+    if unseen_until_ms <= granted_ms or claimed_start_ms >= unseen_until_ms:
         return received_ms
     return max(claimed_start_ms, granted_ms)
 

@@ -76,8 +76,9 @@ def test_a_start_that_we_could_see_is_when_we_saw_it() -> None:
 
 
 def test_a_claimed_start_in_the_past_is_not_believed_while_connected() -> None:
-    """Its clock is behind, or it lies: at most from the grant on."""
-    assert seen_start_ms(claimed_start_ms=10, received_ms=2_000, granted_ms=1_000, connected_ms=500) == 1_000
+    """Its clock is behind, or it lies: preparation would be billed. Found by the simulation."""
+    assert seen_start_ms(claimed_start_ms=10, received_ms=2_000, granted_ms=1_000, connected_ms=500) == 2_000
+    assert seen_start_ms(claimed_start_ms=10, received_ms=9_000, granted_ms=1_000, connected_ms=8_900) == 1_000
 
 
 def test_a_start_during_an_outage_is_when_the_node_says() -> None:

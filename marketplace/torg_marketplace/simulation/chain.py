@@ -1,0 +1,269 @@
+"""A chain with a bad day: transactions that land late, never, or while the answer gets lost; forks that drop what was confirmed.
+
+It decodes the very transactions that the settlement signs, and keeps the vault program's promises: settled as expected, within
+cap and balance, cap signed and not expired. A capture that breaks one of them is refused, and remembered as `attempts`: an
+honest marketplace never tries. What the real program refuses is tested against the real program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from solders.hash import Hash
+from solders.instruction import CompiledInstruction
+from solders.pubkey import Pubkey
+from solders.transaction import VersionedTransaction
+
+from torg_chain.captures import LandedCapture, captures_in
+from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
+from torg_chain.network import Network
+from torg_chain.rpc import SignatureStatus, TransactionStatus
+from torg_chain.vault import OperatorConfig, VaultState, find_vault, token_account_of
+from torg_protocol.vault_messages import CAP_DOMAIN
+
+BLOCKHASH_LIFE_SLOTS = 150
+FINAL_AFTER_SLOTS, CONFIRMED_AFTER_SLOTS = 32, 2
+SLOT_MS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class _Capture:
+    signature: str
+    vault: str
+    expected_settled: int
+    payments: tuple[tuple[Pubkey, int], ...]
+    skipped: frozenset[int]
+    valid_until_slot: int
+    raw: bytes
+
+    @property
+    def total(self) -> int:
+        return sum(amount for _, amount in self.payments)
+
+
+@dataclass
+class SimulatedChain:
+    """`finalized` is what `vault` answers; `landed` are captures that a fork may still drop, with the slot they landed in."""
+
+    chance: random.Random
+    start_ms: int
+    now_ms: int
+    finalized: dict[str, VaultState] = field(default_factory=dict)
+    landed: list[tuple[int, _Capture]] = field(default_factory=list)
+    late: list[tuple[int, _Capture]] = field(default_factory=list)  # lands at this slot, unless it has expired by then
+    paid: dict[Pubkey, int] = field(default_factory=dict)  # finalized, by token account
+    captures: dict[str, _Capture] = field(default_factory=dict)  # finalized, by signature
+    unpayable: set[Pubkey] = field(default_factory=set)
+    attempts: list[str] = field(default_factory=list)  # captures that nobody may make
+    down: bool = False
+    lose: float = 0.0
+    delay: float = 0.0
+    lose_answer: float = 0.0
+    fee_owner: Pubkey = field(default_factory=lambda: Pubkey(hashlib.sha256(b"fees").digest()))
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def slot(self) -> int:
+        return 10_000 + (self.now_ms - self.start_ms) // SLOT_MS
+
+    def advance_to(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+        due = [item for item in self.late if item[0] <= self.slot]
+        self.late = [item for item in self.late if item[0] > self.slot]
+        for slot, capture in due:
+            if slot <= capture.valid_until_slot and self._refusal(capture) is None:
+                self.landed.append((slot, capture))
+        for slot, capture in list(self.landed):
+            if slot + FINAL_AFTER_SLOTS <= self.slot:
+                self.landed.remove((slot, capture))
+                self._finalize(capture)
+
+    def fork(self) -> int:
+        """Everything that is not final never happened. Returns how many captures that were."""
+        dropped, self.landed = len(self.landed), []
+        return dropped
+
+    def calm(self) -> None:
+        self.down, self.lose, self.delay, self.lose_answer = False, 0.0, 0.0, 0.0
+        self.unpayable.clear()
+
+    # --- what the marketplace asks -------------------------------------------------------------------------------------
+
+    async def vault(self, address: str) -> VaultState | None:
+        self._answer()
+        return self.finalized.get(address)
+
+    async def operator_config(self, address: Pubkey) -> OperatorConfig | None:
+        self._answer()
+        return OperatorConfig(address, address, address, self.fee_owner)
+
+    async def accounts_exist(self, addresses: list[Pubkey]) -> list[bool]:
+        self._answer()
+        return [True for _ in addresses]
+
+    async def latest_blockhash(self) -> tuple[Hash, int]:
+        self._answer()
+        return _blockhash(self.slot), self.slot + BLOCKHASH_LIFE_SLOTS
+
+    async def block_height(self) -> int:
+        self._answer()
+        return self.slot - FINAL_AFTER_SLOTS
+
+    async def send(self, raw: bytes) -> str:
+        self._answer()
+        transaction = VersionedTransaction.from_bytes(raw)
+        signature = str(transaction.signatures[0])
+        if signature in self.captures or any(item.signature == signature for _, item in self.landed + self.late):
+            return signature
+        capture = self._decode(transaction, signature, raw)
+        if (refusal := self._refusal(capture)) is not None:
+            raise TransactionRejected("capture refused", error_name=refusal)
+        dice = self.chance.random()
+        if dice < self.lose:
+            return signature
+        if dice < self.lose + self.delay:
+            self.late.append((self.slot + self.chance.randrange(1, 2 * BLOCKHASH_LIFE_SLOTS), capture))
+            return signature
+        self.landed.append((self.slot, capture))
+        if self.chance.random() < self.lose_answer:
+            raise ChainUnavailable("the answer got lost")
+        return signature
+
+    async def signature_status(self, signature: str) -> SignatureStatus:
+        self._answer()
+        if signature in self.captures:
+            return SignatureStatus(TransactionStatus.FINALIZED)
+        for slot, capture in self.landed:
+            if capture.signature == signature:
+                confirmed = slot + CONFIRMED_AFTER_SLOTS <= self.slot
+                return SignatureStatus(TransactionStatus.CONFIRMED if confirmed else TransactionStatus.PROCESSED)
+        return SignatureStatus(TransactionStatus.NOT_FOUND)
+
+    async def skipped_payees(self, signature: str) -> frozenset[int] | None:
+        self._answer()
+        capture = self.captures.get(signature)
+        return None if capture is None else capture.skipped
+
+    async def landed_captures(self, program_id: Pubkey, vault: str, *, from_settled: int) -> list[LandedCapture]:
+        self._answer()
+        if any(capture.vault == vault for _, capture in self.landed):
+            raise ChainUnavailable("a capture is not final yet", code="vault_in_motion")
+        return [
+            LandedCapture(capture.signature, arguments, capture.skipped)
+            for capture in self.captures.values()
+            for arguments in captures_in(capture.raw, program_id, vault)
+            if arguments.expected_settled >= from_settled
+        ]
+
+    async def priority_fee(self, accounts: list[Pubkey]) -> int:  # noqa: ARG002 - the port's
+        self._answer()
+        return 0
+
+    async def lamports(self, address: Pubkey) -> int:  # noqa: ARG002 - the port's
+        self._answer()
+        return 10**9
+
+    # --- what depositors do --------------------------------------------------------------------------------------------
+
+    def open_vault(self, network: Network, depositor: Pubkey, balance: int) -> str:
+        salt = 1_000 + len(self.finalized)
+        address, _ = find_vault(network.program_pubkey, depositor, network.operator_pubkey, salt)
+        self.finalized[str(address)] = VaultState(
+            address=address,
+            kind=0,
+            grace_s=24 * 3600,
+            depositor=depositor,
+            config=network.operator_pubkey,
+            mint=network.mint_pubkey,
+            token_account=token_account_of(address, network.mint_pubkey),
+            signer=depositor,
+            next_signer=Pubkey.default(),
+            chain_id=network.chain_id,
+            roots=bytes(32),
+            salt=salt,
+            settled=0,
+            close_at=0,
+            next_signer_at=0,
+            captures=0,
+            balance=balance,
+        )
+        return str(address)
+
+    def deposit(self, address: str, amount: int) -> None:
+        state = self.finalized[address]
+        self.finalized[address] = replace(state, balance=state.balance + amount)
+
+    # --- inside --------------------------------------------------------------------------------------------------------
+
+    def _answer(self) -> None:
+        if self.down:
+            raise ChainUnavailable("the chain's RPC node does not answer")
+
+    def _decode(self, transaction: VersionedTransaction, signature: str, raw: bytes) -> _Capture:
+        message = transaction.message
+        keys = list(message.account_keys)
+        (found,) = [item for item in message.instructions if bytes(item.data)[:1] == b"\x03" and len(item.accounts) > 6]
+        data, accounts = bytes(found.data), [keys[index] for index in found.accounts]
+        expected, count = struct.unpack_from("<QB", data, 3)
+        amounts = struct.unpack_from(f"<{count}Q", data, 12)
+        payees = list(zip(accounts[6:], amounts, strict=True))
+        skipped = frozenset(index for index, (account, _) in enumerate(payees) if account in self.unpayable)
+        issued = next(
+            (
+                self.slot - age
+                for age in range(BLOCKHASH_LIFE_SLOTS + 1)
+                if _blockhash(self.slot - age) == message.recent_blockhash
+            ),
+            None,
+        )
+        if issued is None:
+            raise TransactionExpired("the transaction's blockhash is dead")
+        capture = _Capture(
+            signature=signature,
+            vault=str(accounts[0]),
+            expected_settled=expected,
+            payments=tuple(payee for index, payee in enumerate(payees) if index not in skipped),
+            skipped=skipped,
+            valid_until_slot=issued + BLOCKHASH_LIFE_SLOTS,
+            raw=raw,
+        )
+        self._check_cap(message.instructions, capture)
+        return capture
+
+    def _check_cap(self, instructions: Sequence[CompiledInstruction], capture: _Capture) -> None:
+        raw = next(bytes(item.data) for item in instructions if CAP_DOMAIN in bytes(item.data))
+        start = raw.index(CAP_DOMAIN) + len(CAP_DOMAIN) + 64
+        cap, valid_until_s = struct.unpack_from("<Qq", raw, start)
+        if capture.expected_settled + capture.total > cap:
+            self.attempts.append(f"a capture of {capture.expected_settled + capture.total} above the cap {cap}")
+        if valid_until_s * 1000 < self.now_ms:
+            self.attempts.append("a capture under a cap that has expired")
+
+    def _refusal(self, capture: _Capture) -> str | None:
+        state, settled = self.finalized[capture.vault], self._settled(capture.vault)
+        if settled != capture.expected_settled:
+            return "E_STALE"
+        if capture.total == 0:
+            return "E_NOTHING_PAYABLE"
+        return "E_OVER_BALANCE" if capture.total > state.balance else None
+
+    def _settled(self, vault: str) -> int:
+        return self.finalized[vault].settled + sum(item.total for _, item in self.landed if item.vault == vault)
+
+    def _finalize(self, capture: _Capture) -> None:
+        state = self.finalized[capture.vault]
+        self.finalized[capture.vault] = replace(
+            state, settled=state.settled + capture.total, balance=state.balance - capture.total
+        )
+        self.captures[capture.signature] = capture
+        for account, amount in capture.payments:
+            self.paid[account] = self.paid.get(account, 0) + amount
+
+
+def _blockhash(slot: int) -> Hash:
+    return Hash(hashlib.sha256(struct.pack("<Q", slot)).digest())

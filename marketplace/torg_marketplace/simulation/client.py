@@ -1,0 +1,159 @@
+"""A simulated client: its key, its vault, its own books, and the mischief that clients are up to."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from solders.keypair import Keypair
+from solders.pubkey import Pubkey
+
+from torg_marketplace.flow.cancel import cancel
+from torg_marketplace.flow.quote import quote
+from torg_marketplace.flow.submit import submit
+from torg_marketplace.flow.vaults import refresh_vault
+from torg_marketplace.rules.leases import latest_lease_end_ms
+from torg_marketplace.simulation.world import WORKLOAD, World
+from torg_protocol.api import JobView, SubmitRequest
+from torg_protocol.canonical import digest_of
+from torg_protocol.caps import SignedCap
+from torg_protocol.errors import TorgError
+from torg_protocol.ids import AccountId, JobId, VaultAddress
+from torg_protocol.jobspec import JobSpec, load_job_spec
+from torg_protocol.vault_messages import CapMessage, sign_message
+
+_CAP_MARGIN_S = 3 * 3600
+
+
+@dataclass
+class SimulatedClient:
+    world: World
+    key: Keypair
+    vault: VaultAddress
+    deposited: int
+    cap: int = 0  # the highest that it ever signed
+    jobs: list[JobId] = field(default_factory=list)
+    keys: dict[str, JobId] = field(default_factory=dict)
+    wanted: dict[JobId, int] = field(default_factory=dict)  # what the job may cost at most, as the client was told
+
+    @property
+    def account(self) -> AccountId:
+        return AccountId(str(self.key.pubkey()))
+
+    async def submit(self, chance: random.Random) -> list[str]:
+        """A job under a fresh cap. Returns what the marketplace should not have done."""
+        raw = random_spec(self.world, chance)
+        spec = load_job_spec(raw)
+        quoted = await quote(self.world.market, self.account, spec)
+        most = quoted.max_amount or 0
+        request = SubmitRequest(spec=raw, quote_id=quoted.quote_id, cap=self._sign_cap(spec, more=most))
+        key = f"key-{len(self.keys)}"
+        view = await self._send(request, key)
+        if view is None:
+            return []
+        self.jobs.append(view.job_id)
+        self.keys[key], self.wanted[view.job_id] = view.job_id, most
+        if chance.random() < 0.3:  # the answer got lost: the same again
+            again = await self._send(request, key)
+            if again is None or again.job_id != view.job_id:
+                return [f"key {key} gave two jobs"]
+        return []
+
+    async def overspend(self, chance: random.Random) -> list[str]:
+        """A job that cap, signature or deposit does not cover, or a key that was used for another one."""
+        raw = random_spec(self.world, chance)
+        spec = load_job_spec(raw)
+        quoted = await quote(self.world.market, self.account, spec)
+        if not quoted.max_amount:
+            return []
+        dice = chance.randrange(4)
+        if dice == 0:  # one base unit too little
+            cap = self._sign(spec, self._committed() + quoted.max_amount - 1)
+        elif dice == 1:  # a figure that nobody signed
+            cap = self._sign_cap(spec, more=quoted.max_amount).model_copy(update={"cap": self.cap + 10**9})
+        elif dice == 2:  # it expires while the job may still run
+            cap = self._sign_cap(spec, more=quoted.max_amount, margin_s=0)
+        elif self.keys:
+            request = SubmitRequest(spec=raw | {"name": "other"}, cap=self._sign_cap(spec, more=0))
+            view = await self._send(request, chance.choice(sorted(self.keys)))
+            return [] if view is None else ["a used key took another request"]
+        else:
+            return []
+        view = await self._send(SubmitRequest(spec=raw, quote_id=quoted.quote_id, cap=cap), None)
+        return [] if view is None else [f"{view.job_id} was admitted under a cap that does not hold (case {dice})"]
+
+    async def cancel(self, chance: random.Random) -> None:
+        if not self.jobs:
+            return
+        try:
+            async with self.world.market.transaction() as unit:
+                await cancel(unit, self.account, chance.choice(self.jobs))
+        except TorgError:  # it has ended, or is being verified
+            pass
+
+    async def deposit(self, amount: int) -> None:
+        self.world.chain.deposit(self.vault, amount)
+        self.deposited += amount
+        if not self.world.chain.down:
+            await refresh_vault(self.world.market, self.vault)
+
+    async def _send(self, request: SubmitRequest, key: str | None) -> JobView | None:
+        try:
+            return await submit(self.world.market, self.account, request, key, digest_of(request.spec))
+        except TorgError:
+            return None
+
+    def _committed(self) -> int:
+        query = "SELECT final_total + open_maximum FROM vaults WHERE address = ?"
+        return int(self.world.database.execute(query, (self.vault,)).fetchone()[0])
+
+    def _sign_cap(self, spec: JobSpec, *, more: int, margin_s: int = _CAP_MARGIN_S) -> SignedCap:
+        """Covers everything so far and `more`; the books count a cap as given away once it is signed."""
+        self.cap += more
+        return self._sign(spec, self.cap, margin_s=margin_s)
+
+    def _sign(self, spec: JobSpec, cap: int, *, margin_s: int = _CAP_MARGIN_S) -> SignedCap:
+        market = self.world.market
+        valid_until_s = latest_lease_end_ms(spec, self.world.clock.time_ms) // 1000 + margin_s
+        message = CapMessage(market.network.chain_id, bytes(Pubkey.from_string(self.vault)), cap, valid_until_s)
+        return SignedCap(
+            vault=self.vault,
+            cap=cap,
+            valid_until_s=valid_until_s,
+            signer=str(self.key.pubkey()),
+            signature=str(sign_message(self.key, message)),
+        )
+
+
+async def make_client(world: World, *, deposit: int) -> SimulatedClient:
+    key = world.randomness.keypair()
+    vault = world.chain.open_vault(world.market.network, key.pubkey(), deposit)
+    await refresh_vault(world.market, vault)
+    return SimulatedClient(world, key, VaultAddress(vault), deposit)
+
+
+def random_spec(world: World, chance: random.Random) -> dict[str, Any]:
+    """Small jobs with every option that changes how they end."""
+    raw: dict[str, Any] = {
+        "version": 1,
+        "command": ["python", "train.py"],
+        "checkpoint": {"enabled": chance.random() < 0.7},
+        "lease_grace": f"{chance.choice([15, 60, 300])}s",
+        "retry": {"max_attempts": chance.randrange(1, 4), "on_failure": chance.randrange(0, 3)},
+        "limits": {
+            "max_duration": f"{chance.choice([20, 60, 300])}s",
+            "queue_timeout": f"{chance.choice([60, 300])}s",
+        },
+    }
+    if chance.random() < 0.3:
+        raw["resources"] = {"gpus": 1}
+    if chance.random() < 0.25:
+        raw["limits"]["max_cost"] = "0.02"
+    if chance.random() < 0.35:
+        raw |= {
+            "workspace": world.workspace.model_dump(mode="json"),
+            "verify": {"policy": "metric", "catalogue": WORKLOAD, "metric": "accuracy", "target": "0.95"},
+            "outputs": ["model.safetensors"],
+        }
+    return raw

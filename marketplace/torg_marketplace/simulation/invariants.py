@@ -1,0 +1,321 @@
+"""What must hold after every step, whatever happened. Each function returns sentences that name what is broken.
+
+The tables are read with plain SQL, and what follows from an end reason is written down here a second time: a rule that is
+wrong must not agree with itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torg_protocol.quantities import parse_duration_ms
+
+LIVE = {"granted", "preparing", "running", "stopping"}
+OPEN = {"queued", "leased", "verifying"}
+EXCLUDING = {
+    "declined",
+    "start_failed",
+    "drained",
+    "host_protection",
+    "exposure_limit",
+    "node_lost",
+    "verification_rejected",
+}
+UNBILLED = {"declined", "start_failed", "image_not_found", "input_invalid", "queue_deadline", "verification_rejected"}
+UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
+NOT_COUNTED = {"declined", "completed"}
+MS_PER_HOUR = 3_600_000
+
+
+@dataclass(slots=True)
+class Tables:
+    """One look at the database."""
+
+    jobs: dict[str, sqlite3.Row]
+    leases: list[sqlite3.Row]
+    database: sqlite3.Connection
+
+    def all(self, query: str, *arguments: Any) -> list[sqlite3.Row]:
+        return self.database.execute(query, arguments).fetchall()
+
+    def sums(self, query: str) -> dict[str, int]:
+        """A query for a name and an amount."""
+        return {str(name): int(amount) for name, amount in self.all(query)}
+
+    @property
+    def leases_of_job(self) -> dict[str, list[sqlite3.Row]]:
+        found: dict[str, list[sqlite3.Row]] = defaultdict(list)
+        for lease in self.leases:
+            found[lease["job_id"]].append(lease)
+        return found
+
+
+def look(database: sqlite3.Connection) -> Tables:
+    database.row_factory = sqlite3.Row
+    try:
+        jobs = {row["job_id"]: row for row in database.execute("SELECT * FROM jobs")}
+        leases = database.execute("SELECT * FROM leases ORDER BY job_id, attempt").fetchall()
+    finally:
+        database.row_factory = None
+    return Tables(jobs, leases, database)
+
+
+def broken(database: sqlite3.Connection, now_ms: int) -> list[str]:
+    tables = look(database)
+    found = [*_leases(tables), *_capacity(tables), *_attempts(tables), *_times(tables, now_ms)]
+    return [*found, *_ledger(tables), *_holds(tables), *_vaults(tables), *_payouts(tables), *_events(tables)]
+
+
+def _leases(tables: Tables) -> Iterator[str]:
+    for job_id, leases in tables.leases_of_job.items():
+        job = tables.jobs[job_id]
+        live = [lease for lease in leases if lease["state"] in LIVE]
+        if len(live) > 1:
+            yield f"{job_id} was granted twice: {len(live)} leases live"
+        if live and job["state"] != "leased" and job["cancel_requested_at_ms"] is None:
+            yield f"{live[0]['lease_id']} lives without an owner: its job is {job['state']}"
+        fences = [lease["fence"] for lease in leases]
+        if fences != sorted(set(fences)) or (live and live[-1]["fence"] != job["generation"]):
+            yield f"{job_id}: fences {fences}, generation {job['generation']}"
+        if [lease["attempt"] for lease in leases] != list(range(1, len(leases) + 1)):
+            yield f"{job_id}: attempts are not numbered in order"
+    for job in tables.jobs.values():
+        live_count = sum(lease["state"] in LIVE for lease in tables.leases_of_job.get(job["job_id"], []))
+        if job["state"] == "leased" and live_count != 1:
+            yield f"{job['job_id']} is leased to nobody"
+        if job["closed_at_ms"] is not None and (job["state"] in OPEN or live_count):
+            yield f"{job['job_id']} is closed while it is {job['state']}"
+        if (job["state"] not in OPEN) != (job["ended_at_ms"] is not None):
+            yield f"{job['job_id']} is {job['state']}, ended at {job['ended_at_ms']}"
+        if job["state"] not in OPEN and not live_count and job["closed_at_ms"] is None:
+            yield f"{job['job_id']} has ended and keeps its hold"
+        if job["state"] == "verifying" and not _waits_for_verdict(tables, job["job_id"]):
+            yield f"{job['job_id']} waits for a verdict that nobody will give"
+
+
+def _waits_for_verdict(tables: Tables, job_id: str) -> bool:
+    return any(lease["state"] == "reported" and lease["verify_at_ms"] for lease in tables.leases_of_job[job_id])
+
+
+def _capacity(tables: Tables) -> Iterator[str]:
+    units: Counter[str] = Counter()
+    live = {lease["lease_id"]: lease for lease in tables.leases if lease["state"] in LIVE}
+    query = (
+        "SELECT a.lease_id, a.node_id, a.unit, json_extract(n.offer, '$.slots'), "
+        "json_array_length(n.offer, '$.inventory.gpus') FROM allocations a JOIN nodes n USING (node_id)"
+    )
+    for lease_id, node_id, unit, slots, gpus in tables.all(query):
+        kind, number = unit.split(":")
+        units[lease_id] += 1
+        if lease_id not in live:
+            yield f"{unit} of {node_id} is kept by {lease_id}, which has ended"
+        elif live[lease_id]["node_id"] != node_id:
+            yield f"{lease_id} has {unit} of another node"
+        if int(number) >= (gpus if kind == "gpu" else slots):
+            yield f"{node_id} has no {unit}"
+    for lease_id, lease in live.items():
+        if units[lease_id] != lease["billable_gpus"]:
+            yield f"{lease_id} lives on {units[lease_id]} units and pays for {lease['billable_gpus']}"
+    used = (
+        "SELECT node_id, SUM(cpu_millis), SUM(memory_bytes), SUM(disk_bytes) FROM leases "
+        "WHERE state IN ('granted', 'preparing', 'running', 'stopping') GROUP BY node_id"
+    )
+    inventory = (
+        "SELECT json_extract(offer, '$.inventory.cpu_millis'), json_extract(offer, '$.inventory.memory_bytes'), "
+        "json_extract(offer, '$.inventory.disk_bytes') FROM nodes WHERE node_id = ?"
+    )
+    for node_id, *sums in tables.all(used):
+        (most,) = tables.all(inventory, node_id)
+        if any(have > there for have, there in zip(sums, most, strict=True)):
+            yield f"{node_id} is over-used: {sums} of {list(most)}"
+
+
+def _attempts(tables: Tables) -> Iterator[str]:
+    """Who may try again, where, and at what price."""
+    for job_id, leases in tables.leases_of_job.items():
+        job, limits = tables.jobs[job_id], _limits(tables, job_id)
+        excluded: set[str] = set()
+        spent = counted = own = 0
+        for lease in leases:
+            if lease["node_id"] in excluded:
+                yield f"{job_id} came again to {lease['node_id']}, which was excluded"
+            if lease["reason"] in EXCLUDING:
+                excluded.add(lease["node_id"])
+            if lease["price_per_gpu_hour"] > job["price_ceiling"]:
+                yield f"{lease['lease_id']} costs more per hour than promised"
+            if lease["max_amount"] > job["max_amount"] - spent:
+                yield f"{lease['lease_id']} may cost {lease['max_amount']} of {job['max_amount'] - spent} that are left"
+            if counted - own >= limits.max_attempts:
+                yield f"{job_id}: attempt {lease['attempt']} is beyond its {limits.max_attempts}"
+            if own > limits.on_failure:
+                yield f"{job_id} was tried again after {own} failures of its own"
+            spent += lease["amount"]
+            own += lease["reason"] == "failed_exit"
+            counted += lease["reason"] is not None and lease["reason"] not in NOT_COUNTED
+        if spent > job["max_amount"]:
+            yield f"{job_id} costs {spent}, at most {job['max_amount']} was promised"
+        if sum(lease["billed_ms"] for lease in leases) > limits.max_duration_ms:
+            yield f"{job_id} is billed for longer than its max_duration"
+        if job["state"] == "queued" and job["cancel_requested_at_ms"] is not None:
+            yield f"{job_id} was cancelled and is queued"
+
+
+class _Limits(NamedTuple):
+    max_attempts: int
+    on_failure: int
+    max_duration_ms: int
+
+
+def _limits(tables: Tables, job_id: str) -> _Limits:
+    query = (
+        "SELECT json_extract(spec, '$.retry.max_attempts'), json_extract(spec, '$.retry.on_failure'), "
+        "json_extract(spec, '$.limits.max_duration') FROM jobs WHERE job_id = ?"
+    )
+    ((attempts, on_failure, max_duration),) = tables.all(query, job_id)
+    return _Limits(attempts, on_failure, parse_duration_ms(max_duration))
+
+
+def _times(tables: Tables, now_ms: int) -> Iterator[str]:
+    for lease in tables.leases:
+        names = ("granted_at_ms", "started_at_ms", "exited_at_ms", "ended_at_ms", "decided_at_ms")
+        times = [lease[name] for name in names if lease[name] is not None]
+        if times != sorted(times) or (times and times[-1] > now_ms):
+            yield f"{lease['lease_id']}: its times are out of order: {times}"
+        if lease["state"] not in LIVE and lease["ended_at_ms"] is None:
+            yield f"{lease['lease_id']} is {lease['state']} and has no end"
+        if lease["ended_at_ms"] is not None and lease["reason"] is None:
+            yield f"{lease['lease_id']} ended for no reason"
+        if lease["amount"] and lease["started_at_ms"] is None:
+            yield f"{lease['lease_id']} is billed and never started"
+        if lease["reason"] in UNBILLED and lease["amount"]:
+            yield f"{lease['lease_id']} ended by {lease['reason']} and is billed"
+        if lease["reason"] in UP_TO_CHECKPOINT and lease["billed_ms"] > lease["checkpoint_useful_ms"]:
+            yield f"{lease['lease_id']} ended by {lease['reason']} and is billed beyond its checkpoint"
+        if lease["state"] in {"rejected", "inconclusive"} and lease["amount"]:
+            yield f"{lease['lease_id']} is {lease['state']} and is billed"
+        if lease["amount"] > lease["max_amount"] or lease["billed_ms"] > lease["max_duration_ms"]:
+            yield f"{lease['lease_id']} is billed beyond its budget or duration"
+        if lease["amount"] > lease["price_per_gpu_hour"] * lease["billable_gpus"] * lease["billed_ms"] / MS_PER_HOUR:
+            yield f"{lease['lease_id']}: {lease['amount']} for {lease['billed_ms']} ms is more than its price"
+
+
+def _ledger(tables: Tables) -> Iterator[str]:
+    for key, total in tables.all("SELECT posting, SUM(amount) FROM ledger_entries GROUP BY posting HAVING SUM(amount)"):
+        yield f"posting {key} adds up to {total}"
+    accounts = tables.sums("SELECT account, SUM(amount) FROM ledger_entries GROUP BY account")
+    for account, balance in accounts.items():
+        if balance < 0 and not account.startswith("chain:"):
+            yield f"{account} is overdrawn by {-balance}"
+    earned = "SELECT e.lease_id, e.job_id, e.state, SUM(e.node_amount + e.fee_amount) FROM earnings e GROUP BY 1, 2, 3"
+    pending: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
+    for lease_id, job_id, state, amount in tables.all(earned):
+        pending[lease_id] += amount if state == "pending" else 0
+        taken[job_id] += amount if state != "refunded" else 0
+    for lease_id, amount in pending.items():
+        if accounts.get(f"pending:{lease_id}", 0) != amount:
+            yield f"pending:{lease_id} holds {accounts.get(f'pending:{lease_id}', 0)}, its earnings say {amount}"
+    for job_id, most, is_open in tables.all("SELECT job_id, max_amount, open FROM holds"):
+        kept = most - taken[job_id] if is_open else 0
+        if accounts.get(f"held:{job_id}", 0) != kept:
+            yield f"held:{job_id} holds {accounts.get(f'held:{job_id}', 0)}, its hold says {kept}"
+    owed = "SELECT vault, payout_address, SUM(amount) FROM payouts WHERE state != 'finalized' GROUP BY 1, 2"
+    owing = {f"payable:{vault}:{address}": amount for vault, address, amount in tables.all(owed)}
+    for account in {name for name in accounts if name.startswith("payable:")} | set(owing):
+        if accounts.get(account, 0) != owing.get(account, 0):
+            yield f"{account} holds {accounts.get(account, 0)}, its payouts say {owing.get(account, 0)}"
+
+
+def _holds(tables: Tables) -> Iterator[str]:
+    billed: Counter[str] = Counter()
+    undecided = {lease["job_id"] for lease in tables.leases if lease["decided_at_ms"] is None}
+    for lease in tables.leases:
+        billed[lease["job_id"]] += lease["amount"]
+    holds = {row[0]: row[1:] for row in tables.all("SELECT job_id, max_amount, billed, open FROM holds")}
+    for job in tables.jobs.values():
+        most, paid, is_open = holds[job["job_id"]]
+        if bool(is_open) == (job["closed_at_ms"] is not None):
+            yield f"{job['job_id']} and its hold disagree about its end"
+        if paid > most or most != job["max_amount"]:
+            yield f"{job['job_id']}: {paid} of a hold of {most} is billed"
+        if job["closed_at_ms"] is not None and (paid != billed[job["job_id"]] or job["job_id"] in undecided):
+            yield f"{job['job_id']}: its leases say {billed[job['job_id']]}, its hold {paid}"
+
+
+def _vaults(tables: Tables) -> Iterator[str]:
+    open_sums = tables.sums("SELECT vault, SUM(max_amount) FROM holds WHERE open GROUP BY vault")
+    final_sums = tables.sums("SELECT vault, SUM(billed) FROM holds WHERE NOT open GROUP BY vault")
+    caps = tables.sums("SELECT vault, MAX(cap) FROM caps GROUP BY vault")
+    query = "SELECT address, open_maximum, final_total, chain_settled, chain_balance, blocked, deposits FROM vaults"
+    for address, open_maximum, final_total, settled, balance, blocked, deposits in tables.all(query):
+        if open_maximum != open_sums.get(address, 0) or final_total != final_sums.get(address, 0):
+            yield f"{address}: open {open_maximum}, final {final_total}; its holds say otherwise"
+        committed = open_maximum + final_total
+        if committed > settled + balance or committed > caps.get(address, 0):
+            yield f"{address}: {committed} is committed of {settled + balance}, capped at {caps.get(address, 0)}"
+        if blocked is not None:
+            yield f"{address} is blocked: {blocked}"
+        if deposits != settled + balance:
+            yield f"{address}: deposits of {deposits} are booked, the chain had {settled + balance}"
+    for vault, ranges in itertools.groupby(
+        tables.all(
+            "SELECT vault, lower, upper, lease_id FROM commitments WHERE NOT released ORDER BY vault, lower, upper"
+        ),
+        key=lambda row: row[0],
+    ):
+        for before, after in itertools.pairwise(list(ranges)):
+            if before[2] > after[1] and after[1] != after[2]:
+                yield f"{vault} is committed twice: to {before[3]} and {after[3]}"
+
+
+def _payouts(tables: Tables) -> Iterator[str]:
+    paid = tables.sums("SELECT lease_id, SUM(amount) FROM payouts GROUP BY lease_id")
+    payable = tables.sums(
+        "SELECT lease_id, SUM(node_amount + fee_amount) FROM earnings WHERE state = 'payable' GROUP BY 1"
+    )
+    if paid != {lease_id: amount for lease_id, amount in payable.items() if amount}:
+        yield f"payouts {paid} are not the earnings {payable}"
+    for record, addresses in tables.all(
+        "SELECT record_digest, COUNT(*) FROM payouts GROUP BY record_digest, payout_address HAVING COUNT(*) > 1"
+    ):
+        yield f"record {record} is paid {addresses} times to one address"
+    for vault, count in tables.all(
+        "SELECT vault, COUNT(*) FROM settlements WHERE state IN ('built', 'unknown', 'confirmed') GROUP BY 1 HAVING COUNT(*) > 1"
+    ):
+        yield f"{vault} has {count} captures in flight"
+    for settlement_id, amount, total in tables.all(
+        "SELECT s.settlement_id, s.amount, SUM(p.amount) FROM settlements s JOIN payouts p USING (settlement_id) "
+        "WHERE s.state != 'finalized' GROUP BY 1 HAVING s.amount != SUM(p.amount)"
+    ):
+        yield f"{settlement_id} pays {amount} for payouts of {total}"
+    wrong = (
+        "SELECT p.payout_id, p.state, s.state FROM payouts p LEFT JOIN settlements s USING (settlement_id) WHERE "
+        "(p.state = 'pending') != (s.state IS NULL) OR (p.state = 'finalized' AND s.state != 'finalized') "
+        "OR (p.state = 'confirmed' AND s.state != 'confirmed') OR (p.state = 'in_flight' AND s.state NOT IN ('built', 'unknown'))"
+    )
+    for payout_id, state, settlement in tables.all(wrong):
+        yield f"{payout_id} is {state}, its capture {settlement}"
+
+
+def _events(tables: Tables) -> Iterator[str]:
+    """Every move has its event, and starts where the one before ended."""
+    query = (
+        "SELECT COALESCE(lease_id, job_id), json_extract(data, '$.from'), json_extract(data, '$.state') FROM job_events "
+        "WHERE kind IN ('job', 'lease') ORDER BY id"
+    )
+    at: dict[str, str | None] = {}
+    for name, before, after in tables.all(query):
+        if at.get(name) != before:
+            yield f"{name} moved from {before}, and was {at.get(name)}"
+        at[name] = after
+    for row in tables.jobs.values():
+        if at.get(row["job_id"]) != row["state"]:
+            yield f"{row['job_id']} is {row['state']}; its events say {at.get(row['job_id'])}"
+    for row in tables.leases:
+        if at.get(row["lease_id"]) != row["state"]:
+            yield f"{row['lease_id']} is {row['state']}; its events say {at.get(row['lease_id'])}"

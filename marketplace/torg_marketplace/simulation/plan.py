@@ -1,0 +1,108 @@
+"""A seed becomes a market and a list of steps. Each step carries its own dice, so that a step does the same whatever is left out
+before it: that is what makes a failing list shrink."""
+
+from __future__ import annotations
+
+import enum
+import random
+from dataclasses import dataclass, replace
+
+
+class Kind(enum.StrEnum):
+    # the parties
+    NODE = "node"  # one round of a node's life
+    SUBMIT = "submit"
+    CANCEL = "cancel"
+    OVERSPEND = "overspend"
+    DEPOSIT = "deposit"
+    # the marketplace's workers
+    MATCH = "match"
+    SWEEP = "sweep"
+    VERIFY = "verify"
+    SETTLE = "settle"
+    RECONCILE = "reconcile"
+    # faults
+    CRASH = "crash"
+    CUT_OFF = "cut_off"
+    STALL = "stall"
+    DRAIN = "drain"
+    HAUNT = "haunt"  # a stale fence comes back
+    IMPERSONATE = "impersonate"
+    STALE_GRANT = "stale_grant"  # a matcher that lost its lock grants what it saw long ago
+    OUTAGE = "outage"  # the marketplace is killed and comes back
+    CHAIN_WEATHER = "chain_weather"
+    FORK = "fork"
+    LONG_SILENCE = "long_silence"
+
+
+_WEIGHTS = {
+    Kind.NODE: 36,
+    Kind.SUBMIT: 9,
+    Kind.CANCEL: 2,
+    Kind.OVERSPEND: 2,
+    Kind.DEPOSIT: 1,
+    Kind.MATCH: 11,
+    Kind.SWEEP: 8,
+    Kind.VERIFY: 6,
+    Kind.SETTLE: 9,
+    Kind.RECONCILE: 1,
+    Kind.CRASH: 2,
+    Kind.CUT_OFF: 2,
+    Kind.STALL: 1,
+    Kind.DRAIN: 1,
+    Kind.HAUNT: 3,
+    Kind.IMPERSONATE: 1,
+    Kind.STALE_GRANT: 2,
+    Kind.OUTAGE: 1,
+    Kind.CHAIN_WEATHER: 2,
+    Kind.FORK: 1,
+    Kind.LONG_SILENCE: 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`after_ms` of virtual time pass before it. `who` picks among the parties, `dice` decides the rest."""
+
+    number: int
+    kind: Kind
+    who: int
+    dice: int
+    after_ms: int
+
+    def __str__(self) -> str:
+        return f"{self.number}: {self.kind} who={self.who} dice={self.dice} after={self.after_ms} ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    seed: int
+    nodes: int
+    clients: int
+    steps: tuple[Step, ...]
+
+    def only(self, steps: tuple[Step, ...]) -> Plan:
+        return replace(self, steps=steps)
+
+
+def make_plan(seed: int, *, nodes: int | None = None, steps: int = 80) -> Plan:
+    """With few nodes, parties meet more often: small markets find more than large ones, step for step."""
+    chance = random.Random(seed)
+    count = nodes if nodes is not None else chance.randrange(2, 6)
+    kinds, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+    made = tuple(
+        Step(
+            number=number,
+            kind=kind,
+            who=chance.randrange(1_000_000),
+            dice=chance.getrandbits(32),
+            after_ms=_pause_ms(chance, count),
+        )
+        for number, kind in enumerate(chance.choices(kinds, weights, k=steps))
+    )
+    return Plan(seed, count, max(1, count // 3), made)
+
+
+def _pause_ms(chance: random.Random, nodes: int) -> int:
+    """In a large market more happens in the same time."""
+    return chance.randrange(200, 6_000) * 4 // max(4, nodes)

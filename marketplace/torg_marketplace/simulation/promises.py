@@ -1,0 +1,296 @@
+"""What was promised to the parties, against what is true about them: by the nodes' own knowledge, the clients' books and the chain."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from solders.pubkey import Pubkey
+
+from torg_chain.vault import token_account_of
+from torg_marketplace.flow.earnings import FEE_ADDRESS
+from torg_marketplace.simulation.client import SimulatedClient
+from torg_marketplace.simulation.invariants import LIVE, OPEN, UNBILLED, UP_TO_CHECKPOINT, Tables
+from torg_marketplace.simulation.node import Character, SimulatedNode, Truth
+from torg_marketplace.simulation.plan import Kind
+from torg_marketplace.simulation.world import World
+from torg_protocol.quantities import parse_duration_ms
+from torg_protocol.usage import SignedReceipt, verify_receipt
+
+
+@dataclass
+class Parties:
+    world: World
+    nodes: list[SimulatedNode]
+    clients: list[SimulatedClient]
+    started_ms: int = 0  # when the marketplace last came up
+    swept_ms: int = 0  # when it last looked at silent nodes
+    known_leases: set[str] = field(default_factory=set)
+    ended_leases: set[str] = field(default_factory=set)
+    decided_leases: set[str] = field(default_factory=set)
+
+    def node(self, node_id: str) -> SimulatedNode:
+        return next(node for node in self.nodes if node.id == node_id)
+
+    def silent_ms(self, node: SimulatedNode, lease: sqlite3.Row, now_ms: int) -> int:
+        """For how long the node could have been heard, and was not."""
+        return now_ms - max(node.last_heard_ms, self.started_ms, int(lease["granted_at_ms"]))
+
+
+def broken_promises(parties: Parties, tables: Tables, kind: Kind) -> list[str]:
+    """`kind`: what the step was, because some things are only one worker's to do."""
+    return [
+        *_new_leases(parties, tables),
+        *_new_ends(parties, tables, kind),
+        *_new_decisions(parties, tables),
+        *_silence(parties, tables, kind),
+        *_bills(parties, tables),
+        *_seals(tables),
+        *_chain(parties, tables),
+        *parties.world.chain.attempts,
+    ]
+
+
+def _new_leases(parties: Parties, tables: Tables) -> Iterator[str]:
+    policy, now_ms = parties.world.market.policy, parties.world.clock.time_ms
+    for lease in tables.leases:
+        if lease["lease_id"] in parties.known_leases:
+            continue
+        parties.known_leases.add(lease["lease_id"])
+        node, job = parties.node(lease["node_id"]), tables.jobs[lease["job_id"]]
+        if node.said_draining:
+            yield f"{lease['lease_id']} was granted to {node.id}, which drains"
+        if max(parties.swept_ms, 0) - node.last_heard_ms >= policy.unknown_after_ms:
+            yield f"{lease['lease_id']} was granted to {node.id}, which is not heard of"
+        if node.id not in parties.world.links.connected():
+            (connected,) = tables.all("SELECT connected FROM nodes WHERE node_id = ?", node.id)[0]
+            if not connected:
+                yield f"{lease['lease_id']} was granted to {node.id}, which has gone"
+        if lease["price_per_gpu_hour"] != node.offer.price_per_gpu_hour:
+            yield f"{lease['lease_id']} pays {lease['price_per_gpu_hour']}, the offer says {node.offer.price_per_gpu_hour}"
+        if (
+            job["queue_deadline_ms"] < parties.swept_ms
+            and job["state"] == "leased"
+            and lease["granted_at_ms"] == now_ms
+        ):
+            yield f"{lease['lease_id']} was granted after its job's queue deadline"
+        yield from _covered(tables, lease)
+
+
+def _covered(tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
+    """The node can capture what it earns: under its grant's cap, in its own range, until after its last moment."""
+    query = (
+        "SELECT json_extract(grant, '$.grant.cap.cap'), json_extract(grant, '$.grant.cap.valid_until_s'), "
+        "json_extract(grant, '$.grant.commitment.committed_before'), json_extract(grant, '$.grant.commitment.committed_after'), "
+        "json_extract(grant, '$.grant.resume_from.name') FROM leases WHERE lease_id = ?"
+    )
+    ((cap, valid_until_s, before, after, resumed),) = tables.all(query, lease["lease_id"])
+    if after > cap:
+        yield f"{lease['lease_id']} is committed up to {after} under a cap of {cap}"
+    if after - before != lease["max_amount"]:
+        yield f"{lease['lease_id']} may earn {lease['max_amount']} in a range of {after - before}"
+    if valid_until_s * 1000 < lease["granted_at_ms"] + lease["max_duration_ms"]:
+        yield f"{lease['lease_id']} may outlive its cap"
+    earlier = [other for other in tables.leases_of_job[lease["job_id"]] if other["attempt"] < lease["attempt"]]
+    if any(other["reason"] == "verification_rejected" for other in earlier[-1:]) and resumed is not None:
+        yield f"{lease['lease_id']} resumes from work that was rejected"
+
+
+def _new_ends(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
+    now_ms = parties.world.clock.time_ms
+    for lease in tables.leases:
+        if lease["state"] in LIVE or lease["lease_id"] in parties.ended_leases:
+            continue
+        parties.ended_leases.add(lease["lease_id"])
+        node = parties.node(lease["node_id"])
+        by_silence = kind in {Kind.SWEEP, Kind.LONG_SILENCE} and lease["reason"] == "node_lost"
+        if by_silence and lease["stop_reason"] is None:
+            silent_ms, grace_ms = parties.silent_ms(node, lease, now_ms), _grace_ms(tables, lease)
+            if silent_ms < grace_ms:
+                yield f"{lease['lease_id']} was given up after {silent_ms} ms of its {grace_ms} ms of grace"
+        if kind is Kind.OUTAGE:
+            yield f"{lease['lease_id']} did not survive an outage of the marketplace"
+
+
+def _grace_ms(tables: Tables, lease: sqlite3.Row) -> int:
+    query = "SELECT json_extract(spec, '$.lease_grace') FROM jobs WHERE job_id = ?"
+    return parse_duration_ms(tables.all(query, lease["job_id"])[0][0])
+
+
+def _silence(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
+    """After a sweep nothing is left that time has ended."""
+    if kind not in {Kind.SWEEP, Kind.LONG_SILENCE}:
+        return
+    policy, now_ms = parties.world.market.policy, parties.world.clock.time_ms
+    for lease in tables.leases:
+        node = parties.node(lease["node_id"])
+        if lease["state"] in LIVE and parties.silent_ms(node, lease, now_ms) >= _grace_ms(tables, lease):
+            yield f"{lease['lease_id']} outlives its grace: {node.id} is not heard of"
+        unanswered = lease["acknowledged"] == 0 and now_ms - max(parties.started_ms, lease["granted_at_ms"])
+        if lease["state"] in LIVE and unanswered and unanswered >= policy.accept_within_ms:
+            yield f"{lease['lease_id']} waits for an answer for {unanswered} ms"
+    for job in tables.jobs.values():
+        if job["state"] == "queued" and job["queue_deadline_ms"] <= now_ms:
+            yield f"{job['job_id']} is queued beyond its deadline"
+    for node_id, liveness in tables.all("SELECT node_id, liveness FROM nodes"):
+        silent_ms = now_ms - parties.node(node_id).last_heard_ms
+        wanted = (
+            "lost" if silent_ms >= policy.lost_after_ms else "unknown" if silent_ms >= policy.unknown_after_ms else ""
+        )
+        if wanted and liveness != wanted and not (wanted == "unknown" and liveness == "lost"):
+            yield f"{node_id} is {liveness} after {silent_ms} ms of silence"
+
+
+def _new_decisions(parties: Parties, tables: Tables) -> Iterator[str]:
+    """Each decided lease has one receipt that anybody can check, and says what the books say."""
+    for lease in tables.leases:
+        if lease["decided_at_ms"] is None or lease["lease_id"] in parties.decided_leases:
+            continue
+        parties.decided_leases.add(lease["lease_id"])
+        rows = tables.all("SELECT signed FROM receipts WHERE lease_id = ?", lease["lease_id"])
+        if len(rows) != 1:
+            yield f"{lease['lease_id']} has {len(rows)} receipts"
+            continue
+        signed = SignedReceipt.model_validate_json(rows[0][0])
+        for problem in verify_receipt(signed, marketplace=parties.world.market.public_key):
+            yield f"{lease['lease_id']}: {problem}"
+        receipt, client = signed.receipt, tables.jobs[lease["job_id"]]["client"]
+        if (receipt.amount, receipt.billed_ms, receipt.node, receipt.client, receipt.state) != (
+            lease["amount"],
+            lease["billed_ms"],
+            lease["node_id"],
+            client,
+            lease["state"],
+        ):
+            yield f"{lease['lease_id']}: its receipt is not about what happened"
+        paid = "SELECT COALESCE(SUM(amount), 0) FROM payouts WHERE lease_id = ?"
+        if tables.all(paid, lease["lease_id"])[0][0] != receipt.amount:
+            yield f"{lease['lease_id']}: its receipt says {receipt.amount}, its payouts do not"
+        yield from _verdict(parties, tables, lease)
+
+
+def _verdict(parties: Parties, tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
+    query = "SELECT json_extract(spec, '$.verify.policy') FROM jobs WHERE job_id = ?"
+    measured = tables.all(query, lease["job_id"])[0][0] == "metric"
+    truth = parties.node(lease["node_id"]).truth.get(lease["lease_id"])
+    if not measured or truth is None:
+        return
+    if lease["state"] == "verified" and lease["reason"] == "completed" and not truth.good:
+        yield f"{lease['lease_id']} was verified, and its result is wrong"
+    if lease["state"] == "rejected" and truth.good:
+        yield f"{lease['lease_id']} was rejected, and its result is right"
+
+
+def _bills(parties: Parties, tables: Tables) -> Iterator[str]:
+    """Nobody pays for more than happened, and who was honest is paid for what did."""
+    policy, now_ms = parties.world.market.policy, parties.world.clock.time_ms
+    for lease in tables.leases:
+        node = parties.node(lease["node_id"])
+        truth = node.truth.get(lease["lease_id"])
+        if truth is None or (truth.started_ms is None and lease["billed_ms"]):
+            if lease["billed_ms"]:
+                yield f"{lease['lease_id']} is billed, and nothing ever ran"
+            continue
+        if truth.started_ms is None:
+            continue
+        ran_ms = (truth.ended_ms or now_ms) - truth.started_ms
+        if node.character is Character.LIAR:
+            until_ms = lease["ended_at_ms"] or now_ms
+            ran_ms = until_ms - lease["granted_at_ms"]
+            # Of the time before a connection that is younger than the grant the marketplace has only the node's word.
+            seen = not truth.reconnected and node.connected_ms <= lease["granted_at_ms"]
+            if truth.seen_started_ms is not None and seen:
+                ran_ms = (truth.seen_ended_ms or until_ms) - truth.seen_started_ms
+        if lease["billed_ms"] > ran_ms + policy.usage_skew_ms:
+            yield f"{lease['lease_id']} is billed {lease['billed_ms']} ms, and ran {ran_ms} ms"
+
+
+def unpaid_work(parties: Parties, tables: Tables) -> Iterator[str]:
+    """In the end: an honest node got what the table of end reasons promises it."""
+    for lease in tables.leases:
+        node, job = parties.node(lease["node_id"]), tables.jobs[lease["job_id"]]
+        truth = node.truth.get(lease["lease_id"])
+        known = truth is not None and truth.seen_started_ms is not None and truth.ended_ms is not None
+        if truth is None or not known or node.character is not Character.HONEST or truth.lied:
+            continue
+        if job["cancel_requested_at_ms"] is not None or lease["state"] in {"rejected", "inconclusive", "revoked"}:
+            continue
+        due_ms = _due_ms(lease, truth)
+        if lease["reason"] in UP_TO_CHECKPOINT and job["reason"] == "verification_rejected":
+            continue  # a checkpoint that led nowhere
+        if lease["billed_ms"] < due_ms:
+            yield f"{lease['lease_id']} ({lease['reason']}) worked {due_ms} ms and is paid for {lease['billed_ms']} ms"
+
+
+def _due_ms(lease: sqlite3.Row, truth: Truth) -> int:
+    if lease["reason"] in UNBILLED or truth.ended_ms is None or truth.seen_started_ms is None:
+        return 0
+    rate = lease["price_per_gpu_hour"] * lease["billable_gpus"]
+    worked_ms = max(0, truth.ended_ms - truth.seen_started_ms)
+    if lease["reason"] in UP_TO_CHECKPOINT:
+        worked_ms = min(worked_ms, truth.checkpoint_ms)
+    affordable_ms = worked_ms if rate == 0 else lease["max_amount"] * 3_600_000 // rate
+    return int(min(worked_ms, lease["max_duration_ms"], affordable_ms))
+
+
+def _seals(tables: Tables) -> Iterator[str]:
+    """What is not paid for yet is not the client's to read."""
+    query = (
+        "SELECT l.lease_id FROM leases l JOIN jobs j USING (job_id), json_each(l.outputs) o "
+        "JOIN blob_uses b ON b.job_id = l.job_id AND b.digest = json_extract(o.value, '$.digest') "
+        "WHERE json_extract(j.spec, '$.verify.policy') = 'metric' AND b.client_may_read "
+        "AND l.state IN ('reported', 'rejected', 'inconclusive')"
+    )
+    for (lease_id,) in tables.all(query):
+        yield f"{lease_id}: the client may read results before the verdict"
+    early = (
+        "SELECT DISTINCT l.lease_id FROM payouts p JOIN leases l USING (lease_id) JOIN jobs j USING (job_id) "
+        "WHERE json_extract(j.spec, '$.verify.policy') = 'metric' AND j.state IN ('queued', 'leased', 'verifying') "
+        "AND l.state IN ('released', 'lost', 'revoked')"
+    )
+    for (lease_id,) in tables.all(early):
+        yield f"{lease_id} is paid for a checkpoint before the verdict"
+
+
+def _chain(parties: Parties, tables: Tables) -> Iterator[str]:
+    """No address is paid twice, or without having earned it."""
+    chain, network = parties.world.chain, parties.world.market.network
+    earned: Counter[Pubkey] = Counter()
+    settled: Counter[Pubkey] = Counter()
+    query = "SELECT payout_address, state = 'finalized', SUM(amount) FROM payouts GROUP BY 1, 2"
+    for address, final, amount in tables.all(query):
+        wallet = chain.fee_owner if address == FEE_ADDRESS else Pubkey.from_string(address)
+        account = token_account_of(wallet, network.mint_pubkey)
+        earned[account] += amount
+        settled[account] += amount if final else 0
+    for account in set(earned) | set(chain.paid):
+        if not settled[account] <= chain.paid.get(account, 0) <= earned[account]:
+            paid = chain.paid.get(account, 0)
+            yield f"{account} has {paid}: it earned {earned[account]}, the books say {settled[account]} was paid"
+
+
+def unfinished(parties: Parties, tables: Tables) -> Iterator[str]:
+    """In the end, when everybody was well again for a while."""
+    for job in tables.jobs.values():
+        if job["state"] in OPEN or job["closed_at_ms"] is None:
+            yield f"{job['job_id']} is {job['state']} for ever ({job['waiting_for']})"
+    for lease in tables.leases:
+        if lease["decided_at_ms"] is None:
+            yield f"{lease['lease_id']} is {lease['state']} and never decided"
+    for payout_id, state in tables.all("SELECT payout_id, state FROM payouts WHERE state != 'finalized'"):
+        yield f"{payout_id} is {state} for ever"
+    for (lease_id,) in tables.all("SELECT lease_id FROM commitments WHERE NOT released"):
+        yield f"the range of {lease_id} is never released"
+    billed = sum(lease["amount"] for lease in tables.leases)
+    if sum(parties.world.chain.paid.values()) != billed:
+        yield f"{billed} was billed, {sum(parties.world.chain.paid.values())} was paid"
+    for client in parties.clients:
+        cost = sum(lease["amount"] for lease in tables.leases if lease["job_id"] in client.wanted)
+        left = parties.world.chain.finalized[client.vault].balance
+        if client.deposited - cost != left:
+            yield f"{client.account} deposited {client.deposited}, is billed {cost}, and has {left} left"
+        for job_id, most in client.wanted.items():
+            if sum(lease["amount"] for lease in tables.leases if lease["job_id"] == job_id) > most:
+                yield f"{job_id} costs more than its client was told"

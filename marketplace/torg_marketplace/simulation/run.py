@@ -1,0 +1,327 @@
+"""Runs a plan and says what broke, if anything; makes a broken plan as small as it can."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sqlalchemy import select
+
+from torg_chain.errors import ChainUnavailable
+from torg_marketplace.flow.grant import grant
+from torg_marketplace.flow.liveness import on_startup, sweep
+from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.reconcile import reconcile
+from torg_marketplace.flow.settle import advance_settlements, settle_due
+from torg_marketplace.flow.verify import verify_pending
+from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.simulation.client import make_client
+from torg_marketplace.simulation.invariants import broken, look
+from torg_marketplace.simulation.node import Character, SimulatedNode, make_node
+from torg_marketplace.simulation.plan import Kind, Plan, Step, make_plan
+from torg_marketplace.simulation.promises import Parties, broken_promises, unfinished, unpaid_work
+from torg_marketplace.simulation.world import World, open_world
+from torg_marketplace.storage.models import JobRow
+from torg_protocol.errors import TorgError, Unavailable
+
+PRICE = 3_600_000  # one base unit per useful millisecond
+POLICY = MarketPolicy(
+    accept_within_ms=40_000,
+    preparing_limit_ms=120_000,
+    stopping_limit_ms=180_000,
+    usage_interval_ms=60_000,
+    settlement_max_age_ms=60_000,
+    settlement_threshold=50_000,
+    verify_attempts=3,
+)
+_SWEEP_AT_LEAST_EVERY_MS = 15_000
+_CALM_ROUNDS, _CALM_ROUND_MS = 80, 15_000
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    plan: Plan
+    step: Step | None  # None: in the end
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        where = "in the end" if self.step is None else f"after step {self.step}"
+        steps = "\n".join(f"  {step}" for step in self.plan.steps)
+        problems = "\n".join(f"  {problem}" for problem in self.problems)
+        return f"seed {self.plan.seed}, {where}:\n{problems}\n{len(self.plan.steps)} steps, {self.plan.nodes} nodes:\n{steps}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What happened, for those who want to know whether anything did."""
+
+    seeds: int = 0
+    steps: int = 0
+    virtual_ms: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    jobs: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    waits_ms: list[int] = field(default_factory=list)
+    paid: int = 0
+    failure: Failure | None = None
+
+    def add(self, other: Report) -> None:
+        self.seeds += other.seeds
+        self.steps += other.steps
+        self.virtual_ms += other.virtual_ms
+        self.kinds += other.kinds
+        self.jobs += other.jobs
+        self.reasons += other.reasons
+        self.waits_ms += other.waits_ms
+        self.paid += other.paid
+        self.failure = self.failure or other.failure
+
+
+def simulate(seed: int, *, nodes: int | None = None, steps: int = 80) -> Report:
+    """One market, from its seed. The same seed does the same on every machine."""
+    return run_plan(make_plan(seed, nodes=nodes, steps=steps))
+
+
+def run_plan(plan: Plan) -> Report:
+    logging.getLogger("torg_marketplace").setLevel(logging.CRITICAL)  # what goes wrong here is meant to
+    with asyncio.Runner() as runner:
+        return runner.run(_run(plan))
+
+
+def shrink(failure: Failure, tell: Callable[[str], None] = lambda _: None) -> Failure:
+    """Delta debugging: leaves out halves, quarters, ... of the steps as long as something still breaks."""
+    size = len(failure.plan.steps)
+    chunk = max(1, size // 2)
+    while True:
+        position, smaller = 0, False
+        while position < len(failure.plan.steps):
+            steps = failure.plan.steps
+            without = failure.plan.only(steps[:position] + steps[position + chunk :])
+            found = run_plan(without).failure
+            if found is not None:
+                failure, smaller = found, True
+                tell(f"{len(failure.plan.steps)} steps still break it")
+            else:
+                position += chunk
+        if chunk == 1 and not smaller:
+            return failure
+        chunk = max(1, chunk // 2)
+
+
+async def _run(plan: Plan) -> Report:
+    world = open_world(plan.seed, POLICY)
+    parties = await _assemble(world, plan)
+    report = Report(seeds=1, steps=len(plan.steps))
+    for done, step in enumerate(plan.steps, start=1):
+        report.kinds[step.kind] += 1
+        problems = await _checked(parties, step)
+        if problems:
+            report.failure = Failure(plan.only(plan.steps[:done]), step, tuple(problems))
+            return report
+    problems = await _finish(parties, plan)
+    if problems:
+        report.failure = Failure(plan, None, tuple(problems))
+    _describe(report, parties)
+    return report
+
+
+async def _assemble(world: World, plan: Plan) -> Parties:
+    chance = random.Random(plan.seed)
+    characters = [Character.HONEST, Character.HONEST, Character.SKEWED, Character.LIAR]
+    nodes = []
+    for number in range(plan.nodes):
+        character = chance.choice(characters)
+        skew_ms = chance.randrange(-90_000, 90_000) if character is Character.SKEWED else 0
+        price = PRICE + number * chance.choice([0, 1_000, 400_000])
+        slots, gpus = chance.randrange(1, 4), chance.choice([0, 0, 1, 2])
+        nodes.append(make_node(world, price=price, slots=slots, gpus=gpus, character=character, skew_ms=skew_ms))
+    clients = [await make_client(world, deposit=chance.choice([10**6, 10**9])) for _ in range(plan.clients)]
+    await on_startup(world.market)
+    for node in nodes:
+        await node.come_back()
+    for client in clients:
+        for _ in range(3):
+            await client.submit(chance)
+    return Parties(world, nodes, clients, started_ms=world.clock.time_ms, swept_ms=world.clock.time_ms)
+
+
+async def _checked(parties: Parties, step: Step) -> list[str]:
+    """A step and everything that must hold after it; an exception is a broken promise too."""
+    try:
+        kind = await _sweep_if_due(parties, step.after_ms)
+        if kind is not None and (problems := _problems(parties, kind)):
+            return problems
+        said = await _act(parties, step, random.Random(step.dice))
+        return said + _problems(parties, step.kind)
+    except Exception:  # noqa: BLE001 - whatever it is, nobody may ever see it
+        return [traceback.format_exc(limit=-6)]
+
+
+def _problems(parties: Parties, kind: Kind) -> list[str]:
+    world = parties.world
+    found = broken(world.database, world.clock.time_ms)
+    return found + broken_promises(parties, look(world.database), kind)
+
+
+async def _sweep_if_due(parties: Parties, after_ms: int) -> Kind | None:
+    parties.world.advance(after_ms)
+    if parties.world.clock.time_ms - parties.swept_ms < _SWEEP_AT_LEAST_EVERY_MS:
+        return None
+    return await _sweep(parties)
+
+
+async def _sweep(parties: Parties) -> Kind:
+    await sweep(parties.world.market)
+    parties.swept_ms = parties.world.clock.time_ms
+    return Kind.SWEEP
+
+
+async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]:
+    node = parties.nodes[step.who % len(parties.nodes)]
+    client = parties.clients[step.who % len(parties.clients)]
+    match step.kind:
+        case Kind.NODE:
+            await node.act(chance)
+        case Kind.SUBMIT:
+            return await client.submit(chance)
+        case Kind.CANCEL:
+            await client.cancel(chance)
+        case Kind.OVERSPEND:
+            return await client.overspend(chance)
+        case Kind.DEPOSIT:
+            await client.deposit(chance.randrange(1, 10**6))
+        case Kind.CRASH if node.online:
+            await node.crash(forgets=chance.random() < 0.4, noticed=chance.random() < 0.5)
+        case Kind.CUT_OFF if node.online:
+            await node.cut_off(noticed=chance.random() < 0.5)
+        case Kind.STALL:
+            node.stall(chance.choice([20_000, 45_000, 400_000]))
+        case Kind.DRAIN:
+            node.draining = not node.draining
+        case Kind.HAUNT if node.online:
+            return await node.haunt(chance)
+        case Kind.IMPERSONATE:
+            others = [other for other in parties.nodes if other is not node]
+            return await node.impersonate(chance.choice(others)) if others else []
+        case _:
+            await _work(parties, step.kind, node, chance)
+    return []
+
+
+async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: random.Random) -> None:
+    """The marketplace's side, and the weather."""
+    world, chain = parties.world, parties.world.chain
+    match kind:
+        case Kind.MATCH:
+            await match_pending(world.market)
+        case Kind.SWEEP:
+            await _sweep(parties)
+        case Kind.VERIFY:
+            world.evaluator.failing = chance.choice([0.0, 0.0, 0.3])
+            await verify_pending(world.market)
+        case Kind.SETTLE:
+            await _settle(world, hurry=chance.random() < 0.3)
+        case Kind.RECONCILE:
+            await _reconcile(world)
+        case Kind.STALE_GRANT:
+            await _stale_grant(world, node, chance)
+        case Kind.OUTAGE:
+            await _outage(parties, chance)
+        case Kind.CHAIN_WEATHER:
+            chain.down = chance.random() < 0.3
+            chain.lose, chain.delay, chain.lose_answer = (chance.choice([0.0, 0.3]) for _ in range(3))
+        case Kind.FORK:
+            chain.fork()
+        case Kind.LONG_SILENCE:
+            for _ in range(chance.randrange(2, 15)):
+                world.advance(_SWEEP_AT_LEAST_EVERY_MS)
+                await _sweep(parties)
+        case _:
+            pass
+
+
+async def _settle(world: World, *, hurry: bool) -> None:
+    try:
+        await settle_due(world.market, hurry=hurry)
+        await advance_settlements(world.market)
+    except (ChainUnavailable, Unavailable):
+        pass  # the worker logs it and comes back
+
+
+async def _reconcile(world: World) -> None:
+    try:
+        differences = await reconcile(world.market)
+    except ChainUnavailable:
+        return
+    if differences:
+        raise AssertionError(f"books and chain differ: {'; '.join(map(str, differences))}")
+
+
+async def _stale_grant(world: World, node: SimulatedNode, chance: random.Random) -> None:
+    async with world.market.reading() as unit:
+        job_ids = (await unit.session.scalars(select(JobRow.job_id).order_by(JobRow.job_id))).all()
+    if not job_ids:
+        return
+    try:
+        async with world.market.transaction() as unit:
+            await grant(unit, await unit.session.get_one(JobRow, chance.choice(job_ids)), node.id)
+    except TorgError:
+        pass
+
+
+async def _outage(parties: Parties, chance: random.Random) -> None:
+    """The marketplace is killed and comes back; all connections are gone, containers run on."""
+    parties.world.advance(chance.choice([1_000, 60_000, 900_000]))
+    for node in parties.nodes:
+        node.online = False
+        parties.world.links.disconnect(node.id)
+    await on_startup(parties.world.market)
+    parties.started_ms = parties.world.clock.time_ms
+
+
+async def _finish(parties: Parties, plan: Plan) -> list[str]:
+    """Everybody is well again, and time passes until nothing is left to do."""
+    world, chance = parties.world, random.Random(plan.seed)
+    world.chain.calm()
+    world.evaluator.failing = 0.0
+    if plan.seed % 2:
+        for client in parties.clients:
+            for _ in client.jobs:
+                await client.cancel(chance)
+    try:
+        for _ in range(_CALM_ROUNDS):
+            world.advance(_CALM_ROUND_MS)
+            for node in parties.nodes:
+                await node.settle_down(chance)
+            if problems := _problems(parties, Kind.NODE):
+                return problems
+            await _sweep(parties)
+            await match_pending(world.market)
+            await verify_pending(world.market)
+            await _settle(world, hurry=True)
+            if problems := _problems(parties, Kind.SWEEP):
+                return problems
+            if not any(unfinished(parties, look(world.database))):
+                break
+        await _reconcile(world)
+    except Exception:  # noqa: BLE001 - as above
+        return [traceback.format_exc(limit=-6)]
+    tables = look(world.database)
+    return [*unfinished(parties, tables), *unpaid_work(parties, tables)]
+
+
+def _describe(report: Report, parties: Parties) -> None:
+    tables = look(parties.world.database)
+    report.virtual_ms = parties.world.clock.time_ms - parties.world.chain.start_ms
+    report.jobs.update(job["state"] for job in tables.jobs.values())
+    report.reasons.update(lease["reason"] or lease["state"] for lease in tables.leases)
+    report.paid = sum(parties.world.chain.paid.values())
+    report.waits_ms = [
+        leases[0]["granted_at_ms"] - tables.jobs[job_id]["created_at_ms"]
+        for job_id, leases in tables.leases_of_job.items()
+    ]

@@ -1,0 +1,194 @@
+"""What the flows are given in a simulated market."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from solders.hash import Hash
+from solders.keypair import Keypair
+
+from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
+from torg_marketplace.flow.unit import Market
+from torg_marketplace.ports import CatalogueEntry, EvaluationFailed, Measurement
+from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.simulation.chain import SimulatedChain
+from torg_marketplace.simulation.memory_database import empty_market
+from torg_marketplace.storage.engine import create_sessions
+from torg_protocol.canonical import sha256_digest
+from torg_protocol.errors import NotFound
+from torg_protocol.ids import Digest, NodeId
+from torg_protocol.jobspec import BlobRef
+from torg_protocol.messages import ToNode
+
+START_MS = 1_800_000_000_000
+WORKLOAD = "cnn"
+GOOD, BAD, UNREADABLE = (
+    b"good",
+    b"bad",
+    b"unreadable",
+)  # how a model file begins, which is all that the evaluator looks at
+
+
+@dataclass
+class VirtualClock:
+    time_ms: int = START_MS
+
+    def now_ms(self) -> int:
+        return self.time_ms
+
+
+class SeededRandomness:
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def bits(self, count: int) -> int:
+        return self._random.getrandbits(count)
+
+    def keypair(self) -> Keypair:
+        return Keypair.from_seed(self._random.randbytes(32))
+
+
+class Links:
+    """Messages wait per node until it takes them. To a node that is not connected nothing is delivered."""
+
+    def __init__(self) -> None:
+        self._inboxes: dict[NodeId, deque[ToNode]] = {}
+
+    def connect(self, node_id: NodeId) -> None:
+        self._inboxes[node_id] = deque()
+
+    def disconnect(self, node_id: NodeId) -> None:
+        """What was on the way is lost."""
+        self._inboxes.pop(node_id, None)
+
+    async def send(self, node_id: NodeId, message: ToNode) -> bool:
+        inbox = self._inboxes.get(node_id)
+        if inbox is None:
+            return False
+        inbox.append(message)
+        return True
+
+    def connected(self) -> frozenset[NodeId]:
+        return frozenset(self._inboxes)
+
+    def take_all(self, node_id: NodeId) -> list[ToNode]:
+        inbox = self._inboxes.get(node_id, deque())
+        messages = list(inbox)
+        inbox.clear()
+        return messages
+
+
+class Blobs:
+    def __init__(self) -> None:
+        self.stored: dict[Digest, bytes] = {}
+
+    def put(self, data: bytes) -> BlobRef:
+        digest = sha256_digest(data)
+        self.stored[digest] = data
+        return BlobRef(digest=digest, size_bytes=len(data))
+
+    async def size(self, digest: Digest) -> int | None:
+        return len(self.stored[digest]) if digest in self.stored else None
+
+    async def upload_url(self, digest: Digest, size_bytes: int, now_ms: int) -> str | None:
+        return None if digest in self.stored else f"memory:{digest}:{size_bytes}:{now_ms}"
+
+    async def download_url(self, digest: Digest, now_ms: int) -> str:
+        return f"memory:{digest}:{now_ms}"
+
+    async def read(self, digest: Digest) -> bytes:
+        if digest not in self.stored:
+            raise NotFound("no such blob", code="blob_missing", field="digest", value=digest)
+        return self.stored[digest]
+
+    async def fetch_to(self, digest: Digest, path: Path) -> None:
+        path.write_bytes(await self.read(digest))
+
+    async def write(self, data: bytes) -> Digest:
+        return self.put(data).digest
+
+
+@dataclass
+class SimulatedEvaluator:
+    """Measures what the file is, except when its own machine fails."""
+
+    blobs: Blobs
+    chance: random.Random
+    failing: float = 0.0
+
+    async def evaluate(
+        self, catalogue: CatalogueEntry, metric: str, files: Mapping[str, Digest], seed: int
+    ) -> Measurement:
+        del seed  # of held-back data, which is not simulated
+        if self.chance.random() < self.failing:
+            raise EvaluationFailed("no sandbox")
+        data = await self.blobs.read(files[catalogue.required_outputs[0]])
+        if data.startswith(UNREADABLE):
+            return Measurement(detail="unreadable")
+        return Measurement(values={metric: "0.97" if data.startswith(GOOD) else "0.5"})
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    only: CatalogueEntry
+
+    def entry(self, name: str) -> CatalogueEntry | None:
+        return self.only if name == self.only.name else None
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    market: Market
+    clock: VirtualClock
+    randomness: SeededRandomness
+    links: Links
+    blobs: Blobs
+    evaluator: SimulatedEvaluator
+    chain: SimulatedChain
+    database: sqlite3.Connection  # to read beside the flows
+    workspace: BlobRef
+
+    def advance(self, ms: int) -> None:
+        self.clock.time_ms += ms
+        self.chain.advance_to(self.clock.time_ms)
+
+
+def open_world(seed: int, policy: MarketPolicy) -> World:
+    engine, database = empty_market()
+    randomness, chance = SeededRandomness(seed), random.Random(seed)
+    clock, links, blobs = VirtualClock(), Links(), Blobs()
+    chain = SimulatedChain(chance, START_MS, START_MS)
+    workspace = blobs.put(b"the catalogue's workspace")
+    evaluator = SimulatedEvaluator(blobs, chance)
+    entry = CatalogueEntry(WORKLOAD, workspace.digest, "accuracy", "0.90", required_outputs=("model.safetensors",))
+    market = Market(
+        sessions=create_sessions(engine),
+        clock=clock,
+        random=randomness,
+        identity=randomness.keypair(),
+        capture_key=randomness.keypair(),
+        network=_network(randomness),
+        chain=chain,
+        blobs=blobs,
+        links=links,
+        catalogue=Catalogue(entry),
+        evaluator=evaluator,
+        policy=policy,
+    )
+    return World(market, clock, randomness, links, blobs, evaluator, chain, database, workspace)
+
+
+def _network(randomness: SeededRandomness) -> Network:
+    return Network(
+        rpc_url="http://127.0.0.1:1",  # nobody listens: a simulated market never reaches a network
+        genesis_hash=str(Hash(randomness.bits(256).to_bytes(32, "big"))),
+        program_id=LOCALNET_PROGRAM_ID,
+        mint=LOCALNET_MINT,
+        decimals=6,
+        operator_config=str(randomness.keypair().pubkey()),
+    )
