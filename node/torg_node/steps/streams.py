@@ -27,7 +27,7 @@ def _one_for_one(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("torg-one-for-one", _one_for_one)
 
 
-async def follow_logs(lease: Lease) -> None:
+async def follow_logs(lease: Lease, ended: asyncio.Event) -> None:
     """Until the container has ended and all was read. After a restart it begins anew: the marketplace knows what it has."""
     if lease.handle is None:
         return
@@ -38,13 +38,14 @@ async def follow_logs(lease: Lease) -> None:
         kept[chunk.stream] = data[whole:]
         for start in range(0, whole, _MAX_MESSAGE_BYTES):
             piece = data[start : min(start + _MAX_MESSAGE_BYTES, whole)]
-            await _send_log(lease, chunk.stream, offset + start, piece)
+            await _send_log(lease, ended, chunk.stream, offset + start, piece)
         if len(kept[chunk.stream]) > 3:  # not an unfinished character, just bytes
-            await _send_log(lease, chunk.stream, offset + whole, kept[chunk.stream])
+            await _send_log(lease, ended, chunk.stream, offset + whole, kept[chunk.stream])
             kept[chunk.stream] = b""
 
 
-async def _send_log(lease: Lease, stream: str, offset: int, data: bytes) -> None:
+async def _send_log(lease: Lease, ended: asyncio.Event, stream: str, offset: int, data: bytes) -> None:
+    """Waits for a connection while the job runs: the marketplace takes a later piece as a gap. Once the job has ended nothing waits."""
     text = data.decode("utf-8", errors="torg-one-for-one")
     lines = {
         "lease_id": lease.id,
@@ -54,7 +55,9 @@ async def _send_log(lease: Lease, stream: str, offset: int, data: bytes) -> None
         "offset": offset,
         "text": text,
     }
-    await lease.node.send(LogLines.model_validate(lines))
+    message = LogLines.model_validate(lines)
+    while not await lease.node.send(message) and not ended.is_set():
+        await _sleep_until(ended, _POLL_S)
 
 
 def _whole_characters(data: bytes) -> int:

@@ -30,7 +30,7 @@ class Watch:
             _stop_at_budget(lease),
         ]
         until_end: list[Coroutine[Any, Any, None]] = [
-            follow_logs(lease),
+            follow_logs(lease, ended),
             follow_progress(lease, ended),
             keeper.run(ended),
         ]
