@@ -211,3 +211,24 @@ async def test_nothing_follows_a_report(world: World) -> None:
 
     assert await node.refused(Released(reason=EndReason.DRAINED)) == "already_reported"
     assert node.read() == []
+
+
+async def test_a_lease_tells_its_own_time(world: World) -> None:
+    node = await join(world)
+    client = await make_client(world)
+    job = await client.submit(spec())
+    await match_pending(world.market)
+    await node.accept()
+    world.advance(seconds=5)
+    await node.start()
+    world.advance(seconds=60)
+    await node.exit()
+    world.advance(seconds=3)
+    await node.ok(node.report())
+    node.read()
+
+    (lease,) = (await client.job(job.job_id)).leases
+    start_ms = lease.granted_at_ms + 5_000
+    assert (lease.started_at_ms, lease.exited_at_ms) == (start_ms, start_ms + 60_000)
+    assert {lease.reported_at_ms, lease.ended_at_ms, lease.decided_at_ms} == {start_ms + 63_000}
+    assert (lease.stop_reason, lease.stop_requested_at_ms) == (None, None)
