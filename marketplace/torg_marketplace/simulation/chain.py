@@ -71,6 +71,11 @@ class SimulatedChain:
     def slot(self) -> int:
         return 10_000 + (self.now_ms - self.start_ms) // SLOT_MS
 
+    @property
+    def height(self) -> int:
+        """The finalized block height."""
+        return self.slot - FINAL_AFTER_SLOTS
+
     def advance_to(self, now_ms: int) -> None:
         self.now_ms = now_ms
         due = [item for item in self.late if item[0] <= self.slot]
@@ -112,7 +117,7 @@ class SimulatedChain:
 
     async def block_height(self) -> int:
         self._answer()
-        return self.slot - FINAL_AFTER_SLOTS
+        return self.height
 
     async def send(self, raw: bytes) -> str:
         self._answer()

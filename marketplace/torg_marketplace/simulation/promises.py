@@ -30,6 +30,7 @@ class Parties:
     known_leases: set[str] = field(default_factory=set)
     ended_leases: set[str] = field(default_factory=set)
     decided_leases: set[str] = field(default_factory=set)
+    buried_captures: set[str] = field(default_factory=set)
 
     def node(self, node_id: str) -> SimulatedNode:
         return next(node for node in self.nodes if node.id == node_id)
@@ -45,6 +46,7 @@ def broken_promises(parties: Parties, tables: Tables, kind: Kind) -> list[str]:
         *_new_leases(parties, tables),
         *_new_ends(parties, tables, kind),
         *_new_decisions(parties, tables),
+        *_new_burials(parties, tables),
         *_silence(parties, tables, kind),
         *_bills(parties, tables),
         *_seals(tables),
@@ -169,6 +171,15 @@ def _new_decisions(parties: Parties, tables: Tables) -> Iterator[str]:
         if tables.all(paid, lease["lease_id"])[0][0] != receipt.amount:
             yield f"{lease['lease_id']}: its receipt says {receipt.amount}, its payouts do not"
         yield from _verdict(parties, tables, lease)
+
+
+def _new_burials(parties: Parties, tables: Tables) -> Iterator[str]:
+    """Nobody gives up a capture that may still land."""
+    query = "SELECT settlement_id, last_valid_block_height FROM settlements WHERE state = 'dead'"
+    for settlement_id, last_valid in tables.all(query):
+        if settlement_id not in parties.buried_captures and parties.world.chain.height <= last_valid:
+            yield f"{settlement_id} is given up, and may still land"
+        parties.buried_captures.add(settlement_id)
 
 
 def _verdict(parties: Parties, tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
