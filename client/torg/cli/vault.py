@@ -59,7 +59,15 @@ async def open_(session: Session, deposit: str, grace_s: int | None) -> None:
 @click.argument("amount")
 @ADDRESS
 @click.option("--qr", is_flag=True, help="Pay with a wallet app: shows a Solana Pay code and waits for the payment.")
-@click.option("--timeout", "timeout_s", type=click.IntRange(min=1), default=300, show_default=True, metavar="SECONDS")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the wallet app's payment.",
+)
 @command
 async def deposit(session: Session, amount: str, address: str | None, qr: bool, timeout_s: int) -> None:
     """Put more into a vault: from this wallet, or with --qr from any other."""
