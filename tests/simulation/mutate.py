@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from torg_marketplace.simulation.run import simulate
+
 ROOT = Path(__file__).resolve().parents[2]
 PATCHES = sorted((Path(__file__).parent / "mutations").glob("*.patch"))
 _HUNT = """
@@ -20,7 +22,7 @@ from torg_marketplace.simulation.run import simulate
 for seed in range(int(sys.argv[1])):
     failure = simulate(seed).failure
     if failure is not None:
-        print(f"seed {seed}: {failure.problems[0].strip().splitlines()[-1].strip()}")
+        print(seed, failure.problems[0].strip().splitlines()[-1].strip())
         raise SystemExit(0)
 raise SystemExit(1)
 """
@@ -42,7 +44,8 @@ def applied(patch: Path, folder: Path) -> Path:
 
 
 def hunt(patch: Path, seeds: int) -> str | None:
-    """Which seed noticed, and how; None when nothing did. Raises AssertionError when the changed market does not even start."""
+    """Which seed noticed, and how; None when nothing did. Raises AssertionError when the changed market does not even start,
+    and when that seed breaks without the bug too: then it has noticed nothing."""
     with tempfile.TemporaryDirectory(prefix="torg-mutation-") as folder:
         path = applied(patch, Path(folder))
         done = subprocess.run(
@@ -54,7 +57,11 @@ def hunt(patch: Path, seeds: int) -> str | None:
             check=False,
         )
     assert done.returncode in {0, 1}, f"{patch.name}: the market does not even start: {done.stderr[-2000:]}"
-    return done.stdout.strip() or None
+    seed, _, problem = done.stdout.strip().partition(" ")
+    if not seed:
+        return None
+    assert simulate(int(seed)).failure is None, f"seed {seed} breaks a promise without {patch.name}"
+    return f"seed {seed}: {problem}"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -30,6 +31,15 @@ def test_the_same_seed_does_the_same() -> None:
         second.paid,
         second.waits_ms,
     )
+
+
+def test_it_leaves_the_log_of_others_alone() -> None:
+    log = logging.getLogger("torg_marketplace")
+    before = log.level
+
+    simulate(5, steps=1)
+
+    assert log.level == before
 
 
 def test_any_part_of_a_plan_can_be_run() -> None:

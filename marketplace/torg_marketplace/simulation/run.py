@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from sqlalchemy import select
@@ -88,9 +89,20 @@ def simulate(seed: int, *, nodes: int | None = None, steps: int = 80) -> Report:
 
 
 def run_plan(plan: Plan) -> Report:
-    logging.getLogger("torg_marketplace").setLevel(logging.CRITICAL)  # what goes wrong here is meant to
-    with asyncio.Runner() as runner:
+    with _quiet(), asyncio.Runner() as runner:
         return runner.run(_run(plan))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What goes wrong here is meant to, and nobody's log should fill with it."""
+    log = logging.getLogger("torg_marketplace")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def shrink(failure: Failure, tell: Callable[[str], None] = lambda _: None) -> Failure:
