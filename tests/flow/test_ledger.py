@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from tests.support.actors import TUSD, join, make_client, spec
-from tests.support.market import SeededRandom, World, open_world
+from tests.support.market import World, open_world
 from tests.support.postgres import Postgres, postgres
+from torg_marketplace.simulation.world import SeededRandomness
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.engine import create_engine, create_sessions
 from torg_marketplace.storage.ledger import Entry, LedgerError
@@ -140,7 +141,7 @@ async def test_three_replicas_on_one_database_never_admit_more_than_the_vault_ho
                     world.market,
                     sessions=create_sessions(engine),
                     writer=asyncio.Lock(),
-                    random=SeededRandom(100 + number),
+                    random=SeededRandomness(100 + number),
                 ),
             )
             for number, engine in enumerate(engines)

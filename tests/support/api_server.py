@@ -98,7 +98,7 @@ async def served_world(
         nonces = NonceStore(folder / "nonces.sqlite")
         edge = Edge(market, Hub(), blobs, nonces, RateLimiter(requests_per_minute))
         try:
-            async with _serving(edge) as url:
+            async with serving(edge) as url:
                 blobs.base_url = url
                 yield ServedWorld(world, await make_client(world), url)
         finally:
@@ -115,7 +115,7 @@ async def _open_credit_vault(world: World, key: Keypair) -> None:
 
 
 @asynccontextmanager
-async def _serving(edge: Edge) -> AsyncIterator[str]:
+async def serving(edge: Edge) -> AsyncIterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         make_app(edge), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1

@@ -5,83 +5,24 @@ Strict: an evaluation that nobody scripted fails the test, and so does a message
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from solders.hash import Hash
-from solders.keypair import Keypair
-
 from tests.support.money import FakeChain
-from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed, Measurement
 from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.simulation.world import Blobs, Links, SeededRandomness, VirtualClock, made_up_network
 from torg_marketplace.storage.engine import create_engine, create_sessions
 from torg_marketplace.storage.registry import metadata
-from torg_protocol.canonical import sha256_digest
-from torg_protocol.errors import NotFound
 from torg_protocol.ids import Digest, NodeId
-from torg_protocol.jobspec import BlobRef
-from torg_protocol.messages import OrderIssued, ToNode
-
-START_MS = 1_800_000_000_000
+from torg_protocol.messages import OrderIssued
 
 
-@dataclass
-class FakeClock:
-    time_ms: int = START_MS
-
-    def now_ms(self) -> int:
-        return self.time_ms
-
-    def advance(self, ms: int) -> None:
-        self.time_ms += ms
-
-
-class SeededRandom:
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def bits(self, count: int) -> int:
-        return self._random.getrandbits(count)
-
-    def keypair(self) -> Keypair:
-        return Keypair.from_seed(self._random.randbytes(32))
-
-
-class RecordingLinks:
-    """Messages wait per node until somebody takes them. To a node that is not connected nothing is delivered."""
-
-    def __init__(self) -> None:
-        self._inboxes: dict[NodeId, deque[ToNode]] = {}
-
-    def connect(self, node_id: NodeId) -> None:
-        self._inboxes[node_id] = deque()
-
-    def disconnect(self, node_id: NodeId) -> None:
-        """What was on the way is lost."""
-        self._inboxes.pop(node_id, None)
-
-    async def send(self, node_id: NodeId, message: ToNode) -> bool:
-        inbox = self._inboxes.get(node_id)
-        if inbox is None:
-            return False
-        inbox.append(message)
-        return True
-
-    def connected(self) -> frozenset[NodeId]:
-        return frozenset(self._inboxes)
-
-    def take_all(self, node_id: NodeId) -> list[ToNode]:
-        inbox = self._inboxes.get(node_id, deque())
-        messages = list(inbox)
-        inbox.clear()
-        return messages
-
+class RecordingLinks(Links):
     def unread(self) -> list[tuple[NodeId, str]]:
         """Not counted: orders, which a node keeps and does nothing about; tests of settlement look at them."""
         return [
@@ -90,36 +31,6 @@ class RecordingLinks:
             for message in inbox
             if not isinstance(message, OrderIssued)
         ]
-
-
-class MemoryBlobs:
-    def __init__(self) -> None:
-        self.stored: dict[Digest, bytes] = {}
-
-    def put(self, data: bytes) -> BlobRef:
-        digest = sha256_digest(data)
-        self.stored[digest] = data
-        return BlobRef(digest=digest, size_bytes=len(data))
-
-    async def size(self, digest: Digest) -> int | None:
-        return len(self.stored[digest]) if digest in self.stored else None
-
-    async def upload_url(self, digest: Digest, size_bytes: int, now_ms: int) -> str | None:
-        return None if digest in self.stored else f"memory:{digest}:{size_bytes}:{now_ms}"
-
-    async def download_url(self, digest: Digest, now_ms: int) -> str:
-        return f"memory:{digest}:{now_ms}"
-
-    async def read(self, digest: Digest) -> bytes:
-        if digest not in self.stored:
-            raise NotFound("no such blob", code="blob_missing", field="digest", value=digest)
-        return self.stored[digest]
-
-    async def fetch_to(self, digest: Digest, path: Path) -> None:
-        path.write_bytes(await self.read(digest))
-
-    async def write(self, data: bytes) -> Digest:
-        return self.put(data).digest
 
 
 @dataclass
@@ -162,10 +73,10 @@ class World:
     """The marketplace under test and everything around it."""
 
     market: Market
-    clock: FakeClock
-    random: SeededRandom
+    clock: VirtualClock
+    random: SeededRandomness
     links: RecordingLinks
-    blobs: MemoryBlobs
+    blobs: Blobs
     evaluator: ScriptedEvaluator
     catalogue: FakeCatalogue
     chain: FakeChain
@@ -187,8 +98,8 @@ async def open_world(
     try:
         async with engine.begin() as connection:
             await connection.run_sync(metadata.create_all)
-        randomness = SeededRandom(seed)
-        clock, links, blobs = FakeClock(), RecordingLinks(), MemoryBlobs()
+        randomness = SeededRandomness(seed)
+        clock, links, blobs = VirtualClock(), RecordingLinks(), Blobs()
         evaluator, catalogue, chain = ScriptedEvaluator(), FakeCatalogue(), FakeChain()
         market = Market(
             sessions=create_sessions(engine),
@@ -196,7 +107,7 @@ async def open_world(
             random=randomness,
             identity=randomness.keypair(),
             capture_key=randomness.keypair(),
-            network=fake_network(randomness),
+            network=made_up_network(randomness),
             chain=chain,
             blobs=blobs,
             links=links,
@@ -207,14 +118,3 @@ async def open_world(
         yield World(market, clock, randomness, links, blobs, evaluator, catalogue, chain)
     finally:
         await engine.dispose()
-
-
-def fake_network(randomness: SeededRandom) -> Network:
-    return Network(
-        rpc_url="http://127.0.0.1:1",  # nobody listens: tests of flows never reach a network
-        genesis_hash=str(Hash(randomness.bits(256).to_bytes(32, "big"))),
-        program_id=LOCALNET_PROGRAM_ID,
-        mint=LOCALNET_MINT,
-        decimals=6,
-        operator_config=str(randomness.keypair().pubkey()),
-    )

@@ -17,7 +17,8 @@ from torg_chain.captures import LandedCapture, captures_in
 from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
 from torg_chain.network import Network
 from torg_chain.rpc import SignatureStatus, TransactionStatus
-from torg_chain.vault import OperatorConfig, VaultState, find_vault, token_account_of
+from torg_chain.vault import OperatorConfig, VaultState
+from torg_marketplace.simulation.chain import fresh_vault
 
 BLOCKHASH_LIFE = 150
 
@@ -149,24 +150,6 @@ def open_vault(
 ) -> str:
     """A vault with a finalized deposit; returns its address."""
     salt = 1_000 + len(chain.vaults)
-    address, _ = find_vault(network.program_pubkey, depositor, network.operator_pubkey, salt)
-    chain.vaults[str(address)] = VaultState(
-        address=address,
-        kind=0,
-        grace_s=grace_s,
-        depositor=depositor,
-        config=network.operator_pubkey,
-        mint=network.mint_pubkey,
-        token_account=token_account_of(address, network.mint_pubkey),
-        signer=signer,
-        next_signer=Pubkey.default(),
-        chain_id=network.chain_id,
-        roots=bytes(32),
-        salt=salt,
-        settled=0,
-        close_at=0,
-        next_signer_at=0,
-        captures=0,
-        balance=balance,
-    )
-    return str(address)
+    state = fresh_vault(network, depositor=depositor, signer=signer, balance=balance, salt=salt, grace_s=grace_s)
+    chain.vaults[str(state.address)] = state
+    return str(state.address)

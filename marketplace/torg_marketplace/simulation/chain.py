@@ -177,27 +177,9 @@ class SimulatedChain:
 
     def open_vault(self, network: Network, depositor: Pubkey, balance: int) -> str:
         salt = 1_000 + len(self.finalized)
-        address, _ = find_vault(network.program_pubkey, depositor, network.operator_pubkey, salt)
-        self.finalized[str(address)] = VaultState(
-            address=address,
-            kind=0,
-            grace_s=24 * 3600,
-            depositor=depositor,
-            config=network.operator_pubkey,
-            mint=network.mint_pubkey,
-            token_account=token_account_of(address, network.mint_pubkey),
-            signer=depositor,
-            next_signer=Pubkey.default(),
-            chain_id=network.chain_id,
-            roots=bytes(32),
-            salt=salt,
-            settled=0,
-            close_at=0,
-            next_signer_at=0,
-            captures=0,
-            balance=balance,
-        )
-        return str(address)
+        state = fresh_vault(network, depositor=depositor, signer=depositor, balance=balance, salt=salt)
+        self.finalized[str(state.address)] = state
+        return str(state.address)
 
     def deposit(self, address: str, amount: int) -> None:
         state = self.finalized[address]
@@ -272,3 +254,29 @@ class SimulatedChain:
 
 def _blockhash(slot: int) -> Hash:
     return Hash(hashlib.sha256(struct.pack("<Q", slot)).digest())
+
+
+def fresh_vault(
+    network: Network, *, depositor: Pubkey, signer: Pubkey, balance: int, salt: int, grace_s: int = 24 * 3600
+) -> VaultState:
+    """As it is once opening and deposit are finalized."""
+    address, _ = find_vault(network.program_pubkey, depositor, network.operator_pubkey, salt)
+    return VaultState(
+        address=address,
+        kind=0,
+        grace_s=grace_s,
+        depositor=depositor,
+        config=network.operator_pubkey,
+        mint=network.mint_pubkey,
+        token_account=token_account_of(address, network.mint_pubkey),
+        signer=signer,
+        next_signer=Pubkey.default(),
+        chain_id=network.chain_id,
+        roots=bytes(32),
+        salt=salt,
+        settled=0,
+        close_at=0,
+        next_signer_at=0,
+        captures=0,
+        balance=balance,
+    )

@@ -41,6 +41,9 @@ class VirtualClock:
     def now_ms(self) -> int:
         return self.time_ms
 
+    def advance(self, ms: int) -> None:
+        self.time_ms += ms
+
 
 class SeededRandomness:
     def __init__(self, seed: int) -> None:
@@ -154,7 +157,7 @@ class World:
     workspace: BlobRef
 
     def advance(self, ms: int) -> None:
-        self.clock.time_ms += ms
+        self.clock.advance(ms)
         self.chain.advance_to(self.clock.time_ms)
 
 
@@ -172,7 +175,7 @@ def open_world(seed: int, policy: MarketPolicy) -> World:
         random=randomness,
         identity=randomness.keypair(),
         capture_key=randomness.keypair(),
-        network=_network(randomness),
+        network=made_up_network(randomness),
         chain=chain,
         blobs=blobs,
         links=links,
@@ -183,7 +186,7 @@ def open_world(seed: int, policy: MarketPolicy) -> World:
     return World(market, clock, randomness, links, blobs, evaluator, chain, database, workspace)
 
 
-def _network(randomness: SeededRandomness) -> Network:
+def made_up_network(randomness: SeededRandomness) -> Network:
     return Network(
         rpc_url="http://127.0.0.1:1",  # nobody listens: a simulated market never reaches a network
         genesis_hash=str(Hash(randomness.bits(256).to_bytes(32, "big"))),

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from solders.keypair import Keypair
 
-from tests.support.market import START_MS, World, open_world
+from tests.support.api_server import serving
+from tests.support.market import World, open_world
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
-from torg_marketplace.app import make_app
+from torg_marketplace.simulation.world import START_MS
 from torg_marketplace.storage.blobs import local_blobs
 from torg_marketplace.storage.nonces import NonceStore
 from torg_protocol.httpsig import MAX_CLOCK_SKEW_S, RequestParts, sign_request
@@ -53,16 +52,11 @@ async def served(folder: Path) -> AsyncIterator[Door]:
     nonces = NonceStore(folder / "nonces.sqlite")
     blobs = local_blobs(folder / "blobs", b"s" * 32, max_bytes=1 << 20)
     async with open_world(folder) as world:
-        app = make_app(Edge(world.market, Hub(), blobs, nonces))
-        listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="websockets-sansio"))
-        serving = asyncio.create_task(server.serve([listener]))
+        edge = Edge(world.market, Hub(), blobs, nonces)
         try:
-            async with httpx.AsyncClient(trust_env=False) as client:
-                yield Door(world, f"http://127.0.0.1:{listener.getsockname()[1]}", client)
+            async with serving(edge) as url, httpx.AsyncClient(trust_env=False) as client:
+                yield Door(world, url, client)
         finally:
-            server.should_exit = True
-            await serving
             nonces.close()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.market import SeededRandom, fake_network
+from torg_marketplace.simulation.world import SeededRandomness, made_up_network
 from torg_node.allocation import Capacity, Claim, Cpu
 from torg_node.journal import Journal
 from torg_node.logs import JsonFormatter
@@ -28,7 +28,7 @@ def settings(tmp_path: Path) -> Settings:
         data=tmp_path,
         marketplace_url="http://127.0.0.1:1",
         marketplace_key="key",
-        network=fake_network(SeededRandom(1)),
+        network=made_up_network(SeededRandomness(1)),
         price_per_gpu_hour=1,
         payout_address="wallet",
         max_unpaid=1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.market import SeededRandom, fake_network
+from torg_marketplace.simulation.world import SeededRandomness, made_up_network
 from torg_node.settings import CONFIG_NAME, Settings, load_settings, write_settings
 
 
@@ -13,7 +13,7 @@ def _settings(folder: Path, **changes: object) -> Settings:
         "data": folder,
         "marketplace_url": "http://127.0.0.1:8700",
         "marketplace_key": "key",
-        "network": fake_network(SeededRandom(1)),
+        "network": made_up_network(SeededRandomness(1)),
         "price_per_gpu_hour": 800_000,
         "payout_address": "wallet",
         "max_unpaid": 10_000_000,
