@@ -80,6 +80,7 @@ class Agent:
             settings.marketplace_url, keypair, self._hello, self._on_welcome, self._on_message, self._on_refused
         )
         self._blobs = BlobTransfer(settings.marketplace_url, keypair)
+        self._chain = ChainClient(settings.network.rpc_url)
         self._node = Node(
             settings=settings,
             keypair=keypair,
@@ -87,6 +88,7 @@ class Agent:
             executor=executor,
             isolation=capabilities.isolation,
             blobs=self._blobs,
+            chain=self._chain,
             reservations=reservations,
             offer=lambda: self._offer.offer,
             send=self._link.send,
@@ -116,6 +118,7 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._blobs.aclose()
+            await self._chain.aclose()
 
     @property
     def _takes_no_work(self) -> bool:
@@ -307,19 +310,18 @@ class Agent:
         running = [lease for lease, _ in self._leases.values() if lease.handle is not None]
         if not running and not self._journal.orders() and not exposure(self._journal):
             return
-        async with ChainClient(self._settings.network.rpc_url) as chain:
-            for lease in running:
-                if await closes_too_soon(chain, lease.grant.commitment.vault):
-                    log.warning("%s: its client takes the vault back: it stops while it can still be paid", lease.id)
-                    lease.request_stop(EndReason.EXPOSURE_LIMIT, lease.stop_grace_ms)
-            await look_at_captures(chain, self._settings, self._journal)
-            payout = Pubkey.from_string(self._settings.payout_address)
-            overdue = _now_ms() - self._settings.land_orders_after_s * 1000
-            network, key = self._settings.network, self._keypair
-            for landing in await land_orders(
-                chain, network, self._journal, payout=payout, fee_payer=key, older_than_ms=overdue
-            ):
-                log.warning("landed an order of vault %s: %s", landing.vault, landing.signature or landing.detail)
+        for lease in running:
+            if await closes_too_soon(self._chain, lease.grant.commitment.vault):
+                log.warning("%s: its client takes the vault back: it stops while it can still be paid", lease.id)
+                lease.request_stop(EndReason.EXPOSURE_LIMIT, lease.stop_grace_ms)
+        await look_at_captures(self._chain, self._settings, self._journal)
+        payout = Pubkey.from_string(self._settings.payout_address)
+        overdue = _now_ms() - self._settings.land_orders_after_s * 1000
+        network, key = self._settings.network, self._keypair
+        for landing in await land_orders(
+            self._chain, network, self._journal, payout=payout, fee_payer=key, older_than_ms=overdue
+        ):
+            log.warning("landed an order of vault %s: %s", landing.vault, landing.signature or landing.detail)
 
     async def _watch_exposure(self) -> None:
         """At the limit running leases stop, with their grace to write a checkpoint; new ones are declined while it lasts."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from solders.keypair import Keypair
 
+from torg_chain.rpc import ChainClient
 from torg_node.allocation import Assignment, Claim
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.executors.port import Executor, Exit, Handle, PreparedImage
@@ -60,6 +61,7 @@ class Node:
     executor: Executor
     isolation: str
     blobs: BlobTransfer
+    chain: ChainClient
     reservations: Reservations
     offer: Callable[[], Offer]
     send: Callable[[BaseModel], Awaitable[bool]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 
 from torg_chain.errors import ChainUnavailable
-from torg_chain.rpc import ChainClient
 from torg_node.allocation import NoRoom
 from torg_node.grant_check import NodeFacts, Refusal, overlap_with, why_not, why_not_vault
 from torg_node.lease import Declined, Lease
@@ -72,8 +71,8 @@ def _running(lease: Lease) -> list[SignedGrant]:
 
 async def _vault_reason(lease: Lease, facts: NodeFacts) -> Refusal | None:
     try:
-        async with ChainClient(facts.network.rpc_url) as chain:
-            return why_not_vault(lease.grant, await chain.vault(lease.grant.commitment.vault), facts)
+        vault = await lease.node.chain.vault(lease.grant.commitment.vault)
+        return why_not_vault(lease.grant, vault, facts)
     except ChainUnavailable as error:
         return Refusal(error.code, f"the client's vault cannot be checked now: {error.message}")
     except TorgError as error:
