@@ -23,7 +23,7 @@ from torg_host.sandbox.container import Container
 from torg_host.sandbox.errors import SandboxStartFailed
 from torg_host.sandbox.images import host_python, oci_directory, tree_digest
 from torg_host.sandbox.launch import cgroup_name, isolation_here, launch
-from torg_host.sandbox.processes import start_time
+from torg_host.sandbox.processes import boot_id, start_time
 from torg_protocol.errors import Conflict, Invalid, NotFound
 
 pytestmark = [
@@ -389,3 +389,20 @@ def test_the_digest_of_an_image_covers_names_modes_links_and_contents(tmp_path: 
 
 async def _text(container: Container) -> bytes:
     return b"".join([piece.data async for piece in container.follow_logs()])
+
+
+async def test_removal_waits_for_the_shim_itself_not_only_for_its_last_word(tmp_path: Path) -> None:
+    """A shim that is slow to leave after it wrote how the container ended."""
+    slow = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(0.5)")
+    identity = {"pid": slow.pid, "start_time": start_time(slow.pid), "boot_id": boot_id()}
+    outcome = {"reason": "exited", "code": 0, "started_at_ms": 1, "finished_at_ms": 2, "peak_memory_bytes": None}
+    state_dir = tmp_path / "ended"
+    state_dir.mkdir()
+    for name, value in (("plan", {"cgroup": None}), ("shim", identity), ("exit", {**outcome, "detail": ""})):
+        (state_dir / f"{name}.json").write_text(json.dumps(value))
+
+    await Container(state_dir).remove()
+
+    assert start_time(slow.pid) is None
+    assert not state_dir.exists()
+    assert await asyncio.wait_for(slow.wait(), 5) == 0
