@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from torg_protocol.canonical import digest_of
 from torg_protocol.errors import Invalid
@@ -20,6 +20,7 @@ from torg_protocol.placement import Placement
 from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, SizeBytes
 
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
+HOST_PYTHON = "host-python"  # the node's own Python: an image that needs no registry, and has no command of its own
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
 
@@ -93,8 +94,12 @@ class Retry(_Strict):
 class JobSpec(_Strict):
     version: Literal[1]
     name: str = Field(default="job", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
-    image: str = Field(default="host-python", min_length=1, max_length=512)
-    command: tuple[str, ...] = Field(min_length=1, max_length=256)
+    image: str = Field(default=HOST_PYTHON, min_length=1, max_length=512)
+    command: tuple[str, ...] = Field(default=(), max_length=256, validate_default=True)  # empty: the image's entrypoint
+    args: tuple[str, ...] = Field(default=(), max_length=256)  # after the command; without either: the image's own
+    workdir: str | None = Field(
+        default=None, pattern=r"^(/[^\x00]{0,511}|image)$"
+    )  # "image": its own; default: the workspace
     env: dict[str, str] = Field(default_factory=dict, max_length=256)
     workspace: BlobRef | None = None  # tar + zstd, unpacked to the working directory
     resources: Resources = Resources()
@@ -110,6 +115,13 @@ class JobSpec(_Strict):
     lease_grace: DurationMs = Field(default=5 * _MINUTE_MS, ge=2_000, le=_DAY_MS)  # silence after which a node is lost
     placement: Placement = Placement()
     excluded_nodes: tuple[str, ...] = Field(default=(), max_length=256)
+
+    @field_validator("command")
+    @classmethod
+    def _command_or_image(cls, command: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not command and info.data.get("image") == HOST_PYTHON:
+            raise ValueError("is missing")
+        return command
 
     @field_validator("env")
     @classmethod

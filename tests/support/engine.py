@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import aiodocker
 import pytest
@@ -146,10 +147,11 @@ def small_image(
     volumes: tuple[str, ...] = (),
     labels: Mapping[str, str] | None = None,
     files: Sequence[File] = (),
+    **config: Any,
 ) -> ImageArchive:
-    """Static busybox and nothing else: 2 MB, made without a registry."""
+    """Static busybox and nothing else: 2 MB, made without a registry. `config`: further fields of its configuration."""
     if not _base_image.BUSYBOX.exists():
         pytest.skip("busybox is not installed (Debian: busybox-static)")
-    config = ImageConfig(architecture="amd64", env=("PATH=/bin",), volumes=volumes, labels=labels or {})
-    image: ImageArchive = image_archive(tag, [*_base_image.busybox_entries(), *files], config)
+    made = ImageConfig(architecture="amd64", env=("PATH=/bin",), volumes=volumes, labels=labels or {}, **config)
+    image: ImageArchive = image_archive(tag, [*_base_image.busybox_entries(), *files], made)
     return image

@@ -141,6 +141,14 @@ class DockerExecutor:
         does not see its GPUs. Whatever is raised, nothing of the attempt is left."""
         _refuse(launch)
         image = await self._images.runnable(launch.image)
+        if not any(request.command_of(launch, image)):
+            raise LaunchRefused(
+                "the image has no command of its own, and the job gives none",
+                code="command_not_found",
+                field="command",
+                value=[],
+                hint="write command: [program, argument]",
+            )
         if launch.name in self._starting:
             raise AlreadyRunning(f"{launch.name} is being started", field="name", value=launch.name)
         self._starting.add(launch.name)
@@ -328,8 +336,6 @@ def _refuse(launch: LaunchSpec) -> None:
         )
     if _NAME.fullmatch(launch.name) is None:
         raise LaunchRefused("not a container name", field="name", value=launch.name, hint="letters, digits, _ . -")
-    if not launch.command:
-        raise LaunchRefused("a container needs a command", field="command", value=[])
     for mount in launch.mounts:
         source = str(mount.source)
         if os.path.realpath(source) != source or not mount.source.exists():

@@ -53,6 +53,9 @@ class ImageConfig:
     labels: Mapping[str, str] = field(default_factory=dict)
     env: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    workdir: str = ""
 
 
 def image_archive(tag: str, entries: Sequence[Entry], config: ImageConfig) -> ImageArchive:
@@ -79,6 +82,9 @@ def _described(config: ImageConfig, layer: bytes) -> bytes:
             "Labels": dict(config.labels),
             "Env": list(config.env),
             "Volumes": {path: {} for path in config.volumes},
+            "Entrypoint": list(config.entrypoint),
+            "Cmd": list(config.cmd),
+            "WorkingDir": config.workdir,
         },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "torg"}],

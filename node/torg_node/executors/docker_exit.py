@@ -43,7 +43,8 @@ def has_ended(container: Mapping[str, Any]) -> bool:
 def never_ran(container: Mapping[str, Any]) -> bool:
     """Whether the job's own command was not there or not executable. The engine gives the same codes to failures of the host,
     such as a mount that is not there; only here the runtime names the command."""
-    state, command = container["State"], (container["Config"].get("Entrypoint") or [""])[0]
+    state, config = container["State"], container["Config"]
+    command = (config.get("Entrypoint") or config.get("Cmd") or [""])[0]
     return (
         state["Status"] == "created"
         and state["ExitCode"] in _CANNOT_START

@@ -79,8 +79,14 @@ class DockerImages:
             raise ImageNotFound(
                 f"{reference} is not on this host (any more)", field="image", value=reference, hint="prepare it first"
             )
-        volumes = tuple(sorted((found.get("Config") or {}).get("Volumes") or {}))
-        return RunnableImage(found["Id"], volumes=volumes)
+        config = found.get("Config") or {}
+        return RunnableImage(
+            found["Id"],
+            volumes=tuple(sorted(config.get("Volumes") or {})),
+            entrypoint=tuple(config.get("Entrypoint") or ()),
+            cmd=tuple(config.get("Cmd") or ()),
+            workdir=config.get("WorkingDir") or "/",
+        )
 
     async def sleeper(self) -> RunnableImage:
         """What the alarm runs in: the empty image and the host's `sleep`."""

@@ -49,6 +49,9 @@ class RunnableImage:
     ] = ()  # declared by the image; each becomes bounded memory instead of an unbounded host folder
     mounts: tuple[Mount, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)  # defaults; the launch overrides them
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    workdir: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +85,20 @@ def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm
     }
     return _body(launch, node, ROLE_JOB) | {
         "Image": image.image_id,
-        "Entrypoint": list(launch.command),  # exactly the job's command: an image's entrypoint script does not run
-        "Cmd": [],
+        **dict(zip(("Entrypoint", "Cmd"), command_of(launch, image), strict=True)),
         "Env": [f"{name}={value}" for name, value in _environment(launch, image, node).items()],
-        "WorkingDir": launch.workdir,
+        "WorkingDir": launch.workdir or image.workdir,
         "User": f"{JOB_USER_ID}:{JOB_USER_ID}",
         "HostConfig": host,
     }
+
+
+def command_of(launch: LaunchSpec, image: RunnableImage) -> tuple[list[str], list[str]]:
+    """Entrypoint and arguments, never left to the engine. A command replaces the image's entrypoint (whose script then does not
+    run) and its default arguments; arguments alone replace only the latter."""
+    if launch.command:
+        return list(launch.command), list(launch.args)
+    return list(image.entrypoint), list(launch.args or image.cmd)
 
 
 def alarm_body(launch: LaunchSpec, sleeper: RunnableImage, node: NodeSettings) -> dict[str, Any]:

@@ -51,9 +51,9 @@ class LaunchSpec:
 
     name: str
     image: str  # what `prepare` returned in PreparedImage.reference
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # empty: the image's entrypoint
     env: Mapping[str, str]
-    workdir: str
+    workdir: str  # empty: the image's own
     mounts: tuple[Mount, ...]
     limits: ResourceLimits
     max_duration_ms: int
@@ -61,6 +61,7 @@ class LaunchSpec:
     cpus: tuple[int, ...] = ()  # processors to run on; empty: any
     network: str = "none"  # only "none" today; egress through a proxy comes with the allow-list
     labels: Mapping[str, str] = field(default_factory=dict)
+    args: tuple[str, ...] = ()  # after the command; with neither, the image's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,7 @@ class _Running:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._launch.command,
+                *self._launch.args,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

@@ -96,12 +96,12 @@ class SandboxExecutor:
         state_dir = self._state_root / launch_spec.name
         started_at_ms = self._now_ms()
         spec = ContainerSpec(
-            command=launch_spec.command,
+            command=(*launch_spec.command, *launch_spec.args),
             image=self._image(launch_spec.image),
             limits=_limits(launch_spec.limits),
             max_duration_ms=launch_spec.max_duration_ms,
             env=launch_spec.env,
-            workdir=launch_spec.workdir,
+            workdir=launch_spec.workdir or "/",
             cpus=launch_spec.cpus,
             mounts=tuple(SandboxMount(mount.source, mount.target, mount.writable) for mount in launch_spec.mounts),
         )

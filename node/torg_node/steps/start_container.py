@@ -5,6 +5,7 @@ from __future__ import annotations
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import LaunchSpec, Mount, ResourceLimits
 from torg_node.lease import CHECKPOINT, OUTPUT, TORG, WORK, Lease, LeaseEnded
+from torg_protocol.jobspec import HOST_PYTHON, JobSpec
 from torg_protocol.messages import Started
 from torg_protocol.states import EndReason, LeaseState
 
@@ -67,8 +68,9 @@ def _launch(lease: Lease) -> LaunchSpec:
         name=lease.container_name,
         image=lease.image.reference,
         command=spec.command,
+        args=spec.args,
         env=env,
-        workdir=WORK,
+        workdir=_workdir(spec),
         mounts=tuple(Mount(lease.files / name, target, writable=True) for name, target in folders),
         limits=ResourceLimits(
             memory_bytes=resources.memory,
@@ -81,3 +83,10 @@ def _launch(lease: Lease) -> LaunchSpec:
         cpus=assignment.cpus,
         labels={"torg.lease": lease.id, "torg.job": lease.grant.job_id},
     )
+
+
+def _workdir(spec: JobSpec) -> str:
+    """Empty: the image's own, which host-python has not."""
+    if spec.workdir == "image":
+        return WORK if spec.image == HOST_PYTHON else ""
+    return spec.workdir or WORK

@@ -17,7 +17,7 @@ from tests.support.engine import (
     small_image,
 )
 from torg_host.sandbox.images import host_python_digest
-from torg_node.executors.errors import ImageForbidden, ImageNotFound
+from torg_node.executors.errors import ImageForbidden, ImageNotFound, LaunchRefused
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
@@ -32,6 +32,33 @@ async def test_an_image_made_from_nothing_has_the_id_that_was_computed_and_runs(
 
     assert (prepared.reference, prepared.digest) == (image.image_id, image.image_id)
     assert outcome.stdout == "65534\n"
+
+
+async def test_an_image_runs_by_its_own_entrypoint_and_in_its_own_directory(
+    engine_socket: Path, tmp_path: Path
+) -> None:
+    image = await load_image(
+        engine_socket, small_image("torg-test/own:1", entrypoint=("echo", "own"), cmd=("default",), workdir="/etc")
+    )
+    async with docker_executor(engine_socket, tmp_path, local_images=[image.tag]) as executor:
+        reference = (await executor.prepare(image.tag)).reference
+        own = await run_to_end(executor, launch("own", [], image=reference, workdir=""))
+        given = await run_to_end(executor, launch("given", [], image=reference, args=("given",)))
+        where = await run_to_end(
+            executor, launch("where", ["sh"], image=reference, args=("-c", "echo $PWD"), workdir="")
+        )
+
+    assert [outcome.stdout for outcome in (own, given, where)] == ["own default\n", "own given\n", "/etc\n"]
+
+
+async def test_an_image_without_a_command_needs_one_of_the_job(engine_socket: Path, tmp_path: Path) -> None:
+    image = await load_image(engine_socket, small_image())
+    async with docker_executor(engine_socket, tmp_path, local_images=[image.tag]) as executor:
+        reference = (await executor.prepare(image.tag)).reference
+        with pytest.raises(LaunchRefused, match="no command of its own") as caught:
+            await executor.start(launch("none", [], image=reference))
+
+    assert caught.value.code == "command_not_found"
 
 
 async def test_the_reference_still_means_the_same_after_the_tag_moved(engine_socket: Path, tmp_path: Path) -> None:

@@ -92,6 +92,27 @@ def test_the_job_runs_its_own_command_as_nobody_and_the_node_has_the_last_word_o
     assert set(body["Env"]) == {"HOME=/workspace", "LANG=C.UTF-8", "PATH=/opt/venv/bin", "NVIDIA_VISIBLE_DEVICES=void"}
 
 
+@pytest.mark.parametrize(
+    ("command", "args", "entrypoint_and_cmd"),
+    [
+        ((), (), (["/entry.sh"], ["serve"])),
+        ((), ("--port", "1"), (["/entry.sh"], ["--port", "1"])),
+        (("sh", "-c"), ("true",), (["sh", "-c"], ["true"])),
+        (("sh",), (), (["sh"], [])),
+    ],
+    ids=["image's own", "arguments for its entrypoint", "both given", "command alone"],
+)
+def test_what_runs_is_the_images_own_unless_the_job_says_otherwise(
+    command: tuple[str, ...], args: tuple[str, ...], entrypoint_and_cmd: tuple[list[str], list[str]]
+) -> None:
+    image = RunnableImage("sha256:1", entrypoint=("/entry.sh",), cmd=("serve",), workdir="/srv")
+
+    body = job_body(launch("job-1", command, args=args, workdir=""), image, NODE, "alarm-id")
+
+    assert (body["Entrypoint"], body["Cmd"]) == entrypoint_and_cmd
+    assert body["WorkingDir"] == "/srv"
+
+
 def test_a_gpu_job_asks_for_exactly_its_gpus() -> None:
     body = job_body(launch("job-1", ["train"], gpu_uuids=GPUS), IMAGE, NODE, "alarm-id")
 
