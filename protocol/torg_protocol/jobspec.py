@@ -11,16 +11,30 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from torg_protocol.canonical import digest_of
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest, is_digest
 from torg_protocol.placement import Placement
+from torg_protocol.ports import MAX_PORTS, Port, clashes
 from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, SizeBytes
 
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 HOST_PYTHON = "host-python"  # the node's own Python: an image that needs no registry, and has no command of its own
+# Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
+# nodes understand them.
+_LEFT_OUT_WHEN_EMPTY = ("ports",)
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
 
@@ -115,6 +129,7 @@ class JobSpec(_Strict):
     lease_grace: DurationMs = Field(default=5 * _MINUTE_MS, ge=2_000, le=_DAY_MS)  # silence after which a node is lost
     placement: Placement = Placement()
     excluded_nodes: tuple[str, ...] = Field(default=(), max_length=256)
+    ports: tuple[Port, ...] = Field(default=(), max_length=MAX_PORTS)  # on which it serves
 
     @field_validator("command")
     @classmethod
@@ -141,6 +156,13 @@ class JobSpec(_Strict):
                 raise ValueError(f'"{path}" is not a relative path without ".."')
         return outputs
 
+    @field_validator("ports")
+    @classmethod
+    def _ports(cls, ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        if problem := clashes(ports):
+            raise ValueError(problem)
+        return ports
+
     @model_validator(mode="after")
     def _gpu_constraints(self) -> JobSpec:
         resources = self.resources
@@ -148,8 +170,13 @@ class JobSpec(_Strict):
             raise ValueError("resources: min_vram and min_compute_capability need gpus: 1 or more")
         return self
 
+    @model_serializer(mode="wrap")
+    def _leave_out_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if value or name not in _LEFT_OUT_WHEN_EMPTY}
+
     def wire(self) -> dict[str, Any]:
-        """The canonical JSON form: base units, no defaults left out."""
+        """The canonical JSON form: base units, no defaults left out but those of later fields."""
         return self.model_dump(mode="json")
 
     @property
@@ -233,6 +260,8 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the model at this place knows."""
     annotations: tuple[Any, ...] = (JobSpec,)
     for part in location[:-1]:
+        if isinstance(part, int):  # a place in a list, whose members are what counts
+            continue
         fields = [_models(annotation) for annotation in annotations]
         models = [model for found in fields for model in found]
         members = tuple(model for model in models if len(models) > 1 and _tag(model) == part)
