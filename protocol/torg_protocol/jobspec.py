@@ -34,7 +34,7 @@ _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 HOST_PYTHON = "host-python"  # the node's own Python: an image that needs no registry, and has no command of its own
 # Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
 # nodes understand them.
-_LEFT_OUT_WHEN_EMPTY = ("ports",)
+_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports")
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
 
