@@ -136,7 +136,7 @@ async def _on_started(unit: Unit, lease: LeaseRow, job: JobRow, body: Started) -
 
 def _remember_warm(node: NodeRow, spec: JobSpec) -> None:
     """What it fetched for this job is on its disk: the next job that wants it starts sooner there."""
-    ran = [spec.image] + ([spec.workspace.digest] if spec.workspace is not None else [])
+    ran = [*spec.images] + ([spec.workspace.digest] if spec.workspace is not None else [])
     node.warm = (ran + [item for item in node.warm if item not in ran])[:WARM_ITEMS]
 
 

@@ -148,7 +148,7 @@ class Engine:
 
     def _missing(self, rows: Rows, demand: Demand) -> Floats:
         """Share of image and workspace that the node would have to fetch first."""
-        wanted = [demand.spec.image]
+        wanted = [*demand.spec.images]
         if demand.spec.workspace is not None:
             wanted.append(demand.spec.workspace.digest)
         missing = np.ones(rows.size)

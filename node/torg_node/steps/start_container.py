@@ -5,9 +5,10 @@ from __future__ import annotations
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import LaunchSpec, Mount, ResourceLimits
 from torg_node.lease import CHECKPOINT, OUTPUT, TORG, WORK, Lease, LeaseEnded
-from torg_protocol.jobspec import HOST_PYTHON, JobSpec
+from torg_protocol.jobspec import JobSpec
 from torg_protocol.messages import Started
 from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.tasks import HOST_PYTHON
 
 
 class StartContainer:

@@ -80,10 +80,8 @@ def test_problems_inside_lists_and_unions_have_the_names_that_the_author_wrote(t
 
 
 def test_what_is_missing_is_placed_where_it_should_be(tmp_path: Path) -> None:
-    assert problems(tmp_path, "name: x\n") == [
-        (1, "version", "is missing", None),
-        (1, "command", "is missing", None),
-    ]
+    assert problems(tmp_path, "name: x\n") == [(1, "version", "is missing", None)]
+    assert problems(tmp_path, "version: 1\n") == [(1, "command", "is missing", None)]
 
 
 def test_json_files_have_lines_too_also_with_tabs(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""Problems of a job spec in words: the field as its author wrote it, what is wrong with it, the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+_DISCRIMINATORS = ("policy", "kind")
+BETWEEN_FIELDS = "between_fields"  # an error of pydantic's that stands for several: `all` in its context
+
+
+def problems_of(items: Sequence[Any], raw: Mapping[Any, Any], model: type[BaseModel]) -> list[dict[str, Any]]:
+    """Pydantic's list of errors. `raw`: what was validated as `model`."""
+    problems = []
+    for item in items:
+        if item["type"] == BETWEEN_FIELDS:
+            found = item["ctx"]["all"]
+            problems += [{"field": field, "message": text, "value": None, "hint": None} for field, text in found]
+        else:
+            problems.append(_problem(item, raw, model))
+    return problems
+
+
+def _problem(item: Any, raw: Mapping[Any, Any], model: type[BaseModel]) -> dict[str, Any]:
+    location = _written(item["loc"], raw)
+    value = item["input"] if isinstance(item["input"], str | int | float | bool) else None
+    message, hint = item["msg"].removeprefix("Value error, "), None
+    match item["type"]:
+        case "extra_forbidden":
+            known = _siblings(item["loc"], model)
+            close = difflib.get_close_matches(str(location[-1]), known, n=1)
+            message = "unknown key"
+            hint = f'did you mean "{close[0]}"?' if close else "known here: " + ", ".join(known)
+        case "missing":
+            message, value = "is missing", None
+        case "string_type" if isinstance(value, bool | int | float):
+            message, hint = "a text is expected", f'put it in quotes: "{value}"'
+        case "string_type":
+            message = "a text is expected"
+        case "tuple_type":
+            message = "a list is expected"
+            hint = f"write it like [{', '.join(value.split())}]" if isinstance(value, str) and value.strip() else None
+        case "model_type" | "model_attributes_type" | "dict_type":
+            message = "a mapping is expected"
+        case "literal_error" | "union_tag_invalid":
+            message = f"not one of: {item['ctx'].get('expected') or item['ctx'].get('expected_tags')}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            message = "a whole number is expected"
+        case "union_tag_not_found":
+            word = str(item["ctx"].get("discriminator", "policy")).strip("'")
+            example = "policy: none or policy: metric" if word == "policy" else f"{word}: and what it is"
+            message, hint = f"says no {word}", f"write {example}"
+        case _:
+            message = message[:1].lower() + message[1:]
+    return {"field": ".".join(str(part) for part in location) or "$", "message": message, "value": value, "hint": hint}
+
+
+def _written(location: tuple[int | str, ...], raw: object) -> tuple[int | str, ...]:
+    """The place as its author wrote it: without the names of union members that pydantic puts in between."""
+    found: list[int | str] = []
+    tag_seen = False
+    for number, part in enumerate(location):
+        is_last = number == len(location) - 1
+        if isinstance(raw, Mapping):
+            if not is_last and not tag_seen and part in [raw.get(name) for name in _DISCRIMINATORS]:
+                tag_seen = True
+                continue
+            if part not in raw and not is_last:
+                continue
+            raw, tag_seen = raw.get(part), False
+        elif isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
+            raw, tag_seen = raw[part], False
+        found.append(part)
+    return tuple(found)
+
+
+def _siblings(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """The keys that the model at this place knows."""
+    annotations: list[Any] = [model]
+    for part in location[:-1]:
+        annotations = [inner for annotation in annotations for inner in _inside(annotation, part)]
+    return [name for annotation in annotations for one in _models(annotation) for name in one.model_fields]
+
+
+def _inside(annotation: Any, part: int | str) -> list[Any]:
+    """What may stand at `part` of a value of this type; for a member of a union its tag is such a part."""
+    if get_origin(annotation) in {tuple, list} and isinstance(part, int):
+        return [get_args(annotation)[0]]
+    if get_origin(annotation) is dict:
+        return [get_args(annotation)[1]]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get(str(part))
+        return [] if field is None else [field.annotation]
+    models = _models(annotation)
+    if members := [one for one in models if len(models) > 1 and part in _tags(one)]:
+        return list(members)
+    return [inner for argument in get_args(annotation) for inner in _inside(argument, part)]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation may stand for: itself, or the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    fields = [model.model_fields[name] for name in _DISCRIMINATORS if name in model.model_fields]
+    return tuple(tag for field in fields for tag in get_args(field.annotation))
