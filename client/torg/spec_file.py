@@ -1,17 +1,17 @@
 """From what people write (job.yaml, or options of `torg run`) to the spec that is submitted.
 
 In a file, `workspace` is a directory relative to the file; on the wire it is the blob that the packed directory became. That is
-the only difference.
+the only difference. Job files of other platforms are recognised by their content and translated (`torg.importers`).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torg.importers.translation import Translation
 from torg.spec_source import Source, parse_source
 from torg.workloads import names_a_workload, workload_file
 from torg_protocol.errors import Invalid
@@ -20,21 +20,48 @@ from torg_protocol.jobspec import JobSpec, load_job_spec
 
 @dataclass(frozen=True, slots=True)
 class SpecFile:
-    """A spec that still names a directory. `workspace` is None when the job needs none."""
+    """A spec that still names a directory. `workspace` is None when the job needs none.
+
+    `translation`: of a file in another platform's format, what was made of it. One that lost some of the job's meaning is not
+    submitted unless `allow_dropped`.
+    """
 
     raw: dict[str, Any]
     workspace: Path | None
     source: Source | None = field(default=None, compare=False)
+    translation: Translation | None = field(default=None, compare=False)
+    allow_dropped: bool = False
 
     def check(self) -> JobSpec:
         """Raises Invalid if anything but the workspace is wrong; the returned spec has no workspace yet."""
         return self._load(None)
 
     def with_workspace(self, digest: str | None, size_bytes: int) -> JobSpec:
+        """What is submitted. Raises Invalid `import_incomplete` for a translation that lost meaning, unless that is allowed."""
+        self.refuse_lost()
         return self._load(None if digest is None else {"digest": digest, "size_bytes": size_bytes})
 
+    def refuse_lost(self) -> None:
+        lost = self.translation.lost if self.translation and not self.allow_dropped else ()
+        if self.translation is None or not lost:
+            return
+        listed = "".join(f"\n  - {item.path}: {item.why}" for item in lost)
+        raise Invalid(
+            f"this {self.translation.title} asks for what a job here would not have:{listed}",
+            code="import_incomplete",
+            field=lost[0].path,
+            hint="--allow-dropped submits it all the same; or change its translation: torg import FILE -o job.yaml",
+            dropped=[item.wire() for item in self.translation.dropped],
+        )
+
     def _load(self, blob: dict[str, Any] | None) -> JobSpec:
-        return _explained(self.source, lambda: load_job_spec({**self.raw, "workspace": blob}))
+        try:
+            return load_job_spec({**self.raw, "workspace": blob})
+        except Invalid as error:
+            if self.source is None:
+                raise
+            there = error if self.translation is None else _in_their_words(error, self.translation)
+            raise self.source.explain(there) from error
 
 
 def read_spec_file(path: Path) -> SpecFile:
@@ -63,11 +90,15 @@ def read_spec_file(path: Path) -> SpecFile:
             hint=f"it must be UTF-8; byte {error.start} is not",
         ) from error
     raw, source = parse_source(text, name)
-    return spec_from_mapping(raw, base=path.parent, source=source)
+    return spec_from_mapping(raw, base=path.parent, source=source, foreign_allowed=True)
 
 
-def spec_from_mapping(raw: dict[str, Any], *, base: Path, source: Source | None = None) -> SpecFile:
-    """`base`: what a relative workspace is relative to."""
+def spec_from_mapping(
+    raw: dict[str, Any], *, base: Path, source: Source | None = None, foreign_allowed: bool = False
+) -> SpecFile:
+    """`base`: what a relative workspace is relative to. `foreign_allowed`: it may be in another platform's format."""
+    if foreign_allowed and (translation := _translated(raw, source)) is not None:
+        return replace(spec_from_mapping(translation.spec, base=base, source=source), translation=translation)
     workspace = raw.get("workspace")
     if workspace is None:
         return SpecFile(raw, None, source)
@@ -79,6 +110,21 @@ def spec_from_mapping(raw: dict[str, Any], *, base: Path, source: Source | None 
         problem = _workspace_problem("no such directory", str(directory), "it is relative to the job file")
         raise _located(source, problem, "workspace_not_found")
     return SpecFile(raw, directory, source)
+
+
+def _translated(raw: dict[str, Any], source: Source | None) -> Translation | None:
+    from torg.importers.registry import translation_of
+
+    try:
+        return translation_of(raw)
+    except Invalid as error:
+        raise error if source is None else source.explain(error) from error
+
+
+def _in_their_words(error: Invalid, translation: Translation) -> Invalid:
+    """Problems of the translated spec, under the names that their author wrote."""
+    problems = [{**item, "field": translation.origin(item["field"])} for item in error.data.get("problems", [])]
+    return Invalid(error.message, code=error.code, field=error.field, hint=error.hint, problems=problems)
 
 
 def _workspace_problem(message: str, value: str | None, hint: str) -> dict[str, Any]:
@@ -95,12 +141,3 @@ def _located(source: Source | None, problem: dict[str, Any], code: str) -> Inval
         problems=[problem],
     )
     return error if source is None else source.explain(error)
-
-
-def _explained(source: Source | None, load: Callable[[], JobSpec]) -> JobSpec:
-    try:
-        return load()
-    except Invalid as error:
-        if source is None:
-            raise
-        raise source.explain(error) from error

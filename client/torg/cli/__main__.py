@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import keyword
 import os
 import sys
 
@@ -19,6 +20,7 @@ _SECTIONS = {
         "init": ("specs", "Write a commented job.yaml to start from."),
         "examples": ("specs", "Ready-made job files, to look at or to write here."),
         "validate": ("specs", "Check a job file without submitting it."),
+        "import": ("imports", "A job file of another platform as one of ours, and what was dropped."),
         "quote": ("specs", "Can it run, where, for how much? Nothing is submitted."),
         "submit": ("jobs", "Submit a job file."),
         "run": ("run", "Run a command on the market with this directory as its workspace."),
@@ -61,7 +63,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"torg.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -25,24 +25,34 @@ KEY = click.option(
     "--idempotency-key", metavar="KEY", help="Submit at most once under this key, however often it is tried."
 )
 
+ALLOW_DROPPED = click.option(
+    "--allow-dropped",
+    is_flag=True,
+    help="Submit another platform's job file although parts that matter have no counterpart here (torg import FILE lists them).",
+)
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @VAULT
 @WAIT
 @KEY
+@ALLOW_DROPPED
 @command
-async def submit(session: Session, file: Path, vault: str | None, wait: bool, idempotency_key: str | None) -> None:
-    """Submit a job file (YAML or JSON; "-" reads standard input).
+async def submit(
+    session: Session, file: Path, vault: str | None, wait: bool, idempotency_key: str | None, allow_dropped: bool
+) -> None:
+    """Submit a job file (YAML or JSON; "-" reads standard input), ours or another platform's (see torg import).
 
     With --wait the exit code is the job's own; 125 means that torg itself failed.
     """
     from torg.cli.follow import transfer_bar
+    from torg.cli.imports import told
     from torg.spec_file import read_spec_file
 
     if wait:
         session.passes_exit_code()
-    spec_file = read_spec_file(file)
+    spec_file = told(session, read_spec_file(file), allow_dropped=allow_dropped)
     key = idempotency_key or secrets.token_hex(16)
     async with session.client() as client:
         try:

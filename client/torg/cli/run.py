@@ -13,11 +13,14 @@ import click
 from click.core import ParameterSource
 
 from torg.cli.follow import exit_code_of, follow_job, pull_results, transfer_bar
-from torg.cli.jobs import KEY, VAULT, say_interrupted
+from torg.cli.imports import told
+from torg.cli.jobs import ALLOW_DROPPED, KEY, VAULT, say_interrupted
 from torg.cli.session import Session, command
 from torg.spec_file import SpecFile, read_spec_file, spec_from_mapping
 from torg.workloads import workload_file
 from torg_protocol.errors import Invalid
+
+_JOB_FILES = (".json", ".yaml", ".yml")
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -61,6 +64,7 @@ from torg_protocol.errors import Invalid
 @VAULT
 @KEY
 @click.option("--detach", is_flag=True, help="Do not follow; print the job id.")
+@ALLOW_DROPPED
 @command
 async def run(
     session: Session,
@@ -71,9 +75,10 @@ async def run(
     idempotency_key: str | None,
     detach: bool,
     workload: str | None,
+    allow_dropped: bool,
     **options: Any,
 ) -> None:
-    """Run a command on the market with this directory as its workspace.
+    """Run a command on the market with this directory as its workspace; or a job file, ours or another platform's.
 
     The exit code is the command's own; 125 means that torg itself failed.
 
@@ -81,9 +86,10 @@ async def run(
     torg run -- python train.py
     torg run --gpus 1 --min-vram 24GiB --keep model.bin -o results -- python train.py --epochs 3
     torg run --workload rnn -o results
+    torg run job.yaml
     """
     session.passes_exit_code()
-    spec_file = _of_catalogue(workload, argv, options) if workload else _of_command(argv, options)
+    spec_file = told(session, _spec_file(workload, argv, options), allow_dropped=allow_dropped)
     key = idempotency_key or secrets.token_hex(16)
     async with session.client() as client:
         try:
@@ -103,6 +109,15 @@ async def run(
     sys.exit(exit_code_of(job))
 
 
+def _spec_file(workload: str | None, argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:
+    if workload:
+        return _of_catalogue(workload, argv, options)
+    if len(argv) == 1 and Path(argv[0]).suffix in _JOB_FILES and Path(argv[0]).is_file():
+        _refuse_decided(options, "the job file decides this", f"leave it out, or change {argv[0]}")
+        return read_spec_file(Path(argv[0]))
+    return _of_command(argv, options)
+
+
 def _of_command(argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:
     if not argv:
         raise click.UsageError(
@@ -113,19 +128,18 @@ def _of_command(argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:
 
 def _of_catalogue(workload: str, argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:
     """The workload's job.yaml decides everything but further options of its command. Raises Invalid for what it decides."""
+    hint = f"leave it out, or change a copy: torg examples {workload} -w job.yaml"
+    _refuse_decided(options, "the workload's job file decides this", hint)
+    spec_file = read_spec_file(workload_file(workload))
+    return replace(spec_file, raw={**spec_file.raw, "command": [*spec_file.raw["command"], *argv]})
+
+
+def _refuse_decided(options: dict[str, Any], message: str, hint: str) -> None:
     context = click.get_current_context()
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
         option = "--" + {"outputs": "keep"}.get(given[0], given[0]).replace("_", "-")
-        raise Invalid(
-            "the workload's job file decides this",
-            code="option_conflict",
-            field=option,
-            value=str(options[given[0]]),
-            hint=f"leave it out, or change a copy: torg examples {workload} -w job.yaml",
-        )
-    spec_file = read_spec_file(workload_file(workload))
-    return replace(spec_file, raw={**spec_file.raw, "command": [*spec_file.raw["command"], *argv]})
+        raise Invalid(message, code="option_conflict", field=option, value=str(options[given[0]]), hint=hint)
 
 
 def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:

@@ -90,8 +90,17 @@ async def validate(session: Session, file: Path) -> None:
     """Check a job file without submitting it. Needs no network."""
     from torg.spec_file import read_spec_file
 
-    spec = read_spec_file(file).check()
-    session.show({"valid": True, "spec": spec.wire()}, f"{file}: valid ({spec.name})")
+    spec_file = read_spec_file(file)
+    spec, translation = spec_file.check(), spec_file.translation
+    if translation is None:
+        session.show({"valid": True, "spec": spec.wire()}, f"{file}: valid ({spec.name})")
+    else:
+        from torg.cli.imports import dropped_text
+
+        dropped = [item.wire() for item in translation.dropped]
+        answer = {"valid": True, "format": translation.format, "spec": spec.wire(), "dropped": dropped}
+        session.show(answer, f"{file}: valid {translation.title} ({spec.name})")
+        session.hint(dropped_text(translation))
     session.hint(f"what would it cost:  torg quote {file}")
 
 

@@ -76,8 +76,9 @@ def nobody() -> str:
 
 def commands() -> list[tuple[tuple[str, ...], click.Command]]:
     found: list[tuple[tuple[str, ...], click.Command]] = []
-    for name, (module, _) in entry.COMMANDS.items():
-        command = getattr(importlib.import_module(f"torg.cli.{module}"), name)
+    for name in entry.COMMANDS:
+        command = entry.cli.get_command(click.Context(entry.cli), name)
+        assert command is not None
         inner = command.commands if isinstance(command, click.Group) else {}
         found += [((name,), command)] if not inner else [((name, sub), child) for sub, child in inner.items()]
     return found

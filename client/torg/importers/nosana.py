@@ -1,0 +1,202 @@
+"""A Nosana job definition as our job spec.
+
+Their node runs `cmd` as the arguments of `entrypoint`, or of the image's own; a `cmd` that is one text goes through
+`/bin/sh -c`. What an operation does not say itself comes from `global`; a GPU there is a GPU for all.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torg.importers.nosana_literals import literals_left, variables_filled_in, without_marker
+from torg.importers.nosana_schema import Definition, Global, RunOperation
+from torg.importers.resources import resources_for
+from torg.importers.strict import checked, problem, refusal
+from torg.importers.translation import Drops, Translation, name_of
+
+TITLE = "Nosana job definition"
+
+
+def is_nosana(raw: dict[str, Any]) -> bool:
+    if not isinstance(raw.get("ops"), list):
+        return False
+    return raw.get("type") == "container" or any(
+        isinstance(op, dict) and str(op.get("type", "")).startswith("container/") for op in raw["ops"]
+    )
+
+
+def translate(raw: dict[str, Any]) -> Translation:
+    """Raises Invalid (code "spec_invalid") for what their own validator, or their node, would refuse."""
+    checked(Definition, raw, TITLE)
+    filled, problems = variables_filled_in(raw, (raw.get("global") or {}).get("variables") or {})
+    if problems:
+        raise refusal(TITLE, problems)
+    definition = checked(Definition, filled, TITLE)
+    if problems := _contradictions(definition):
+        raise refusal(TITLE, problems)
+    drops = Drops()
+    _drop_around(definition, drops)
+    runs = list(definition.runs())
+    number, operation = runs[0]
+    spec = {
+        "version": 1,
+        "name": name_of(operation.id),
+        **_container(operation, definition.shared),
+        "resources": resources_for(gpus=_gpus(definition), min_vram=_vram(definition)),
+    }
+    if operation.execution.timeout is not None:
+        spec["limits"] = {"max_duration": f"{math.ceil(operation.execution.timeout)}s"}
+    _drop_of_operation(number, operation, drops)
+    for later, other in runs[1:]:
+        drops.lose(f"ops.{later}", other.id, "a job is one container here; submit the others as jobs of their own")
+    for path, literal in literals_left(filled["ops"][number].get("args"), f"ops.{number}.args"):
+        drops.lose(path, literal, "known only while the job runs, and nothing fills it in here")
+    return Translation("nosana", TITLE, spec, tuple(drops.items), _origins(number, operation, definition.shared))
+
+
+def _container(operation: RunOperation, shared: Global) -> dict[str, Any]:
+    args = operation.args
+    entrypoint = without_marker(_as_list(args.entrypoint)) or _as_list(shared.entrypoint)
+    cmd = ("/bin/sh", "-c", args.cmd) if isinstance(args.cmd, str) else without_marker(args.cmd)
+    return {
+        "image": args.image or shared.image,
+        **({"command": list(entrypoint)} if entrypoint else {}),
+        **({"args": list(cmd)} if cmd else {}),
+        "workdir": args.work_dir or shared.work_dir or "image",
+        "env": {**shared.env, **args.env},
+    }
+
+
+def _as_list(words: Any) -> tuple[str, ...] | None:
+    return (words,) if isinstance(words, str) else words
+
+
+def _gpus(definition: Definition) -> int:
+    """Their jobs get all GPUs of a node, which has one."""
+    return int(definition.shared.gpu or any(op.args.gpu for _, op in definition.runs()))
+
+
+def _vram(definition: Definition) -> str | None:
+    """What the file says that it needs. There nobody looks at it before the job runs out of memory; here it is a condition."""
+    asked_mb = [op.args.required_vram * 1000 for _, op in definition.runs() if op.args.required_vram]
+    for name in ("system_requirements", "system_resources"):
+        said = definition.meta.get(name)
+        if isinstance(said, dict):
+            asked_mb += [value for value in [_number(said.get("vram_total_mb"))] if value]
+            asked_mb += [value * 1000 for value in [_number(said.get("required_vram"))] if value]
+    return f"{math.ceil(max(asked_mb))}MB" if asked_mb else None
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float | str) else None
+    except ValueError:
+        return None
+
+
+# --- what their node would refuse -----------------------------------------------------------------------------------
+
+
+def _contradictions(definition: Definition) -> list[dict[str, Any]]:
+    problems: list[dict[str, Any]] = []
+    first: dict[str, int] = {}
+    for number, op in enumerate(definition.ops):
+        if op.id in first:
+            problems.append(problem(f"ops.{number}.id", "there twice", op.id, f"ops.{first[op.id]} has it too"))
+        first.setdefault(op.id, number)
+    groups = {op.id: op.execution.group or op.id for op in definition.ops}
+    volumes = {op.args.name for _, op in definition.volumes()}
+    if not any(True for _ in definition.runs()):
+        problems.append(problem("ops", "nothing runs: there is no container/run operation"))
+    for number, op in definition.runs():
+        here = f"ops.{number}"
+        if not (op.args.image or definition.shared.image):
+            problems.append(problem(f"{here}.args.image", "is missing"))
+        for place, wanted in enumerate(op.execution.depends_on):
+            if groups.get(wanted) != groups[op.id]:
+                hint = "there is no such operation" if wanted not in groups else "it is in another group"
+                problems.append(problem(f"{here}.execution.depends_on.{place}", "not in this group", wanted, hint))
+        for place, volume in enumerate(op.args.volumes):
+            if volume.name not in volumes:
+                hint = "a container/create-volume operation makes it"
+                problems.append(problem(f"{here}.args.volumes.{place}.name", "no such volume", volume.name, hint))
+        problems += _port_problems(op, f"{here}.args.expose")
+    return problems
+
+
+def _port_problems(operation: RunOperation, path: str) -> list[dict[str, Any]]:
+    taken: set[int] = set()
+    problems = []
+    for number, item in enumerate(operation.args.expose):
+        ports = port_numbers(item)
+        if taken & ports:
+            problems.append(problem(f"{path}.{number}", "exposed twice", min(taken & ports), "each port once"))
+        taken |= ports
+    return problems
+
+
+def port_numbers(item: Any) -> set[int]:
+    """Of one entry of `expose`; empty for what only the run knows."""
+    port = getattr(item, "port", item)
+    if isinstance(port, int):
+        return {port}
+    if isinstance(port, str) and "%" not in port:
+        first, _, last = port.partition("-")
+        return set(range(int(first), int(last) + 1))
+    return set()
+
+
+# --- what has no place here -----------------------------------------------------------------------------------------
+
+
+def _drop_around(definition: Definition, drops: Drops) -> None:
+    for key, value in definition.meta.items():
+        rest = {name: said for name, said in value.items() if "vram" not in name} if isinstance(value, dict) else value
+        if rest:
+            drops.remark(f"meta.{key}", rest, "advice to their website, which nothing enforces")
+    if definition.deployment_id is not None:
+        drops.remark("deployment_id", definition.deployment_id, "names replicas of a service; this is one job")
+    if definition.logistics is not None:
+        drops.lose("logistics", "...", "the definition and its results travel by the marketplace here")
+    if definition.ssh is not None and definition.ssh.public_keys:
+        drops.lose("ssh.public_keys", len(definition.ssh.public_keys), "jobs take no logins of foreign keys")
+
+
+def _drop_of_operation(number: int, operation: RunOperation, drops: Drops) -> None:
+    here, args = f"ops.{number}", operation.args
+    if args.expose:
+        drops.lose(f"{here}.args.expose", len(args.expose), "ports of jobs are not reachable from outside yet")
+    if args.resources:
+        drops.lose(f"{here}.args.resources", len(args.resources), "models and buckets are not fetched yet")
+    if args.volumes:
+        drops.lose(f"{here}.args.volumes", [volume.name for volume in args.volumes], "a job has no volumes yet")
+    if args.restart_policy not in (None, "no"):
+        drops.lose(
+            f"{here}.args.restart_policy", str(args.restart_policy), "a container that ends is not started again"
+        )
+    if args.authentication is not None:
+        drops.lose(f"{here}.args.authentication", "...", "a private registry's password would be open to the node")
+    if operation.results:
+        drops.lose(f"{here}.results", list(operation.results), "nothing reads results out of logs yet")
+    if args.aliases:
+        drops.remark(f"{here}.args.aliases", args.aliases, "names for other operations, of which there are none")
+    if isinstance(args.cmd, tuple) and len(args.cmd) == 1 and " " in args.cmd[0] and args.entrypoint is None:
+        drops.remark(f"{here}.args.cmd", args.cmd[0], "one word with blanks: no shell takes it apart, there as here")
+    if args.output is not None:
+        drops.remark(f"{here}.args.output", args.output, "their own programs refuse it; write to $TORG_OUTPUT_DIR")
+
+
+def _origins(number: int, operation: RunOperation, shared: Global) -> dict[str, str]:
+    args = f"ops.{number}.args"
+    return {
+        "image": f"{args}.image" if operation.args.image else "global.image",
+        "command": f"{args}.entrypoint" if operation.args.entrypoint else "global.entrypoint",
+        "args": f"{args}.cmd",
+        "workdir": f"{args}.work_dir" if operation.args.work_dir else "global.work_dir",
+        "limits.max_duration": f"ops.{number}.execution.timeout",
+        "resources.min_vram": "meta",
+        **{f"env.{name}": f"global.env.{name}" for name in shared.env},
+        **{f"env.{name}": f"{args}.env.{name}" for name in operation.args.env},
+        "env": f"{args}.env",
+    }
