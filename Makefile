@@ -15,7 +15,7 @@ EXECUTOR ?= auto
 DEMO_ARGS ?=
 ARGS ?=
 
-.PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench nightly mutations lock clean
+.PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench nightly mutations corpora lock clean
 
 setup:
 	@scripts/setup.sh "$(PYTHON)" "$(VENV)" run
@@ -59,6 +59,10 @@ bench: setup
 SEEDS ?= 2000
 nightly: setup-test mutations
 	@$(BIN)/torg-marketplace simulate --seeds $(SEEDS)
+
+# Public job files of other platforms, which are not part of this repository: how much of them is taken over.  (TORG_CORPORA=DIR)
+corpora: setup-test
+	@$(BIN)/python -m scripts.corpora
 
 mutations: setup-test
 	@$(BIN)/python -m tests.simulation.mutate

@@ -1,7 +1,7 @@
 """A Nosana job definition as our job spec.
 
-Their node runs `cmd` as the arguments of `entrypoint`, or of the image's own; a `cmd` that is one text goes through
-`/bin/sh -c`. What an operation does not say itself comes from `global`; a GPU there is a GPU for all.
+One `container/run` becomes a job of one container, several become its tasks; `container/create-volume` its volumes. What an operation
+does not say itself comes from `global`; a GPU there is a GPU for all.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torg.importers.nosana_literals import literals_left, variables_filled_in, without_marker
-from torg.importers.nosana_schema import Definition, Global, RunOperation
+from torg.importers.nosana_containers import job_of_one, job_of_tasks, port_numbers
+from torg.importers.nosana_literals import literals_left, variables_filled_in
+from torg.importers.nosana_schema import Definition, RunOperation
 from torg.importers.resources import resources_for
 from torg.importers.strict import checked, problem, refusal
 from torg.importers.translation import Drops, Translation, name_of
@@ -38,38 +39,31 @@ def translate(raw: dict[str, Any]) -> Translation:
     drops = Drops()
     _drop_around(definition, drops)
     runs = list(definition.runs())
-    number, operation = runs[0]
-    spec = {
-        "version": 1,
-        "name": name_of(operation.id),
-        **_container(operation, definition.shared),
-        "resources": resources_for(gpus=_gpus(definition), min_vram=_vram(definition)),
-    }
-    if operation.execution.timeout is not None:
-        spec["limits"] = {"max_duration": f"{math.ceil(operation.execution.timeout)}s"}
-    _drop_of_operation(number, operation, drops)
-    for later, other in runs[1:]:
-        drops.lose(f"ops.{later}", other.id, "a job is one container here; submit the others as jobs of their own")
-    for path, literal in literals_left(filled["ops"][number].get("args"), f"ops.{number}.args"):
-        drops.lose(path, literal, "known only while the job runs, and nothing fills it in here")
-    return Translation("nosana", TITLE, spec, tuple(drops.items), _origins(number, operation, definition.shared))
+    if _is_one_container(definition):
+        job, origins = job_of_one(*runs[0], definition.shared, drops)
+        width = 1
+    else:
+        job, origins = job_of_tasks(definition, drops)
+        width = _most_at_once(definition)
+    for number, operation in runs:
+        _drop_of_operation(number, operation, drops, alone=len(runs) == 1)
+        for path, literal in literals_left(filled["ops"][number].get("args"), f"ops.{number}.args"):
+            drops.lose(path, literal, "known only while the job runs, and nothing fills it in here")
+    resources = resources_for(gpus=_gpus(definition), min_vram=_vram(definition), at_once=width)
+    spec = {"version": 1, "name": name_of(runs[0][1].id), **job, "resources": resources}
+    return Translation("nosana", TITLE, spec, tuple(drops.items), {**origins, "resources.min_vram": "meta"})
 
 
-def _container(operation: RunOperation, shared: Global) -> dict[str, Any]:
-    args = operation.args
-    entrypoint = without_marker(_as_list(args.entrypoint)) or _as_list(shared.entrypoint)
-    cmd = ("/bin/sh", "-c", args.cmd) if isinstance(args.cmd, str) else without_marker(args.cmd)
-    return {
-        "image": args.image or shared.image,
-        **({"command": list(entrypoint)} if entrypoint else {}),
-        **({"args": list(cmd)} if cmd else {}),
-        "workdir": args.work_dir or shared.work_dir or "image",
-        "env": {**shared.env, **args.env},
-    }
+def _is_one_container(definition: Definition) -> bool:
+    """A job of one container can serve ports; as a task it can start again and have volumes."""
+    runs = [operation for _, operation in definition.runs()]
+    args = runs[0].args
+    return len(runs) == 1 and (bool(args.expose) or not (args.volumes or args.restart_policy not in (None, "no")))
 
 
-def _as_list(words: Any) -> tuple[str, ...] | None:
-    return (words,) if isinstance(words, str) else words
+def _most_at_once(definition: Definition) -> int:
+    groups = [operation.execution.group or operation.id for _, operation in definition.runs()]
+    return max(groups.count(group) for group in groups)
 
 
 def _gpus(definition: Definition) -> int:
@@ -129,22 +123,11 @@ def _port_problems(operation: RunOperation, path: str) -> list[dict[str, Any]]:
     taken: set[int] = set()
     problems = []
     for number, item in enumerate(operation.args.expose):
-        ports = port_numbers(item)
+        ports = set(port_numbers(item))
         if taken & ports:
             problems.append(problem(f"{path}.{number}", "exposed twice", min(taken & ports), "each port once"))
         taken |= ports
     return problems
-
-
-def port_numbers(item: Any) -> set[int]:
-    """Of one entry of `expose`; empty for what only the run knows."""
-    port = getattr(item, "port", item)
-    if isinstance(port, int):
-        return {port}
-    if isinstance(port, str) and "%" not in port:
-        first, _, last = port.partition("-")
-        return set(range(int(first), int(last) + 1))
-    return set()
 
 
 # --- what has no place here -----------------------------------------------------------------------------------------
@@ -163,40 +146,21 @@ def _drop_around(definition: Definition, drops: Drops) -> None:
         drops.lose("ssh.public_keys", len(definition.ssh.public_keys), "jobs take no logins of foreign keys")
 
 
-def _drop_of_operation(number: int, operation: RunOperation, drops: Drops) -> None:
+def _drop_of_operation(number: int, operation: RunOperation, drops: Drops, *, alone: bool) -> None:
     here, args = f"ops.{number}", operation.args
-    if args.expose:
-        drops.lose(f"{here}.args.expose", len(args.expose), "ports of jobs are not reachable from outside yet")
     if args.resources:
         drops.lose(f"{here}.args.resources", len(args.resources), "models and buckets are not fetched yet")
-    if args.volumes:
-        drops.lose(f"{here}.args.volumes", [volume.name for volume in args.volumes], "a job has no volumes yet")
-    if args.restart_policy not in (None, "no"):
-        drops.lose(
-            f"{here}.args.restart_policy", str(args.restart_policy), "a container that ends is not started again"
-        )
     if args.authentication is not None:
         drops.lose(f"{here}.args.authentication", "...", "a private registry's password would be open to the node")
     if operation.results:
         drops.lose(f"{here}.results", list(operation.results), "nothing reads results out of logs yet")
-    if args.aliases:
+    if args.aliases and alone:
         drops.remark(f"{here}.args.aliases", args.aliases, "names for other operations, of which there are none")
+    elif args.aliases:
+        drops.lose(f"{here}.args.aliases", args.aliases, "each task has a network of its own")
+    if operation.execution.stop_if_dependent_stops:
+        drops.lose(f"{here}.execution.stop_if_dependent_stops", True, "a task that ended stops no other one")
     if isinstance(args.cmd, tuple) and len(args.cmd) == 1 and " " in args.cmd[0] and args.entrypoint is None:
         drops.remark(f"{here}.args.cmd", args.cmd[0], "one word with blanks: no shell takes it apart, there as here")
     if args.output is not None:
         drops.remark(f"{here}.args.output", args.output, "their own programs refuse it; write to $TORG_OUTPUT_DIR")
-
-
-def _origins(number: int, operation: RunOperation, shared: Global) -> dict[str, str]:
-    args = f"ops.{number}.args"
-    return {
-        "image": f"{args}.image" if operation.args.image else "global.image",
-        "command": f"{args}.entrypoint" if operation.args.entrypoint else "global.entrypoint",
-        "args": f"{args}.cmd",
-        "workdir": f"{args}.work_dir" if operation.args.work_dir else "global.work_dir",
-        "limits.max_duration": f"ops.{number}.execution.timeout",
-        "resources.min_vram": "meta",
-        **{f"env.{name}": f"global.env.{name}" for name in shared.env},
-        **{f"env.{name}": f"{args}.env.{name}" for name in operation.args.env},
-        "env": f"{args}.env",
-    }

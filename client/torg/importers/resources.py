@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-_WITHOUT_GPU = {"cpus": "1", "memory": "1GiB", "disk": "1GiB"}
-_WITH_GPU = {"cpus": "4", "memory": "16GiB", "disk": "50GiB", "shm": "4GiB"}
+_WITHOUT_GPU = {"cpus": 1, "memory": 1, "disk": 1}  # cores and GiB
+_WITH_GPU = {"cpus": 4, "memory": 16, "disk": 50, "shm": 4}
 
 
-def resources_for(*, gpus: int = 0, min_vram: str | None = None, **given: Any) -> dict[str, Any]:
-    """`given`: what the file does say, by our names; None is not said."""
+def resources_for(*, gpus: int = 0, min_vram: str | None = None, at_once: int = 1, **given: Any) -> dict[str, Any]:
+    """`at_once`: how many containers run beside each other. `given`: what the file does say, by our names; None is not said."""
     said = {name: value for name, value in given.items() if value is not None}
     gpu = {"gpus": gpus, **({"min_vram": min_vram} if min_vram else {})} if gpus else {}
-    return {**gpu, **(_WITH_GPU if gpus else _WITHOUT_GPU), **said}
+    common = {name: amount * at_once for name, amount in (_WITH_GPU if gpus else _WITHOUT_GPU).items()}
+    sizes = {name: str(amount) if name == "cpus" else f"{amount}GiB" for name, amount in common.items()}
+    return {**gpu, **sizes, **said}

@@ -145,8 +145,9 @@ def test_remarks_do_not_stop_a_job_but_are_told() -> None:
     ("fields", "path"),
     [
         ({"authentication": {"docker": {"username": "u", "password": "p"}}}, "ops.0.args.authentication"),
-        ({"restart_policy": "always"}, "ops.0.args.restart_policy"),
-        ({"restart_policy": {"policy": "on-failure", "restart_tries": 2}}, "ops.0.args.restart_policy"),
+        ({"restart_policy": "always", "expose": 80}, "ops.0.args.restart_policy"),
+        ({"results": {"k": "x"}}, "ops.0.results"),
+        ({"execution": {"stop_if_dependent_stops": True}}, "ops.0.execution.stop_if_dependent_stops"),
         ({"resources": [{"type": "HF", "repo": "a/b", "target": "/m"}]}, "ops.0.args.resources"),
         ({"resources": [{"type": "Ollama", "model": "m"}]}, "ops.0.args.resources"),
         (
@@ -163,6 +164,70 @@ def test_secrets_are_not_repeated_in_what_was_dropped() -> None:
     login = {"docker": {"username": "u", "password": "hunter2"}}
 
     assert "hunter2" not in str([item.wire() for item in translated(definition(op(authentication=login))).dropped])
+
+
+def test_several_operations_are_tasks_in_groups_that_wait_as_they_do_there() -> None:
+    volume = {"type": "container/create-volume", "id": "make", "args": {"name": "Data"}}
+    raw = definition(
+        volume,
+        op("Write", volumes=[{"name": "Data", "dest": "/data"}], execution={"group": "one"}),
+        op("read", gpu=True, volumes=[{"name": "Data", "dest": "/data"}], execution={"group": "one", "depends_on": ["Write"], "timeout": 5}),
+        op("later", cmd="exit 3", restart_policy={"policy": "on-failure", "restart_tries": 2}),
+        **{"global": {"env": {"A": "1"}}},
+    )  # fmt: skip
+
+    spec = load_job_spec(translated(raw).spec)
+
+    assert translated(raw).lost == ()
+    assert set(spec.volumes) == {"data"}
+    write, read, later = spec.tasks
+    assert (write.name, write.group, later.group) == ("write", "one", "later")
+    assert [(item.task, item.until) for item in read.depends_on] == [("write", "started")]
+    assert [(mount.volume, mount.path) for mount in read.volumes] == [("data", "/data")]
+    assert (read.timeout, read.gpu, write.gpu, spec.resources.gpus) == (5_000, True, False, 1)
+    assert (later.restart.policy, later.restart.max_restarts, later.args) == (
+        "on-failure",
+        2,
+        ("/bin/sh", "-c", "exit 3"),
+    )
+    assert later.env == {"A": "1"}
+
+
+def test_names_that_become_equal_stay_apart() -> None:
+    spec = load_job_spec(translated(definition(op("A"), op("a"), op("a%"))).spec)
+
+    assert [task.name for task in spec.tasks] == ["a", "a-2", "a-3"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "ours"), [("always", "always"), ("unless-stopped", "always"), ("on-failure", "on-failure")]
+)
+def test_one_operation_that_starts_again_is_a_task(policy: str, ours: str) -> None:
+    (task,) = load_job_spec(translated(definition(op(restart_policy=policy))).spec).tasks
+
+    assert task.restart.policy == ours
+
+
+def test_exposed_ports_with_their_checks() -> None:
+    get = {"type": "http", "path": "/ok", "method": "GET", "expected_status": 204, "continuous": True}
+    post = {**get, "method": "POST", "body": {"a": 1}}
+    raw = definition(op(expose=[8000, "8001-8002", {"port": 80, "health_checks": [post, get]}]), meta={})
+
+    translation = translated(raw)
+    ports = load_job_spec(translation.spec).ports
+
+    assert [(port.port, port.health.http, port.health.expect_status) for port in ports] == [
+        (8000, None, None),
+        (8001, None, None),
+        (8002, None, None),
+        (80, "/ok", 204),
+    ]
+    assert [item.path for item in translation.dropped] == ["ops.0.args.expose.2.health_checks.0"]
+
+
+def test_ports_that_are_too_many_or_of_several_operations_are_lost() -> None:
+    assert lost(definition(op(expose="8000-8100"))) == ["ops.0.args.expose.0"]
+    assert lost(definition(op("a", expose=80), op("b"))) == ["ops.0.args.expose"]
 
 
 def test_a_timeout_is_the_longest_duration() -> None:
@@ -240,7 +305,7 @@ def test_a_job_file_of_ours_is_left_alone(tmp_path: Path) -> None:
 def test_what_lost_meaning_is_not_submitted_unless_that_is_allowed(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    (tmp_path / "n.json").write_text(json.dumps(definition(op(restart_policy="always"))))
+    (tmp_path / "n.json").write_text(json.dumps(definition(op(restart_policy="always", expose=80))))
     spec_file = read_spec_file(tmp_path / "n.json")
 
     assert spec_file.check().image == "ubuntu"

@@ -1,0 +1,187 @@
+"""Operations as containers: the job's only one, or its tasks.
+
+Their node runs `cmd` as the arguments of `entrypoint`, or of the image's own; a `cmd` that is one text goes through `/bin/sh -c`.
+Operations without a group are stages of their own, one after the other; in a group they start together, or once what they depend on
+runs, or is healthy where it has health checks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torg.importers.nosana_literals import without_marker
+from torg.importers.nosana_schema import (
+    Definition,
+    ExposedPort,
+    Global,
+    HttpCheck,
+    RestartOnFailure,
+    RunOperation,
+)
+from torg.importers.translation import Drops, name_of
+
+_MOST_PORTS = 16  # of a job
+_RESTARTS = {"no": "never", "always": "always", "unless-stopped": "always", "on-failure": "on-failure"}
+
+Part = tuple[dict[str, Any], dict[str, str]]  # of a job file, and where its fields came from
+
+
+def job_of_one(number: int, operation: RunOperation, shared: Global, drops: Drops) -> Part:
+    args, here = operation.args, f"ops.{number}"
+    job, origins = _container(number, operation, shared)
+    if operation.execution.timeout is not None:
+        job["limits"] = {"max_duration": f"{math.ceil(operation.execution.timeout)}s"}
+        origins["limits.max_duration"] = f"{here}.execution.timeout"
+    if args.restart_policy not in (None, "no"):
+        drops.lose(
+            f"{here}.args.restart_policy", _policy_text(args.restart_policy), "what serves ports is not started again"
+        )
+    if args.volumes:
+        drops.lose(f"{here}.args.volumes", [volume.name for volume in args.volumes], "what serves ports has no volumes")
+    if ports := list(_ports(operation, f"{here}.args.expose", drops)):
+        job["ports"] = ports
+        origins["ports"] = f"{here}.args.expose"
+    if args.private:
+        drops.remark(f"{here}.args.private", True, "here nobody but you reaches a job's ports")
+    return job, origins
+
+
+def job_of_tasks(definition: Definition, drops: Drops) -> Part:
+    names, volumes = (
+        _unique([op.id for op in definition.ops]),
+        _unique([op.args.name for _, op in definition.volumes()]),
+    )
+    tasks, origins = [], dict[str, str]()
+    for position, (number, operation) in enumerate(definition.runs()):
+        task, fields = _task(number, operation, definition.shared, names, volumes)
+        tasks.append({"name": names[operation.id], **task})
+        origins |= {f"tasks.{position}.{ours}": theirs for ours, theirs in fields.items()}
+        origins[f"tasks.{position}"] = f"ops.{number}"
+        if operation.args.expose:
+            path = f"ops.{number}.args.expose"
+            drops.lose(
+                path, _ports_text(operation), "a job of several tasks cannot serve ports yet, nor wait for their health"
+            )
+    return {"tasks": tasks, **({"volumes": {name: {} for name in volumes.values()}} if volumes else {})}, origins
+
+
+def _unique(wanted: list[str]) -> dict[str, str]:
+    """By what their author wrote: what fits our names, each once."""
+    names: dict[str, str] = {}
+    for one in wanted:
+        name, number = name_of(one), 1
+        while name in names.values() and one not in names:
+            number += 1
+            name = f"{name_of(one)[:58]}-{number}"
+        names.setdefault(one, name)
+    return names
+
+
+def _task(number: int, operation: RunOperation, shared: Global, names: dict[str, str], volumes: dict[str, str]) -> Part:
+    task, origins = _container(number, operation, shared)
+    args, execution, here = operation.args, operation.execution, f"ops.{number}"
+    task["group"] = (execution.group or operation.id)[:63]
+    task["gpu"] = args.gpu or shared.gpu
+    if execution.depends_on:
+        task["depends_on"] = [{"task": names[other], "until": "started"} for other in execution.depends_on]
+    if execution.timeout is not None:
+        task["timeout"] = f"{math.ceil(execution.timeout)}s"
+    if args.restart_policy not in (None, "no"):
+        task["restart"] = _restart(args.restart_policy)
+    if args.volumes:
+        task["volumes"] = [{"volume": volumes[volume.name], "path": volume.dest} for volume in args.volumes]
+    places = {"group": "group", "depends_on": "depends_on", "timeout": "timeout"}
+    origins |= {ours: f"{here}.execution.{theirs}" for ours, theirs in places.items()}
+    return task, {**origins, "volumes": f"{here}.args.volumes", "restart": f"{here}.args.restart_policy"}
+
+
+def _container(number: int, operation: RunOperation, shared: Global) -> Part:
+    args, here = operation.args, f"ops.{number}.args"
+    entrypoint = without_marker(_as_list(args.entrypoint)) or _as_list(shared.entrypoint)
+    cmd = ("/bin/sh", "-c", args.cmd) if isinstance(args.cmd, str) else without_marker(args.cmd)
+    container = {
+        "image": args.image or shared.image,
+        **({"command": list(entrypoint)} if entrypoint else {}),
+        **({"args": list(cmd)} if cmd else {}),
+        "workdir": args.work_dir or shared.work_dir or "image",
+        **({"env": {**shared.env, **args.env}} if shared.env or args.env else {}),
+    }
+    origins = {
+        "image": f"{here}.image" if args.image else "global.image",
+        "command": f"{here}.entrypoint" if args.entrypoint else "global.entrypoint",
+        "args": f"{here}.cmd",
+        "workdir": f"{here}.work_dir" if args.work_dir else "global.work_dir",
+        **{f"env.{name}": f"global.env.{name}" for name in shared.env},
+        **{f"env.{name}": f"{here}.env.{name}" for name in args.env},
+        "env": f"{here}.env",
+    }
+    return container, origins
+
+
+def _as_list(words: Any) -> tuple[str, ...] | None:
+    return (words,) if isinstance(words, str) else words
+
+
+def _restart(policy: Any) -> Any:
+    if isinstance(policy, RestartOnFailure):
+        tries = {"max_restarts": policy.restart_tries} if policy.restart_tries else {}
+        return {"policy": "on-failure", **tries}
+    return _RESTARTS[policy]
+
+
+def _policy_text(policy: Any) -> str:
+    return policy.policy if isinstance(policy, RestartOnFailure) else str(policy)
+
+
+# --- ports ----------------------------------------------------------------------------------------------------------
+
+
+def port_numbers(item: Any) -> range:
+    """Of one entry of `expose`; empty for what only the run knows."""
+    port = getattr(item, "port", item)
+    if isinstance(port, int):
+        return range(port, port + 1)
+    if isinstance(port, str) and "%" not in port:
+        first, _, last = port.partition("-")
+        return range(int(first), int(last) + 1)
+    return range(0)
+
+
+def _ports(operation: RunOperation, path: str, drops: Drops) -> Iterator[dict[str, Any]]:
+    made = 0
+    for place, item in enumerate(operation.args.expose):
+        here, numbers = f"{path}.{place}", port_numbers(item)
+        if made + len(numbers) > _MOST_PORTS:
+            drops.lose(here, _port_text(item), f"a job serves at most {_MOST_PORTS} ports")
+            continue
+        made += len(numbers)
+        health = _health(item, here, drops) if isinstance(item, ExposedPort) else None
+        for number in numbers:
+            yield {"port": number, **({"health": health} if health else {})}
+
+
+def _health(port: ExposedPort, path: str, drops: Drops) -> dict[str, Any] | None:
+    """The first check that is a plain GET; a port without one is asked for a connection."""
+    found = None
+    if port.type != "web":
+        drops.remark(f"{path}.type", port.type, "every port is passed on as it is")
+    for place, check in enumerate(port.health_checks):
+        here = f"{path}.health_checks.{place}"
+        if found is None and isinstance(check, HttpCheck) and check.method == "GET" and check.body is None:
+            found = {"http": check.path, "expect_status": check.expected_status}
+            if check.headers:
+                drops.remark(f"{here}.headers", list(check.headers), "a health check sends no headers of its own")
+        else:
+            kind = f"{check.method} {check.path}" if isinstance(check, HttpCheck) else check.type
+            drops.remark(here, kind, "a port has one health check: GET, or an accepted connection")
+    return found
+
+
+def _ports_text(operation: RunOperation) -> str:
+    return ", ".join(_port_text(item) for item in operation.args.expose)
+
+
+def _port_text(item: Any) -> str:
+    return str(getattr(item, "port", getattr(item, "spread", item)))
