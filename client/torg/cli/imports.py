@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from torg.cli.session import Session, command
+from torg.importers.registry import KNOWN
 from torg.importers.translation import Dropped, Translation
 from torg.spec_file import SpecFile, read_spec_file
 from torg_protocol.errors import Conflict, Invalid
@@ -27,7 +28,8 @@ _LONGEST_VALUE = 60
 async def import_(session: Session, file: Path, target: Path | None, force: bool) -> None:
     """Show a job file of another platform as one of ours, with everything that was dropped and why.
 
-    Nosana job definitions are recognised by content. Needs no network; exit code 1 when what was dropped changes the job's meaning.
+    Nosana job definitions, docker-compose files, Kubernetes Jobs, Akash SDL and dstack tasks are recognised by content. Needs no network;
+    exit code 1 when what was dropped changes the job's meaning.
     """
     spec_file = read_spec_file(file)
     translation = spec_file.translation
@@ -37,7 +39,7 @@ async def import_(session: Session, file: Path, target: Path | None, force: bool
             code="import_unknown_format",
             field="file",
             value=str(file),
-            hint="known: Nosana job definitions",
+            hint=f"known: {KNOWN}",
         )
     spec_file.check()
     text = job_file_text(translation, str(file))

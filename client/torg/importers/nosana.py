@@ -19,14 +19,6 @@ from torg.importers.translation import Drops, Translation, name_of
 TITLE = "Nosana job definition"
 
 
-def is_nosana(raw: dict[str, Any]) -> bool:
-    if not isinstance(raw.get("ops"), list):
-        return False
-    return raw.get("type") == "container" or any(
-        isinstance(op, dict) and str(op.get("type", "")).startswith("container/") for op in raw["ops"]
-    )
-
-
 def translate(raw: dict[str, Any]) -> Translation:
     """Raises Invalid (code "spec_invalid") for what their own validator, or their node, would refuse."""
     checked(Definition, raw, TITLE)

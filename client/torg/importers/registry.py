@@ -1,4 +1,4 @@
-"""Which format a document has, told by its content; and its translation. Modules load only when one of their files is read."""
+"""Which format a document has, told by its content; and its translation. A format's module loads when one of its files is read."""
 
 from __future__ import annotations
 
@@ -7,14 +7,28 @@ from typing import Any
 
 from torg.importers.translation import Translation
 
+KNOWN = "Nosana job definitions, docker-compose files, Kubernetes Jobs, Akash SDL, dstack tasks"
+_DSTACK_TYPES = {"task", "service", "dev-environment", "fleet", "volume", "gateway"}
+
 
 def format_of(raw: dict[str, Any]) -> str | None:
-    """The name of the foreign format's module; None: it is one of ours, or nothing that is known."""
-    if isinstance(raw.get("ops"), list):
-        from torg.importers.nosana import is_nosana
-
-        return "nosana" if is_nosana(raw) else None
+    """The name of the foreign format's module; None: it is one of ours, or of nothing that is known."""
+    keys = raw.keys()
+    if isinstance(raw.get("ops"), list) and (raw.get("type") == "container" or any(map(_is_operation, raw["ops"]))):
+        return "nosana"
+    if {"apiVersion", "kind"} <= keys:
+        return "kubernetes"
+    if {"services", "profiles", "deployment"} <= keys:
+        return "akash"
+    if isinstance(raw.get("services"), dict):
+        return "compose"
+    if raw.get("type") in _DSTACK_TYPES and "version" not in keys:
+        return "dstack"
     return None
+
+
+def _is_operation(op: object) -> bool:
+    return isinstance(op, dict) and str(op.get("type", "")).startswith("container/")
 
 
 def translation_of(raw: dict[str, Any]) -> Translation | None:

@@ -17,4 +17,6 @@ def resources_for(*, gpus: int = 0, min_vram: str | None = None, at_once: int = 
     gpu = {"gpus": gpus, **({"min_vram": min_vram} if min_vram else {})} if gpus else {}
     common = {name: amount * at_once for name, amount in (_WITH_GPU if gpus else _WITHOUT_GPU).items()}
     sizes = {name: str(amount) if name == "cpus" else f"{amount}GiB" for name, amount in common.items()}
+    if "memory" in said:
+        sizes.pop("shm", None)  # which counts as memory
     return {**gpu, **sizes, **said}

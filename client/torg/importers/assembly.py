@@ -1,0 +1,136 @@
+"""From containers, as any format describes them, to one job: its only container, or its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from torg.importers.resources import resources_for
+from torg.importers.translation import Drops, Translation, name_of
+from torg_protocol.quantities import parse_size_bytes
+
+_MOST_PORTS = 16
+
+
+@dataclass(slots=True)
+class Container:
+    """`fields`: image, command, args, workdir, env by our names. `ports`: ours, with their places. `volumes`: (volume, path)."""
+
+    name: str
+    path: str
+    fields: dict[str, Any]
+    places: dict[str, str] = field(default_factory=dict)  # where fields came from, if not `path`.FIELD
+    ports: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    volumes: list[dict[str, Any]] = field(default_factory=list)
+    depends_on: list[dict[str, str]] = field(default_factory=list)  # by their names
+    restart: Any = None
+    group: str | None = None
+    gpus: int = 0
+    min_vram: str | None = None
+    cpus: str | None = None
+    memory: str | None = None
+    shm: str | None = None
+    disk: str | None = None
+
+    @property
+    def needs_a_task(self) -> bool:
+        return bool(self.volumes or self.restart or self.group)
+
+
+def assembled(
+    format_name: str,
+    title: str,
+    containers: Sequence[Container],
+    drops: Drops,
+    *,
+    name: str | None = None,
+    volumes: Sequence[str] = (),
+    around: Mapping[str, Any] | None = None,
+    apart: str | None = None,
+) -> Translation:
+    """`around`: further fields of the job. `apart`: why several containers lose something by having networks of their own."""
+    alone = len(containers) == 1
+    if alone and (containers[0].ports or not containers[0].needs_a_task):
+        job, origins = _one(containers[0], drops)
+    else:
+        job, origins = _several(containers, list(volumes), drops)
+        if apart and not alone:
+            drops.lose(containers[1].path.rpartition(".")[0] or "$", [item.name for item in containers], apart)
+    spec = {"version": 1, "name": name_of(name, containers[0].name), **job, "resources": _resources(containers)}
+    spec |= around or {}
+    return Translation(format_name, title, spec, tuple(drops.items), origins)
+
+
+def _one(container: Container, drops: Drops) -> tuple[dict[str, Any], dict[str, str]]:
+    if container.volumes:
+        drops.lose(
+            f"{container.path}.volumes",
+            [item["path"] for item in container.volumes],
+            "what serves ports has no volumes",
+        )
+    if container.restart:
+        drops.lose(f"{container.path}.restart", container.restart, "what serves ports is not started again")
+    for _, path in container.ports[_MOST_PORTS:]:
+        drops.lose(path, "", f"a job serves at most {_MOST_PORTS} ports")
+    ports = [port for port, _ in container.ports[:_MOST_PORTS]]
+    origins = {f"ports.{number}": path for number, (_, path) in enumerate(container.ports)}
+    return {**container.fields, **({"ports": ports} if ports else {})}, {**_origins(container), **origins}
+
+
+def _several(
+    containers: Sequence[Container], volumes: list[str], drops: Drops
+) -> tuple[dict[str, Any], dict[str, str]]:
+    names = {container.name: name_of(container.name) for container in containers}
+    tasks, origins = [], dict[str, str]()
+    for number, container in enumerate(containers):
+        task = {"name": names[container.name], **container.fields}
+        if container.group:
+            task["group"] = container.group
+        if container.depends_on:
+            task["depends_on"] = [{**item, "task": names[item["task"]]} for item in container.depends_on]
+        if container.restart:
+            task["restart"] = container.restart
+        if container.volumes:
+            task["volumes"] = [{**item, "volume": name_of(item["volume"])} for item in container.volumes]
+        if any(item.gpus for item in containers):
+            task["gpu"] = container.gpus > 0
+        tasks.append(task)
+        origins |= {f"tasks.{number}.{ours}": theirs for ours, theirs in _origins(container).items()}
+        origins[f"tasks.{number}"] = container.path
+        for port, path in container.ports:
+            drops.lose(path, port["port"], "a job of several tasks cannot serve ports yet")
+    used = {mount["volume"] for container in containers for mount in container.volumes}
+    made = {name_of(volume): dict[str, Any]() for volume in volumes if volume in used}
+    return {"tasks": tasks, **({"volumes": made} if made else {})}, origins
+
+
+def _origins(container: Container) -> dict[str, str]:
+    return {name: container.places.get(name, f"{container.path}.{name}") for name in container.fields}
+
+
+def _resources(containers: Sequence[Container]) -> dict[str, Any]:
+    """The sum of what containers ask for, as if they ran beside each other; GPUs are shared, so of them the most."""
+    width = len({item.group for item in containers}) if all(item.group for item in containers) else 1
+    at_once = max(1, len(containers) // width) if width > 1 else len(containers)
+    gpus = max(item.gpus for item in containers)
+    vram = max((item.min_vram for item in containers if item.min_vram), key=parse_size_bytes, default=None)
+    given = {
+        "cpus": _sum_of_cores([item.cpus for item in containers]),
+        **{name: _sum_of_sizes([getattr(item, name) for item in containers]) for name in ("memory", "shm", "disk")},
+    }
+    return resources_for(gpus=gpus, min_vram=vram, at_once=at_once, **given)
+
+
+def _sum_of_cores(asked: Sequence[str | None]) -> str | None:
+    said = [Fraction(one) for one in asked if one is not None]
+    return None if not said else f"{float(sum(said) + len(asked) - len(said)):g}"
+
+
+def _sum_of_sizes(asked: Sequence[str | None]) -> str | None:
+    """None when nobody says; then the default is taken."""
+    from torg.importers.amounts import size_text
+
+    said = [parse_size_bytes(one) for one in asked if one is not None]
+    return size_text(sum(said)) if said else None

@@ -1,0 +1,286 @@
+"""A docker-compose file: one service is a job, several are its tasks.
+
+A job's containers share a node, a disk and volumes, but have a network each; services that talk to each other are therefore lost as
+such, and told. `docs/reference/importers.md` has the table.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from torg.importers.amounts import cores, size
+from torg.importers.assembly import Container, assembled
+from torg.importers.reading import Part, Reading, pairs_of
+from torg.importers.translation import Translation
+
+TITLE = "docker-compose file"
+APART = "each task has a network of its own: services do not reach each other"
+_UNTIL = {"service_started": "started", "service_healthy": "started", "service_completed_successfully": "succeeded"}
+_VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-?+])([^}]*))?\})")
+_WALLS = ("user", "privileged", "cap_add", "devices", "userns_mode", "pid", "ipc", "cgroup", "cgroup_parent", "sysctls", "security_opt", "group_add", "device_cgroup_rules")  # fmt: skip
+_HABITS = ("container_name", "hostname", "domainname", "labels", "logging", "stdin_open", "tty", "init", "pull_policy", "platform", "stop_grace_period", "stop_signal", "annotations", "attach", "read_only", "cap_drop", "runtime", "oom_score_adj", "oom_kill_disable", "memswap_limit", "mem_swappiness", "cpu_shares", "storage_opt", "develop", "networks", "links", "mac_address")  # fmt: skip
+
+
+def translate(raw: dict[str, Any]) -> Translation:
+    """Raises Invalid (code "spec_invalid") with all problems."""
+    reading = Reading(TITLE)
+    top = Part(reading, _interpolated(raw, "", reading))
+    top.raw("version")  # obsolete there too
+    name = top.text("name")
+    volumes = [volume for volume, part in top.named("volumes") if _volume(volume, part)]
+    top.remark("services have no network between them, and none outwards unless the job says so", "networks")
+    top.lose("files and secrets of the author's machine do not travel", "secrets", "configs")
+    top.lose("other files are not read; put all into one", "include")
+    containers = [_service(service, part, volumes) for service, part in top.named("services")]
+    if not containers:
+        reading.wrong("services", "is missing")
+    top.finish()
+    known = {container.name for container in containers}
+    for container in containers:
+        for item in container.depends_on:
+            if item["task"] not in known:
+                reading.wrong(f"{container.path}.depends_on", "there is no such service", item["task"])
+    reading.refuse()
+    return assembled("compose", TITLE, containers, reading.drops, name=name, volumes=volumes, apart=APART)
+
+
+def _volume(name: str, part: Part) -> bool:
+    if part.flag("external"):
+        part.lose("a volume that is there before the job", "external")
+    part.remark("the volume is a folder on the job's disk", "name", "driver", "driver_opts", "labels")
+    part.finish()
+    return bool(name)
+
+
+def _service(name: str, part: Part, volumes: list[str]) -> Container:
+    reading, here = part.reading, part.path
+    image = part.text("image")
+    if image is None:
+        hint = "build it, push it to a registry and name it" if part.has("build") else None
+        reading.wrong(part.at("image"), "is missing", None, hint)
+    elif part.has("build"):
+        part.remark("the image is pulled, not built", "build")
+    part.raw("build")
+    fields: dict[str, Any] = {"image": image or "", "workdir": part.text("working_dir") or "image"}
+    for theirs, ours in (("entrypoint", "command"), ("command", "args")):
+        if words := _words(part, theirs):
+            fields[ours] = words
+    if env := pairs_of(part, "environment"):
+        fields["env"] = env
+    places = {"command": f"{here}.entrypoint", "args": f"{here}.command", "workdir": f"{here}.working_dir"}
+    places |= {"env": f"{here}.environment", **{f"env.{key}": f"{here}.environment.{key}" for key in env}}
+    container = Container(name, here, fields, places)
+    _resources(part, container)
+    _ports(part, container)
+    _mounts(part, container, volumes)
+    _dependencies(part, container)
+    container.restart = _restart(part)
+    _drop_rest(part)
+    return container
+
+
+def _words(part: Part, key: str) -> list[str] | None:
+    """A text is split as a shell would split it, but no shell runs it."""
+    value = part.raw(key)
+    if isinstance(value, str):
+        try:
+            return shlex.split(value)
+        except ValueError as error:
+            part.reading.wrong(part.at(key), f"cannot be split into words: {error}", value)
+            return None
+    return list(part.texts(key) or ())
+
+
+def _resources(part: Part, container: Container) -> None:
+    deploy = part.part("deploy")
+    asked = deploy.part("resources")
+    limits, reserved = asked.part("limits"), asked.part("reservations")
+    amounts = (
+        ("cpus", ((part, "cpus"), (limits, "cpus"), (reserved, "cpus"))),
+        ("memory", ((part, "mem_limit"), (limits, "memory"), (part, "mem_reservation"), (reserved, "memory"))),
+        ("shm", ((part, "shm_size"),)),
+    )
+    for ours, places in amounts:
+        for owner, key in places:
+            value = owner.raw(key)
+            if value is None:
+                continue
+            try:
+                text = cores(value) if ours == "cpus" else size(value, bare_is_binary=True)
+            except ValueError as error:
+                part.reading.wrong(owner.at(key), str(error), value)
+                continue
+            if getattr(container, ours) is None:
+                setattr(container, ours, text)
+    for device in reserved.parts("devices"):
+        _device(device, container)
+    gpus = part.raw("gpus")
+    if gpus == "all":
+        container.gpus = 1
+    elif isinstance(gpus, list):
+        for device in part.parts("gpus"):
+            _device(device, container)
+    for one in (limits, reserved):
+        one.remark("the node bounds processes itself", "pids")
+        one.finish()
+    asked.finish()
+    if (deploy.whole("replicas") or 1) > 1 or (part.whole("scale") or 1) > 1:
+        deploy.lose("a job runs each service once", "replicas")
+        part.lose("a job runs each service once", "scale")
+    deploy.raw("mode")
+    deploy.remark(
+        "what a swarm does with services", "placement", "labels", "update_config", "rollback_config", "endpoint_mode"
+    )
+    deploy.remark("restart, beside it, is what counts", "restart_policy")
+    deploy.finish()
+
+
+def _device(device: Part, container: Container) -> None:
+    capabilities = device.texts("capabilities") or ("gpu",)
+    ids, count = device.texts("device_ids"), device.raw("count")
+    if "gpu" not in capabilities:
+        device.reading.drops.lose(device.path, capabilities, "only GPUs are passed on")
+    elif ids:
+        container.gpus = len(ids)
+    else:
+        container.gpus = count if isinstance(count, int) and not isinstance(count, bool) else 1
+    device.remark("GPUs are NVIDIA's", "driver", "options")
+    device.finish()
+
+
+def _ports(part: Part, container: Container) -> None:
+    for number, item in enumerate(part.raw("ports") or ()):
+        path = f"{part.at('ports')}.{number}"
+        if isinstance(item, dict):
+            long = Part(part.reading, item, path)
+            target, protocol = str(long.raw("target") or ""), long.text("protocol") or "tcp"
+            long.remark(
+                "a job's port is reached under an address of its own",
+                "published",
+                "host_ip",
+                "mode",
+                "name",
+                "app_protocol",
+            )
+            long.finish()
+        else:
+            address, _, protocol = str(item).partition("/")
+            target, protocol = address.rpartition(":")[2], protocol or "tcp"
+        match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", target)
+        if match is None:
+            part.reading.wrong(path, "not a port", str(item))
+        elif protocol != "tcp":
+            part.reading.drops.lose(path, str(item), "only TCP is passed on")
+        else:
+            last = int(match.group(2) or match.group(1))
+            container.ports += [({"port": port}, path) for port in range(int(match.group(1)), last + 1)]
+    part.remark("for other services, which have networks of their own", "expose")
+
+
+def _mounts(part: Part, container: Container, volumes: list[str]) -> None:
+    for number, item in enumerate(part.raw("volumes") or ()):
+        path = f"{part.at('volumes')}.{number}"
+        if isinstance(item, dict):
+            long = Part(part.reading, item, path)
+            source, target = long.text("source") or "", long.text("target", needed=True) or ""
+            kind, read_only = long.text("type") or "volume", bool(long.flag("read_only"))
+            long.remark("details of the mount", "bind", "volume", "tmpfs", "consistency")
+            long.finish()
+        else:
+            pieces = str(item).split(":")
+            source, target = (pieces[0], pieces[1]) if len(pieces) > 1 else ("", pieces[0])
+            read_only = len(pieces) > 2 and "ro" in pieces[2].split(",")  # SOURCE:TARGET:OPTIONS
+            kind = "bind" if source.startswith((".", "/", "~")) else "volume"
+        if kind == "volume" and source in volumes:
+            container.volumes.append({"volume": source, "path": target, **({"read_only": True} if read_only else {})})
+        elif kind == "volume" and source:
+            part.reading.wrong(path, "there is no such volume", source, "name it under volumes, at the top")
+        elif kind == "bind":
+            part.reading.drops.lose(path, str(item), "a folder of the author's machine; workspace: sends one along")
+        else:
+            _empty_folder(container, target, volumes)
+    tmpfs = part.raw("tmpfs")
+    for target in [tmpfs] if isinstance(tmpfs, str) else tmpfs or ():
+        _empty_folder(container, str(target).partition(":")[0], volumes)
+
+
+def _empty_folder(container: Container, target: str, volumes: list[str]) -> None:
+    """A volume without a name, of this service alone."""
+    name = f"{container.name}-{len(container.volumes) + 1}"
+    volumes.append(name)
+    container.volumes.append({"volume": name, "path": target})
+
+
+def _dependencies(part: Part, container: Container) -> None:
+    value = part.raw("depends_on")
+    if isinstance(value, list):
+        container.depends_on = [{"task": str(name), "until": "started"} for name in value]
+        return
+    for name, condition in part.named("depends_on"):
+        kind = condition.text("condition") or "service_started"
+        if kind not in _UNTIL:
+            part.reading.wrong(condition.at("condition"), f"not one of: {', '.join(_UNTIL)}", kind)
+            continue
+        if kind == "service_healthy":
+            condition.lose("it starts once the other one runs, healthy or not", "condition")
+        container.depends_on.append({"task": name, "until": _UNTIL[kind]})
+        condition.remark("a dependency is always required, and restarts nothing", "required", "restart")
+        condition.finish()
+
+
+def _restart(part: Part) -> Any:
+    value = part.raw("restart")
+    policy, _, tries = str(value if value not in (None, False) else "no").partition(":")
+    if policy == "no":
+        return None
+    if policy in {"always", "unless-stopped"}:
+        return "always"
+    if policy == "on-failure":
+        return {"policy": policy, "max_restarts": int(tries)} if tries.isdigit() and int(tries) else policy
+    part.reading.wrong(part.at("restart"), "not one of: no, always, unless-stopped, on-failure, on-failure:N", value)
+    return None
+
+
+def _drop_rest(part: Part) -> None:
+    mode = part.raw("network_mode")
+    if mode not in (None, "none", "bridge"):
+        part.reading.drops.lose(part.at("network_mode"), mode, "a job never shares a network with the node or others")
+    part.lose("a job runs as an unprivileged user, without further rights", *_WALLS)
+    part.lose(
+        "files and secrets of the author's machine do not travel", "env_file", "secrets", "configs", "credential_spec"
+    )
+    part.lose("another service's definition is not read", "extends", "volumes_from", "external_links")
+    part.lose("names and addresses are the node's", "extra_hosts", "dns", "dns_search", "dns_opt")
+    part.lose("limits are the node's", "ulimits", "blkio_config", "pids_limit", "cpuset", "cpu_quota", "cpu_period")
+    part.lose("nothing runs beside the command", "post_start", "pre_stop")
+    part.remark("a port is asked for a connection; nothing else is asked of a task", "healthcheck")
+    part.remark("every service of the file is taken", "profiles")
+    part.remark("a habit of the engine, without effect on what the job computes", *_HABITS)
+    part.finish()
+
+
+def _interpolated(value: Any, path: str, reading: Reading) -> Any:
+    """`${NAME:-default}` gives its default and `$$` a dollar; a variable without default comes from the author's shell and is lost."""
+    if isinstance(value, dict):
+        return {key: _interpolated(one, f"{path}.{key}" if path else str(key), reading) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_interpolated(one, f"{path}.{number}", reading) for number, one in enumerate(value)]
+    if not isinstance(value, str) or "$" not in value:
+        return value
+
+    def replaced(match: re.Match[str]) -> str:
+        dollar, plain, braced, operator, default = match.groups()
+        if dollar:
+            return "$"
+        if operator in {"-", ":-"}:
+            return str(default)
+        if operator in {"+", ":+"}:
+            return ""
+        reading.drops.lose(
+            path, match.group(), f"{plain or braced} comes from the shell of whoever submits; write it down"
+        )
+        return ""
+
+    return _VARIABLE.sub(replaced, value)

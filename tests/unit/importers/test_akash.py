@@ -1,0 +1,98 @@
+"""Akash SDL: each feature translated or named as dropped, each mistake with its field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.importers.formats import left_out, lost, problems, spec_of
+
+
+def sdl(
+    service: dict[str, Any] | None = None, resources: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
+    sizes = {"cpu": {"units": 0.5}, "memory": {"size": "512Mi"}, "storage": {"size": "1Gi"}, **(resources or {})}
+    return {
+        "version": "2.0",
+        "services": {"web": {"image": "debian", **(service or {})}},
+        "profiles": {"compute": {"web": {"resources": sizes}}, "placement": {"here": {"pricing": {"web": {"denom": "uakt", "amount": 1}}}}},
+        "deployment": {"web": {"here": {"profile": "web", "count": 1}}},
+        **changes,
+    }  # fmt: skip
+
+
+def test_a_deployment_of_one_service() -> None:
+    raw = sdl(
+        {
+            "command": ["sh", "-c"],
+            "args": ["serve"],
+            "env": ["A=1=2"],
+            "expose": [{"port": 8080, "as": 80, "to": [{"global": True}]}, {"port": 9000, "to": [{"service": "x"}]}],
+        }
+    )
+    raw["profiles"]["placement"]["here"]["attributes"] = {"region": "eu-west"}
+    spec = spec_of(raw, "akash")
+
+    assert (spec.command, spec.args, spec.env) == (("sh", "-c"), ("serve",), {"A": "1=2"})
+    assert [port.port for port in spec.ports] == [8080]
+    assert (spec.resources.cpus, spec.resources.memory, spec.resources.disk) == (500, 512 << 20, 1 << 30)
+    assert spec.placement.regions == ("eu-west",)
+    assert lost(raw, "akash") == []
+    assert "profiles.placement.here.pricing" in left_out(raw, "akash")
+
+
+def test_gpus_with_their_memory() -> None:
+    gpu = {"units": 2, "attributes": {"vendor": {"nvidia": [{"model": "a100", "ram": "80Gi"}]}}}
+    raw = sdl(resources={"gpu": gpu})
+
+    assert (spec_of(raw, "akash").resources.gpus, spec_of(raw, "akash").resources.min_vram) == (2, 80 << 30)
+    assert lost(raw, "akash") == ["profiles.compute.web.resources.gpu.attributes.vendor.nvidia.0.model"]
+
+
+def test_storages_are_the_disk_volumes_and_shared_memory() -> None:
+    storage = [
+        {"size": "1Gi"},
+        {"name": "data", "size": "2Gi", "attributes": {"persistent": True, "class": "beta3"}},
+        {"name": "shm", "size": "256Mi", "attributes": {"class": "ram"}},
+    ]
+    params = {"storage": {"data": {"mount": "/data"}, "shm": {"mount": "/dev/shm"}}}
+    raw = sdl({"params": params}, {"storage": storage})
+    spec = spec_of(raw, "akash")
+
+    assert (spec.resources.disk, spec.resources.shm) == (3 << 30, 256 << 20)
+    assert [mount.path for mount in spec.tasks[0].volumes] == ["/data"]
+    assert lost(raw, "akash") == ["services.web.params.storage.data"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (sdl(deployment={"web": {"here": {"profile": "web", "count": 3}}}), "deployment.web.here.count"),
+        (sdl({"credentials": {"host": "h", "username": "u", "password": "p"}}), "services.web.credentials"),
+        (sdl({"expose": [{"port": 53, "proto": "udp"}]}), "services.web.expose.0.proto"),
+        (sdl(services={"web": {"image": "a"}, "idle": {"image": "b"}}), "services.idle"),
+    ],
+)
+def test_what_has_no_counterpart_is_lost_by_name(raw: dict[str, Any], path: str) -> None:
+    assert path in lost(raw, "akash")
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "message"),
+    [
+        (sdl(version="3.0"), "version", "not one of: 2.0, 2.1"),
+        (sdl({"imagee": "x"}), "services.web.imagee", "unknown key"),
+        (sdl(services={"web": {}}), "services.web.image", "is missing"),
+        (sdl(deployment={"ghost": {"here": {"profile": "web"}}}), "deployment.ghost", "there is no such service"),
+        (
+            sdl(deployment={"web": {"here": {"profile": "big"}}}),
+            "deployment.web.here.profile",
+            "there is no such compute profile",
+        ),
+        (sdl(resources={"memory": {"size": "x"}}), "profiles.compute.web.resources.memory.size", "not a size"),
+        (sdl(deployment={}), "deployment", "names no service"),
+    ],
+)
+def test_mistakes_are_named_by_field(raw: dict[str, Any], field: str, message: str) -> None:
+    assert problems(raw)[field] == message

@@ -1,0 +1,151 @@
+"""docker-compose files: each feature translated or named as dropped, each mistake with its field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.importers.formats import left_out, lost, problems, spec_of, translated
+
+
+def service(**fields: Any) -> dict[str, Any]:
+    return {"services": {"main": {"image": "debian", **fields}}}
+
+
+def test_one_service_is_a_job() -> None:
+    text = """
+name: demo
+services:
+  web:
+    image: nginx:1.25
+    entrypoint: /entry.sh --fast
+    command: ["-g", "daemon off;"]
+    working_dir: /srv
+    environment: {A: 1, DEBUG: true, NAME: "x y"}
+    ports: ["8080:80", "127.0.0.1:9001:9000/tcp", {target: 7000, published: "7001"}, "3000-3001"]
+    shm_size: 64m
+    deploy:
+      resources:
+        limits: {cpus: "0.5", memory: 512M}
+"""
+    spec = spec_of(text, "compose")
+
+    assert (spec.name, spec.image, spec.workdir) == ("demo", "nginx:1.25", "/srv")
+    assert (spec.command, spec.args) == (("/entry.sh", "--fast"), ("-g", "daemon off;"))
+    assert spec.env == {"A": "1", "DEBUG": "true", "NAME": "x y"}
+    assert [port.port for port in spec.ports] == [80, 9000, 7000, 3000, 3001]
+    assert (spec.resources.cpus, spec.resources.memory, spec.resources.shm) == (500, 512 << 20, 64 << 20)
+    assert lost(text, "compose") == []
+
+
+def test_several_services_are_tasks_and_cannot_talk_to_each_other() -> None:
+    text = """
+services:
+  prepare:
+    image: busybox
+    command: sh -c "echo ready > /data/x"
+    volumes: ["data:/data"]
+  main:
+    image: busybox
+    volumes: [{type: volume, source: data, target: /data, read_only: true}]
+    depends_on: {prepare: {condition: service_completed_successfully}}
+    restart: on-failure:3
+volumes:
+  data:
+"""
+    spec = spec_of(text, "compose")
+    prepare, main = spec.tasks
+
+    assert prepare.args == ("sh", "-c", "echo ready > /data/x")
+    assert [(item.task, item.until) for item in main.depends_on] == [("prepare", "succeeded")]
+    assert [(mount.volume, mount.path, mount.read_only) for mount in main.volumes] == [("data", "/data", True)]
+    assert (main.restart.policy, main.restart.max_restarts) == ("on-failure", 3)
+    assert set(spec.volumes) == {"data"}
+    assert lost(text, "compose") == ["services"]
+
+
+def test_folders_without_a_name_are_empty_volumes() -> None:
+    spec = spec_of(service(volumes=["/cache"], tmpfs="/run"), "compose")
+
+    assert [mount.path for mount in spec.tasks[0].volumes] == ["/cache", "/run"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus"),
+    [
+        ({"gpus": "all"}, 1),
+        ({"gpus": [{"driver": "nvidia", "count": 2}]}, 2),
+        ({"deploy": {"resources": {"reservations": {"devices": [{"capabilities": ["gpu"], "count": "all"}]}}}}, 1),
+        ({"deploy": {"resources": {"reservations": {"devices": [{"capabilities": ["gpu"], "device_ids": ["0", "3"]}]}}}}, 2),
+    ],
+)  # fmt: skip
+def test_gpus(fields: dict[str, Any], gpus: int) -> None:
+    assert spec_of(service(**fields), "compose").resources.gpus == gpus
+
+
+def test_variables_with_a_default_have_it_and_others_are_lost() -> None:
+    raw = service(image="app:${TAG:-1.0}", command=["$$HOME", "${WHO}"])
+
+    assert (spec_of(raw, "compose").image, spec_of(raw, "compose").args) == ("app:1.0", ("$HOME", ""))
+    assert lost(raw, "compose") == ["services.main.command.1"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"volumes": ["./src:/app"]}, "services.main.volumes.0"),
+        ({"ports": ["53:53/udp"]}, "services.main.ports.0"),
+        ({"privileged": True}, "services.main.privileged"),
+        ({"user": "1000"}, "services.main.user"),
+        ({"env_file": ".env"}, "services.main.env_file"),
+        ({"network_mode": "host"}, "services.main.network_mode"),
+        ({"secrets": ["key"]}, "services.main.secrets"),
+        ({"extends": {"service": "x"}}, "services.main.extends"),
+        ({"environment": ["HOME"]}, "services.main.environment.0"),
+        ({"deploy": {"replicas": 3}}, "services.main.deploy.replicas"),
+        ({"devices": ["/dev/kvm"]}, "services.main.devices"),
+    ],
+)
+def test_what_has_no_counterpart_is_lost_by_name(fields: dict[str, Any], path: str) -> None:
+    assert lost(service(**fields), "compose") == [path]
+
+
+@pytest.mark.parametrize("field", ["container_name", "labels", "healthcheck", "logging", "networks"])
+def test_habits_are_remarks(field: str) -> None:
+    raw = service(**{field: ["x"]})
+
+    assert (lost(raw, "compose"), left_out(raw, "compose")) == ([], [f"services.main.{field}"])
+
+
+def test_waiting_for_health_is_lost() -> None:
+    raw = service()
+    raw["services"]["late"] = {"image": "debian", "depends_on": {"main": {"condition": "service_healthy"}}}
+
+    assert "services.late.depends_on.main.condition" in lost(raw, "compose")
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "message"),
+    [
+        (service(imagee="x"), "services.main.imagee", "unknown key"),
+        (service(command='echo "'), "services.main.command", "cannot be split into words: No closing quotation"),
+        (service(ports=["http"]), "services.main.ports.0", "not a port"),
+        (service(restart="sometimes"), "services.main.restart", "not one of: no, always, unless-stopped, on-failure, on-failure:N"),
+        (service(mem_limit="lots"), "services.main.mem_limit", "not a size"),
+        (service(cpus="many"), "services.main.cpus", "not a number of cores"),
+        (service(volumes=["ghost:/x"]), "services.main.volumes.0", "there is no such volume"),
+        (service(depends_on=["ghost"]), "services.main.depends_on", "there is no such service"),
+        ({"services": {"main": {"build": "."}}}, "services.main.image", "is missing"),
+        ({"services": {"main": []}}, "services.main", "a mapping is expected"),
+        ({"services": {}}, "services", "is missing"),
+        ({**service(), "volume": {}}, "volume", "unknown key"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_by_field(raw: dict[str, Any], field: str, message: str) -> None:
+    assert problems(raw)[field] == message
+
+
+def test_extensions_are_remarks() -> None:
+    assert left_out({**service(), "x-common": {"a": 1}}, "compose") == ["x-common"]
+    assert translated({**service(), "version": "3.8"}, "compose").dropped == ()

@@ -1,0 +1,141 @@
+"""Kubernetes Jobs and Pods: each feature translated or named as dropped, each mistake with its field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.importers.formats import lost, problems, spec_of
+
+
+def job(*containers: dict[str, Any], pod: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    template = {"spec": {"restartPolicy": "Never", "containers": list(containers), **(pod or {})}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "demo"},
+        "spec": {**spec, "template": template},
+    }
+
+
+def container(name: str = "main", **fields: Any) -> dict[str, Any]:
+    return {"name": name, "image": "debian", **fields}
+
+
+def test_a_job_of_one_container() -> None:
+    raw = job(
+        container(
+            command=["python", "-c", "print($(N), '$(UNSET)', '$$(N)')"],
+            args=["$(N)"],
+            env=[{"name": "N", "value": "7"}],
+            workingDir="/srv",
+            resources={"requests": {"cpu": "250m"}, "limits": {"memory": "1Gi", "nvidia.com/gpu": 2, "ephemeral-storage": "2G"}},
+        ),
+        backoffLimit=4,
+        activeDeadlineSeconds=600,
+    )  # fmt: skip
+    spec = spec_of(raw, "kubernetes")
+
+    assert spec.command == ("python", "-c", "print(7, '$(UNSET)', '$(N)')")
+    assert (spec.args, spec.env, spec.workdir, spec.name) == (("7",), {"N": "7"}, "/srv", "demo")
+    assert (spec.resources.cpus, spec.resources.memory, spec.resources.disk) == (250, 1 << 30, 2 * 10**9)
+    assert (spec.resources.gpus, spec.retry.on_failure, spec.limits.max_duration) == (2, 4, 600_000)
+    assert lost(raw, "kubernetes") == []
+
+
+def test_backoff_that_is_not_said_is_six_and_ours_ends_at_ten() -> None:
+    assert spec_of(job(container()), "kubernetes").retry.on_failure == 6
+    assert spec_of(job(container(), backoffLimit=50), "kubernetes").retry.on_failure == 10
+
+
+def test_init_containers_are_stages_before_the_others() -> None:
+    pod = {"initContainers": [container("first"), container("second")], "volumes": [{"name": "v", "emptyDir": {}}]}
+    mounts = [{"name": "v", "mountPath": "/v"}]
+
+    spec = spec_of(job(container(volumeMounts=mounts), pod=pod), "kubernetes")
+
+    assert [(task.name, task.group) for task in spec.tasks] == [
+        ("first", "first"),
+        ("second", "second"),
+        ("main", "containers"),
+    ]
+    assert [mount.path for mount in spec.tasks[2].volumes] == ["/v"]
+
+
+def test_restart_on_failure_starts_the_container_again_not_the_job() -> None:
+    spec = spec_of(job(container(), pod={"restartPolicy": "OnFailure"}, backoffLimit=2), "kubernetes")
+
+    assert (spec.tasks[0].restart.policy, spec.tasks[0].restart.max_restarts) == ("on-failure", 2)
+    assert spec.retry.on_failure == 0
+
+
+def test_a_pod_with_a_port_and_a_readiness_check() -> None:
+    probe = {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 5}
+    serving = container(ports=[{"name": "http", "containerPort": 8080}], readinessProbe=probe)
+    raw = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p"},
+        "spec": {"restartPolicy": "Never", "containers": [serving]},
+    }
+
+    (port,) = spec_of(raw, "kubernetes").ports
+
+    assert (port.port, port.health.http) == (8080, "/ready")
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (job(container(), completions=5), "spec.completions"),
+        (job(container(), parallelism=2), "spec.parallelism"),
+        (job(container(envFrom=[{"secretRef": {"name": "s"}}])), "spec.template.spec.containers.0.envFrom"),
+        (
+            job(container(env=[{"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}])),
+            "spec.template.spec.containers.0.env.0.valueFrom",
+        ),
+        (job(container(securityContext={"privileged": True})), "spec.template.spec.containers.0.securityContext"),
+        (job(container(), pod={"nodeSelector": {"gpu": "a100"}}), "spec.template.spec.nodeSelector"),
+        (job(container(), pod={"hostNetwork": True}), "spec.template.spec.hostNetwork"),
+        (
+            job(container(), pod={"volumes": [{"name": "c", "configMap": {"name": "c"}}]}),
+            "spec.template.spec.volumes.0.configMap",
+        ),
+        (job(container("a"), container("b")), "spec.template.spec.containers"),
+        (
+            job(container(resources={"limits": {"amd.com/gpu": 1}})),
+            "spec.template.spec.containers.0.resources.limits.amd.com/gpu",
+        ),
+    ],
+)
+def test_what_has_no_counterpart_is_lost_by_name(raw: dict[str, Any], path: str) -> None:
+    assert path in lost(raw, "kubernetes")
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "message"),
+    [
+        (job(container(imagee="x")), "spec.template.spec.containers.0.imagee", "unknown key"),
+        (job(), "spec.template.spec.containers", "is missing"),
+        (job({"name": "x"}), "spec.template.spec.containers.0.image", "is missing"),
+        (
+            job(container(resources={"limits": {"memory": "big"}})),
+            "spec.template.spec.containers.0.resources.limits.memory",
+            "not a size",
+        ),
+        (
+            job(container(volumeMounts=[{"name": "ghost", "mountPath": "/x"}])),
+            "spec.template.spec.containers.0.volumeMounts.0.name",
+            "there is no such volume",
+        ),
+        (job(container(), backoffLimit="often"), "spec.backoffLimit", "a whole number is expected"),
+        (
+            {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {}},
+            "kind",
+            "only a batch/v1 Job or a v1 Pod becomes a job",
+        ),
+    ],
+)
+def test_mistakes_are_named_by_field(raw: dict[str, Any], field: str, message: str) -> None:
+    assert problems(raw)[field] == message
