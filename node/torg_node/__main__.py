@@ -23,7 +23,7 @@ from torg_node.allocation import Capacity
 from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
-from torg_node.executors.probes import check_walls
+from torg_node.executors.probes import check_walls, with_egress
 from torg_node.hardware.health import KernelLog
 from torg_node.hardware.inventory import capacity_of, take_inventory
 from torg_node.hardware.nvidia import GpuFacts, Nvidia
@@ -84,6 +84,7 @@ def _init(arguments: argparse.Namespace) -> int:
         executor=arguments.executor,
         max_unpaid=arguments.max_unpaid,
         engine_socket=arguments.engine_socket,
+        egress=arguments.egress,
     )
     node = str(load_keypair(settings.key_path).pubkey())
     made = {"node": node, "payout_address": settings.payout_address, "data": str(settings.data)}
@@ -99,6 +100,8 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     executor, capabilities = await _executor(settings)
     if capabilities.failed:  # once more: a machine under load may be too slow for a probe
         capabilities = await executor.probe()
+    if settings.egress != "none":
+        capabilities = await with_egress(executor, capabilities)
     for failure in capabilities.failed:
         logging.getLogger(__name__).warning("a probe failed: %s", failure)
     check_walls(capabilities)
@@ -188,6 +191,8 @@ async def _settle(settings: Settings, rpc_url: str | None, *, as_json: bool) -> 
 
 async def _doctor(settings: Settings, *, as_json: bool) -> int:
     executor, capabilities = await _executor(settings)
+    if settings.egress != "none":
+        capabilities = await with_egress(executor, capabilities)
     await executor.close()
     nvidia = Nvidia.open()
     units = nvidia.units() if nvidia else ()
@@ -288,6 +293,12 @@ def _add_init_options(command: argparse.ArgumentParser) -> None:
         "--engine-socket", type=_path, help="of the container engine, when it is not in the usual place"
     )
     command.add_argument("--max-unpaid", default="10", help="tokens of undecided work at which no more is taken")
+    command.add_argument(
+        "--egress",
+        choices=["none", "allow", "open"],
+        default="none",
+        help="what jobs may reach through this node: nothing, what their job file lists, or the public internet",
+    )
     command.add_argument("--yes", action="store_true", help="ask nothing")
 
 

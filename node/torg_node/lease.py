@@ -23,6 +23,7 @@ from torg_node.settings import Settings
 from torg_protocol.ids import LeaseId
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.messages import Grant, LeaseEventBody, Progress, SignedGrant
+from torg_protocol.network import egress_kind
 from torg_protocol.offers import Offer
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import OutputFile
@@ -113,6 +114,10 @@ class Lease:
     def files(self) -> Path:
         """What the job sees, on its own bounded disk: work, checkpoint, output, torg."""
         return self.folder / "disk" / "files"
+
+    @property
+    def has_egress(self) -> bool:
+        return egress_kind(self.spec.network) != "none"
 
     @property
     def container_name(self) -> str:

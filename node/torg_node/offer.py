@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from solders.keypair import Keypair
 
 from torg_node.executors.port import Capabilities
+from torg_node.executors.probes import EGRESS_PROBE
 from torg_node.settings import Settings
 from torg_protocol.ids import NodeId
 from torg_protocol.offers import Inventory, Offer, SignedOffer
@@ -29,8 +32,19 @@ def make_offer(
         payout_address=settings.payout_address,
         max_unpaid=settings.max_unpaid,
         region=settings.region,
+        egress=_egress(settings) if EGRESS_PROBE in capabilities.verified else (),
     )
     return SignedOffer(offer=offer, signature=offer.sign(keypair))
+
+
+def _egress(settings: Settings) -> tuple[Literal["allow", "open"], ...]:
+    match settings.egress:
+        case "none":
+            return ()
+        case "allow":
+            return ("allow",)
+        case "open":
+            return ("allow", "open")
 
 
 def _levels(isolation: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError
 
 from torg_chain.network import Network
 from torg_protocol.errors import Invalid
@@ -30,6 +30,9 @@ class Settings(BaseModel):
     local_images: tuple[str, ...] = ()  # that no registry knows, and jobs may use all the same
     container_runtime: str | None = None  # of the engine, for all jobs; "runsc" is gVisor
     region: str = "unknown"
+    egress: Literal["none", "allow", "open"] = "none"  # the most that a job may reach through this node's proxy
+    egress_bytes_per_s: int = Field(default=12_500_000, ge=0)  # of one lease, both directions together; 0: no limit
+    egress_networks: tuple[IPvAnyNetwork, ...] = ()  # private ones that jobs may reach all the same, such as a mirror's
     min_vault_grace_s: int = 3_600
     land_orders_after_s: int = Field(default=900, ge=0)  # an order that the marketplace has not landed by then, we land
     reservations_path: Path | None = None  # the host's ledger; nodes that share a host share it
@@ -108,6 +111,14 @@ min_vault_grace_s = {settings.min_vault_grace_s}
 # from the node's key: keep a little SOL on it.
 land_orders_after_s = {settings.land_orders_after_s}
 offered_disk_bytes = {settings.offered_disk_bytes}
+"""
+    text += f"""\
+# What jobs may reach through this node: none, allow (what their job file lists), or open (all of the public internet). Your LAN, this
+# host and cloud metadata stay out of reach, except for networks that you name here, such as ["192.168.1.7/32"].
+egress = {_toml(settings.egress)}
+egress_networks = [{", ".join(_toml(str(network)) for network in settings.egress_networks)}]
+# Of one lease, both directions together; 0 means no limit.
+egress_bytes_per_s = {settings.egress_bytes_per_s}
 """
     text += f"""\
 # For the docker executor: images of this host, by name or id, that jobs may use although no registry knows them.

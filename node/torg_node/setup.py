@@ -26,6 +26,7 @@ def initialise(
     executor: Literal["auto", "docker", "sandbox"],
     max_unpaid: str,
     engine_socket: Path | None = None,
+    egress: Literal["none", "allow", "open"] = "none",
 ) -> Settings:
     """Makes the folder, the key (0600) and config.toml. Raises Conflict `node_exists`, Unavailable `marketplace_unreachable`."""
     if (data / CONFIG_NAME).exists():
@@ -51,6 +52,7 @@ def initialise(
         slots=slots,
         executor=executor,
         engine_socket=engine_socket,
+        egress=egress,
         min_vault_grace_s=info.min_vault_grace_s,
     )
     write_settings(settings)

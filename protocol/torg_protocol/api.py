@@ -253,6 +253,7 @@ class NodeView(Wire):
     slots_free: int
     executor: str
     isolation: tuple[str, ...]
+    egress: tuple[str, ...] = ()  # networks beside "none" that a job may ask for
     region: str
     inventory_source: str
 

@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from torg_protocol.canonical import digest_of
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest, is_digest
+from torg_protocol.network import Network
 from torg_protocol.placement import Placement
 from torg_protocol.ports import MAX_PORTS, Port, clashes
 from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, SizeBytes
@@ -117,7 +118,7 @@ class JobSpec(Strict):
     workspace: BlobRef | None = None  # tar + zstd, unpacked to the working directory
     resources: Resources = Resources()
     limits: Limits = Limits()
-    network: Literal["none"] = "none"
+    network: Network = "none"  # what it may reach, through the node's proxy
     isolation: Literal["sandbox", "container", "gvisor"] = "sandbox"  # the least that will do
     checkpoint: Checkpoint = Checkpoint()
     outputs: tuple[str, ...] = Field(

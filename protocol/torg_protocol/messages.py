@@ -17,7 +17,7 @@ from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.offers import SignedOffer
 from torg_protocol.states import EndReason, LeaseState
-from torg_protocol.usage import OutputFile, SignedReceipt, SignedUsage, UsageRecord
+from torg_protocol.usage import OutputFile, ResourceUse, SignedReceipt, SignedUsage, UsageRecord
 
 
 class CheckpointRef(Wire):
@@ -106,6 +106,7 @@ class Exited(Wire):
     finished_at_ms: int
     peak_memory_bytes: int | None = None
     detail: str = ""
+    use: ResourceUse | None = None
 
 
 class Reported(Wire):

@@ -73,6 +73,8 @@ def _written(location: tuple[int | str, ...], raw: object) -> tuple[int | str, .
             raw, tag_seen = raw.get(part), False
         elif isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
             raw, tag_seen = raw[part], False
+        elif isinstance(part, str) and found:
+            continue  # what has no keys: this names a member of a union
         found.append(part)
     return tuple(found)
 
@@ -95,6 +97,8 @@ def _inside(annotation: Any, part: int | str) -> list[Any]:
         field = annotation.model_fields.get(str(part))
         return [] if field is None else [field.annotation]
     models = _models(annotation)
+    if len(models) == 1 and part == "list":
+        return list(models)  # the one member of a union with plain words that is a mapping
     if members := [one for one in models if len(models) > 1 and part in _tags(one)]:
         return list(members)
     return [inner for argument in get_args(annotation) for inner in _inside(argument, part)]

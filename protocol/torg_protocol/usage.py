@@ -61,6 +61,17 @@ class OutputFile(Wire):
     size_bytes: int = Field(ge=0)
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class ResourceUse(Wire):
+    """What a lease used beside its time, as the node measured it. Nothing is billed by it; None: not measured."""
+
+    egress_sent_bytes: int | None = Field(default=None, ge=0, exclude_if=_is_none)
+    egress_received_bytes: int | None = Field(default=None, ge=0, exclude_if=_is_none)
+
+
 class Timeline(Wire):
     """Milliseconds since the epoch, by the marketplace's clock."""
 
@@ -104,6 +115,8 @@ class Receipt(Document):
     executor: str | None = None
     isolation: str | None = None
     gpu_uuids: tuple[str, ...] = ()
+    # Left out of the signed form when there is none, so that receipts from before it verify.
+    use: ResourceUse | None = Field(default=None, exclude_if=_is_none)
     timeline: Timeline
     verdict: VerdictSummary
     price_per_gpu_hour: int

@@ -87,6 +87,13 @@ async def test_a_writer_without_bound_stops_at_its_own_disk(client: AsyncClient)
     assert "No space left on device" in await client.logs(job.job_id, "stderr")
 
 
+async def test_a_network_that_no_node_lends_is_said_before_anything_is_held(client: AsyncClient) -> None:
+    with pytest.raises(Infeasible) as refused:
+        await submit(client, ["true"], network="open")
+
+    assert "network: asked open, removed 1 of 1 nodes; best available: none" in str(refused.value)
+
+
 async def test_an_image_that_does_not_exist_fails_the_job_and_costs_nothing(client: AsyncClient) -> None:
     job = await run(client, ["true"], image="no-such-image:1")
 

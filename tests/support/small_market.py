@@ -26,6 +26,7 @@ class SmallMarket:
     database_url: str | None = None  # of the marketplace; default: its own SQLite
     max_unpaid: str = "10"  # of the node, in tokens
     usage_interval: str = "10m"
+    egress: str = "none"  # of the node; with anything else it also lends this host's loopback, where tests serve
     localnet: Running | None = None
     marketplace: Running | None = None
     node: Running | None = None
@@ -80,7 +81,12 @@ class SmallMarket:
                 "--yes",
                 "--json",
             ]
-            await call([script("torg-node"), *init])
+            await call([script("torg-node"), *init, "--egress", self.egress])
+            if self.egress != "none":
+                config = data / "config.toml"
+                config.write_text(
+                    config.read_text().replace("egress_networks = []", 'egress_networks = ["127.0.0.1/32"]')
+                )
         self.node = await start(
             "node", [script("torg-node"), "start", "--data", str(data)], self.folder / "node.log", env=env
         )

@@ -25,11 +25,12 @@ class Pipes:
         self.stderr, self.stderr_far = os.pipe()
         self.status, self.status_far = os.pipe()  # bubblewrap's JSON: child-pid, exit-code
         self.trouble, self.trouble_far = os.pipe()  # why exec was not reached; closes on exec
+        self.go_far, self.go = os.pipe()  # bubblewrap waits for a byte before it executes the program, when told to
         for near in (self.stdout, self.stderr, self.status):
             os.set_blocking(near, False)
 
     def close_far_ends(self) -> None:
-        for far in (self.stdout_far, self.stderr_far, self.status_far, self.trouble_far):
+        for far in (self.stdout_far, self.stderr_far, self.status_far, self.trouble_far, self.go_far):
             os.close(far)
 
 
@@ -68,6 +69,9 @@ def _become_bubblewrap(plan: dict[str, Any], state_dir: str, pipes: Pipes, cgrou
             os.setresuid(plan["uid"], plan["uid"], plan["uid"])
         os.umask(0o022)
         options = ["--seccomp", str(seccomp), "--json-status-fd", str(pipes.status_far), *plan["options"]]
+        if plan["listener_port"]:
+            options += ["--block-fd", str(pipes.go_far)]
+            os.set_inheritable(pipes.go_far, True)
         options_file = _options_in_memory(options)
         for descriptor in (seccomp, pipes.status_far, options_file):
             os.set_inheritable(descriptor, True)

@@ -45,6 +45,7 @@ class ContainerSpec:
     cpus: tuple[
         int, ...
     ] = ()  # processors to run on; empty: any. Advice: a job may undo it, its CPU quota holds all the same
+    listener_port: int = 0  # on its loopback, handed over to `launch`'s channel before the program runs; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ def plan(spec: ContainerSpec, state_dir: Path, isolation: Isolation, cgroup_name
         "uid": uid,
         "gid": gid,
         "cpus": list(spec.cpus),
+        "listener_port": spec.listener_port,
         "rlimits": _rlimits(limits, isolation),
         "cgroup": cgroup if isolation.cgroups else None,
         "log_bytes": limits.log_bytes,

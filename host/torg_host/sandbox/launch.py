@@ -71,17 +71,23 @@ def bwrap_version(bwrap: Path) -> tuple[int, ...]:
 
 
 async def launch(
-    spec: ContainerSpec, state_dir: Path, *, isolation: Isolation | None = None, lifeline: int = -1
+    spec: ContainerSpec,
+    state_dir: Path,
+    *,
+    isolation: Isolation | None = None,
+    lifeline: int = -1,
+    channel: int = -1,
 ) -> Container:
     """Starts the container and returns once its program runs. `state_dir` must not exist; its name is the container's.
 
     As root, writable mounts are given to the job's user, with all that is in them. Raises Invalid (the spec), Conflict
     `already_running`, SandboxUnavailable (of which SandboxStartFailed is one); on all of them nothing is left behind. When cancelled it first finishes starting, so
     that the caller finds a whole container to remove. `lifeline`: a descriptor (inherited); when its other end closes the container is killed and
-    its state directory deleted.
+    its state directory deleted. `channel`: a Unix socket (inherited); who holds its other end is handed a listener on the container's
+    own loopback, see `torg_host.netns`. It needs `spec.listener_port`.
     """
     here = isolation or isolation_here()
-    starting = asyncio.ensure_future(asyncio.to_thread(_launch, spec, state_dir.absolute(), here, lifeline))
+    starting = asyncio.ensure_future(asyncio.to_thread(_launch, spec, state_dir.absolute(), here, lifeline, channel))
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -112,7 +118,7 @@ def sweep(state_root: Path) -> None:
             cgroups.Cgroup(hierarchy, name).remove()
 
 
-def _launch(spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline: int) -> Container:
+def _launch(spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline: int, channel: int) -> Container:
     state_dir = state_dir.parent.resolve() / state_dir.name
     check(spec)
     _check_sources(spec.mounts)
@@ -124,7 +130,7 @@ def _launch(spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline
         ) from error
     try:
         _prepare(spec, state_dir, isolation)
-        answer = _start_shim(state_dir, lifeline)
+        answer = _start_shim(state_dir, lifeline, channel)
     except BaseException:
         shutil.rmtree(state_dir, ignore_errors=True)
         raise
@@ -155,9 +161,10 @@ def _prepare(spec: ContainerSpec, state_dir: Path, isolation: Isolation) -> None
     plan_file.write_text(json.dumps(steps))
 
 
-def _start_shim(state_dir: Path, lifeline: int) -> dict[str, Any]:
+def _start_shim(state_dir: Path, lifeline: int, channel: int) -> dict[str, Any]:
     near, far = os.pipe()
-    command = [sys.executable, "-I", "-S", "-c", SHIM, PACKAGE_PARENT, str(state_dir), str(far), str(lifeline)]
+    descriptors = [str(far), str(lifeline), str(channel)]
+    command = [sys.executable, "-I", "-S", "-c", SHIM, PACKAGE_PARENT, str(state_dir), *descriptors]
     try:
         with (state_dir / "shim.log").open("ab") as log:
             try:
@@ -169,7 +176,7 @@ def _start_shim(state_dir: Path, lifeline: int) -> dict[str, Any]:
                     cwd="/",
                     env={},
                     start_new_session=True,
-                    pass_fds=[far] if lifeline < 0 else [far, lifeline],
+                    pass_fds=[descriptor for descriptor in (far, lifeline, channel) if descriptor >= 0],
                 )
             finally:
                 os.close(far)

@@ -40,13 +40,14 @@ def main(arguments: list[str]) -> None:
     state_dir = arguments[0]
     report = int(arguments[1]) if len(arguments) > 1 else -1
     lifeline = int(arguments[2]) if len(arguments) > 2 else -1
-    for descriptor in (report, lifeline):
+    channel = int(arguments[3]) if len(arguments) > 3 else -1
+    for descriptor in (report, lifeline, channel):
         if descriptor >= 0:
             os.set_inheritable(descriptor, False)
     if os.fork():
         os._exit(0)  # the starter waits for this one; the grandchild belongs to nobody
     processes.become_reaper()
-    shim = Shim(state_dir, lifeline, now_ms=lambda: time.time_ns() // 1_000_000)
+    shim = Shim(state_dir, lifeline, channel, now_ms=lambda: time.time_ns() // 1_000_000)
     try:
         shim.run(report)
     except Exception as error:  # whatever it is, the container must not outlive its guard
@@ -55,9 +56,9 @@ def main(arguments: list[str]) -> None:
 
 
 class Shim:
-    def __init__(self, state_dir: str, lifeline: int, now_ms: Callable[[], int]) -> None:
+    def __init__(self, state_dir: str, lifeline: int, channel: int, now_ms: Callable[[], int]) -> None:
         self._dir = state_dir
-        self._lifeline = lifeline
+        self._lifeline, self._channel = lifeline, channel
         self._now_ms = now_ms
         with open(f"{state_dir}/plan.json") as file:
             self._plan: dict[str, Any] = json.load(file)
@@ -120,8 +121,12 @@ class Shim:
             return f"{error}"
         self._bwrap_fd = os.pidfd_open(self._bwrap)
         self._started_at_ms = self._now_ms()
-        if self._wait_for_program() or self._status.exit_code() is not None:
-            return None
+        try:
+            if self._wait_for_program() or self._status.exit_code() is not None:
+                return None
+        except OSError as error:
+            self._kill()
+            return f"{error}"
         self._kill()
         self._drain()
         return self._stderr_head.decode(errors="replace").strip() or "bubblewrap ended without a word"
@@ -134,6 +139,7 @@ class Shim:
         while time.monotonic() < deadline:
             self._status.read()
             if (init := self._status.child_pid()) is not None:
+                self._hand_over_listener(init)
                 for pid in processes.children(init):
                     if processes.command_name(pid) not in {"bwrap", ""}:
                         self._main_fd = processes.open_pidfd(pid)
@@ -144,6 +150,17 @@ class Shim:
                 self._drain()
                 return self._status.exit_code() is not None or command_failure(self._stderr_head) is not None
         return False
+
+    def _hand_over_listener(self, init: int) -> None:
+        """Once, before the program runs: bubblewrap waits for it. Without a listener the program does not run."""
+        if self._channel < 0:
+            return
+        from torg_host.sandbox import handover  # rarely needed
+
+        handover.hand_over(init, self._plan["listener_port"], self._channel)
+        os.close(self._channel)
+        self._channel = -1
+        os.write(self._pipes.go, b"!")
 
     # --- while it runs ----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,16 @@ from torg_protocol.errors import Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, LeaseId, NodeId, VaultAddress
 from torg_protocol.messages import ReceiptIssued, ReceiptSigned
 from torg_protocol.states import EndReason
-from torg_protocol.usage import OutputFile, Receipt, SignedReceipt, SignedUsage, Timeline, VerdictSummary, usage_root
+from torg_protocol.usage import (
+    OutputFile,
+    Receipt,
+    ResourceUse,
+    SignedReceipt,
+    SignedUsage,
+    Timeline,
+    VerdictSummary,
+    usage_root,
+)
 
 
 async def receipts(unit: Unit, account: AccountId, job_id: JobId) -> JobReceipts:
@@ -107,6 +116,7 @@ def _receipt(unit: Unit, lease: LeaseRow, job: JobRow, usage: tuple[SignedUsage,
         executor=lease.executor,
         isolation=lease.isolation,
         gpu_uuids=tuple(lease.gpu_uuids),
+        use=ResourceUse.model_validate(lease.use) if lease.use is not None else None,
         timeline=Timeline(
             granted_at_ms=lease.granted_at_ms,
             started_at_ms=lease.started_at_ms,

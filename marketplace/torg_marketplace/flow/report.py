@@ -44,6 +44,7 @@ async def on_exited(unit: Unit, lease: LeaseRow, body: Exited) -> None:
     lease.claimed_ms = max(lease.claimed_ms, body.finished_at_ms - body.started_at_ms)
     lease.exit_code = body.exit_code
     lease.detail = body.detail[:2_000]
+    lease.use = body.use.wire() if body.use is not None else None
 
 
 async def on_reported(unit: Unit, lease: LeaseRow, job: JobRow, body: Reported) -> None:

@@ -209,6 +209,7 @@ def _node_view(node: NodeSnapshot) -> NodeView:
         slots_free=sum(f"slot:{number}" not in node.units_in_use for number in range(slots)),
         executor=node.offer.executor,
         isolation=node.offer.isolation,
+        egress=node.offer.egress,
         region=node.offer.region,
         inventory_source=inventory.source,
     )

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from torg_marketplace.matching import words
-from torg_marketplace.matching.fleet import MOST, Fleet, Ints, Mask, Rows, isolation_bits, version_code
+from torg_marketplace.matching.fleet import MOST, Fleet, Ints, Mask, Rows, egress_bits, isolation_bits, version_code
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, NodeSnapshot, units_needed
 from torg_protocol.ids import NodeId
 from torg_protocol.money import cost, format_amount
+from torg_protocol.network import egress_kind
 from torg_protocol.quantities import format_cpu_millis
 
 ISOLATION_SATISFIED_BY = {
@@ -180,6 +181,13 @@ def _host(demand: Demand) -> Iterator[Constraint]:
         lambda fleet, rows: _isolates(fleet, rows, demand.spec.isolation),
         words.isolation_levels,
     )
+    if (network := egress_kind(demand.spec.network)) != "none":
+        yield Constraint(
+            "network",
+            lambda: network,
+            lambda fleet, rows: np.asarray(fleet.egress[rows] & egress_bits([network]) != 0),
+            words.networks,
+        )
     if demand.regions:
         yield Constraint(
             "region",

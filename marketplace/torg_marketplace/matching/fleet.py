@@ -15,6 +15,7 @@ import numpy.typing as npt
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, NodeSnapshot, units_needed
 from torg_protocol.ids import NodeId
 from torg_protocol.money import MS_PER_HOUR
+from torg_protocol.network import EGRESS_KINDS
 from torg_protocol.offers import Offer
 from torg_protocol.states import NodeState
 
@@ -154,6 +155,7 @@ class Fleet:
         self.disk_total[row], self.slots_total[row] = inventory.disk_bytes, offer.slots
         self.gpus_total[row] = len(inventory.gpus)
         self.isolation[row] = isolation_bits(offer.isolation)
+        self.egress[row] = egress_bits(offer.egress)
         self.vram[row], self.capability[row] = 0, 0
         for number, size in enumerate(sorted((gpu.vram_bytes for gpu in inventory.gpus), reverse=True)):
             self.vram[row, number] = size
@@ -190,6 +192,7 @@ class Fleet:
         self.accepting: Mask = np.zeros(rows, dtype=np.bool_)
         self.tie, self.version = column(), column(np.int32)
         self.gpu_class, self.region, self.isolation = column(np.int32), column(np.int32), column(np.int16)
+        self.egress = column(np.int16)
         self.price, self.max_unpaid, self.unpaid_gpu_ms = column(), column(), column()
         self.reputation = column(np.int16)
         self.cpu_total, self.memory_total, self.disk_total = column(), column(), column()
@@ -219,6 +222,11 @@ class Fleet:
 def isolation_bits(levels: Iterable[str]) -> int:
     """One bit per level; levels that nobody can ask for have none."""
     return sum({1 << ISOLATION_LEVELS.index(level) for level in levels if level in ISOLATION_LEVELS})
+
+
+def egress_bits(kinds: Iterable[str]) -> int:
+    """One bit per kind of network that a job may ask for; "none" needs nothing and has no bit."""
+    return sum({1 << EGRESS_KINDS.index(kind) for kind in kinds if kind in EGRESS_KINDS})
 
 
 def version_code(text: str | None) -> int:

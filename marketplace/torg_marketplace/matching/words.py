@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torg_marketplace.matching.fleet import ISOLATION_LEVELS, Fleet, Rows
+from torg_protocol.network import EGRESS_KINDS
 
 
 def gib(size_bytes: int) -> str:
@@ -28,6 +29,14 @@ def isolation_levels(fleet: Fleet, rows: Rows) -> str:
     bits = {int(value) for value in fleet.isolation[rows]}
     levels = {level for place, level in enumerate(ISOLATION_LEVELS) if any(value >> place & 1 for value in bits)}
     return ", ".join(sorted(levels)) or "none"
+
+
+def networks(fleet: Fleet, rows: Rows) -> str:
+    bits = {int(value) for value in fleet.egress[rows]}
+    return (
+        ", ".join(kind for place, kind in enumerate(EGRESS_KINDS) if any(value >> place & 1 for value in bits))
+        or "none"
+    )
 
 
 def most_vram(fleet: Fleet, rows: Rows) -> str:

@@ -141,6 +141,7 @@ class LeaseRow(Base):
     executor: Mapped[str | None] = mapped_column(String(32))
     isolation: Mapped[str | None] = mapped_column(String(32))
     gpu_uuids: Mapped[JsonList] = mapped_column(default=list)
+    use: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # ResourceUse, by the node
     outputs: Mapped[JsonList] = mapped_column(default=list)  # OutputFile
     logs: Mapped[Json] = mapped_column(default=dict)  # stream -> BlobRef of the whole log, when reported
     stdout_bytes: Mapped[Ms] = mapped_column(default=0)  # of the live log: next expected offset

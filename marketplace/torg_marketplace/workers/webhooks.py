@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from torg_host.addresses import Address, is_public
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.webhooks import Due, due_deliveries, enqueue_deliveries, record_answer
 from torg_protocol.errors import Forbidden, TorgError
@@ -24,9 +25,6 @@ from torg_protocol.webhooks import sign_webhook
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 _WHOLE_TRY_S = 20.0
 _PORTS = {"http": 80, "https": 443}
-# Public by the registry, and yet ways into private IPv4 networks: NAT64, 6to4, Teredo.
-_DETOURS = tuple(ipaddress.ip_network(name) for name in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 async def deliver_webhooks(market: Market) -> None:
@@ -83,12 +81,3 @@ async def allowed_address(host: str, port: int, networks: Sequence[str], *, plai
         if plain and not is_opened:
             raise Forbidden("webhooks are sent by https", code="webhook_not_https", field="url", value=host)
     return addresses[0]
-
-
-def is_public(address: Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return is_public(address.ipv4_mapped)
-        if any(address in detour for detour in _DETOURS):
-            return False
-    return address.is_global and not address.is_multicast

@@ -30,6 +30,7 @@ from torg_node.executors.docker_engine import Engine, connect_engine
 from torg_node.executors.docker_exit import Ending, engine_time_ms, has_ended, never_ran
 from torg_node.executors.docker_gpu import verify_gpus
 from torg_node.executors.docker_images import DockerImages
+from torg_node.executors.docker_network import hand_over_listener
 from torg_node.executors.docker_supervise import Supervision
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUnavailable, LaunchRefused
 from torg_node.executors.port import (
@@ -156,6 +157,8 @@ class DockerExecutor:
         try:
             await self._clear_name(launch.name)
             alarm_id = await self._start_alarm(launch, made)
+            if launch.proxy is not None:
+                await hand_over_listener(await self._containers.inspect(alarm_id) if alarm_id else None, launch.proxy)
             return await self._start_job(launch, request.job_body(launch, image, self._settings, alarm_id), made)
         except BaseException:
             await asyncio.shield(self._discard(made))
@@ -326,14 +329,6 @@ class DockerExecutor:
 
 
 def _refuse(launch: LaunchSpec) -> None:
-    if launch.network != "none":
-        raise LaunchRefused(
-            "jobs have no network here",
-            code="network_not_supported",
-            field="network",
-            value=launch.network,
-            hint='use "none"',
-        )
     if _NAME.fullmatch(launch.name) is None:
         raise LaunchRefused("not a container name", field="name", value=launch.name, hint="letters, digits, _ . -")
     for mount in launch.mounts:

@@ -81,9 +81,10 @@ def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm
         "LogConfig": _bounded_log(limits.log_bytes),
         "DeviceRequests": device_requests(launch.gpu_uuids, node.gpu_driver),
         **({"PidMode": f"container:{alarm_id}"} if alarm_id else {"Init": True}),
+        **(_shared_loopback(alarm_id) if launch.proxy and alarm_id else {}),
         **({"Runtime": node.runtime} if node.runtime else {}),
     }
-    return _body(launch, node, ROLE_JOB) | {
+    body = _body(launch, node, ROLE_JOB) | {
         "Image": image.image_id,
         **dict(zip(("Entrypoint", "Cmd"), command_of(launch, image), strict=True)),
         "Env": [f"{name}={value}" for name, value in _environment(launch, image, node).items()],
@@ -91,6 +92,14 @@ def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm
         "User": f"{JOB_USER_ID}:{JOB_USER_ID}",
         "HostConfig": host,
     }
+    if launch.proxy:
+        del body["Hostname"]  # comes with the network
+    return body
+
+
+def _shared_loopback(alarm_id: str) -> dict[str, Any]:
+    """The alarm's network, which is nothing but a loopback: it exists before the job runs, and so does the listener on it."""
+    return {"NetworkMode": f"container:{alarm_id}", "Dns": [], "DnsSearch": []}
 
 
 def command_of(launch: LaunchSpec, image: RunnableImage) -> tuple[list[str], list[str]]:

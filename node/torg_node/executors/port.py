@@ -9,10 +9,13 @@ A container must outlive the agent: a restarted agent calls `reattach` with the 
 from __future__ import annotations
 
 import enum
+import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+PROXY_PORT = 3128  # a container's network has no route; all it may have is a listener on its own loopback
 
 
 class ExitReason(enum.StrEnum):
@@ -59,7 +62,9 @@ class LaunchSpec:
     max_duration_ms: int
     gpu_uuids: tuple[str, ...] = ()
     cpus: tuple[int, ...] = ()  # processors to run on; empty: any
-    network: str = "none"  # only "none" today; egress through a proxy comes with the allow-list
+    proxy: socket.socket | None = (
+        None  # of a process that takes a listener on PROXY_PORT of the container's own loopback
+    )
     labels: Mapping[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()  # after the command; with neither, the image's own
 

@@ -116,6 +116,19 @@ def _network(host_port: int) -> str | None:
     return None
 
 
+def egress(proxy_port: int, host_port: int) -> str | None:
+    """The proxy answers, and refuses the host's own loopback; around it there is nothing."""
+    if (reason := _network(host_port)) is not None:
+        return reason
+    with socket.socket() as connection:
+        connection.settimeout(5)
+        if found := connection.connect_ex(("127.0.0.1", proxy_port)):
+            return f"the proxy: {_error(found)}"
+        connection.sendall(f"CONNECT 127.0.0.1:{host_port} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        answer = connection.recv(4096).decode(errors="replace").partition("\r\n")[0]
+    return None if answer.startswith("HTTP/1.1 403 ") else f"the proxy lets a job reach this host: {answer!r}"
+
+
 def _privileges() -> str | None:
     status = _status()
     wrong = [
@@ -254,6 +267,8 @@ def main(arguments: list[str]) -> None:
             findings = {"memory-limit": memory_hog(int(limit_bytes))}
         case ["disk", directory, limit_bytes]:
             findings = {"disk-limit": disk_hog(directory, int(limit_bytes))}
+        case ["egress", proxy_port, host_port]:
+            findings = {"egress": egress(int(proxy_port), int(host_port))}
         case _:
             raise SystemExit("not a probe")
     sys.stdout.write(json.dumps(findings))

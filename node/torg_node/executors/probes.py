@@ -7,6 +7,7 @@ prints the failures with their reasons.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import secrets
@@ -15,9 +16,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from torg_host.sandbox.images import HOST_PYTHON
 from torg_host.sandbox.processes import start_time
+from torg_node.egress.process import EgressOrder, start_proxy
 from torg_node.executors.errors import ExecutorError, ExecutorUnavailable
 from torg_node.executors.port import (
+    PROXY_PORT,
     Capabilities,
     Executor,
     Exit,
@@ -58,6 +62,7 @@ INSPECTED = (
 
 # What bounds a job's use of this host. Without one a job may disturb its neighbours; without any of the others it may get out.
 LIMIT_PROBES = frozenset({"shm-limit", "tmp-limit", "pids-limit", "memory-limit", "disk-limit"})
+EGRESS_PROBE = "egress"  # a job reaches its proxy, and nothing else. Without it no egress is offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,9 @@ async def probe_executor(
 
 def check_walls(capabilities: Capabilities) -> None:
     """Raises ExecutorUnavailable `isolation_broken` when a probe failed that is about getting out."""
-    broken = [failure for failure in capabilities.failed if failure.partition(":")[0] not in LIMIT_PROBES]
+    broken = [
+        failure for failure in capabilities.failed if failure.partition(":")[0] not in LIMIT_PROBES | {EGRESS_PROBE}
+    ]
     if broken:
         raise ExecutorUnavailable(
             f"this host does not keep jobs in, no offer is made: {'; '.join(broken)}",
@@ -130,7 +137,25 @@ def _probes(host_port: int) -> tuple[Probe, ...]:
     )
 
 
-async def _run(executor: Executor, image: str, probe: Probe, scratch: Path) -> dict[str, str | None]:
+async def with_egress(executor: Executor, found: Capabilities, image: str = HOST_PYTHON) -> Capabilities:
+    """What was `found`, and whether a container's way out is its proxy and only that: asked of owners who lend their network."""
+    probe = Probe((EGRESS_PROBE,), ("egress",))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        tempfile.TemporaryDirectory(prefix="torg-probe-") as scratch,
+    ):
+        ports = (str(PROXY_PORT), str(listener.getsockname()[1]))
+        with start_proxy(EgressOrder(allow=None, bytes_per_s=0), Path(scratch)) as proxy:
+            probe = dataclasses.replace(probe, arguments=(*probe.arguments, *ports))
+            reason = (await _run(executor, image, probe, Path(scratch), proxy))[EGRESS_PROBE]
+    if reason is None:
+        return dataclasses.replace(found, verified=(*found.verified, EGRESS_PROBE))
+    return dataclasses.replace(found, failed=(*found.failed, f"{EGRESS_PROBE}: {reason}"))
+
+
+async def _run(
+    executor: Executor, image: str, probe: Probe, scratch: Path, proxy: socket.socket | None = None
+) -> dict[str, str | None]:
     writable = scratch.resolve() / probe.arguments[0]
     writable.mkdir()
     writable.chmod(0o777)
@@ -143,6 +168,7 @@ async def _run(executor: Executor, image: str, probe: Probe, scratch: Path) -> d
         mounts=(Mount(writable, SCRATCH, writable=True),),
         limits=LIMITS,
         max_duration_ms=MAX_DURATION_MS,
+        proxy=proxy,
     )
     try:
         findings = probe.judge(await _ran(executor, launch))

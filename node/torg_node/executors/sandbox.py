@@ -34,6 +34,7 @@ from torg_node.executors.errors import (
     LaunchRefused,
 )
 from torg_node.executors.port import (
+    PROXY_PORT,
     Capabilities,
     Exit,
     ExitReason,
@@ -103,10 +104,12 @@ class SandboxExecutor:
             env=launch_spec.env,
             workdir=launch_spec.workdir or "/",
             cpus=launch_spec.cpus,
+            listener_port=PROXY_PORT if launch_spec.proxy else 0,
             mounts=tuple(SandboxMount(mount.source, mount.target, mount.writable) for mount in launch_spec.mounts),
         )
         try:
-            await launch(spec, state_dir, isolation=self._isolation)
+            channel = launch_spec.proxy.fileno() if launch_spec.proxy else -1
+            await launch(spec, state_dir, isolation=self._isolation, channel=channel)
         except TorgError as error:
             raise _translated(error) from error
         return Handle(self.name, launch_spec.name, str(state_dir), started_at_ms)
@@ -158,13 +161,6 @@ class SandboxExecutor:
                 field="gpu_uuids",
                 value=list(launch_spec.gpu_uuids),
                 hint="Use the docker executor with the NVIDIA container toolkit.",
-            )
-        if launch_spec.network != "none":
-            raise LaunchRefused(
-                "the sandbox has no network",
-                code="network_not_supported",
-                field="network",
-                value=launch_spec.network,
             )
 
     def _image(self, image: str) -> Image:

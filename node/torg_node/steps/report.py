@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torg_node.egress.process import read_use
 from torg_node.executors.port import Exit, ExitReason
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.usage import claim_usage
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.messages import Exited, Released, Reported
 from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.usage import ResourceUse
 
 _REQUEUED = frozenset({EndReason.DRAINED, EndReason.PREEMPTED, EndReason.HOST_PROTECTION, EndReason.EXPOSURE_LIMIT})
 
@@ -32,6 +34,7 @@ class Report:
                     finished_at_ms=ended.finished_at_ms,
                     peak_memory_bytes=ended.peak_memory_bytes,
                     detail=ended.detail,
+                    use=_use(lease),
                 )
             )
             await claim_usage(lease, ended.started_at_ms, ended.finished_at_ms, final=True)
@@ -68,6 +71,13 @@ class Report:
                 if chunk.stream == stream:
                     file.write(chunk.data)
         return await lease.node.blobs.store(path) if path.stat().st_size else None
+
+
+def _use(lease: Lease) -> ResourceUse | None:
+    egress = read_use(lease.folder)
+    if egress is None:
+        return None
+    return ResourceUse(egress_sent_bytes=egress.sent_bytes, egress_received_bytes=egress.received_bytes)
 
 
 def end_reason(ended: Exit, stop_reason: EndReason | None) -> EndReason:

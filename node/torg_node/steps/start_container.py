@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
+
+from torg_node.egress.process import EgressOrder, start_proxy
 from torg_node.executors.errors import ExecutorError
-from torg_node.executors.port import LaunchSpec, Mount, ResourceLimits
+from torg_node.executors.port import PROXY_PORT, LaunchSpec, Mount, ResourceLimits
 from torg_node.lease import CHECKPOINT, OUTPUT, TORG, WORK, Lease, LeaseEnded
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.messages import Started
+from torg_protocol.network import EgressList
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.tasks import HOST_PYTHON
+
+_PROXY_URL = f"http://127.0.0.1:{PROXY_PORT}"
+# No ALL_PROXY: libraries that lack SOCKS support refuse to start when they see it.
+_PROXY_ENV = {
+    **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), _PROXY_URL),
+    **dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1,::1"),
+    "TORG_SOCKS_PROXY": f"socks5h://127.0.0.1:{PROXY_PORT}",
+}
 
 
 class StartContainer:
@@ -28,7 +42,9 @@ class StartContainer:
             lease.check_not_stopped()
             node.journal.intend_start(lease.id)
             try:
-                lease.handle = await node.executor.start(_launch(lease))
+                with contextlib.ExitStack() as held:
+                    proxy = held.enter_context(await asyncio.to_thread(_proxy, lease)) if lease.has_egress else None
+                    lease.handle = await node.executor.start(_launch(lease, proxy))
             except ExecutorError as error:
                 fault = EndReason.INPUT_INVALID if error.code == "command_not_found" else EndReason.START_FAILED
                 raise LeaseEnded(fault, str(error)) from error
@@ -51,11 +67,23 @@ class StartContainer:
             await lease.node.executor.remove(lease.handle)
 
 
-def _launch(lease: Lease) -> LaunchSpec:
+def _proxy(lease: Lease) -> socket.socket:
+    """The lease's own proxy, waiting for a listener in the container. It ends with the container, or when nobody hands one over."""
+    network, settings = lease.spec.network, lease.node.settings
+    order = EgressOrder(
+        allow=network.allow if isinstance(network, EgressList) else None,
+        bytes_per_s=settings.egress_bytes_per_s,
+        opened=tuple(map(str, settings.egress_networks)),
+    )
+    return start_proxy(order, lease.folder)
+
+
+def _launch(lease: Lease, proxy: socket.socket | None) -> LaunchSpec:
     spec, resources, assignment = lease.spec, lease.spec.resources, lease.assignment
     if lease.image is None:
         raise LeaseEnded(EndReason.START_FAILED, "the image was not prepared")
     env = {
+        **(_PROXY_ENV if proxy else {}),
         **spec.env,
         "HOME": WORK,
         "TORG_CHECKPOINT_DIR": CHECKPOINT,
@@ -82,6 +110,7 @@ def _launch(lease: Lease) -> LaunchSpec:
         max_duration_ms=lease.grant.max_duration_ms,
         gpu_uuids=assignment.gpu_uuids,
         cpus=assignment.cpus,
+        proxy=proxy,
         labels={"torg.lease": lease.id, "torg.job": lease.grant.job_id},
     )
 

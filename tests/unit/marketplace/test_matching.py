@@ -175,3 +175,21 @@ def test_the_ceiling_leaves_room_for_retries_and_none_for_absurd_offers(
     prices: list[int], cap: int | None, attempts: int, ceiling: int | None
 ) -> None:
     assert price_ceiling(prices, cap, attempts) == ceiling
+
+
+def test_a_node_that_lends_no_network_is_told_apart_from_one_that_does() -> None:
+    closed, listed, opened = node("closed"), node("listed"), node("opened")
+    listed = replace(listed, offer=listed.offer.model_copy(update={"egress": ("allow",)}))
+    opened = replace(opened, offer=opened.offer.model_copy(update={"egress": ("allow", "open")}))
+    everybody = [closed, listed, opened]
+    some_names = {"egress": "allow", "allow": ["pypi.org"]}
+
+    def fitting(network: object) -> list[str]:
+        return [item.node_id for item in everybody if could_run(item, constraints(demand(network=network), 6))]
+
+    assert fitting("none") == ["closed", "listed", "opened"]
+    assert fitting(some_names) == ["listed", "opened"]
+    assert fitting("open") == ["opened"]
+    found = explain([closed, listed], demand(network="open"), 6)
+    assert found.in_words == "no node satisfies network: asked open; best available: allow"
+    assert explain([closed], demand(network=some_names), 6).hint == "network: best available is none, you ask for allow"

@@ -11,6 +11,7 @@ from torg_protocol.money import cost
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import (
     Receipt,
+    ResourceUse,
     SignedReceipt,
     SignedUsage,
     Timeline,
@@ -113,6 +114,7 @@ def test_no_field_of_a_receipt_can_be_changed(field: str) -> None:
             "gpu_uuids": ("GPU-1",),
             "timeline": Timeline(granted_at_ms=1),
             "verdict": VerdictSummary(policy="none", result="passed"),
+            "use": ResourceUse(egress_sent_bytes=1),
         }.get(field, "sha256:" + "0" * 64)
     receipt = Receipt.model_validate({**GOOD.receipt.model_dump(), field: changed})
     assert receipt != GOOD.receipt
