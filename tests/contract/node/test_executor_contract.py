@@ -25,6 +25,7 @@ from tests.support.executors import (
     start_agent,
     text_of,
 )
+from tests.support.waiting import until
 from torg_host.disk import QuotaDisk
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, ImageNotFound
 from torg_node.executors.port import ExitReason, Handle, Mount
@@ -364,7 +365,7 @@ while True:
     made, _, reason = ended.text().partition(" ")
     assert LIMITS.pids // 2 < int(made) <= LIMITS.pids
     assert reason == "Resource temporarily unavailable\n"
-    assert left_behind(bench.root, bench.token) == []  # the bomb's children went with it
+    await until(lambda: left_behind(bench.root, bench.token) == [])  # the bomb's children went with it
 
 
 @on_isolating_kinds
