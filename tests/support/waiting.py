@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     """Returns when `condition` holds; fails the test when it does not in time."""
     deadline = time.monotonic() + within_s
     for _ in iter(condition, True):
