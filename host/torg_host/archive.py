@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-import zstandard
-
+from torg_host.archive_pieces import Piece, PieceWriter
 from torg_host.archive_read import UnpackedTree, read_tree
 from torg_host.archive_rules import UnpackLimits
-from torg_host.archive_write import HashingWriter, TreeWriter
+from torg_host.archive_write import TreeWriter
 from torg_protocol.errors import Conflict, TooLarge
 
-__all__ = ["PackedTree", "UnpackLimits", "UnpackedTree", "pack", "sha256_file", "unpack"]
+__all__ = ["PackedTree", "Piece", "UnpackLimits", "UnpackedTree", "pack", "sha256_file", "unpack"]
 
 CHUNK_BYTES = 1 << 20
-ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +33,7 @@ class PackedTree:
     files: int
     unpacked_bytes: int
     skipped: tuple[str, ...] = ()  # with skip_odd: what could not be packed
+    pieces: tuple[Piece, ...] = ()  # the file cut where a small change of the tree leaves most of them as they were
 
 
 def sha256_file(path: Path) -> str:
@@ -58,22 +57,19 @@ def pack(
     a file shrank while it was read: try again. No file is left behind on failure.
     """
     limits = limits or UnpackLimits()
-    hashing: HashingWriter | None = None
     try:
         with destination_file.open("wb") as file:
-            hashing = HashingWriter(file)
-            compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
-            with (
-                compressor.stream_writer(cast("IO[bytes]", hashing), closefd=False) as stream,
-                tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=CHUNK_BYTES) as tar,
-            ):
-                packer = TreeWriter(tar, limits, skip_odd=skip_odd)
+            writer = PieceWriter(file)
+            with tarfile.open(fileobj=cast("IO[bytes]", writer), mode="w", format=tarfile.PAX_FORMAT) as tar:
+                tar.copybufsize = CHUNK_BYTES  # type: ignore[attr-defined]  # typeshed does not know it
+                packer = TreeWriter(tar, writer, limits, skip_odd=skip_odd)
                 packer.add_tree(root, ignore=ignore)
+            writer.cut()
     except BaseException:
         destination_file.unlink(missing_ok=True)
         raise
     return PackedTree(
-        "sha256:" + hashing.sha256.hexdigest(), hashing.size_bytes, packer.files, packer.bytes, tuple(packer.skipped)
+        writer.digest, writer.size_bytes, packer.files, packer.bytes, tuple(packer.skipped), tuple(writer.pieces)
     )
 
 

@@ -60,7 +60,7 @@ class _ForwardReader:
 def read_tree(file: BinaryIO, staging: Path, limits: UnpackLimits) -> UnpackedTree:
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     try:
-        with decompressor.stream_reader(file, read_across_frames=False, closefd=False) as stream:
+        with decompressor.stream_reader(file, read_across_frames=True, closefd=False) as stream:
             reader = _ForwardReader(stream)
             with tarfile.open(fileobj=reader, mode="r:") as tar:  # type: ignore[call-overload]  # a reader is enough
                 return _unpack_members(tar, reader, staging, limits)

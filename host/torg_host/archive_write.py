@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 import tarfile
 from pathlib import Path
-from typing import BinaryIO
 
+from torg_host.archive_pieces import PieceWriter
 from torg_host.archive_rules import UnpackLimits, changed, check_link, too_large, too_many
 from torg_host.ignore import GIT_FILE, TORG_FILE, Rule, left_out, parse_rules
 from torg_protocol.errors import Invalid
@@ -17,27 +16,13 @@ from torg_protocol.errors import Invalid
 MAX_IGNORE_FILE_BYTES = 1 << 20
 
 
-class HashingWriter:
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size_bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.size_bytes += len(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
 class TreeWriter:
     """Walks by directory descriptors and never through a link, so a job that swaps a directory for a link while the
     agent packs as root gains nothing."""
 
-    def __init__(self, tar: tarfile.TarFile, limits: UnpackLimits, *, skip_odd: bool) -> None:
+    def __init__(self, tar: tarfile.TarFile, pieces: PieceWriter, limits: UnpackLimits, *, skip_odd: bool) -> None:
         self._tar = tar
+        self._pieces = pieces
         self._limits = limits
         self._skip_odd = skip_odd
         self._ignore_file: str | None = None
@@ -79,6 +64,7 @@ class TreeWriter:
         self._count(member, 0)
         if stat.S_ISDIR(status.st_mode):
             self._tar.addfile(_member_info(member, tarfile.DIRTYPE, 0o755))
+            self._pieces.after_member(member, 0)
             descriptor = _open_below(parent, name, member, os.O_DIRECTORY)
             try:
                 self._add_directory(descriptor, member + "/", rules)
@@ -94,6 +80,7 @@ class TreeWriter:
                 raise changed(member) from error
             check_link(member, info.linkname)
             self._tar.addfile(info)
+            self._pieces.after_member(member, 0)
         else:
             raise Invalid(
                 "only files, directories and links can be packed",
@@ -112,12 +99,14 @@ class TreeWriter:
             info = _member_info(member, tarfile.REGTYPE, 0o755 if status.st_mode & 0o111 else 0o644)
             info.size = status.st_size
             self._count(member, info.size)
+            self._pieces.before_file(info.size)
             try:
                 self._tar.addfile(info, file)
             except OSError as error:
                 if error.errno is None:  # tarfile's "unexpected end of data"
                     raise changed(member) from error
                 raise
+        self._pieces.after_member(member, info.size)
         self.files += 1
 
     def _rules_here(self, descriptor: int, path: str) -> tuple[Rule, ...]:

@@ -292,8 +292,8 @@ while True:
     flipper = subprocess.Popen([sys.executable, "-c", flip])
     try:
         packed, refusals = 0, set()
-        deadline = time.monotonic() + 1
-        while time.monotonic() < deadline:
+        enough, deadline = time.monotonic() + 1, time.monotonic() + 30
+        while time.monotonic() < (enough if refusals and packed else deadline):
             try:
                 pack(root, tmp_path / "out", skip_odd=True)
             except Conflict as error:
