@@ -5,47 +5,73 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from torg.errors import DigestMismatch
 from torg.transport import ByteProgress, Transport
-from torg_host.archive import sha256_file
-from torg_protocol.api import BlobDownload, BlobUpload
+from torg_host.archive import Piece, sha256_file
+from torg_protocol.api import MAX_BLOB_PIECES, BlobDownload, BlobUpload
 from torg_protocol.errors import Conflict, Forbidden, Unavailable
 
 _TRIES_WITHOUT_PROGRESS = 5
 _PAUSE_S = 0.5
+_AT_ONCE = 4
 
 
 class BlobTransfer:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def store(self, digest: str, source: Path, on_bytes: ByteProgress | None = None) -> None:
-        """Uploads unless the store has this digest already. Safe to repeat; a broken connection is tried again."""
+    async def store(
+        self, digest: str, source: Path, on_bytes: ByteProgress | None = None, pieces: Sequence[Piece] = ()
+    ) -> None:
+        """Uploads what the store lacks of a file: all, or some of the pieces that make it up. Safe to repeat; a broken
+        connection is tried again, and goes on after the last whole piece."""
         size = source.stat().st_size
-        for attempt in range(1, _TRIES_WITHOUT_PROGRESS + 1):
-            upload = await self._transport.ask(
-                BlobUpload,
-                "POST",
-                "/v1/blobs",
-                body={"digest": digest, "size_bytes": size},
-                idempotency_key=digest,
-            )
-            if upload.url is None:
-                if on_bytes:
-                    on_bytes(size, size)
+        pieces = pieces if 1 < len(pieces) <= MAX_BLOB_PIECES else ()
+        named = [{"digest": piece.digest, "size_bytes": piece.size_bytes} for piece in pieces]
+        body = {"digest": digest, "size_bytes": size, "pieces": named}
+        whole = Piece(digest, 0, size)
+        by_digest = {piece.digest: piece for piece in pieces}
+        tries = 0
+        while True:
+            upload = await self._transport.ask(BlobUpload, "POST", "/v1/blobs", body=body, safe_to_repeat=True)
+            wanted = [(whole, upload.url)] if upload.url is not None else []
+            wanted += [(by_digest[item.digest], item.url) for item in upload.missing]
+            progress = _Sent(size, size - sum(piece.size_bytes for piece, _ in wanted), on_bytes)
+            if not wanted:
+                progress.add(0)
                 return
             try:
-                await self._transport.upload(upload.url, source, on_bytes)
-                return
-            except Unavailable:
-                if attempt == _TRIES_WITHOUT_PROGRESS:
+                await self._send(source, wanted, progress)
+            except (Unavailable, Forbidden) as error:
+                if isinstance(error, Forbidden) and error.code != "blob_url_expired":
                     raise
-                await asyncio.sleep(_PAUSE_S * attempt)
+                tries = tries + 1 if progress.is_as_before else 1
+                if tries == _TRIES_WITHOUT_PROGRESS:
+                    raise
+                await asyncio.sleep(_PAUSE_S * tries)
+                continue
+            if upload.url is not None:
+                return
+
+    async def _send(self, source: Path, wanted: list[tuple[Piece, str]], progress: _Sent) -> None:
+        waiting = iter(wanted)
+
+        async def send() -> None:
+            for piece, url in waiting:
+                await self._transport.upload(url, source, piece.offset, piece.size_bytes, progress.add)
+
+        connections = [asyncio.create_task(send()) for _ in range(min(_AT_ONCE, len(wanted)))]
+        try:
+            await asyncio.gather(*connections)
+        finally:
+            for connection in connections:
+                connection.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
 
     async def fetch(self, digest: str, target: Path, scratch: Path, on_bytes: ByteProgress | None = None) -> None:
         """Downloads to `target`, which appears whole or not at all. `scratch`: a folder on the same file system for the part
@@ -95,6 +121,24 @@ class BlobTransfer:
                     raise
                 await asyncio.sleep(_PAUSE_S * tries)
         file.flush()
+
+
+class _Sent:
+    """Adds up what the connections of one upload have sent."""
+
+    def __init__(self, total: int, known: int, on_bytes: ByteProgress | None) -> None:
+        self._total = total
+        self._known = self._done = known
+        self._on_bytes = on_bytes
+
+    @property
+    def is_as_before(self) -> bool:
+        return self._done == self._known
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._on_bytes:
+            self._on_bytes(self._done, self._total)
 
 
 @contextmanager

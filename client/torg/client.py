@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torg.blobs import BlobTransfer
     from torg.submission import Submission
     from torg.vaults import Vaults
+    from torg_host.archive import Piece
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -132,12 +133,12 @@ class AsyncClient:
         file.check()
         submission = await self.submission(vault)
         key = idempotency_key or secrets.token_hex(16)
-        with _packed(file) as (spec, archive):
+        with _packed(file) as (spec, archive, pieces):
             if (job := await submission.already_submitted(spec, key)) is not None:
                 return job
             quote = await submission.quote(spec)
             if archive is not None and spec.workspace is not None:
-                await self._blobs.store(spec.workspace.digest, archive, _named(on_progress, "workspace"))
+                await self._blobs.store(spec.workspace.digest, archive, _named(on_progress, "workspace"), pieces)
                 if quote.expires_at_ms - self._now_ms() < _REQUOTE_WHEN_LEFT_MS:
                     quote = await submission.quote(spec)
         return await submission.submit(spec, quote, key)
@@ -284,17 +285,17 @@ class AsyncClient:
 
 
 @contextlib.contextmanager
-def _packed(file: SpecFile) -> Iterator[tuple[JobSpec, Path | None]]:
-    """The spec as it is submitted, and the workspace's archive while this is open."""
+def _packed(file: SpecFile) -> Iterator[tuple[JobSpec, Path | None, tuple[Piece, ...]]]:
+    """The spec as it is submitted, and the workspace's archive with its pieces while this is open."""
     if file.workspace is None:
-        yield file.with_workspace(None, 0), None
+        yield file.with_workspace(None, 0), None, ()
         return
     from torg_host.archive import pack
 
     with tempfile.TemporaryDirectory(prefix="torg-") as scratch:
         archive = Path(scratch) / "workspace.tar.zst"
         packed = pack(file.workspace, archive)
-        yield file.with_workspace(packed.digest, packed.size_bytes), archive
+        yield file.with_workspace(packed.digest, packed.size_bytes), archive, packed.pieces
 
 
 def _id(job_id: str) -> str:

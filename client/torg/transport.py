@@ -141,21 +141,23 @@ class Transport:
                     on_gap(str(error) or type(error).__name__)
                 await asyncio.sleep(min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**failures))
 
-    async def upload(self, url: str, source: Path, on_bytes: ByteProgress | None = None) -> None:
-        """PUTs a file to a signed URL, streaming; one try. Safe to repeat."""
-        size = source.stat().st_size
+    async def upload(
+        self, url: str, source: Path, offset: int, size_bytes: int, on_sent: Callable[[int], None] | None = None
+    ) -> None:
+        """PUTs a part of a file to a signed URL, streaming; one try. Safe to repeat. `on_sent` is told of each further count of bytes."""
 
         async def body() -> AsyncIterator[bytes]:
-            sent = 0
+            left = size_bytes
             with source.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    yield piece
-                    sent += len(piece)
-                    if on_bytes:
-                        on_bytes(sent, size)
+                file.seek(offset)
+                while left and (data := file.read(min(left, 1 << 20))):
+                    yield data
+                    left -= len(data)
+                    if on_sent:
+                        on_sent(len(data))
 
         try:
-            response = await self._transfers.put(url, content=body(), headers={"content-length": str(size)})
+            response = await self._transfers.put(url, content=body(), headers={"content-length": str(size_bytes)})
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise self._unreachable(error) from error
         _parse(response)

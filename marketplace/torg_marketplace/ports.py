@@ -5,7 +5,7 @@ None of these may be called inside a transaction, except `Clock` and `Randomness
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,6 +18,7 @@ from torg_chain.rpc import SignatureStatus
 from torg_chain.vault import OperatorConfig, VaultState
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest, NodeId
+from torg_protocol.jobspec import BlobRef
 from torg_protocol.messages import ToNode
 
 
@@ -40,8 +41,13 @@ class BlobStore(Protocol):
         """Bytes of a stored blob; None when it is not there."""
         ...
 
-    async def upload_url(self, digest: Digest, size_bytes: int, now_ms: int) -> str | None:
-        """Where to PUT the bytes, for a while; None when the blob is there already."""
+    async def upload_url(self, digest: Digest, size_bytes: int, account: str, now_ms: int) -> str:
+        """Where `account` may PUT the bytes, for a while. Raises TooLarge `blob_too_large`."""
+        ...
+
+    async def put_together(self, blob: BlobRef, pieces: Sequence[BlobRef]) -> None:
+        """The blob that stored pieces are in their order. Safe to repeat. Raises NotFound `blob_missing`, Invalid
+        `blob_digest_mismatch`, TooLarge."""
         ...
 
     async def download_url(self, digest: Digest, now_ms: int) -> str: ...

@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torg_protocol.caps import SignedCap
 from torg_protocol.documents import Wire
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
 from torg_protocol.usage import OutputFile, SignedReceipt
+
+MAX_BLOB_PIECES = 8_192
 
 
 class ChainInfo(Wire):
@@ -287,17 +289,26 @@ class Problem(BaseModel):
 
 
 class BlobUploadRequest(Wire):
-    """POST /v1/blobs"""
+    """POST /v1/blobs. With `pieces`, which in their order are the blob, only those are asked for that this account has not
+    sent before."""
 
     digest: Digest
     size_bytes: int = Field(ge=0)
+    pieces: tuple[BlobRef, ...] = Field(default=(), max_length=MAX_BLOB_PIECES)
+
+
+class MissingPiece(Wire):
+    digest: Digest
+    url: str
 
 
 class BlobUpload(Wire):
-    """`url` is None when the store has the blob already. PUT the bytes there; the store checks the digest on arrival."""
+    """PUT the bytes to `url`; or PUT each missing piece to its own and then ask again, which puts them together. Neither is there when
+    the store has the blob from this account, or from a job of its own. The store checks every digest."""
 
     digest: Digest
     url: str | None
+    missing: tuple[MissingPiece, ...] = ()
 
 
 class BlobDownload(Wire):

@@ -11,7 +11,7 @@ from solders.pubkey import Pubkey
 from tests.support.market import World
 from tests.support.money import open_vault
 from torg_marketplace.flow.cancel import cancel
-from torg_marketplace.flow.lease_events import on_lease_event
+from torg_marketplace.flow.lease_events import blobs_named_by, on_lease_event
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.nodes import on_disconnect, on_heartbeat, on_hello
 from torg_marketplace.flow.quote import quote
@@ -86,6 +86,8 @@ class Client:
         if cap is None:
             price = quote or await self.quote(raw)
             cap = self.signed_cap(load_job_spec(raw), price.max_amount or 0)
+        if (workspace := load_job_spec(raw).workspace) is not None:
+            await self.world.blobs.sent_by(self.world.market, self.account, [workspace])
         request = SubmitRequest(spec=raw, quote_id=quote.quote_id if quote is not None else None, cap=cap)
         return await submit(self.world.market, self.account, request, key, digest_of(request.spec))
 
@@ -224,6 +226,8 @@ class Node:
             at_ms=self.world.clock.now_ms(),
             body=body,
         )
+        if blobs := [blob for _, blob in blobs_named_by(body)]:
+            await self.world.blobs.sent_by(self.world.market, self.id, blobs)
         return await on_lease_event(self.world.market, self.id, event)
 
     async def ok(self, body: LeaseEventBody) -> None:

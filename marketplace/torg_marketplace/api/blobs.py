@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from torg_marketplace.api.auth import DataReader, DataWriter
 from torg_marketplace.api.context import TheEdge
-from torg_marketplace.flow.blobs import may_read_blob, note_upload
+from torg_marketplace.flow.blobs import may_read_blob, note_upload, plan_upload
 from torg_protocol.api import BlobDownload, BlobUpload, BlobUploadRequest
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import Digest
@@ -23,12 +23,8 @@ Bytes = Annotated[int, Query(ge=0, le=2**63 - 1)]
 
 @router.post("/v1/blobs")
 async def post_blob(body: BlobUploadRequest, caller: DataWriter, edge: TheEdge) -> BlobUpload:
-    """Where to PUT these bytes; `url` is null when the store has them already. Safe to repeat."""
-    market = edge.market
-    url = await market.blobs.upload_url(body.digest, body.size_bytes, market.clock.now_ms())
-    async with market.transaction() as unit:
-        await note_upload(unit, caller.account, body.digest, body.size_bytes)
-    return BlobUpload(digest=body.digest, url=url)
+    """Where to PUT these bytes, or those of its pieces that this account never sent; no URL at all when none is needed. Safe to repeat."""
+    return await plan_upload(edge.market, caller.account, body)
 
 
 @router.get("/v1/blobs/{digest}")
@@ -49,13 +45,16 @@ async def put_bytes(
     digest: DigestPath,
     size: Bytes,
     expires: Bytes,
+    account: Annotated[str, Query(max_length=64)],
     signature: Annotated[str, Query(max_length=64)],
     request: Request,
     edge: TheEdge,
 ) -> Response:
     """The bytes themselves, to a signed URL. Refused, and nothing stored, unless they are what the digest says."""
-    edge.blobs.check_url("PUT", digest, size, expires, signature, edge.market.clock.now_ms())
+    edge.blobs.check_url("PUT", digest, size, account, expires, signature, edge.market.clock.now_ms())
     await edge.blobs.receive(Digest(digest), size, request.stream())
+    async with edge.market.transaction() as unit:
+        await note_upload(unit, account, Digest(digest), size)
     return Response(status_code=204)
 
 
@@ -69,7 +68,7 @@ async def get_bytes(
     range_: Annotated[str | None, Header(alias="range", description="one range from a byte on: bytes=N-")] = None,
 ) -> StreamingResponse:
     """The bytes, from a signed URL; with Range from a byte on, so that a download resumes."""
-    edge.blobs.check_url("GET", digest, size, expires, signature, edge.market.clock.now_ms())
+    edge.blobs.check_url("GET", digest, size, "", expires, signature, edge.market.clock.now_ms())
     total = await edge.blobs.size(Digest(digest))
     if total is None:
         raise NotFound("no such blob", code="blob_missing", field="digest", value=digest)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import exists, select
 
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow, LeaseRow
+from torg_protocol.api import BlobUpload, BlobUploadRequest, MissingPiece
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest, JobId
 from torg_protocol.jobspec import BlobRef
 from torg_protocol.states import LIVE_LEASE_STATES
 
 
-async def check_stored(market: Market, blob: BlobRef, *, field: str) -> None:
-    """Raises Invalid `blob_missing` or `blob_size_mismatch`. Asks the store: never inside a transaction."""
-    size = await market.blobs.size(blob.digest)
+async def check_stored(market: Market, party: str, blob: BlobRef, *, field: str) -> None:
+    """Raises Invalid `blob_missing` or `blob_size_mismatch`. Asks the store: never inside a transaction.
+
+    Only what the party may read counts as stored: to know a blob's name must not be enough to have it.
+    """
+    async with market.reading() as unit:
+        size = await market.blobs.size(blob.digest) if await may_read_blob(unit, party, blob.digest) else None
     if size is None:
         raise Invalid(
             "this blob is not stored", code="blob_missing", field=field, value=blob.digest, hint="upload it first"
@@ -29,6 +36,34 @@ async def check_stored(market: Market, blob: BlobRef, *, field: str) -> None:
         )
 
 
+async def plan_upload(market: Market, account: str, request: BlobUploadRequest) -> BlobUpload:
+    """What `account` has still to send of a blob. When all its pieces are there, puts them together."""
+    blob = BlobRef(digest=request.digest, size_bytes=request.size_bytes)
+    async with market.reading() as unit:
+        is_known = await may_read_blob(unit, account, blob.digest)
+        sent = await _sent(unit, account, [piece.digest for piece in request.pieces])
+    if is_known and await market.blobs.size(blob.digest) is not None:
+        return BlobUpload(digest=blob.digest, url=None)
+    now_ms = market.clock.now_ms()
+    if not request.pieces:
+        url = await market.blobs.upload_url(blob.digest, blob.size_bytes, account, now_ms)
+        return BlobUpload(digest=blob.digest, url=url)
+    missing = {piece.digest: piece for piece in request.pieces if piece.digest not in sent}
+    if missing:
+        urls = [await market.blobs.upload_url(p.digest, p.size_bytes, account, now_ms) for p in missing.values()]
+        found = tuple(MissingPiece(digest=digest, url=url) for digest, url in zip(missing, urls, strict=True))
+        return BlobUpload(digest=blob.digest, url=None, missing=found)
+    await market.blobs.put_together(blob, request.pieces)
+    async with market.transaction() as unit:
+        await note_upload(unit, account, blob.digest, blob.size_bytes)
+    return BlobUpload(digest=blob.digest, url=None)
+
+
+async def _sent(unit: Unit, account: str, digests: Sequence[Digest]) -> frozenset[Digest]:
+    query = select(BlobUploadRow.digest).where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(digests))
+    return frozenset(await unit.session.scalars(query)) if digests else frozenset()
+
+
 async def use_blob(unit: Unit, digest: Digest, job_id: JobId, *, client_may_read: bool) -> None:
     """Notes that a job refers to a blob. Doing it again can only open it further."""
     row = await unit.session.get(BlobUseRow, (digest, job_id))
@@ -40,7 +75,7 @@ async def use_blob(unit: Unit, digest: Digest, job_id: JobId, *, client_may_read
 
 
 async def note_upload(unit: Unit, account: str, digest: Digest, size_bytes: int) -> None:
-    """Notes who uploaded a blob (a client or a node). Safe to repeat."""
+    """Notes who uploaded a blob (a client or a node), once its bytes are there. Safe to repeat."""
     if await unit.session.get(BlobUploadRow, (digest, account)) is None:
         unit.session.add(BlobUploadRow(digest=digest, account=account, size_bytes=size_bytes, at_ms=unit.now_ms))
 

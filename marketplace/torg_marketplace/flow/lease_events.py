@@ -44,7 +44,7 @@ from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState
 async def on_lease_event(market: Market, node_id: NodeId, event: LeaseEvent) -> Acknowledge | Refused:
     """The answer goes back to the node. Asks the blob store before the transaction. Raises only for what is not the node's
     doing (MovedMeanwhile, a broken ledger): nothing is taken then, and the node says it again."""
-    missing = await _missing_blob(market, event.body)
+    missing = await _missing_blob(market, node_id, event.body)
     async with market.transaction() as unit:
         try:
             lease = await _lease_of(unit, node_id, event)
@@ -197,17 +197,21 @@ def _check_current(lease: LeaseRow, event: LeaseEvent) -> None:
         )
 
 
-async def _missing_blob(market: Market, body: LeaseEventBody) -> Invalid | None:
-    blobs: list[tuple[str, BlobRef]] = []
+def blobs_named_by(body: LeaseEventBody) -> list[tuple[str, BlobRef]]:
+    """What the node says that it has stored, each with the name of its field."""
     if isinstance(body, CheckpointStored):
-        blobs.append(("checkpoint.blob", body.checkpoint.blob))
-    elif isinstance(body, Reported):
-        blobs += [(item.path, BlobRef(digest=item.digest, size_bytes=item.size_bytes)) for item in body.outputs]
-        logs = {"stdout": body.stdout, "stderr": body.stderr, "progress": body.progress}
-        blobs += [(name, blob) for name, blob in logs.items() if blob is not None]
-    for name, blob in blobs:
+        return [("checkpoint.blob", body.checkpoint.blob)]
+    if not isinstance(body, Reported):
+        return []
+    outputs = [(item.path, BlobRef(digest=item.digest, size_bytes=item.size_bytes)) for item in body.outputs]
+    logs = {"stdout": body.stdout, "stderr": body.stderr, "progress": body.progress}
+    return outputs + [(name, blob) for name, blob in logs.items() if blob is not None]
+
+
+async def _missing_blob(market: Market, node_id: NodeId, body: LeaseEventBody) -> Invalid | None:
+    for name, blob in blobs_named_by(body):
         try:
-            await check_stored(market, blob, field=name)
+            await check_stored(market, node_id, blob, field=name)
         except Invalid as error:
             return error
     return None

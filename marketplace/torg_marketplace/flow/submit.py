@@ -57,7 +57,7 @@ async def submit(
         )
     spec = load_job_spec(request.spec)
     if spec.workspace is not None:
-        await check_stored(market, spec.workspace, field="workspace.digest")
+        await check_stored(market, account, spec.workspace, field="workspace.digest")
     _check_verification(market.catalogue, spec)
     engine = await live_engine(market)
     async with market.transaction() as unit:

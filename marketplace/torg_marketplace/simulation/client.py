@@ -49,6 +49,8 @@ class SimulatedClient:
         most = quoted.max_amount or 0
         request = SubmitRequest(spec=raw, quote_id=quoted.quote_id, cap=self._sign_cap(spec, more=most))
         key = f"key-{len(self.keys)}"
+        if spec.workspace is not None:
+            await self.world.blobs.sent_by(self.world.market, self.account, [spec.workspace])
         view = await self._send(request, key)
         if view is None:
             return []

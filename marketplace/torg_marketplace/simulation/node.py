@@ -9,7 +9,7 @@ from typing import Any
 
 from solders.keypair import Keypair
 
-from torg_marketplace.flow.lease_events import on_lease_event
+from torg_marketplace.flow.lease_events import blobs_named_by, on_lease_event
 from torg_marketplace.flow.nodes import on_disconnect, on_heartbeat, on_hello
 from torg_marketplace.flow.receipts import on_receipt_signed
 from torg_marketplace.simulation.world import BAD, GOOD, UNREADABLE, World
@@ -405,6 +405,8 @@ class SimulatedNode:
 
     async def _tell(self, event: LeaseEvent) -> Acknowledge | Refused:
         self.ghosts = [*self.ghosts[-20:], event]
+        if blobs := [blob for _, blob in blobs_named_by(event.body)]:
+            await self.world.blobs.sent_by(self.world.market, self.id, blobs)
         answer = await on_lease_event(self.world.market, self.id, event)
         truth = self.truth.get(event.lease_id)
         if isinstance(answer, Acknowledge) and truth is not None and event.fence == truth.grant.fence:

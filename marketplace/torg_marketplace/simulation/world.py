@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from solders.hash import Hash
 from solders.keypair import Keypair
 
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
+from torg_marketplace.flow.blobs import note_upload
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed, Measurement
 from torg_marketplace.rules.policy import MarketPolicy
@@ -98,8 +99,18 @@ class Blobs:
     async def size(self, digest: Digest) -> int | None:
         return len(self.stored[digest]) if digest in self.stored else None
 
-    async def upload_url(self, digest: Digest, size_bytes: int, now_ms: int) -> str | None:
-        return None if digest in self.stored else f"memory:{digest}:{size_bytes}:{now_ms}"
+    async def upload_url(self, digest: Digest, size_bytes: int, account: str, now_ms: int) -> str:
+        return f"memory:{digest}:{size_bytes}:{account}:{now_ms}"
+
+    async def put_together(self, blob: BlobRef, pieces: Sequence[BlobRef]) -> None:
+        self.stored[blob.digest] = b"".join([self.stored[piece.digest] for piece in pieces])
+
+    async def sent_by(self, market: Market, account: str, blobs: Sequence[BlobRef]) -> None:
+        """What the API notes when it takes an upload."""
+        async with market.transaction() as unit:
+            for blob in blobs:
+                if blob.digest in self.stored:
+                    await note_upload(unit, account, blob.digest, blob.size_bytes)
 
     async def download_url(self, digest: Digest, now_ms: int) -> str:
         return f"memory:{digest}:{now_ms}"

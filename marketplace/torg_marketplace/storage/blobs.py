@@ -10,19 +10,27 @@ import asyncio
 import hashlib
 import hmac
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import obstore
 from obstore.store import LocalStore, ObjectStore
+from pydantic import TypeAdapter
 
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Forbidden, Invalid, NotFound, TooLarge
 from torg_protocol.ids import Digest, is_digest
+from torg_protocol.jobspec import BlobRef
 
 URL_LIFETIME_MS = 3_600_000
 _PIECE = 1 << 20
+_IN_MEMORY_BYTES = (
+    5 << 20
+)  # an upload up to this size, which a piece of an archive has, goes to the store without a file between
+_PIECES_OF = "pieces/"  # a folder beside the blobs': the lists of those that are stored as pieces
+_PIECES = TypeAdapter(tuple[BlobRef, ...])
 
 
 class StoredBlobs:
@@ -40,32 +48,25 @@ class StoredBlobs:
         try:
             head = await obstore.head_async(self._store, _path(digest))
         except FileNotFoundError:
-            return None
+            pieces = await self._pieces(digest)
+            return None if pieces is None else sum(piece.size_bytes for piece in pieces)
         return int(head["size"])
 
-    async def upload_url(self, digest: Digest, size_bytes: int, now_ms: int) -> str | None:
+    async def upload_url(self, digest: Digest, size_bytes: int, account: str, now_ms: int) -> str:
         _check_digest(digest)
-        if size_bytes > self._max_bytes:
-            raise TooLarge(
-                "this blob is too large",
-                code="blob_too_large",
-                field="size_bytes",
-                value=size_bytes,
-                hint=f"at most {self._max_bytes}",
-            )
-        if await self.size(digest) is not None:
-            return None
-        return self._url("PUT", digest, size_bytes, now_ms)
+        self._check_size(size_bytes)
+        return self._url("PUT", digest, size_bytes, account, now_ms)
 
     async def download_url(self, digest: Digest, now_ms: int) -> str:
-        return self._url("GET", digest, 0, now_ms)
+        return self._url("GET", digest, 0, "", now_ms)
 
     def check_url(
-        self, method: str, digest: str, size_bytes: int, expires_ms: int, signature: str, now_ms: int
+        self, method: str, digest: str, size_bytes: int, account: str, expires_ms: int, signature: str, now_ms: int
     ) -> None:
         """Raises Forbidden (blob_url_invalid, blob_url_expired)."""
         _check_digest(digest)
-        if not hmac.compare_digest(self._sign(method, digest, size_bytes, expires_ms).encode(), signature.encode()):
+        expected = self._sign(method, digest, size_bytes, account, expires_ms)
+        if not hmac.compare_digest(expected.encode(), signature.encode()):
             raise Forbidden("this URL was not signed by this store", code="blob_url_invalid", field="signature")
         if expires_ms < now_ms:
             raise Forbidden(
@@ -79,7 +80,7 @@ class StoredBlobs:
     async def receive(self, digest: Digest, size_bytes: int, pieces: AsyncIterator[bytes]) -> None:
         """Takes an upload. Raises Invalid blob_digest_mismatch or TooLarge; then nothing is stored."""
         hasher, received = hashlib.sha256(), 0
-        with tempfile.NamedTemporaryFile(dir=self._scratch) as file:
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(self._scratch)) as file:
             async for piece in pieces:
                 received += len(piece)
                 if received > size_bytes:
@@ -88,17 +89,19 @@ class StoredBlobs:
                     )
                 hasher.update(piece)
                 file.write(piece)
-            file.flush()
-            actual = "sha256:" + hasher.hexdigest()
-            if actual != digest:
-                raise Invalid(
-                    "the bytes are not what their name says",
-                    code="blob_digest_mismatch",
-                    field="digest",
-                    value=digest,
-                    hint=f"got {actual}",
-                )
-            await obstore.put_async(self._store, _path(digest), Path(file.name))
+            _check_name(digest, "sha256:" + hasher.hexdigest())
+            file.seek(0)
+            await obstore.put_async(self._store, _path(digest), file)
+
+    async def put_together(self, blob: BlobRef, pieces: Sequence[BlobRef]) -> None:
+        """Stores the list of the pieces, once their bytes were read and are what the name says. No byte is stored twice."""
+        self._check_size(blob.size_bytes)
+        hasher = hashlib.sha256()
+        for piece in pieces:
+            hasher.update(await self._object(piece.digest))
+        _check_name(blob.digest, "sha256:" + hasher.hexdigest())
+        listing = _PIECES.dump_json(tuple(pieces))
+        await obstore.put_async(self._store, _PIECES_OF + _path(blob.digest), listing)
 
     async def stream(self, digest: Digest, start: int = 0) -> AsyncIterator[bytes]:
         """The bytes from `start` on, in pieces. Raises NotFound."""
@@ -106,7 +109,9 @@ class StoredBlobs:
         try:
             result = await obstore.get_async(self._store, _path(digest), options=options)
         except FileNotFoundError:
-            raise NotFound("no such blob", code="blob_missing", field="digest", value=digest) from None
+            async for data in self._stream_pieces(digest, start):
+                yield data
+            return
         async for piece in result.stream(min_chunk_size=_PIECE):
             yield bytes(piece)
 
@@ -123,13 +128,49 @@ class StoredBlobs:
         await obstore.put_async(self._store, _path(digest), data)
         return digest
 
-    def _url(self, method: str, digest: str, size_bytes: int, now_ms: int) -> str:
-        expires_ms = now_ms + URL_LIFETIME_MS
-        signature = self._sign(method, digest, size_bytes, expires_ms)
-        return f"{self.base_url}/blobs/{digest}?size={size_bytes}&expires={expires_ms}&signature={signature}"
+    # --- parts ------------------------------------------------------------------------------------------------------
 
-    def _sign(self, method: str, digest: str, size_bytes: int, expires_ms: int) -> str:
-        text = f"torg-blob-url-v1\n{method}\n{digest}\n{size_bytes}\n{expires_ms}".encode()
+    async def _pieces(self, digest: Digest) -> tuple[BlobRef, ...] | None:
+        try:
+            listing = await obstore.get_async(self._store, _PIECES_OF + _path(digest))
+        except FileNotFoundError:
+            return None
+        return _PIECES.validate_json(bytes(await listing.bytes_async()))
+
+    async def _stream_pieces(self, digest: Digest, start: int) -> AsyncIterator[bytes]:
+        pieces = await self._pieces(digest)
+        if pieces is None:
+            raise _missing(digest)
+        for piece in pieces:
+            if start < piece.size_bytes:
+                yield (await self._object(piece.digest))[start:]
+            start = max(0, start - piece.size_bytes)
+
+    async def _object(self, digest: Digest) -> bytes:
+        try:
+            found = await obstore.get_async(self._store, _path(digest))
+        except FileNotFoundError:
+            raise _missing(digest) from None
+        return bytes(await found.bytes_async())
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > self._max_bytes:
+            raise TooLarge(
+                "this blob is too large",
+                code="blob_too_large",
+                field="size_bytes",
+                value=size_bytes,
+                hint=f"at most {self._max_bytes}",
+            )
+
+    def _url(self, method: str, digest: str, size_bytes: int, account: str, now_ms: int) -> str:
+        expires_ms = now_ms + URL_LIFETIME_MS
+        signature = self._sign(method, digest, size_bytes, account, expires_ms)
+        whose = f"&account={quote(account, safe='')}" if account else ""
+        return f"{self.base_url}/blobs/{digest}?size={size_bytes}&expires={expires_ms}{whose}&signature={signature}"
+
+    def _sign(self, method: str, digest: str, size_bytes: int, account: str, expires_ms: int) -> str:
+        text = f"torg-blob-url-v2\n{method}\n{digest}\n{size_bytes}\n{account}\n{expires_ms}".encode()
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
 
 
@@ -143,6 +184,21 @@ def _check_digest(digest: str) -> None:
         raise Invalid(
             "not a digest", code="digest_invalid", field="digest", value=digest, hint='"sha256:" and 64 hex digits'
         )
+
+
+def _check_name(digest: Digest, actual: str) -> None:
+    if actual != digest:
+        raise Invalid(
+            "the bytes are not what their name says",
+            code="blob_digest_mismatch",
+            field="digest",
+            value=digest,
+            hint=f"got {actual}",
+        )
+
+
+def _missing(digest: Digest) -> NotFound:
+    return NotFound("no such blob", code="blob_missing", field="digest", value=digest)
 
 
 def _path(digest: Digest) -> str:

@@ -59,8 +59,8 @@ class CheckpointKeeper:
         archive = lease.folder / "checkpoint.tar.zst"
         try:
             written_at_ms = item.stat().st_ctime_ns // 1_000_000
-            await asyncio.to_thread(pack, item, archive)
-            blob = await lease.node.blobs.store(archive)
+            packed = await asyncio.to_thread(pack, item, archive)
+            blob = await lease.node.blobs.store(archive, packed.pieces)
         except (OSError, TorgError):
             # The job removed it while it was being read: a newer one is there, or will be.
             lease.stored_checkpoints.add(item.name)
