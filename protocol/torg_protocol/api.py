@@ -292,7 +292,7 @@ class BlobUploadRequest(Wire):
     """POST /v1/blobs. With `pieces`, which in their order are the blob, only those are asked for that this account has not
     sent before."""
 
-    digest: Digest
+    digest: Digest = Field(pattern=r"^sha256:[0-9a-f]{64}$")
     size_bytes: int = Field(ge=0)
     pieces: tuple[BlobRef, ...] = Field(default=(), max_length=MAX_BLOB_PIECES)
 
