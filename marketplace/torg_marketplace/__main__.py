@@ -1,4 +1,4 @@
-"""`torg-marketplace`: init, serve, reconcile, unblock, openapi, simulate, and what the operator does about credit and API keys."""
+"""`torg-marketplace`: init, serve, reconcile, unblock, proof, openapi, simulate, and what the operator does about credit and API keys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torg_marketplace.app import configure_logging, make_app, make_keys, open_edge, serve
+from torg_marketplace.flow.judge_proof import lift_ban, proofs_of, replay
 from torg_marketplace.flow.reconcile import blocked_vaults, reconcile, unblock, watch_fee_payer
 from torg_marketplace.operator_accounts import COMMANDS, add_options, options_of, run_account_command
 from torg_marketplace.settings import Settings
@@ -54,6 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return asyncio.run(_reconcile(settings, as_json=arguments.json))
         case "unblock":
             return asyncio.run(_unblock(settings, arguments.vault, because=arguments.because))
+        case "proof":
+            return asyncio.run(_proof(settings, arguments))
         case "serve":
             asyncio.run(serve(settings))
             return 0
@@ -85,12 +88,33 @@ async def _unblock(settings: Settings, vault: str, *, because: str) -> int:
     return 0
 
 
+async def _proof(settings: Settings, arguments: argparse.Namespace) -> int:
+    """`replay` exits with 1 when the kept evidence gives another finding than the one that counted."""
+    async with open_edge(settings, "") as edge:
+        match arguments.action:
+            case "replay":
+                then, now = await replay(edge.market, arguments.id)
+                _print(
+                    json.dumps(
+                        {"found": then.model_dump(), "replayed": now.model_dump(), "same": then == now}, indent=2
+                    )
+                )
+                return 0 if then == now else 1
+            case "list":
+                _print(json.dumps(await proofs_of(edge.market, arguments.id), indent=2))
+            case _:
+                await lift_ban(edge.market, arguments.id)
+                _print(f"{arguments.id} is unproven and may take work again once it proves its hardware")
+    return 0
+
+
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """Only what was said on the command line: the rest is the environment's and the defaults'."""
     return {
         name: value
         for name, value in vars(arguments).items()
-        if value is not None and name not in {"command", "json", "vault", "because"} | options_of(arguments.command)
+        if value is not None
+        and name not in {"command", "json", "vault", "because", "action", "id"} | options_of(arguments.command)
     }
 
 
@@ -103,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         ("init", "make the data folder and its keys"),
         ("serve", "run the marketplace"),
         ("reconcile", "compare the books with the chain"),
+        ("proof", "proofs of hardware: list those of a node, replay one from its evidence, lift a ban"),
         ("unblock", "let payouts of a vault go on, once books and chain agree again"),
         *COMMANDS.items(),
     ):
@@ -113,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--log-format", choices=["text", "json"])
         if name == "serve":
             _add_serve_options(command)
+        elif name == "proof":
+            command.add_argument("action", choices=["list", "replay", "lift"])
+            command.add_argument("id", help="of a node (list, lift) or of a proof (replay)")
         elif name == "unblock":
             command.add_argument("--vault", required=True)
             command.add_argument("--because", required=True, help="what you found; it goes to the log")
@@ -132,6 +160,9 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--usage-interval", help='how often usage is countersigned, for example "10m"')
     command.add_argument("--fee-basis-points", type=int)
+    command.add_argument(
+        "--proof-interval", help='mean time between proofs of a node\'s hardware, "0s" for none; default "1h"'
+    )
     command.add_argument("--workloads", type=Path, help="catalogue folder; default: the one that came with the package")
 
 

@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     heartbeat: DurationMs = Field(default="10s", validate_default=True)
     settlement_age: DurationMs = Field(default="10m", validate_default=True)
     usage_interval: DurationMs = Field(default="10m", validate_default=True)
+    proof_interval: DurationMs = Field(default="1h", validate_default=True)  # mean; "0s": nobody is asked
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
@@ -57,6 +58,8 @@ class Settings(BaseSettings):
             unknown_after_ms=3 * self.heartbeat,
             settlement_max_age_ms=self.settlement_age,
             usage_interval_ms=self.usage_interval,
+            proof_every_ms=self.proof_interval,
+            proof_first_within_ms=max(min(60_000, self.proof_interval // 10), 1),
             fee_basis_points=self.fee_basis_points,
             min_vault_grace_s=self.min_vault_grace_s,
             webhook_networks=tuple(str(network) for network in self.webhook_networks),

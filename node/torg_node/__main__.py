@@ -33,6 +33,7 @@ from torg_node.journal import Journal
 from torg_node.logs import LogFormat, set_up_logging
 from torg_node.metrics import serve_metrics
 from torg_node.money import land_orders, look_at_captures
+from torg_node.proving import kept_status
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings, load_settings
 from torg_node.setup import initialise
@@ -198,7 +199,10 @@ async def _doctor(settings: Settings, *, as_json: bool) -> int:
     units = nvidia.units() if nvidia else ()
     inventory = take_inventory(settings.data, settings.offered_disk_bytes, units)
     ledger = _ledger(settings, inventory, units)
-    findings = Findings(capabilities, describe(inventory, units), tuple(disagreements(units)), ledger.cordons())
+    journal = Journal(settings.journal_path)
+    hardware, doubts = describe(inventory, units), tuple(disagreements(units))
+    findings = Findings(capabilities, hardware, doubts, ledger.cordons(), kept_status(journal))
+    journal.close()
     ledger.close()
     _print(findings.as_json() if as_json else findings.as_text())
     return 0 if findings.is_sound else 1

@@ -26,6 +26,7 @@ from torg_node.lease import Lease, Node
 from torg_node.link import Link
 from torg_node.money import FEE_FACT, accruing, closes_too_soon, exposure, land_orders, look_at_captures
 from torg_node.offer import make_offer
+from torg_node.proving import Proving
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
 from torg_protocol import PROTOCOL_VERSION
@@ -49,6 +50,7 @@ from torg_protocol.messages import (
     Welcome,
 )
 from torg_protocol.offers import Inventory, SignedOffer
+from torg_protocol.proofs import ProofAsked, ProofChallenge, ProofJudged, ProofWanted
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import verify_receipt
 
@@ -94,6 +96,7 @@ class Agent:
             send=self._link.send,
             now_ms=_now_ms,
         )
+        self._proving = Proving(self._offer.offer.node, inventory, journal, self._link.send)
         self._leases: dict[LeaseId, tuple[Lease, asyncio.Task[None]]] = {}
         self._heartbeat_s = 10.0
         self._heartbeats = asyncio.Event()
@@ -117,6 +120,7 @@ class Agent:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._proving.aclose()
             await self._blobs.aclose()
             await self._chain.aclose()
 
@@ -211,7 +215,7 @@ class Agent:
         self.connected.set()
         await self._send_unacknowledged()
 
-    async def _on_message(self, message: ToNode) -> None:
+    async def _on_message(self, message: ToNode) -> None:  # noqa: C901 - one case per kind of message
         match message:
             case Granted():
                 if self._journal.add_lease(message.signed):
@@ -231,6 +235,8 @@ class Agent:
                 self._keep_order(message)
             case Refused():
                 await self._on_refused(message)
+            case ProofWanted() | ProofChallenge() | ProofAsked() | ProofJudged():
+                self._proving.take(message)
             case Welcome():
                 log.warning("a second welcome on one connection")
             case _:

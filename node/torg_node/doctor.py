@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 
 from torg_node.executors.port import Capabilities
+from torg_node.proving import proof_lines
+from torg_protocol.proofs import ProofStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,7 @@ class Findings:
     hardware: dict[str, str]
     disagreements: tuple[str, ...]
     cordons: dict[str, str]
+    proof: ProofStatus | None = None  # what the marketplace established last
 
     @property
     def is_sound(self) -> bool:
@@ -31,6 +34,7 @@ class Findings:
                 "hardware": self.hardware,
                 "disagreements": self.disagreements,
                 "cordons": self.cordons,
+                "proof": self.proof.wire() if self.proof else None,
             }
         )
 
@@ -42,6 +46,7 @@ class Findings:
         lines += [
             f"  OUT OF SERVICE  {uuid}: {reason} (torg-node uncordon {uuid})" for uuid, reason in self.cordons.items()
         ]
+        lines += [f"  proof   {text}" for text in proof_lines(self.proof)]
         lines += [f"{found.executor} {found.version}, isolation {found.isolation}"]
         lines += [f"  holds   {name}" for name in found.verified]
         lines += [f"  FAILED  {text}" for text in found.failed]

@@ -8,8 +8,10 @@ from typing import Any
 
 from torg_node.journal import Journal
 from torg_node.money import VaultDebt, debts, exposure
+from torg_node.proving import kept_status, proof_lines
 from torg_node.settings import Settings
 from torg_protocol.money import format_amount
+from torg_protocol.proofs import ProofStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,10 @@ class NodeStatus:
     debts: tuple[VaultDebt, ...]
     orders: int
     leases: tuple[LeaseLine, ...]
+    hardware: ProofStatus | None = None  # what the marketplace established by proofs
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "hardware": self.hardware.wire() if self.hardware else None}
 
     def as_text(self, decimals: int) -> str:
         running = f"running (process {self.agent_pid})" if self.agent_pid else "not running"
@@ -60,6 +63,7 @@ class NodeStatus:
             ),
         ]
         lines += [f"    vault {debt.vault} owes {format_amount(debt.owed, decimals)}" for debt in self.debts]
+        lines += [f"  hardware     {line}" for line in proof_lines(self.hardware)]
         if self.orders:
             lines.append(f"  orders       {self.orders} held, landed without the marketplace by: torg-node settle")
         lines += [
@@ -85,6 +89,7 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
             max_unpaid=settings.max_unpaid,
             debts=tuple(debt for debt in debts(journal) if debt.owed),
             orders=len(journal.orders()),
+            hardware=kept_status(journal),
             leases=tuple(
                 LeaseLine(
                     entry.signed.grant.lease_id,

@@ -10,6 +10,8 @@ from torg_protocol.caps import SignedCap
 from torg_protocol.documents import Wire
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
 from torg_protocol.jobspec import BlobRef, JobSpec
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.proofs import ProofStatus
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
 from torg_protocol.usage import OutputFile, SignedReceipt
 
@@ -258,6 +260,7 @@ class NodeView(Wire):
     egress: tuple[str, ...] = ()  # networks beside "none" that a job may ask for
     region: str
     inventory_source: str
+    proof: ProofStatus | None = None  # what proofs of its hardware established
 
 
 class OfferPage(Wire):

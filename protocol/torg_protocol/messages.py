@@ -16,6 +16,15 @@ from torg_protocol.documents import Document, Wire
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.offers import SignedOffer
+from torg_protocol.proofs import (
+    ProofAsked,
+    ProofChallenge,
+    ProofCommitted,
+    ProofJudged,
+    ProofOpened,
+    ProofReady,
+    ProofWanted,
+)
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import OutputFile, ResourceUse, SignedReceipt, SignedUsage, UsageRecord
 
@@ -204,7 +213,7 @@ class ReceiptSigned(Wire):
 
 
 FromNode = Annotated[
-    Hello | Heartbeat | LeaseEvent | Progress | LogLines | ReceiptSigned,
+    Hello | Heartbeat | LeaseEvent | Progress | LogLines | ReceiptSigned | ProofReady | ProofCommitted | ProofOpened,
     Field(discriminator="type"),
 ]
 
@@ -290,7 +299,19 @@ class Refused(Wire):
 
 
 ToNode = Annotated[
-    Welcome | Granted | Stop | Abandon | Acknowledge | UsageCountersigned | ReceiptIssued | OrderIssued | Refused,
+    Welcome
+    | Granted
+    | Stop
+    | Abandon
+    | Acknowledge
+    | UsageCountersigned
+    | ReceiptIssued
+    | OrderIssued
+    | Refused
+    | ProofWanted
+    | ProofChallenge
+    | ProofAsked
+    | ProofJudged,
     Field(discriminator="type"),
 ]
 

@@ -7,12 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 class Placement(BaseModel):
     """`regions`: any of these, as nodes name theirs; empty: anywhere. `min_reliability_percent`: of its leases, what share the
-    node must have seen through. `priority` orders the waiting jobs of one account that bid the same, the higher first."""
+    node must have seen through. `min_proven_gops`: only nodes each of whose units was proven to do so many billion int8 operations per second (1: proven at
+    all). `priority` orders the waiting jobs of one account that bid the same, the higher first."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     regions: tuple[str, ...] = Field(default=(), max_length=32)
     min_reliability_percent: int = Field(default=0, ge=0, le=100)
+    min_proven_gops: int = Field(default=0, ge=0, le=10**9)
     priority: int = Field(default=0, ge=-100, le=100)
 
     @field_validator("regions")

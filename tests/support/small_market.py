@@ -27,6 +27,7 @@ class SmallMarket:
     max_unpaid: str = "10"  # of the node, in tokens
     usage_interval: str = "10m"
     egress: str = "none"  # of the node; with anything else it also lends this host's loopback, where tests serve
+    proof_interval: str = "0s"  # of hardware: most tests want nobody to compute beside them
     localnet: Running | None = None
     marketplace: Running | None = None
     node: Running | None = None
@@ -57,7 +58,7 @@ class SmallMarket:
             self.rpc_url,
         ]
         argv += ["--port", str(self.ports.get("marketplace", 0)), "--heartbeat", "500ms", "--settlement-age", "1s"]
-        argv += ["--usage-interval", self.usage_interval]
+        argv += ["--usage-interval", self.usage_interval, "--proof-interval", self.proof_interval]
         env = {"TORG_MARKETPLACE_DATABASE_URL": self.database_url} if self.database_url else {}
         self.marketplace = await start("marketplace", argv, self.folder / "marketplace.log", env=env)
         self.url = self.marketplace.ready["url"]

@@ -16,6 +16,7 @@ from torg_marketplace.api.context import Edge, edge_of
 from torg_marketplace.api.hub import Connection
 from torg_marketplace.flow.lease_events import on_lease_event
 from torg_marketplace.flow.nodes import on_disconnect, on_heartbeat, on_hello
+from torg_marketplace.flow.prove import on_proof_answer
 from torg_marketplace.flow.receipts import on_receipt_signed
 from torg_marketplace.flow.stream import on_log, on_progress
 from torg_protocol.errors import Invalid, TorgError
@@ -32,6 +33,7 @@ from torg_protocol.messages import (
     ReceiptSigned,
     Refused,
 )
+from torg_protocol.proofs import ProofCommitted, ProofOpened, ProofReady
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -121,6 +123,8 @@ async def _apply(edge: Edge, connection: Connection, message: FromNode) -> None:
         case ReceiptSigned():
             async with market.transaction() as unit:
                 await on_receipt_signed(unit, node_id, message)
+        case ProofReady() | ProofCommitted() | ProofOpened():
+            await on_proof_answer(market, node_id, message)
         case Hello():
             raise Invalid("hello is only the first message", code="hello_repeated", field="type", value="hello")
         case _:

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, select
 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
+from torg_marketplace.rules.proof import ProofRecord
 from torg_marketplace.rules.reputation import reputation_permille
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_protocol.errors import NotFound
@@ -131,4 +132,5 @@ def _snapshot(node: NodeRow, units: frozenset[str], leases: Sequence[LeaseRow]) 
         disk_in_use=sum(lease.disk_bytes for lease in leases),
         warm=frozenset(node.warm),
         reputation_permille=reputation_permille(node.leases_kept, node.leases_broken),
+        proof=ProofRecord.model_validate(node.proof).status(),
     )

@@ -212,6 +212,7 @@ def _node_view(node: NodeSnapshot) -> NodeView:
         egress=node.offer.egress,
         region=node.offer.region,
         inventory_source=inventory.source,
+        proof=node.proof,
     )
 
 

@@ -144,5 +144,6 @@ def _wish(demand: Demand) -> Hashable:
         demand.amount_limit,
         demand.regions,
         demand.min_reputation_permille,
+        spec.placement.min_proven_gops,
         demand.all_excluded,
     )

@@ -226,6 +226,14 @@ def _terms(demand: Demand, decimals: int) -> Iterator[Constraint]:
             lambda fleet, rows: fleet.reputation[rows] >= least,
             lambda fleet, rows: words.permille(int(fleet.reputation[rows].max())),
         )
+    if demand.spec.placement.min_proven_gops:
+        proven = demand.spec.placement.min_proven_gops
+        yield Constraint(
+            "min_proven_gops",
+            lambda: str(proven),
+            lambda fleet, rows: fleet.proven_gops[rows] >= proven,
+            lambda fleet, rows: str(int(fleet.proven_gops[rows].max())),
+        )
     if demand.all_excluded:
         yield Constraint(
             "excluded_nodes",

@@ -166,8 +166,9 @@ class Fleet:
     def _write_use(self, row: int, node: NodeSnapshot) -> None:
         inventory, used = node.offer.inventory, node.units_in_use
         self.live[row] = node.is_live
-        self.accepting[row] = node.state is NodeState.ACTIVE
+        self.accepting[row] = node.state is NodeState.ACTIVE and node.proof.state in ("unproven", "proven")
         self.reputation[row] = node.reputation_permille
+        self.proven_gops[row] = min(node.proven_gops, MOST)
         self.cpu_free[row] = inventory.cpu_millis - node.cpu_millis_in_use
         self.memory_free[row] = inventory.memory_bytes - node.memory_in_use
         self.disk_free[row] = inventory.disk_bytes - node.disk_in_use
@@ -194,7 +195,7 @@ class Fleet:
         self.gpu_class, self.region, self.isolation = column(np.int32), column(np.int32), column(np.int16)
         self.egress = column(np.int16)
         self.price, self.max_unpaid, self.unpaid_gpu_ms = column(), column(), column()
-        self.reputation = column(np.int16)
+        self.reputation, self.proven_gops = column(np.int16), column()
         self.cpu_total, self.memory_total, self.disk_total = column(), column(), column()
         self.cpu_free, self.memory_free, self.disk_free = column(), column(), column()
         self.slots_total, self.slots_free = column(np.int16), column(np.int16)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from torg_protocol.ids import NodeId
 from torg_protocol.jobspec import JobSpec, Resources
 from torg_protocol.offers import Offer
+from torg_protocol.proofs import ProofStatus
 from torg_protocol.states import Liveness, NodeState
 
 WHOLE_MILLI = 1000  # a whole GPU
+UNPROVEN = ProofStatus()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,12 @@ class NodeSnapshot:
     shares: tuple[GpuShare, ...] = ()
     warm: frozenset[str] = frozenset()  # images and blob digests that are on its disk
     reputation_permille: int = 1000  # share of its leases that it saw through
+    proof: ProofStatus = UNPROVEN  # what proofs of its hardware established
+
+    @property
+    def proven_gops(self) -> int:
+        """Of its slowest unit, 10^9 int8 operations per second; 0 unless proven."""
+        return min((unit.gops for unit in self.proof.units), default=0) if self.proof.state == "proven" else 0
 
     @property
     def gpus(self) -> int:

@@ -40,6 +40,12 @@ class MarketPolicy(BaseModel):
     verify_retry_ms: int = Field(default=5 * _SECOND_MS, gt=0)
     verify_claim_ms: int = Field(default=5 * _MINUTE_MS, gt=0)  # one evaluation takes at most this long
 
+    # proofs of hardware
+    proof_every_ms: int = Field(default=_HOUR_MS, ge=0)  # mean time between a node's proofs; 0: nobody is asked
+    proof_first_within_ms: int = Field(default=_MINUTE_MS, gt=0)  # of its first connection
+    proof_ready_within_ms: int = Field(default=_MINUTE_MS, gt=0)  # libraries loaded; also: rows opened
+    proof_answer_within_ms: int = Field(default=2 * _MINUTE_MS, gt=0)  # both commitments
+
     # money
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     settlement_max_age_ms: int = Field(default=10 * _MINUTE_MS, gt=0)

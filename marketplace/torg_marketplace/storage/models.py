@@ -36,6 +36,8 @@ class NodeRow(Base):
     leases_kept: Mapped[int] = mapped_column(default=0)  # as `rules/reputation.py` counts
     leases_broken: Mapped[int] = mapped_column(default=0)
     warm: Mapped[JsonList] = mapped_column(default=list)  # images and workspaces that it ran lately, newest first
+    proof: Mapped[Json] = mapped_column(default=dict)  # `rules/proof.py` ProofRecord
+    proof_due_ms: Mapped[Ms] = mapped_column(default=0)  # 0: not scheduled yet
 
     @property
     def id(self) -> NodeId:

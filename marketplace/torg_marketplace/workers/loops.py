@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from torg_chain.errors import ChainUnavailable
+from torg_marketplace.flow.judge_proof import judge_opened
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.prices import publish_prices
+from torg_marketplace.flow.prove import advance_windows, open_windows
 from torg_marketplace.flow.reconcile import reconcile, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.unit import Market
@@ -41,6 +43,7 @@ def loops(market: Market) -> list[Loop]:
         Loop("settle", _settle, 0.5, "settle"),
         Loop("prices", publish_prices, 10.0),
         Loop("watch", watch_vaults, 5.0),
+        Loop("prove", _prove, pulse_s, "proof"),
         Loop("webhooks", deliver_webhooks, 1.0, "webhooks"),
         Loop("reconcile", _reconcile, 60.0),
         Loop("fee payer", watch_fee_payer, 60.0),
@@ -77,6 +80,12 @@ async def _run(loop: Loop, market: Market) -> None:
 async def _settle(market: Market) -> None:
     await settle_due(market)
     await advance_settlements(market)
+
+
+async def _prove(market: Market) -> None:
+    await open_windows(market)
+    await advance_windows(market)
+    await judge_opened(market)
 
 
 async def _reconcile(market: Market) -> None:
