@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 
 class Placement(BaseModel):
@@ -24,3 +26,9 @@ class Placement(BaseModel):
             if not 1 <= len(region) <= 32 or region != region.strip():
                 raise ValueError(f'"{region}" is not a region: 1 to 32 characters, no spaces around')
         return regions
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Specs of before keep their digests: what came later is left out while it asks for nothing."""
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if value or name != "min_proven_gops"}
