@@ -10,7 +10,6 @@ from torg_protocol.caps import SignedCap
 from torg_protocol.documents import Wire
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
 from torg_protocol.jobspec import BlobRef, JobSpec
-from torg_protocol.jobspec import JobSpec
 from torg_protocol.proofs import ProofStatus
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
 from torg_protocol.usage import OutputFile, SignedReceipt
