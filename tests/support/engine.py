@@ -29,7 +29,7 @@ ENGINE_SCRIPT = DOCKER_FOLDER / "engine.py"
 MIB = 1 << 20
 
 
-def _load_script(path: Path) -> ModuleType:
+def load_script(path: Path) -> ModuleType:
     specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None
     assert specification.loader is not None
@@ -38,7 +38,7 @@ def _load_script(path: Path) -> ModuleType:
     return module
 
 
-_base_image = _load_script(DOCKER_FOLDER / "base_image.py")
+_base_image = load_script(DOCKER_FOLDER / "base_image.py")
 
 
 @pytest.fixture(scope="session")

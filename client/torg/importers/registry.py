@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
+from torg.importers.network import network_of
 from torg.importers.translation import Translation
 
 KNOWN = "Nosana job definitions, docker-compose files, Kubernetes Jobs, Akash SDL, dstack tasks"
@@ -37,4 +39,6 @@ def translation_of(raw: dict[str, Any]) -> Translation | None:
     if name is None:
         return None
     translation: Translation = importlib.import_module(f"torg.importers.{name}").translate(raw)
-    return translation
+    network, remark = network_of(translation.spec)
+    spec = {**translation.spec, **({"network": network} if network else {})}
+    return replace(translation, spec=spec, dropped=(*translation.dropped, remark))

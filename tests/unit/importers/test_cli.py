@@ -58,7 +58,8 @@ def test_import_does_not_replace_a_file_unless_told(folder: Path) -> None:
 def test_import_as_json_and_of_a_file_that_is_ours(folder: Path) -> None:
     answer = json.loads(torg("import", "hello.json", "--json").stdout)
 
-    assert (answer["format"], answer["dropped"], answer["spec"]["image"]) == ("nosana", [], "ubuntu")
+    assert (answer["format"], answer["spec"]["image"]) == ("nosana", "ubuntu")
+    assert [(item["path"], item["changes_meaning"]) for item in answer["dropped"]] == [("network", False)]
     (folder / "job.yaml").write_text("version: 1\ncommand: [true]\n")
     assert "[import_unknown_format]" in torg("import", "job.yaml").stderr
 

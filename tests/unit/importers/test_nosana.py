@@ -138,7 +138,12 @@ def test_remarks_do_not_stop_a_job_but_are_told() -> None:
     translation = translated(raw)
 
     assert translation.lost == ()
-    assert [item.path for item in translation.dropped] == ["meta.trigger", "deployment_id", "ops.0.args.output"]
+    assert [item.path for item in translation.dropped] == [
+        "meta.trigger",
+        "deployment_id",
+        "ops.0.args.output",
+        "network",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +227,7 @@ def test_exposed_ports_with_their_checks() -> None:
         (8002, None, None),
         (80, "/ok", 204),
     ]
-    assert [item.path for item in translation.dropped] == ["ops.0.args.expose.2.health_checks.0"]
+    assert [item.path for item in translation.dropped] == ["ops.0.args.expose.2.health_checks.0", "network"]
 
 
 def test_ports_that_are_too_many_or_of_several_operations_are_lost() -> None:
