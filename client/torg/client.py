@@ -28,6 +28,7 @@ from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
+from torg_protocol.data import DataPage, DataView
 from torg_protocol.errors import Invalid, TorgError
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.states import JobState
@@ -35,6 +36,7 @@ from torg_protocol.usage import SignedReceipt
 
 if TYPE_CHECKING:
     from torg.blobs import BlobTransfer
+    from torg.data import DataNames
     from torg.submission import Submission
     from torg.vaults import Vaults
     from torg_host.archive import Piece
@@ -89,6 +91,12 @@ class AsyncClient:
         from torg.blobs import BlobTransfer
 
         return BlobTransfer(self._transport)
+
+    @property
+    def _data(self) -> DataNames:
+        from torg.data import DataNames
+
+        return DataNames(self._transport, self._blobs)
 
     @property
     def vaults(self) -> Vaults:
@@ -217,6 +225,25 @@ class AsyncClient:
                 progress = _named(on_progress, item.output.path)
                 await self._blobs.fetch(item.output.digest, item.target, destination, progress)
         return [item.target for item in planned]
+
+    # --- named data -------------------------------------------------------------------------------------------------
+
+    async def put_data(self, name: str, source: Path, *, on_progress: StageProgress | None = None) -> DataView:
+        """Uploads what the store lacks of a folder or file and names it; a name that is there moves. Safe to repeat."""
+        return await self._data.put(name, source, _named(on_progress, name))
+
+    async def get_data(self, name: str, destination: Path, *, on_progress: StageProgress | None = None) -> DataView:
+        """Unpacks it as `destination`, absent or empty before; goes on where an earlier call was cut off. Raises NotFound
+        `data_unknown`, Conflict `destination_exists`."""
+        return await self._data.get(name, destination, _named(on_progress, name))
+
+    async def list_data(self) -> tuple[DataView, ...]:
+        """All named data, by name."""
+        return tuple([item async for page in self._transport.ask_pages(DataPage, "/v1/data") for item in page.data])
+
+    async def remove_data(self, name: str) -> DataView:
+        """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""
+        return await self._data.remove(name)
 
     # --- functions --------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from torg.client import AsyncClient, R, StageProgress, T
 from torg.config import ClientConfig
 from torg.spec_file import SpecFile
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, Quote
+from torg_protocol.data import DataView
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.usage import SignedReceipt
 
@@ -115,6 +116,23 @@ class Client:
         `output_path_unsafe` when an output's name would leave `destination`.
         """
         return self._run(self._client.pull(job_id, destination, overwrite=overwrite, on_progress=on_progress))
+
+    def put_data(self, name: str, source: Path, *, on_progress: StageProgress | None = None) -> DataView:
+        """Uploads what the store lacks of a folder or file and names it; a name that is there moves. Safe to repeat."""
+        return self._run(self._client.put_data(name, source, on_progress=on_progress))
+
+    def get_data(self, name: str, destination: Path, *, on_progress: StageProgress | None = None) -> DataView:
+        """Unpacks it as `destination`, absent or empty before; goes on where an earlier call was cut off. Raises NotFound
+        `data_unknown`, Conflict `destination_exists`."""
+        return self._run(self._client.get_data(name, destination, on_progress=on_progress))
+
+    def list_data(self) -> tuple[DataView, ...]:
+        """All named data, by name."""
+        return self._run(self._client.list_data())
+
+    def remove_data(self, name: str) -> DataView:
+        """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""
+        return self._run(self._client.remove_data(name))
 
     def run(
         self,

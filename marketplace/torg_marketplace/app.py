@@ -26,6 +26,7 @@ from torg_chain.vault_operations import ensure_operator_config
 from torg_chain.wallet import create_keypair, load_keypair
 from torg_marketplace.api import blobs as blob_routes
 from torg_marketplace.api import channel, contract, jobs, keys, market, problems, webhooks
+from torg_marketplace.api import data as data_routes
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import Bounds, RateLimiter
@@ -156,7 +157,7 @@ def make_app(edge: Edge | None) -> FastAPI:
     """`edge` None: only for printing the OpenAPI document."""
     app = FastAPI(generate_unique_id_function=contract.operation_id, redirect_slashes=False)
     app.state.edge = edge
-    routers = [module.router for module in (market, jobs, blob_routes, keys, webhooks, channel)]
+    routers = [module.router for module in (market, jobs, blob_routes, data_routes, keys, webhooks, channel)]
     for router in routers:
         app.include_router(router, responses=contract.PROBLEMS)
     problems.install(app, routers)

@@ -34,6 +34,7 @@ _SECTIONS = {
         "wait": ("jobs", "Wait for a job; its exit code becomes this command's."),
         "pull": ("jobs", "Download a job's outputs."),
         "cancel": ("jobs", "Stop a job; what was useful until now is billed."),
+        "data": ("data", "Data that stays in the store for more than one job."),
     },
     "Money": {
         "wallet": ("wallet", "The key that is your wallet and your identity."),

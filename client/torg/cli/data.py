@@ -1,0 +1,66 @@
+"""data put, get, ls, rm."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from torg.cli.present import age, size, table
+from torg.cli.session import Session, command
+
+
+@click.group()
+def data() -> None:
+    """Data that stays in the marketplace's store for more than one job, by name."""
+
+
+@data.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", metavar="NAME", help="Default: the name of the file or folder.")
+@command
+async def put(session: Session, path: Path, name: str | None) -> None:
+    """Upload a folder or a file. What the store has from you already is not sent again; a name that is there moves."""
+    name = name or path.resolve().name.lower()
+    async with session.client() as client:
+        view = await client.put_data(name, path)
+    session.show(view.model_dump(), f"{view.name}  {size(view.size_bytes)}  {view.digest}")
+
+
+@data.command()
+@click.argument("name")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to unpack to; default: the name, here.")
+@command
+async def get(session: Session, name: str, output: Path | None) -> None:
+    """Download to a new folder, checked against its digest."""
+    target = output or Path(name)
+    async with session.client() as client:
+        view = await client.get_data(name, target)
+    session.show({**view.model_dump(), "path": str(target)}, f"{target}  {size(view.size_bytes)}")
+
+
+@data.command()
+@command
+async def ls(session: Session) -> None:
+    """What you keep in the store."""
+    async with session.client() as client:
+        found = await client.list_data()
+    total_bytes = sum(item.size_bytes for item in found)
+    now_ms = time.time_ns() // 1_000_000
+    rows = [(item.name, size(item.size_bytes), age(now_ms - item.named_at_ms), item.digest[:19]) for item in found]
+    text = (
+        table(("NAME", "SIZE", "NAMED", "DIGEST"), rows) if rows else "nothing is kept; begin with: torg data put DIR"
+    )
+    document = {"data": [item.model_dump() for item in found], "total_bytes": total_bytes}
+    session.show(document, f"{text}\n{size(total_bytes)} in all" if rows else text)
+
+
+@data.command()
+@click.argument("name")
+@command
+async def rm(session: Session, name: str) -> None:
+    """Take a name away. Jobs that use the data keep it."""
+    async with session.client() as client:
+        view = await client.remove_data(name)
+    session.show(view.model_dump(), f"{view.name} is gone")

@@ -1,0 +1,88 @@
+"""Named data: directories and files that are kept in the marketplace's store for more than one job."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from torg.blobs import BlobTransfer
+from torg.transport import ByteProgress, Transport
+from torg_host.archive import PackedTree, pack, unpack
+from torg_protocol.data import DataView
+from torg_protocol.errors import Conflict, Invalid
+
+
+class DataNames:
+    def __init__(self, transport: Transport, blobs: BlobTransfer) -> None:
+        self._transport = transport
+        self._blobs = blobs
+
+    async def put(self, name: str, source: Path, on_bytes: ByteProgress | None = None) -> DataView:
+        """Packs a directory (without what its .torgignore or .gitignore leaves out) or one file, uploads what the store lacks, and names
+        it; a name that is there moves. Safe to repeat. Raises Invalid `path_missing`."""
+        with tempfile.TemporaryDirectory(prefix="torg-") as scratch:
+            archive = Path(scratch) / "data.tar.zst"
+            packed = await asyncio.to_thread(_packed, source, archive)
+            await self._blobs.store(packed.digest, archive, on_bytes, packed.pieces)
+        body = {"digest": packed.digest, "size_bytes": packed.size_bytes}
+        return await self._transport.ask(DataView, "PUT", f"/v1/data/{_quoted(name)}", body=body)
+
+    async def get(self, name: str, destination: Path, on_bytes: ByteProgress | None = None) -> DataView:
+        """Unpacks it as `destination`, which must be absent or an empty directory; checked against its digest before. Goes on where an
+        earlier call was cut off. Raises NotFound `data_unknown`, Conflict `destination_exists`."""
+        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+            raise Conflict(
+                "there is something already",
+                code="destination_exists",
+                field="path",
+                value=str(destination),
+                hint="name a folder that is empty or not there yet: -o DIR",
+            )
+        view = await self._transport.ask(DataView, "GET", f"/v1/data/{_quoted(name)}")
+        parent = destination.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        archive = parent / f".torg-{view.digest.removeprefix('sha256:')[:32]}.tar.zst"
+        try:
+            await self._blobs.fetch(view.digest, archive, parent, on_bytes)
+            await asyncio.to_thread(unpack, archive, destination)
+        finally:
+            archive.unlink(missing_ok=True)
+        return view
+
+    async def remove(self, name: str) -> DataView:
+        """Takes the name away; jobs that use the data keep it."""
+        return await self._transport.ask(DataView, "DELETE", f"/v1/data/{_quoted(name)}")
+
+
+def _packed(source: Path, archive: Path) -> PackedTree:
+    if source.is_dir():
+        return pack(source, archive)
+    if not source.is_file():
+        raise Invalid("there is no such file or folder", code="path_missing", field="path", value=str(source))
+    with tempfile.TemporaryDirectory(prefix=".torg-", dir=archive.parent) as folder:
+        _same(source, Path(folder) / source.name)
+        return pack(Path(folder), archive, ignore=False)
+
+
+def _same(source: Path, target: Path) -> None:
+    """A link where the file system can, a copy where it cannot."""
+    try:
+        os.link(source, target, follow_symlinks=True)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _quoted(name: str) -> str:
+    """A name as part of a path: nothing that a user types may change which path is asked."""
+    if not name.isascii() or not name.replace("-", "").replace(".", "").replace("_", "").isalnum() or len(name) > 32:
+        raise Invalid(
+            "not a name for data",
+            code="data_name_invalid",
+            field="name",
+            value=name,
+            hint="up to 32 small letters, digits, dots, dashes and underscores, a letter or digit first",
+        )
+    return name

@@ -1,0 +1,86 @@
+"""Named data: an account's names for blobs that it may read."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+from sqlalchemy import func, select
+
+from torg_marketplace.flow.blobs import check_stored
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.storage.data_models import DataRow
+from torg_protocol.data import DATA_NAME, MAX_NAMES_PER_ACCOUNT, DataPage, DataRequest, DataView
+from torg_protocol.errors import Conflict, Invalid, NotFound
+from torg_protocol.ids import AccountId, Digest
+from torg_protocol.jobspec import BlobRef
+
+
+async def name_data(market: Market, account: AccountId, name: str, request: DataRequest) -> DataView:
+    """Gives the name to a stored blob, or moves it there. Safe to repeat. Raises Invalid `blob_missing`, `blob_size_mismatch`;
+    Conflict `too_many_names`."""
+    blob = BlobRef(digest=request.digest, size_bytes=request.size_bytes)
+    await check_stored(market, account, blob, field="digest")
+    async with market.transaction() as unit:
+        row = await unit.session.get(DataRow, (account, name))
+        if row is None:
+            await _check_room(unit, account)
+            row = DataRow(account=account, name=name)
+            unit.session.add(row)
+        row.digest, row.size_bytes, row.named_at_ms = blob.digest, blob.size_bytes, unit.now_ms
+        await unit.session.flush()
+        return _view(row)
+
+
+async def data_view(unit: Unit, account: AccountId, name: str) -> DataView:
+    return _view(await _row(unit, account, name))
+
+
+async def data_page(unit: Unit, account: AccountId, *, cursor: str | None, limit: int) -> DataPage:
+    """By name."""
+    query = select(DataRow).where(DataRow.account == account).order_by(DataRow.name).limit(limit + 1)
+    if cursor is not None:
+        query = query.where(DataRow.name > _name_in(cursor))
+    rows = (await unit.session.scalars(query)).all()
+    total = select(func.coalesce(func.sum(DataRow.size_bytes), 0)).where(DataRow.account == account)
+    return DataPage(
+        data=tuple(_view(row) for row in rows[:limit]),
+        next_cursor=rows[limit - 1].name.encode().hex() if len(rows) > limit else None,
+        total_bytes=int(await unit.session.scalar(total) or 0),
+    )
+
+
+async def forget_data(unit: Unit, account: AccountId, name: str) -> DataView:
+    """Takes the name away. Jobs that use the blob keep it. Raises NotFound `data_unknown`."""
+    row = await _row(unit, account, name)
+    await unit.session.delete(row)
+    await unit.session.flush()
+    return _view(row)
+
+
+async def _row(unit: Unit, account: AccountId, name: str) -> DataRow:
+    row = await unit.session.get(DataRow, (account, name))
+    if row is None:
+        raise NotFound(
+            "you have no data of this name", code="data_unknown", field="name", value=name, hint="see: torg data ls"
+        )
+    return row
+
+
+async def _check_room(unit: Unit, account: AccountId) -> None:
+    count = await unit.session.scalar(select(func.count()).where(DataRow.account == account)) or 0
+    if count >= MAX_NAMES_PER_ACCOUNT:
+        raise Conflict(f"you have {count} names", code="too_many_names", hint="take some away: torg data rm NAME")
+
+
+def _name_in(cursor: str) -> str:
+    with contextlib.suppress(ValueError):
+        if re.fullmatch(DATA_NAME, name := bytes.fromhex(cursor).decode("ascii")):
+            return name
+    raise Invalid(
+        "not a cursor of this list", code="cursor_invalid", field="cursor", value=cursor, hint="take next_cursor"
+    )
+
+
+def _view(row: DataRow) -> DataView:
+    return DataView(name=row.name, digest=Digest(row.digest), size_bytes=row.size_bytes, named_at_ms=row.named_at_ms)

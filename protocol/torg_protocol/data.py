@@ -1,0 +1,33 @@
+"""Bodies of the REST API about named data: what an account keeps in the store beyond one job."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from torg_protocol.documents import Wire
+from torg_protocol.ids import Digest
+
+DATA_NAME = r"^[a-z0-9][a-z0-9._-]{0,31}$"
+MAX_NAMES_PER_ACCOUNT = 1_000
+
+
+class DataRequest(Wire):
+    """PUT /v1/data/{name}. The blob was uploaded before: a directory tree as tar + zstd, as workspaces are."""
+
+    digest: Digest = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0, le=2**63 - 1)
+
+
+class DataView(Wire):
+    name: str
+    digest: Digest
+    size_bytes: int  # as it is stored
+    named_at_ms: int
+
+
+class DataPage(Wire):
+    """GET /v1/data"""
+
+    data: tuple[DataView, ...]
+    next_cursor: str | None = None
+    total_bytes: int  # of all names of the account; a blob with two names counts twice
