@@ -192,8 +192,10 @@ class AsyncClient:
         async for raw in self._transport.events(path, last_event_id=after, on_gap=on_gap):
             yield JobEvent.model_validate(raw)
 
-    async def logs(self, job_id: str, stream: str = "stdout") -> str:
-        return await self._transport.text(f"/v1/jobs/{_id(job_id)}/logs", {"stream": stream})
+    async def logs(self, job_id: str, stream: str = "stdout", *, task: str | None = None) -> str:
+        """Of a job of several tasks: of one as it wrote it, or of all with the task's name before each line."""
+        query = {"stream": stream} | ({"task": task} if task is not None else {})
+        return await self._transport.text(f"/v1/jobs/{_id(job_id)}/logs", query)
 
     async def wait(self, job_id: str, *, check: bool = False) -> JobView:
         """Returns when the job has ended; with `check`, raises JobFailed unless it succeeded."""

@@ -99,8 +99,9 @@ class Client:
         `on_gap` is told."""
         return self._iterate(self._client.follow(job_id, after=after, on_gap=on_gap))
 
-    def logs(self, job_id: str, stream: str = "stdout") -> str:
-        return self._run(self._client.logs(job_id, stream))
+    def logs(self, job_id: str, stream: str = "stdout", *, task: str | None = None) -> str:
+        """Of a job of several tasks: of one as it wrote it, or of all with the task's name before each line."""
+        return self._run(self._client.logs(job_id, stream, task=task))
 
     def wait(self, job_id: str, *, check: bool = False) -> JobView:
         """Returns when the job has ended; with `check`, raises JobFailed unless it succeeded."""

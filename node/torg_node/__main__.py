@@ -41,6 +41,7 @@ from torg_node.status import read_status
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
 from torg_protocol.offers import Inventory
+from torg_protocol.states import LeaseState
 
 
 def main() -> None:
@@ -212,7 +213,7 @@ def _pause(settings: Settings, *, paused: bool) -> int:
     """Works beside a running agent, which says so with its next heartbeat and declines until then. Safe to repeat."""
     journal = Journal(settings.journal_path)
     changed = journal.set_paused(paused)
-    running = sum(entry.handle is not None for entry in journal.open_leases())
+    running = sum(entry.state in {LeaseState.RUNNING, LeaseState.STOPPING} for entry in journal.open_leases())
     journal.close()
     state = f"paused; {running} running leases go on to their end" if paused else "takes leases"
     _print(state if changed else f"{state} (nothing changed)")

@@ -145,11 +145,16 @@ class Agent:
         """Reaps what the journal does not know as running, then goes on with what it does."""
         entries = self._journal.open_leases()
         self._node.reservations.keep_only({entry.signed.grant.lease_id for entry in entries})
-        kept = frozenset(entry.handle.name for entry in entries if entry.handle is not None)
-        for name in await self._executor.reap(kept):
+        for name in await self._executor.reap(self._containers_of(entries)):
             log.warning("removed %s: no lease of this node knows it", name)
         for entry in entries:
             self._spawn(entry.signed, entry)
+
+    def _containers_of(self, entries: list[LeaseEntry]) -> frozenset[str]:
+        """Names of those that the journal knows."""
+        runs = [run for entry in entries for run in self._journal.tasks.runs(entry.signed.grant.lease_id)]
+        handles = [entry.handle for entry in entries] + [run.handle for run in runs]
+        return frozenset(handle.name for handle in handles if handle is not None)
 
     def _spawn(self, signed: SignedGrant, entry: LeaseEntry | None = None) -> None:
         lease = Lease(self._node, signed)
@@ -313,7 +318,7 @@ class Agent:
             await asyncio.sleep(_MONEY_EVERY_S)
 
     async def _look_at_money(self) -> None:
-        running = [lease for lease, _ in self._leases.values() if lease.handle is not None]
+        running = [lease for lease, _ in self._leases.values() if lease.started_at_ms is not None]
         if not running and not self._journal.orders() and not exposure(self._journal):
             return
         for lease in running:
@@ -333,7 +338,7 @@ class Agent:
         """At the limit running leases stop, with their grace to write a checkpoint; new ones are declined while it lasts."""
         while True:
             await asyncio.sleep(_EXPOSURE_EVERY_S)
-            running = [lease for lease, _ in self._leases.values() if lease.handle is not None]
+            running = [lease for lease, _ in self._leases.values() if lease.started_at_ms is not None]
             if not running:
                 continue
             at_stake = exposure(self._journal) + sum(accruing(lease, _now_ms()) for lease in running)

@@ -18,6 +18,7 @@ from torg_node.steps.make_workspace import MakeWorkspace
 from torg_node.steps.prepare_image import PrepareImage
 from torg_node.steps.report import Report
 from torg_node.steps.reserve import Reserve
+from torg_node.steps.run_tasks import RunTasks
 from torg_node.steps.start_container import StartContainer
 from torg_node.steps.watch import Watch
 from torg_protocol import messages
@@ -25,22 +26,16 @@ from torg_protocol.states import EndReason, LeaseState
 
 log = logging.getLogger(__name__)
 
-STEPS: tuple[Step, ...] = (
-    CheckGrant(),
-    Reserve(),
-    PrepareImage(),
-    MakeWorkspace(),
-    StartContainer(),
-    Watch(),
-    CollectOutputs(),
-    Report(),
-)
+_BEFORE: tuple[Step, ...] = (CheckGrant(), Reserve(), PrepareImage(), MakeWorkspace())
+_AFTER: tuple[Step, ...] = (CollectOutputs(), Report())
+STEPS: tuple[Step, ...] = (*_BEFORE, StartContainer(), Watch(), *_AFTER)
+STEPS_OF_SEVERAL_TASKS: tuple[Step, ...] = (*_BEFORE, RunTasks(), *_AFTER)
 
 
 async def execute(lease: Lease) -> None:
     """Runs the lease to its end. Only cancellation (the agent detaches: the container goes on) leaves it open."""
     try:
-        for step in STEPS:
+        for step in steps_of(lease):
             log.info("%s: %s", lease.id, step.name)
             await step.do(lease)
     except (Declined, LeaseEnded, Abandoned) as ending:
@@ -54,9 +49,13 @@ async def execute(lease: Lease) -> None:
     lease.node.journal.finish(lease.id)
 
 
+def steps_of(lease: Lease) -> tuple[Step, ...]:
+    return STEPS_OF_SEVERAL_TASKS if lease.spec.tasks else STEPS
+
+
 async def clean_up(lease: Lease) -> None:
     """Every undo, in reverse, whatever happens to the others."""
-    for step in reversed(STEPS):
+    for step in reversed(steps_of(lease)):
         try:
             await step.undo(lease)
         except Exception:

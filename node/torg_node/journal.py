@@ -6,13 +6,16 @@ found again by their handle, events that nobody acknowledged are sent again, not
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torg_node import task_journal
 from torg_node.executors.port import Handle
+from torg_node.task_journal import TaskJournal
 from torg_protocol.caps import SignedOrder
 from torg_protocol.ids import LeaseId
 from torg_protocol.messages import LeaseEvent, LeaseEventBody, SignedGrant
@@ -60,10 +63,22 @@ class Journal:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA busy_timeout=5000")
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(_SCHEMA + task_journal.SCHEMA)
+        self.tasks = TaskJournal(self._db)
 
     def close(self) -> None:
         self._db.close()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is written inside is written together or not at all."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
     def next_offer_sequence(self) -> int:
         """Rises by one at each call, over restarts."""

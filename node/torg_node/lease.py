@@ -76,7 +76,8 @@ class Lease:
     node: Node
     signed: SignedGrant
     handle: Handle | None = None
-    image: PreparedImage | None = None
+    images: dict[str, PreparedImage] = field(default_factory=dict)  # by the name that the spec gives
+    tasks_started_at_ms: int | None = None  # of a job of several tasks: its first container
     exit: Exit | None = None
     outputs: list[OutputFile] = field(default_factory=list)
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
@@ -95,6 +96,17 @@ class Lease:
     @property
     def id(self) -> LeaseId:
         return self.signed.grant.lease_id
+
+    @property
+    def started_at_ms(self) -> int | None:
+        """Since when it works, by this node's clock; None: no container was started yet, or not found again yet."""
+        return self.handle.started_at_ms if self.handle is not None else self.tasks_started_at_ms
+
+    def image_of(self, name: str) -> PreparedImage:
+        """Raises LeaseEnded when it was not prepared."""
+        if name not in self.images:
+            raise LeaseEnded(EndReason.START_FAILED, f"the image {name} was not prepared")
+        return self.images[name]
 
     @property
     def claim(self) -> Claim:

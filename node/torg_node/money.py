@@ -69,9 +69,9 @@ def exposure(journal: Journal) -> int:
 
 def accruing(lease: Lease, now_ms: int) -> int:
     """Base units that a running lease has earned and that are not countersigned yet."""
-    if lease.handle is None:
+    if lease.started_at_ms is None:
         return 0
-    grant, useful_ms = lease.grant, max(0, now_ms - lease.handle.started_at_ms)
+    grant, useful_ms = lease.grant, max(0, now_ms - lease.started_at_ms)
     earned = min(cost(grant.price_per_gpu_hour, grant.billable_gpus, useful_ms), grant.max_amount)
     return max(0, earned - sum(item.record.amount for item in lease.node.journal.usage(lease.id)))
 

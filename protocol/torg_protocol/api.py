@@ -12,6 +12,7 @@ from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.proofs import ProofStatus
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
+from torg_protocol.tasks import TaskState
 from torg_protocol.usage import OutputFile, SignedReceipt
 
 MAX_BLOB_PIECES = 8_192
@@ -125,6 +126,18 @@ class SubmitRequest(Wire):
     cap: SignedCap | None = None
 
 
+class TaskView(Wire):
+    """Where a task of a job stands in one attempt. `run`: how many containers were started for it."""
+
+    task: str
+    state: TaskState
+    run: int = 0
+    exit_code: int | None = None
+    started_at_ms: int | None = None  # the newest run, by the marketplace's clock
+    ended_at_ms: int | None = None
+    detail: str = ""
+
+
 class LeaseView(Wire):
     lease_id: LeaseId
     attempt: int
@@ -147,6 +160,7 @@ class LeaseView(Wire):
     amount: int = 0
     resumed_from: str | None = None  # checkpoint name
     newest_checkpoint: str | None = None
+    tasks: tuple[TaskView, ...] = ()  # of a job of several, in the spec's order
 
 
 class JobView(Wire):
@@ -179,12 +193,12 @@ class JobPage(Wire):
 class JobEvent(Wire):
     """One event of GET /v1/jobs/{id}/events (SSE; the id is resumable by Last-Event-ID).
 
-    kind: job (state moves), lease (state moves), preparing, progress, checkpoint, log, receipt.
+    kind: job (state moves), lease (state moves), task (state moves), preparing, progress, checkpoint, log, receipt.
     """
 
     id: int
     at_ms: int
-    kind: Literal["job", "lease", "preparing", "progress", "checkpoint", "log", "receipt"]
+    kind: Literal["job", "lease", "task", "preparing", "progress", "checkpoint", "log", "receipt"]
     lease_id: LeaseId | None = None
     data: dict[str, Any]
 

@@ -26,7 +26,10 @@ from torg_protocol.proofs import (
     ProofWanted,
 )
 from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.tasks import MAX_TASKS, TASK_NAME, TaskState
 from torg_protocol.usage import OutputFile, ResourceUse, SignedReceipt, SignedUsage, UsageRecord
+
+MAX_TASK_LOGS = 16 * MAX_TASKS  # in a report
 
 
 class CheckpointRef(Wire):
@@ -84,7 +87,7 @@ class Declined(Wire):
 
 
 class Started(Wire):
-    """The container runs: useful time begins here."""
+    """The (first) container runs: useful time begins here. `image_digest`: of several images the digest of the list of their digests."""
 
     kind: Literal["started"] = "started"
     started_at_ms: int
@@ -92,6 +95,17 @@ class Started(Wire):
     executor: str
     isolation: str
     gpu_uuids: tuple[str, ...] = ()
+
+
+class TaskMoved(Wire):
+    """A task of a job of several. `run` counts its containers from 1; 0: none was started. `exit_code` is of the container that ended last."""
+
+    kind: Literal["task"] = "task"
+    task: str = Field(pattern=TASK_NAME)
+    state: TaskState
+    run: int = Field(ge=0)
+    exit_code: int | None = None
+    detail: str = Field(default="", max_length=2_000)
 
 
 class CheckpointStored(Wire):
@@ -118,6 +132,13 @@ class Exited(Wire):
     use: ResourceUse | None = None
 
 
+class TaskLog(Wire):
+    task: str = Field(pattern=TASK_NAME)
+    run: int = Field(ge=1)
+    stream: Literal["stdout", "stderr"]
+    blob: BlobRef
+
+
 class Reported(Wire):
     """All output blobs are stored; the node may vanish now. `stdout` and `stderr` are the whole (bounded) logs."""
 
@@ -129,6 +150,9 @@ class Reported(Wire):
     stdout: BlobRef | None = None
     stderr: BlobRef | None = None
     progress: BlobRef | None = None
+    task_logs: tuple[TaskLog, ...] = Field(
+        default=(), max_length=MAX_TASK_LOGS
+    )  # of a job of several tasks, instead of stdout and stderr
 
 
 class Released(Wire):
@@ -140,7 +164,7 @@ class Released(Wire):
 
 
 LeaseEventBody = Annotated[
-    Accepted | Declined | Started | CheckpointStored | UsageClaimed | Exited | Reported | Released,
+    Accepted | Declined | Started | TaskMoved | CheckpointStored | UsageClaimed | Exited | Reported | Released,
     Field(discriminator="kind"),
 ]
 
@@ -194,6 +218,8 @@ class Progress(Wire):
 
 
 class LogLines(Wire):
+    """Of a job of several tasks with the task's name and the run; offsets are then those of that run."""
+
     type: Literal["log"] = "log"
     lease_id: LeaseId
     fence: int
@@ -201,6 +227,8 @@ class LogLines(Wire):
     stream: Literal["stdout", "stderr"]
     offset: int = Field(ge=0)  # bytes from the stream's start
     text: str
+    task: str | None = Field(default=None, pattern=TASK_NAME)
+    run: int = Field(default=1, ge=1)
 
 
 class ReceiptSigned(Wire):

@@ -130,10 +130,14 @@ async def running_market(
 
 async def submit(client: AsyncClient, command: list[str], **fields: object) -> JobView:
     """A small job; `fields` override the spec's top level."""
+    return await submit_raw(client, {"command": command, **fields})
+
+
+async def submit_raw(client: AsyncClient, fields: Mapping[str, object]) -> JobView:
+    """A small job; `fields` are its spec's top level, where they differ from it."""
     raw: dict[str, object] = {
         "version": 1,
         "name": "test",
-        "command": command,
         "resources": {"memory": "128MiB", "disk": "32MiB"},
         "limits": {"max_duration": "1m"},
         "lease_grace": "10s",
@@ -146,4 +150,4 @@ async def run(client: AsyncClient, command: list[str], **fields: object) -> JobV
     return await client.wait(job.job_id)
 
 
-__all__ = ["TUSD", "SmallMarket", "run", "running_market", "submit"]
+__all__ = ["TUSD", "SmallMarket", "run", "running_market", "submit", "submit_raw"]

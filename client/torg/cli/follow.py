@@ -19,6 +19,7 @@ from torg.client import AsyncClient, StageProgress
 from torg_protocol.api import JobEvent, JobView
 from torg_protocol.errors import TorgError
 from torg_protocol.states import JobState
+from torg_protocol.task_lines import TaskLines
 
 _WAITING_EVERY_S = 2.0
 
@@ -35,7 +36,7 @@ async def follow_job(session: Session, client: AsyncClient, job: JobView, *, sta
 
     Ctrl-C on a terminal asks whether to leave the job running or to cancel it; elsewhere it leaves it running and says so.
     """
-    view = _Lines(session, states=states)
+    view = _Lines(session, job, states=states)
     waiting = asyncio.create_task(_say_what_it_waits_for(client, job.job_id, view))
     try:
         await _follow(session, client, job, view)
@@ -54,6 +55,7 @@ async def _follow(session: Session, client: AsyncClient, job: JobView, view: _Li
                 async for event in client.follow(job.job_id, after=after, on_gap=_say_gap):
                     after = event.id
                     view.show(event)
+            view.say_rest()
             break
         except asyncio.CancelledError:
             if not _is_interactive(session) or not await _cancel_instead(client, job):
@@ -134,8 +136,9 @@ def _say_gap(reason: str) -> None:
 class _Lines:
     """One line per fact in a pipe or with --json; on a terminal a progress bar besides."""
 
-    def __init__(self, session: Session, *, states: bool) -> None:
+    def __init__(self, session: Session, job: JobView, *, states: bool) -> None:
         self._json = session.as_json
+        self._tasks = TaskLines(max((len(task.name) for task in job.spec.tasks), default=0))
         self._states = states
         self.tells_states = states and not session.as_json
         self.is_queued = False
@@ -157,12 +160,10 @@ class _Lines:
         data = event.data
         match event.kind:
             case "log":
-                stream = sys.stderr if data.get("stream") == "stderr" else sys.stdout
-                stream.write(data.get("text", ""))
-                stream.flush()
+                self._log(data)
             case "progress":
                 self._progress(data)
-            case "job" | "lease" | "checkpoint":
+            case "job" | "lease" | "task" | "checkpoint":
                 if event.kind == "job":
                     self.is_queued = data.get("state") == JobState.QUEUED
                 if self._states:
@@ -172,6 +173,18 @@ class _Lines:
                     click.echo(f"· preparing: {data.get('step', '')}", err=True)
             case "receipt":
                 pass  # the closing line says what it cost
+
+    def _log(self, data: dict[str, Any]) -> None:
+        stream = sys.stderr if data.get("stream") == "stderr" else sys.stdout
+        text = str(data.get("text", ""))
+        stream.write(self._tasks.take(data["task"], data["stream"], text) if "task" in data else text)
+        stream.flush()
+
+    def say_rest(self) -> None:
+        """What tasks wrote last without an end of line."""
+        for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+            stream.write(self._tasks.rest(name))
+            stream.flush()
 
     def _progress(self, data: dict[str, Any]) -> None:
         step, total = data.get("step"), data.get("total_steps")
@@ -202,6 +215,11 @@ def state_line(event: JobEvent) -> str:
     match event.kind:
         case "checkpoint":
             return f"· checkpoint {data.get('name', '')} is safe"
+        case "task":
+            code = data.get("exit_code")
+            note = f" (exit code {code})" if code and data.get("state") != "running" else ""
+            detail = str(data.get("detail") or "").splitlines()
+            return f"· task {data.get('task')}: {data.get('state')}{note}" + (f": {detail[0]}" if detail else "")
         case "lease":
             node = str(data.get("node", ""))[:8]
             return (

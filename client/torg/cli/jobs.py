@@ -13,9 +13,10 @@ from torg.cli.present import Coin, age, coin, duration, size, table
 from torg.cli.session import JOB, Session, command, resolve
 from torg.client import AsyncClient
 from torg.errors import Unavailable
-from torg_protocol.api import JobView
+from torg_protocol.api import JobView, LeaseView
 from torg_protocol.errors import Invalid
 from torg_protocol.states import JobState
+from torg_protocol.tasks import TaskState
 
 VAULT = click.option("--vault", metavar="ADDRESS", help="Vault to pay from; default: the newest.")
 WAIT = click.option(
@@ -135,7 +136,15 @@ def _money_and_note(job: JobView, money: Coin) -> tuple[str, str]:
     """What it cost, or while it is open what it may cost at most."""
     cost = money.text(job.final_amount) if job.final_amount is not None else f"≤ {money.text(job.max_amount)}"
     reason = str(job.reason) if job.reason and job.state is not JobState.SUCCEEDED else ""
-    return cost, job.waiting_for or job.detail or reason
+    return cost, job.waiting_for or job.detail or reason or _tasks_note(job)
+
+
+def _tasks_note(job: JobView) -> str:
+    """Of a job of several tasks that runs: how far it is."""
+    tasks = job.leases[-1].tasks if job.leases and job.state is JobState.LEASED else ()
+    ended = sum(task.state.has_ended for task in tasks)
+    running = ", ".join(task.task for task in tasks if task.state is TaskState.RUNNING)
+    return f"{ended} of {len(tasks)} tasks ended" + (f"; running: {running}" if running else "") if tasks else ""
 
 
 @click.command()
@@ -172,8 +181,26 @@ def job_text(job: JobView, money: Coin) -> str:
     ]
     headings = ("attempt", "node", "state", "reason", "billed", "not billed", "cost", "resumed from")
     attempts = f"\n{table(headings, rows)}" if rows else "\nno attempt yet"
+    tasks = _tasks_table(job.leases[-1]) if job.leases and job.leases[-1].tasks else ""
     outputs = "".join(f"\n  {output.path}  {size(output.size_bytes)}" for output in job.outputs)
-    return f"{head}{notes}\n{cost}{attempts}" + (f"\noutputs (torg pull {job.job_id}):{outputs}" if outputs else "")
+    return f"{head}{notes}\n{cost}{attempts}{tasks}" + (
+        f"\noutputs (torg pull {job.job_id}):{outputs}" if outputs else ""
+    )
+
+
+def _tasks_table(lease: LeaseView) -> str:
+    rows = [
+        (
+            task.task,
+            str(task.state),
+            str(task.run),
+            "-" if task.exit_code is None else str(task.exit_code),
+            duration(task.ended_at_ms - task.started_at_ms) if task.ended_at_ms and task.started_at_ms else "-",
+            task.detail.partition("\n")[0],
+        )
+        for task in lease.tasks
+    ]
+    return f"\n\n{table(('task', 'state', 'starts', 'exit code', 'ran', 'note'), rows)}"
 
 
 @click.command()
@@ -181,9 +208,12 @@ def job_text(job: JobView, money: Coin) -> str:
 @click.option("-f", "--follow", is_flag=True, help="Live, until the job ends; its exit code becomes this command's.")
 @click.option("--stderr", "stream", flag_value="stderr", help="The error stream.")
 @click.option("--stdout", "stream", flag_value="stdout", default="stdout", help="The output stream (default).")
+@click.option("--task", metavar="NAME", help="Of a job of several tasks: only this one, as it wrote it.")
 @command
-async def logs(session: Session, job_id: str, follow: bool, stream: str) -> None:
-    """A job's output; -f follows both streams live."""
+async def logs(session: Session, job_id: str, follow: bool, stream: str, task: str | None) -> None:
+    """A job's output; -f follows both streams live. Lines of a job of several tasks begin with the task's name."""
+    if follow and task:
+        raise click.UsageError("--task and --follow do not go together")
     async with session.client() as client:
         job_id = await resolve(client, job_id)
         if follow:
@@ -192,7 +222,7 @@ async def logs(session: Session, job_id: str, follow: bool, stream: str) -> None
             session.passes_exit_code()
             job = await follow_job(session, client, await client.job(job_id), states=False)
             sys.exit(exit_code_of(job))
-        text = await client.logs(job_id, stream)
+        text = await client.logs(job_id, stream, task=task)
         if not text and not session.as_json:
             job = await client.job(job_id)
             other = "stdout" if stream == "stderr" else "stderr"

@@ -15,6 +15,7 @@ from torg.cli.present import Coin, age, coin
 from torg.cli.session import JOB, Session, command, resolve
 from torg.client import AsyncClient
 from torg_protocol.api import JobEvent, JobView
+from torg_protocol.task_lines import TaskLines
 
 _BARS = "▁▂▃▄▅▆▇█"
 _POINTS = 600  # kept per curve
@@ -52,6 +53,8 @@ class Story:
         self.curves: dict[str, deque[float]] = {}
         self.step: tuple[int, int] | None = None
         self.output: deque[str] = deque(maxlen=_LINES)
+        self._tasks = TaskLines(max((len(task.name) for task in job.spec.tasks), default=0))
+        self.standing = {task.name: "waiting" for task in job.spec.tasks}
         self._rest = ""
 
     def take(self, event: JobEvent) -> None:
@@ -60,9 +63,15 @@ class Story:
             case "progress":
                 self._progress(data)
             case "log":
-                *whole, self._rest = (self._rest + str(data.get("text", ""))).split("\n")
+                text = str(data.get("text", ""))
+                if "task" in data:
+                    text = self._tasks.take(data["task"], data["stream"], text)
+                *whole, self._rest = (self._rest + text).split("\n")
                 self.output.extend(printable(line) for line in whole)
             case "job" | "lease" | "checkpoint":
+                self.states.append(state_line(event))
+            case "task":
+                self.standing[data["task"]] = str(data["state"])
                 self.states.append(state_line(event))
             case "preparing":
                 if not data.get("done_bytes"):
@@ -103,6 +112,8 @@ def screen(story: Story, money: Coin, now_ms: int, width: int, height: int) -> s
         f"{job.name}  {job.job_id}  {job.state}  {age(now_ms - job.created_at_ms)}  at most {money.text(job.max_amount)}"
     ]
     lines += ["", *story.states]
+    if story.standing:
+        lines += ["", "  ".join(f"{name} {state}" for name, state in story.standing.items())]
     if story.step is not None:
         done, total = story.step
         filled = round(min(1.0, done / max(1, total)) * 30)

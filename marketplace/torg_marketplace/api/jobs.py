@@ -122,10 +122,11 @@ async def get_logs(
     edge: TheEdge,
     stream: Literal["stdout", "stderr"] = "stdout",
     offset: Annotated[int, Query(ge=0, le=MAX_I64, description="bytes to leave out")] = 0,
+    task: Annotated[str | None, Query(max_length=64, description="of a job of several tasks: only this one")] = None,
 ) -> str:
     """The live log of all attempts, from a byte offset."""
     async with edge.market.reading() as unit:
-        return await job_log(unit, caller.account, JobId(job_id), stream, offset)
+        return await job_log(unit, caller.account, JobId(job_id), stream, offset, task)
 
 
 @router.get("/jobs/{job_id}/outputs/{path:path}", status_code=307, response_class=RedirectResponse)

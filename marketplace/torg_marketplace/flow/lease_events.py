@@ -13,6 +13,7 @@ from torg_marketplace.flow.blobs import check_stored, use_blob
 from torg_marketplace.flow.ending import end_lease
 from torg_marketplace.flow.report import on_exited, on_released, on_reported
 from torg_marketplace.flow.rows import job_row, node_row, spec_of
+from torg_marketplace.flow.tasks import on_task_moved
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.usage import on_usage
 from torg_marketplace.matching.fleet import WARM_ITEMS
@@ -36,6 +37,7 @@ from torg_protocol.messages import (
     Released,
     Reported,
     Started,
+    TaskMoved,
     UsageClaimed,
 )
 from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState
@@ -96,6 +98,8 @@ async def _apply(unit: Unit, lease: LeaseRow, job: JobRow, body: LeaseEventBody)
             await end_lease(unit, lease, job, EndReason.DECLINED, detail=body.detail)
         case Started():
             await _on_started(unit, lease, job, body)
+        case TaskMoved():
+            await on_task_moved(unit, lease, job, body)
         case CheckpointStored():
             await _on_checkpoint(unit, lease, job, body)
         case UsageClaimed():
@@ -205,7 +209,8 @@ def blobs_named_by(body: LeaseEventBody) -> list[tuple[str, BlobRef]]:
         return []
     outputs = [(item.path, BlobRef(digest=item.digest, size_bytes=item.size_bytes)) for item in body.outputs]
     logs = {"stdout": body.stdout, "stderr": body.stderr, "progress": body.progress}
-    return outputs + [(name, blob) for name, blob in logs.items() if blob is not None]
+    of_tasks = [(f"task_logs.{log.task}", log.blob) for log in body.task_logs]
+    return outputs + [(name, blob) for name, blob in logs.items() if blob is not None] + of_tasks
 
 
 async def _missing_blob(market: Market, node_id: NodeId, body: LeaseEventBody) -> Invalid | None:

@@ -116,6 +116,7 @@ def _missing_outputs(job: JobRow, body: Reported) -> list[str]:
 async def _keep_blobs(unit: Unit, lease: LeaseRow, job: JobRow, body: Reported) -> None:
     """Logs are the client's at once. Outputs too, unless a verdict decides first whether they are paid for."""
     logs = {"stdout": body.stdout, "stderr": body.stderr, "progress": body.progress}
+    logs |= {f"{log.task}.{log.run}/{log.stream}": log.blob for log in body.task_logs}
     lease.logs = {name: blob.model_dump(mode="json") for name, blob in logs.items() if blob is not None}
     for blob in logs.values():
         if blob is not None:

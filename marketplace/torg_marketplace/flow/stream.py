@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from torg_marketplace.flow.rows import job_row, node_row
+from torg_marketplace.flow.tasks import check_task, keep_log_position, log_position
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.events import EventKind, add_job_event, prune_events
 from torg_marketplace.storage.models import LeaseRow
@@ -43,22 +45,41 @@ async def on_log(unit: Unit, node_id: NodeId, lines: LogLines) -> None:
         raise TooLarge(
             "this log message is too large", code="log_too_large", field="text", value=len(lines.text.encode())
         )
-    expected = lease.stdout_bytes if lines.stream == "stdout" else lease.stderr_bytes
+    job = await job_row(unit, lease.job_id)
+    if lines.task is not None:
+        check_task(job, lines.task)
+    expected, kept = _position(lease, lines)
     text = _fresh_part(lines, expected)
-    if not text or expected >= unit.policy.live_log_bytes:
+    if not text or kept >= unit.policy.live_log_bytes:
         return
     offset = max(expected, lines.offset)
     end = lines.offset + _source_bytes(lines.text)
-    if end >= unit.policy.live_log_bytes:
+    kept += end - offset
+    if kept >= unit.policy.live_log_bytes:
         text += "\n[the live log ends here; the whole log comes with the result]\n"
-    if lines.stream == "stdout":
+    _keep_position(lease, lines, end, kept)
+    data: dict[str, Any] = {"stream": lines.stream, "offset": offset, "text": text, "attempt": lease.attempt}
+    if lines.task is not None:
+        data |= {"task": lines.task, "run": lines.run}
+    add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="log", data=data, at_ms=unit.now_ms)
+    unit.wake(f"job:{job.job_id}")
+
+
+def _position(lease: LeaseRow, lines: LogLines) -> tuple[int, int]:
+    """The next offset that is expected, and how many bytes of this stream are kept."""
+    if lines.task is not None:
+        return log_position(lease, lines)
+    expected = lease.stdout_bytes if lines.stream == "stdout" else lease.stderr_bytes
+    return expected, expected
+
+
+def _keep_position(lease: LeaseRow, lines: LogLines, end: int, kept: int) -> None:
+    if lines.task is not None:
+        keep_log_position(lease, lines, end, kept)
+    elif lines.stream == "stdout":
         lease.stdout_bytes = end
     else:
         lease.stderr_bytes = end
-    data = {"stream": lines.stream, "offset": offset, "text": text, "attempt": lease.attempt}
-    job = await job_row(unit, lease.job_id)
-    add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="log", data=data, at_ms=unit.now_ms)
-    unit.wake(f"job:{job.job_id}")
 
 
 async def _live_lease(unit: Unit, node_id: NodeId, lease_id: str, fence: int) -> LeaseRow:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, select
 
 from torg_marketplace.flow.rows import grant_of, job_of, leases_of_job, node_row, node_snapshots, spec_of
+from torg_marketplace.flow.tasks import check_task, task_views
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow
@@ -15,6 +16,7 @@ from torg_protocol.api import JobEvent, JobPage, JobView, LeaseView, NodeView, O
 from torg_protocol.errors import Invalid, NotFound
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
 from torg_protocol.states import OPEN_JOB_STATES, EndReason, JobState, LeaseState
+from torg_protocol.task_lines import TaskLines
 from torg_protocol.usage import OutputFile
 
 MAX_PAGE = 200
@@ -81,14 +83,25 @@ async def events_after(
     return tuple(_event(row) for row in rows), job.closed_at_ms is not None and len(rows) < limit
 
 
-async def job_log(unit: Unit, account: AccountId, job_id: JobId, stream: str, offset: int = 0) -> str:
-    """The live log of all attempts, one after the other, from a byte offset. Raises NotFound or Invalid stream_unknown."""
+async def job_log(
+    unit: Unit, account: AccountId, job_id: JobId, stream: str, offset: int = 0, task: str | None = None
+) -> str:
+    """The live log of all attempts, one after the other, from a byte offset. Of a job of several tasks: of one as it wrote it, or of all
+    with the task's name before each line. Raises NotFound, Invalid stream_unknown or Invalid task_unknown."""
     if stream not in {"stdout", "stderr"}:
         raise Invalid("no such stream", code="stream_unknown", field="stream", value=stream, hint="stdout or stderr")
     job = await job_of(unit, account, job_id)
     query = select(JobEventRow).where(JobEventRow.job_id == job.job_id, JobEventRow.kind == "log")
     rows = await unit.session.scalars(query.order_by(JobEventRow.id))
-    text = "".join(str(row.data["text"]) for row in rows if row.data["stream"] == stream)
+    chunks = [row.data for row in rows if row.data["stream"] == stream]
+    if task is not None:
+        check_task(job, task)
+        text = "".join(str(data["text"]) for data in chunks if data.get("task") == task)
+    elif tasks := spec_of(job).tasks:
+        lines = TaskLines(max(len(item.name) for item in tasks))
+        text = "".join(lines.take(data["task"], stream, data["text"]) for data in chunks) + lines.rest()
+    else:
+        text = "".join(str(data["text"]) for data in chunks)
     return text.encode()[offset:].decode(errors="replace")
 
 
@@ -153,7 +166,7 @@ async def view_of(unit: Unit, job: JobRow) -> JobView:
         detail=job.detail,
         waiting_for=job.waiting_for if job.state == JobState.QUEUED else None,
         progress=job.progress,
-        leases=tuple(_lease_view(lease) for lease in leases),
+        leases=tuple(_lease_view(lease, job) for lease in leases),
         outputs=_outputs(job, leases),
     )
 
@@ -166,7 +179,7 @@ def _outputs(job: JobRow, leases: Sequence[LeaseRow]) -> tuple[OutputFile, ...]:
     return tuple(OutputFile.model_validate(item) for item in paid[-1].outputs) if paid else ()
 
 
-def _lease_view(lease: LeaseRow) -> LeaseView:
+def _lease_view(lease: LeaseRow, job: JobRow) -> LeaseView:
     grant = grant_of(lease)
     return LeaseView(
         lease_id=LeaseId(lease.lease_id),
@@ -190,6 +203,7 @@ def _lease_view(lease: LeaseRow) -> LeaseView:
         amount=lease.amount,
         resumed_from=grant.resume_from.name if grant.resume_from is not None else None,
         newest_checkpoint=str(lease.checkpoint["name"]) if lease.checkpoint is not None else None,
+        tasks=task_views(lease, job),
     )
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow, NodeEventRow
 from torg_protocol.ids import JobId, LeaseId, NodeId
 
-EventKind = Literal["job", "lease", "preparing", "progress", "checkpoint", "log", "receipt"]
+EventKind = Literal["job", "lease", "task", "preparing", "progress", "checkpoint", "log", "receipt"]
 
 
 def add_job_event(

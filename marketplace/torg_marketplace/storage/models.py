@@ -148,6 +148,10 @@ class LeaseRow(Base):
     logs: Mapped[Json] = mapped_column(default=dict)  # stream -> BlobRef of the whole log, when reported
     stdout_bytes: Mapped[Ms] = mapped_column(default=0)  # of the live log: next expected offset
     stderr_bytes: Mapped[Ms] = mapped_column(default=0)
+    tasks: Mapped[Json] = mapped_column(default=dict)  # of a job of several: name -> TaskView
+    task_log_bytes: Mapped[Json] = mapped_column(
+        default=dict
+    )  # "task/stream" -> [run, next expected offset, bytes in all]
     progress_rows: Mapped[int] = mapped_column(default=0)
 
     verdict: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # VerdictSummary

@@ -27,8 +27,6 @@ class CheckGrant:
             return
         if node.journal.is_paused:
             raise Declined("its owner has paused this node", "paused")
-        if lease.spec.tasks:
-            raise Declined("this node runs jobs of one command only", "tasks_not_supported")
         facts = NodeFacts(
             node=lease.grant.node,
             marketplace=node.settings.marketplace_key,

@@ -67,7 +67,7 @@ class CheckpointKeeper:
             return
         finally:
             archive.unlink(missing_ok=True)
-        started_at_ms = lease.handle.started_at_ms if lease.handle else written_at_ms
+        started_at_ms = written_at_ms if lease.started_at_ms is None else lease.started_at_ms
         checkpoint = CheckpointRef(
             name=item.name, blob=blob, useful_ms=max(0, written_at_ms - started_at_ms), written_at_ms=written_at_ms
         )

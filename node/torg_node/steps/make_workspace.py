@@ -16,6 +16,7 @@ from torg_protocol.states import EndReason
 
 JOB_USER = (65534, 65534)  # whom the executors run jobs as
 _FOLDERS = ("work", "checkpoint", "output", "torg")
+VOLUMES = "volumes"  # those that tasks share
 _READY = ".ready"
 
 
@@ -34,6 +35,8 @@ class MakeWorkspace:
             return
         for name in _FOLDERS:
             (lease.files / name).mkdir(exist_ok=True)
+        for name in lease.spec.volumes:
+            (lease.files / VOLUMES / name).mkdir(parents=True, exist_ok=True)
         limits = UnpackLimits(max_bytes=disk_bytes)
         if lease.spec.workspace is not None:
             await lease.preparing("workspace", 0, lease.spec.workspace.size_bytes)

@@ -7,6 +7,7 @@ from pathlib import Path
 from torg_node.egress.process import read_use
 from torg_node.executors.port import Exit, ExitReason
 from torg_node.lease import Lease, LeaseEnded
+from torg_node.steps.task_containers import egress_folders, stored_logs
 from torg_node.usage import claim_usage
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.messages import Exited, Released, Reported
@@ -59,6 +60,7 @@ class Report:
             missing_outputs=missing,
             stdout=logs["stdout"],
             stderr=logs["stderr"],
+            task_logs=await stored_logs(lease),
         )
 
     async def _store_log(self, lease: Lease, stream: str) -> BlobRef | None:
@@ -74,10 +76,13 @@ class Report:
 
 
 def _use(lease: Lease) -> ResourceUse | None:
-    egress = read_use(lease.folder)
-    if egress is None:
+    found = [use for folder in egress_folders(lease) if (use := read_use(folder)) is not None]
+    if not found:
         return None
-    return ResourceUse(egress_sent_bytes=egress.sent_bytes, egress_received_bytes=egress.received_bytes)
+    return ResourceUse(
+        egress_sent_bytes=sum(use.sent_bytes for use in found),
+        egress_received_bytes=sum(use.received_bytes for use in found),
+    )
 
 
 def end_reason(ended: Exit, stop_reason: EndReason | None) -> EndReason:

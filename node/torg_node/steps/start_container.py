@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from pathlib import Path
 
 from torg_node.egress.process import EgressOrder, start_proxy
 from torg_node.executors.errors import ExecutorError
-from torg_node.executors.port import PROXY_PORT, LaunchSpec, Mount, ResourceLimits
+from torg_node.executors.port import PROXY_PORT, LaunchSpec, Mount, PreparedImage, ResourceLimits
 from torg_node.lease import CHECKPOINT, OUTPUT, TORG, WORK, Lease, LeaseEnded
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.canonical import digest_of
 from torg_protocol.messages import Started
 from torg_protocol.network import EgressList
 from torg_protocol.states import EndReason, LeaseState
@@ -43,23 +44,17 @@ class StartContainer:
             node.journal.intend_start(lease.id)
             try:
                 with contextlib.ExitStack() as held:
-                    proxy = held.enter_context(await asyncio.to_thread(_proxy, lease)) if lease.has_egress else None
-                    lease.handle = await node.executor.start(_launch(lease, proxy))
+                    proxy = (
+                        held.enter_context(await asyncio.to_thread(proxy_of, lease, lease.folder))
+                        if lease.has_egress
+                        else None
+                    )
+                    lease.handle = await node.executor.start(launch_of(lease, lease.image_of(lease.spec.image), proxy))
             except ExecutorError as error:
                 fault = EndReason.INPUT_INVALID if error.code == "command_not_found" else EndReason.START_FAILED
                 raise LeaseEnded(fault, str(error)) from error
             node.journal.set_handle(lease.id, lease.handle)
-        if not node.journal.has_said(lease.id, ["started"]):
-            await lease.say(
-                Started(
-                    started_at_ms=lease.handle.started_at_ms,
-                    image_digest=lease.image.digest if lease.image else "",
-                    executor=node.executor.name,
-                    isolation=node.isolation,
-                    gpu_uuids=lease.assignment.gpu_uuids,
-                )
-            )
-            lease.set_state(LeaseState.RUNNING)
+        await say_started(lease, lease.handle.started_at_ms)
 
     async def undo(self, lease: Lease) -> None:
         if lease.handle is not None:
@@ -67,21 +62,37 @@ class StartContainer:
             await lease.node.executor.remove(lease.handle)
 
 
-def _proxy(lease: Lease) -> socket.socket:
-    """The lease's own proxy, waiting for a listener in the container. It ends with the container, or when nobody hands one over."""
+def proxy_of(lease: Lease, folder: Path) -> socket.socket:
+    """A container's own proxy, waiting for a listener in it. It ends with the container, or when nobody hands one over. `folder`: where it
+    counts."""
     network, settings = lease.spec.network, lease.node.settings
     order = EgressOrder(
         allow=network.allow if isinstance(network, EgressList) else None,
         bytes_per_s=settings.egress_bytes_per_s,
         opened=tuple(map(str, settings.egress_networks)),
     )
-    return start_proxy(order, lease.folder)
+    return start_proxy(order, folder)
 
 
-def _launch(lease: Lease, proxy: socket.socket | None) -> LaunchSpec:
+async def say_started(lease: Lease, started_at_ms: int) -> None:
+    """Useful time begins. Said once."""
+    if lease.node.journal.has_said(lease.id, ["started"]):
+        return
+    digests = [lease.image_of(image).digest for image in lease.spec.images]
+    await lease.say(
+        Started(
+            started_at_ms=started_at_ms,
+            image_digest=digests[0] if len(digests) == 1 else digest_of(digests),
+            executor=lease.node.executor.name,
+            isolation=lease.node.isolation,
+            gpu_uuids=lease.assignment.gpu_uuids,
+        )
+    )
+    lease.set_state(LeaseState.RUNNING)
+
+
+def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -> LaunchSpec:
     spec, resources, assignment = lease.spec, lease.spec.resources, lease.assignment
-    if lease.image is None:
-        raise LeaseEnded(EndReason.START_FAILED, "the image was not prepared")
     env = {
         **(_PROXY_ENV if proxy else {}),
         **spec.env,
@@ -95,11 +106,11 @@ def _launch(lease: Lease, proxy: socket.socket | None) -> LaunchSpec:
     folders = (("work", WORK), ("checkpoint", CHECKPOINT), ("output", OUTPUT), ("torg", TORG))
     return LaunchSpec(
         name=lease.container_name,
-        image=lease.image.reference,
+        image=image.reference,
         command=spec.command,
         args=spec.args,
         env=env,
-        workdir=_workdir(spec),
+        workdir=workdir_in(spec.workdir, spec.image),
         mounts=tuple(Mount(lease.files / name, target, writable=True) for name, target in folders),
         limits=ResourceLimits(
             memory_bytes=resources.memory,
@@ -115,8 +126,8 @@ def _launch(lease: Lease, proxy: socket.socket | None) -> LaunchSpec:
     )
 
 
-def _workdir(spec: JobSpec) -> str:
+def workdir_in(asked: str | None, image: str) -> str:
     """Empty: the image's own, which host-python has not."""
-    if spec.workdir == "image":
-        return WORK if spec.image == HOST_PYTHON else ""
-    return spec.workdir or WORK
+    if asked == "image":
+        return WORK if image == HOST_PYTHON else ""
+    return asked or WORK

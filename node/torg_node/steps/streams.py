@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torg_node.executors.port import Handle
 from torg_node.lease import Lease
 from torg_protocol.messages import LogLines, Progress
 
@@ -27,24 +29,27 @@ def _one_for_one(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("torg-one-for-one", _one_for_one)
 
 
-async def follow_logs(lease: Lease, ended: asyncio.Event) -> None:
+async def follow_logs(
+    lease: Lease, handle: Handle, ended: asyncio.Event, *, task: str | None = None, run: int = 1
+) -> None:
     """Until the container has ended and all was read. After a restart it begins anew: the marketplace knows what it has."""
-    if lease.handle is None:
-        return
+    said_by = {"task": task, "run": run}
     kept = {"stdout": b"", "stderr": b""}
-    async for chunk in lease.node.executor.logs(lease.handle):
+    async for chunk in lease.node.executor.logs(handle):
         offset, data = chunk.offset - len(kept[chunk.stream]), kept[chunk.stream] + chunk.data
         whole = _whole_characters(data)
         kept[chunk.stream] = data[whole:]
         for start in range(0, whole, _MAX_MESSAGE_BYTES):
             piece = data[start : min(start + _MAX_MESSAGE_BYTES, whole)]
-            await _send_log(lease, ended, chunk.stream, offset + start, piece)
+            await _send_log(lease, ended, chunk.stream, offset + start, piece, said_by)
         if len(kept[chunk.stream]) > 3:  # not an unfinished character, just bytes
-            await _send_log(lease, ended, chunk.stream, offset + whole, kept[chunk.stream])
+            await _send_log(lease, ended, chunk.stream, offset + whole, kept[chunk.stream], said_by)
             kept[chunk.stream] = b""
 
 
-async def _send_log(lease: Lease, ended: asyncio.Event, stream: str, offset: int, data: bytes) -> None:
+async def _send_log(
+    lease: Lease, ended: asyncio.Event, stream: str, offset: int, data: bytes, said_by: Mapping[str, str | int | None]
+) -> None:
     """Waits for a connection while the job runs: the marketplace takes a later piece as a gap. Once the job has ended nothing waits."""
     text = data.decode("utf-8", errors="torg-one-for-one")
     lines = {
@@ -54,6 +59,7 @@ async def _send_log(lease: Lease, ended: asyncio.Event, stream: str, offset: int
         "stream": stream,
         "offset": offset,
         "text": text,
+        **said_by,
     }
     message = LogLines.model_validate(lines)
     while not await lease.node.send(message) and not ended.is_set():

@@ -1,0 +1,94 @@
+"""The containers of tasks: what each is started with, and where its log is kept once it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+from torg_node.executors.port import Handle, LaunchSpec, Mount
+from torg_node.lease import Lease
+from torg_node.steps.make_workspace import VOLUMES
+from torg_node.steps.start_container import launch_of, proxy_of, workdir_in
+from torg_protocol.messages import MAX_TASK_LOGS, TaskLog
+from torg_protocol.tasks import Task
+
+_EGRESS = "egress"
+_KEPT_RUNS = 8  # of which the logs go with the report
+
+
+def proxy_of_task(lease: Lease, task: Task, run: int) -> socket.socket:
+    """Every container has a proxy of its own, with its own counters; `egress_folders` knows them all."""
+    folder = lease.folder / _EGRESS / f"{task.name}.{run}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return proxy_of(lease, folder)
+
+
+def egress_folders(lease: Lease) -> list[Path]:
+    """Where the proxies of this lease count."""
+    return [lease.folder, *sorted((lease.folder / _EGRESS).glob("*"))]
+
+
+def launch_of_task(
+    lease: Lease, task: Task, run: int, share: tuple[int, int], max_duration_ms: int, proxy: socket.socket | None
+) -> LaunchSpec:
+    """Like a job of one command, with its part of the machine and the volumes that it mounts. `share`: see `shares_of`."""
+    image = task.image or lease.spec.image
+    whole = launch_of(lease, lease.image_of(image), proxy)
+    cpu_millis, memory_bytes = share
+    volumes = tuple(
+        Mount(lease.files / VOLUMES / mount.volume, mount.path, writable=not mount.read_only) for mount in task.volumes
+    )
+    return replace(
+        whole,
+        name=f"{lease.container_name}.{task.name}.{run}",
+        command=task.command,
+        args=task.args,
+        env={**whole.env, **task.env, "TORG_TASK": task.name},
+        workdir=workdir_in(task.workdir, image),
+        mounts=(*whole.mounts, *volumes),
+        limits=replace(whole.limits, cpu_millis=cpu_millis, memory_bytes=memory_bytes),
+        max_duration_ms=max_duration_ms,
+        gpu_uuids=whole.gpu_uuids if task.gpu else (),
+        labels={**whole.labels, "torg.task": task.name},
+    )
+
+
+async def keep_logs(lease: Lease, task: str, run: int, handle: Handle) -> None:
+    """Writes both (bounded) streams of a container that ended to this lease's folder. Safe to repeat; those of old runs go."""
+    folder = _folder(lease)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    files = {stream: _file(folder, task, run, stream).open("wb") for stream in ("stdout", "stderr")}
+    try:
+        async for chunk in lease.node.executor.logs(handle):
+            files[chunk.stream].write(chunk.data)
+    finally:
+        for file in files.values():
+            file.close()
+    for stream in ("stdout", "stderr"):
+        _file(folder, task, run - _KEPT_RUNS, stream).unlink(missing_ok=True)
+
+
+async def stored_logs(lease: Lease) -> tuple[TaskLog, ...]:
+    """Every kept log that is not empty, as a blob."""
+    found: list[TaskLog] = []
+    for run in lease.node.journal.tasks.runs(lease.id):
+        for stream in ("stdout", "stderr"):
+            path = _file(_folder(lease), run.task, run.run, stream)
+            if len(found) < MAX_TASK_LOGS and await asyncio.to_thread(_is_filled, path):
+                blob = await lease.node.blobs.store(path)
+                found.append(TaskLog.model_validate({"task": run.task, "run": run.run, "stream": stream, "blob": blob}))
+    return tuple(found)
+
+
+def _folder(lease: Lease) -> Path:
+    return lease.folder / "task-logs"
+
+
+def _file(folder: Path, task: str, run: int, stream: str) -> Path:
+    return folder / f"{task}.{run}.{stream}"
+
+
+def _is_filled(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
