@@ -32,6 +32,8 @@ from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import Bounds, RateLimiter
 from torg_marketplace.flow.liveness import on_startup
 from torg_marketplace.flow.unit import Market
+from torg_marketplace.gateway import tunnels
+from torg_marketplace.gateway.relay import Tunnels
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.blobs import local_blobs
 from torg_marketplace.storage.engine import create_engine, create_sessions
@@ -79,7 +81,8 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(open_edge(settings, url))
         await on_startup(edge.market)
-        server = uvicorn.Server(_uvicorn_config(make_app(edge)))
+        app = make_app(edge)
+        server = uvicorn.Server(_uvicorn_config(app))
         serving = asyncio.create_task(server.serve([listener]))
         working = asyncio.create_task(run_loops(edge.market))
         ready = {
@@ -95,6 +98,7 @@ async def serve(settings: Settings) -> None:
         finally:
             server.should_exit = True
             edge.hub.close_all()
+            app.state.tunnels.close_all()
             working.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await working
@@ -156,8 +160,9 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
 def make_app(edge: Edge | None) -> FastAPI:
     """`edge` None: only for printing the OpenAPI document."""
     app = FastAPI(generate_unique_id_function=contract.operation_id, redirect_slashes=False)
-    app.state.edge = edge
-    routers = [module.router for module in (market, jobs, blob_routes, data_routes, keys, webhooks, channel)]
+    app.state.edge, app.state.tunnels = edge, Tunnels()
+    parts = (market, jobs, blob_routes, data_routes, keys, webhooks, channel, tunnels)
+    routers = [module.router for module in parts]
     for router in routers:
         app.include_router(router, responses=contract.PROBLEMS)
     problems.install(app, routers)

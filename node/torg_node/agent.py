@@ -29,6 +29,7 @@ from torg_node.offer import make_offer
 from torg_node.proving import Proving
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
+from torg_node.tunnels import Tunnels
 from torg_protocol import PROTOCOL_VERSION
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import LeaseId
@@ -39,6 +40,7 @@ from torg_protocol.messages import (
     Heartbeat,
     HeldLease,
     Hello,
+    OpenTunnel,
     OrderIssued,
     ReceiptIssued,
     ReceiptSigned,
@@ -98,6 +100,7 @@ class Agent:
         )
         self._proving = Proving(self._offer.offer.node, inventory, journal, self._link.send)
         self._leases: dict[LeaseId, tuple[Lease, asyncio.Task[None]]] = {}
+        self._tunnels = Tunnels(settings.marketplace_url, keypair, executor, self._lease)
         self._heartbeat_s = 10.0
         self._heartbeats = asyncio.Event()
         self.connected = asyncio.Event()
@@ -119,7 +122,7 @@ class Agent:
             tasks = [task for _, task in self._leases.values()]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, self._tunnels.close(), return_exceptions=True)
             await self._proving.aclose()
             await self._blobs.aclose()
             await self._chain.aclose()
@@ -166,6 +169,10 @@ class Agent:
         task = asyncio.create_task(execute(lease), name=lease.id)
         self._leases[lease.id] = (lease, task)
         task.add_done_callback(lambda _: self._leases.pop(lease.id, None))
+
+    def _lease(self, lease_id: LeaseId) -> Lease | None:
+        running = self._leases.get(lease_id)
+        return None if running is None else running[0]
 
     async def _abandon(self, lease_id: LeaseId) -> None:
         """Everything of this lease goes from this host; nothing is said about it any more."""
@@ -220,7 +227,7 @@ class Agent:
         self.connected.set()
         await self._send_unacknowledged()
 
-    async def _on_message(self, message: ToNode) -> None:  # noqa: C901 - one case per kind of message
+    async def _on_message(self, message: ToNode) -> None:
         match message:
             case Granted():
                 if self._journal.add_lease(message.signed):
@@ -230,20 +237,29 @@ class Agent:
                     self._leases[message.lease_id][0].request_stop(message.reason, message.grace_ms)
             case Abandon():
                 await self._abandon(message.lease_id)
-            case Acknowledge():
-                self._journal.acknowledge(message.lease_id, message.sequence)
-            case UsageCountersigned():
-                self._journal.add_usage(message.usage)
+            case Acknowledge() | UsageCountersigned() | OrderIssued():
+                self._keep(message)
             case ReceiptIssued():
                 await self._on_receipt(message)
-            case OrderIssued():
-                self._keep_order(message)
+            case OpenTunnel():
+                self._tunnels.open(message)
             case Refused():
                 await self._on_refused(message)
             case ProofWanted() | ProofChallenge() | ProofAsked() | ProofJudged():
                 self._proving.take(message)
             case Welcome():
                 log.warning("a second welcome on one connection")
+            case _:
+                assert_never(message)
+
+    def _keep(self, message: Acknowledge | UsageCountersigned | OrderIssued) -> None:
+        match message:
+            case Acknowledge():
+                self._journal.acknowledge(message.lease_id, message.sequence)
+            case UsageCountersigned():
+                self._journal.add_usage(message.usage)
+            case OrderIssued():
+                self._keep_order(message)
             case _:
                 assert_never(message)
 

@@ -316,6 +316,14 @@ class OrderIssued(Wire):
     order: SignedOrder
 
 
+class OpenTunnel(Wire):
+    """The lease's client waits at the gateway: dial `torg_protocol.tunnels.node_path(tunnel_id)`, also to refuse."""
+
+    type: Literal["open_tunnel"] = "open_tunnel"
+    lease_id: LeaseId
+    tunnel_id: str
+
+
 class Refused(Wire):
     """Something the node sent could not be taken. `problem` is RFC 9457; the connection closes when `fatal`."""
 
@@ -335,6 +343,7 @@ ToNode = Annotated[
     | UsageCountersigned
     | ReceiptIssued
     | OrderIssued
+    | OpenTunnel
     | Refused
     | ProofWanted
     | ProofChallenge

@@ -36,6 +36,11 @@ _SECTIONS = {
         "cancel": ("jobs", "Stop a job; what was useful until now is billed."),
         "data": ("data", "Data that stays in the store for more than one job."),
     },
+    "Reach into it": {
+        "exec": ("inside", "Run a command in a running job's container."),
+        "ssh": ("inside", "A shell in a running job's container."),
+        "port-forward": ("inside", "Reach ports of a running job at 127.0.0.1."),
+    },
     "Money": {
         "wallet": ("wallet", "The key that is your wallet and your identity."),
         "vault": ("vault", "Open, fund, inspect and close the vault that pays for jobs."),
@@ -64,7 +69,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"torg.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(module, f"{name}_" if keyword.iskeyword(name) else name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

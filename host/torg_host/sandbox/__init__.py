@@ -6,6 +6,7 @@
     shim.py      the small process beside each container: logs, deadline, stop, how it ended; outlives whoever started it
     child.py, private_root.py, output.py, watch.py, processes.py   the shim's parts
     container.py a started container seen from outside: wait, stop, logs, remove; needs only the state directory
+    inside.py, enter.py  a further program in a running container, or a connection to a port in it
     oneshot.py   run a program to its end and get what it printed
 
 The names below are imported when they are asked for: the shim imports this package, and should start quickly.

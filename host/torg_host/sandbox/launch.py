@@ -2,6 +2,7 @@
 
 plan.json, seccomp.bpf, stdin, etc/, root/  written here before the shim starts
 shim.json                              which process the shim is
+program.json                           which process the container's program is
 logs/                                  see `output`
 stop.json                              a request to stop; the shim renames it
 exit.json                              how it ended; its presence means that all is over

@@ -31,9 +31,9 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in {"Z", "X"} else int(fields[19])
 
 
-def identity() -> dict[str, Any]:
-    """This process, for others to find again by `open_if_same`."""
-    pid = os.getpid()
+def identity(pid: int | None = None) -> dict[str, Any]:
+    """A process (this one), for others to find again by `open_if_same`."""
+    pid = os.getpid() if pid is None else pid
     return {"pid": pid, "start_time": start_time(pid), "boot_id": boot_id()}
 
 

@@ -143,6 +143,7 @@ class Shim:
                 for pid in processes.children(init):
                     if processes.command_name(pid) not in {"bwrap", ""}:
                         self._main_fd = processes.open_pidfd(pid)
+                        self._write_json("program.json", processes.identity(pid))
                         self._started_at_ms = self._now_ms()
                         return True
             if ended.poll(1):

@@ -1,1 +1,1 @@
-"""OpenAI-compatible endpoints over the replicas of a service. The room is here; nothing is in it yet."""
+"""The gateway joins what two parties dialled: a job's client and its node, neither of which the other could reach."""

@@ -17,12 +17,15 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torg_host.sandbox.errors import SandboxUnavailable
 from torg_host.sandbox.images import HOST_PYTHON
+from torg_host.sandbox.inside import connect_inside
 from torg_host.seccomp import docker_profile
 from torg_node.executors import docker_request as request
 from torg_node.executors.docker_containers import NodeContainers
@@ -30,14 +33,18 @@ from torg_node.executors.docker_engine import Engine, connect_engine
 from torg_node.executors.docker_exit import Ending, engine_time_ms, has_ended, never_ran
 from torg_node.executors.docker_gpu import verify_gpus
 from torg_node.executors.docker_images import DockerImages
+from torg_node.executors.docker_inside import start_in_container
 from torg_node.executors.docker_network import hand_over_listener
 from torg_node.executors.docker_supervise import Supervision
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUnavailable, LaunchRefused
+from torg_node.executors.inside import dialled
 from torg_node.executors.port import (
     Capabilities,
     Exit,
     ExitReason,
     Handle,
+    InsideCommand,
+    InsideProgram,
     LaunchSpec,
     LogChunk,
     PreparedImage,
@@ -202,6 +209,22 @@ class DockerExecutor:
             if has_ended(container):
                 return await supervision.exit(container)
             await asyncio.shield(supervision.begin())
+
+    async def run_inside(self, handle: Handle, command: InsideCommand) -> InsideProgram:
+        if await self._containers.inspect(handle.ref) is None:
+            raise ExecutorError("the container does not run", code="not_running", field="name", value=handle.name)
+        return await start_in_container(self._engine.docker, handle.ref, command)
+
+    async def dial(self, handle: Handle, port: int) -> socket.socket:
+        """Needs the host's root, and containers that share its kernel."""
+        container = await self._containers.inspect(handle.ref)
+        pid = int(container["State"].get("Pid") or 0) if container is not None else 0
+        if pid == 0:
+            raise ExecutorError("the container does not run", code="not_running", field="name", value=handle.name)
+        try:
+            return await dialled(connect_inside(pid, port), port)
+        except SandboxUnavailable as error:
+            raise ExecutorError(error.message, code=error.code, hint=error.hint) from error
 
     async def stop(self, handle: Handle, grace_ms: int) -> None:
         if supervision := await self._supervise(handle.ref):

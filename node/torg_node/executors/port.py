@@ -119,6 +119,41 @@ class Capabilities:
     gpu: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class InsideCommand:
+    """A further program in a running container. `terminal`: rows and columns; None: plain streams."""
+
+    command: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)  # beside the container's own
+    terminal: tuple[int, int] | None = None
+
+
+class InsideProgram(Protocol):
+    """What `Executor.run_inside` started. `close` it, whatever happens."""
+
+    async def read(self) -> tuple[str, bytes] | None:
+        """A piece of "stdout" or "stderr" (a terminal has only the former); None at the end of both."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """To its standard input; dropped when it does not read any more."""
+        ...
+
+    async def write_eof(self) -> None: ...
+
+    async def resize(self, rows: int, columns: int) -> None: ...
+
+    async def signal(self, number: int) -> None: ...
+
+    async def wait(self) -> int:
+        """Its exit code, 128 + n after signal n."""
+        ...
+
+    async def close(self) -> None:
+        """Ends it if it runs. Safe to repeat."""
+        ...
+
+
 class Executor(Protocol):
     """Safe to call from one event loop. Every method but `logs` may raise `ExecutorError` (stable code, reason)."""
 
@@ -146,6 +181,15 @@ class Executor(Protocol):
 
     async def wait(self, handle: Handle) -> Exit:
         """Returns when the container ended; at once when it already has. Safe to call many times."""
+        ...
+
+    async def run_inside(self, handle: Handle, command: InsideCommand) -> InsideProgram:
+        """Starts a program beside the job's own, with the same limits and rights. Raises ExecutorError `not_running`."""
+        ...
+
+    async def dial(self, handle: Handle, port: int) -> socket.socket:
+        """A non-blocking socket that is connected to 127.0.0.1:`port` in the container's own network. Raises ExecutorError:
+        `not_running`, `port_closed` when nobody listens there."""
         ...
 
     async def stop(self, handle: Handle, grace_ms: int) -> None:

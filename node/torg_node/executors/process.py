@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -25,6 +26,8 @@ from torg_node.executors.port import (
     Exit,
     ExitReason,
     Handle,
+    InsideCommand,
+    InsideProgram,
     LaunchSpec,
     LogChunk,
     PreparedImage,
@@ -94,6 +97,14 @@ class ProcessExecutor:
         if running is None:
             raise ExecutorError("no such container here", code="unknown_container", field="name", value=handle.name)
         return await asyncio.shield(running.ended)
+
+    async def run_inside(self, handle: Handle, command: InsideCommand) -> InsideProgram:  # noqa: ARG002  the port's
+        raise ExecutorError(
+            "there is no inside without isolation", code="inside_not_supported", value=command.command[0]
+        )
+
+    async def dial(self, handle: Handle, port: int) -> socket.socket:  # noqa: ARG002  the port's
+        raise ExecutorError("there is no inside without isolation", code="inside_not_supported", value=port)
 
     async def stop(self, handle: Handle, grace_ms: int) -> None:
         if (running := self._running.get(handle.name)) is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from torg_host.sandbox.images import (
     oci_directory,
     tree_digest,
 )
+from torg_host.sandbox.inside import connect_inside, main_pid, start_inside
 from torg_host.sandbox.launch import bwrap_version, isolation_here, launch, sweep
 from torg_node.executors.errors import (
     AlreadyRunning,
@@ -33,12 +35,15 @@ from torg_node.executors.errors import (
     ImageNotFound,
     LaunchRefused,
 )
+from torg_node.executors.inside import StreamedProgram, dialled
 from torg_node.executors.port import (
     PROXY_PORT,
     Capabilities,
     Exit,
     ExitReason,
     Handle,
+    InsideCommand,
+    InsideProgram,
     LaunchSpec,
     LogChunk,
     PreparedImage,
@@ -127,6 +132,19 @@ class SandboxExecutor:
             return _exit(await self._container(handle).wait())
         except FileNotFoundError as error:
             raise _unknown(handle) from error
+
+    async def run_inside(self, handle: Handle, command: InsideCommand) -> InsideProgram:
+        state_dir = self._container(handle).state_dir
+        try:
+            return StreamedProgram(await start_inside(state_dir, command.command, command.env, command.terminal))
+        except TorgError as error:
+            raise ExecutorError(error.message, code=error.code, hint=error.hint) from error
+
+    async def dial(self, handle: Handle, port: int) -> socket.socket:
+        try:
+            return await dialled(connect_inside(main_pid(self._container(handle).state_dir), port), port)
+        except (Conflict, SandboxUnavailable) as error:
+            raise ExecutorError(error.message, code=error.code, hint=error.hint) from error
 
     async def stop(self, handle: Handle, grace_ms: int) -> None:
         await self._container(handle).stop(grace_ms)

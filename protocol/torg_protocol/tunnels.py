@@ -1,0 +1,46 @@
+"""A tunnel: bytes between a job's client and its node, carried by a gateway of the marketplace that both dial (WebSocket).
+
+    client   GET /v1/tunnels/jobs/{job_id}   signed by the job's client
+    node     is told `OpenTunnel` over its channel, and dials GET /v1/tunnels/{tunnel_id}, signed by itself
+
+The first message to the client is text, `TunnelOpen` or `TunnelRefused`; the node's first message is one of them too. All that follows
+is binary and is passed on as it is: an SSH session, in which the node is the server with its wallet key as host key and the client logs in with
+its own. Whoever carries it sees neither.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from torg_protocol.documents import Wire
+from torg_protocol.ids import LeaseId, NodeId
+
+TUNNELS_PATH = "/v1/tunnels"
+SSH_USER = "torg"
+
+
+class TunnelOpen(Wire):
+    type: Literal["open"] = "open"
+    lease_id: LeaseId
+    node: NodeId  # the SSH host key that the client must find
+
+
+class TunnelRefused(Wire):
+    """`problem` is RFC 9457."""
+
+    type: Literal["refused"] = "refused"
+    problem: dict[str, Any]
+
+
+TunnelAnswer = Annotated[TunnelOpen | TunnelRefused, Field(discriminator="type")]
+TUNNEL_ANSWER: TypeAdapter[TunnelAnswer] = TypeAdapter(TunnelAnswer)
+
+
+def client_path(job_id: str) -> str:
+    return f"{TUNNELS_PATH}/jobs/{job_id}"
+
+
+def node_path(tunnel_id: str) -> str:
+    return f"{TUNNELS_PATH}/{tunnel_id}"

@@ -1,0 +1,254 @@
+"""Into a running job with real processes: a client and a node that cannot reach each other, and a gateway that both can."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import termios
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from scripts.market_processes import script
+from tests.support.small_market import SmallMarket, running_market, submit
+from torg.client import AsyncClient
+from torg_protocol.api import JobView
+from torg_protocol.errors import Conflict
+from torg_protocol.states import JobState, LeaseState
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pytest.mark.root]
+SERVER = (
+    "import socket; s = socket.create_server(('127.0.0.1', 8888)); print('up', flush=True)\n"
+    "while True:\n c, _ = s.accept(); c.sendall(c.recv(100).upper()); c.close()"
+)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
+    async with running_market(tmp_path_factory.mktemp("market")) as market:
+        yield market
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
+    async with market.client() as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def job(client: AsyncClient) -> AsyncIterator[JobView]:
+    """One job for all tests that leave it as it is."""
+    async with serving(client, ports=[{"port": 8888}], limits={"max_duration": "10m"}) as job:
+        yield job
+
+
+@contextlib.asynccontextmanager
+async def serving(client: AsyncClient, **fields: object) -> AsyncIterator[JobView]:
+    """A job that answers on port 8888; ended afterwards."""
+    job = await submit(client, ["python", "-c", SERVER], **fields)
+    try:
+        async with asyncio.timeout(60):
+            while "up" not in await client.logs(job.job_id):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        yield await client.job(job.job_id)
+    finally:
+        with contextlib.suppress(Conflict):
+            await client.cancel(job.job_id)
+        await client.wait(job.job_id)
+
+
+async def torg(client: AsyncClient, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+    process = await _torg_process(client, *arguments)
+    async with asyncio.timeout(60):
+        out, err = await process.communicate(stdin)
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def _torg_process(client: AsyncClient, *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        script("torg"),
+        *("--home", str(client.config.home), "--marketplace", client.config.marketplace_url),
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_exec_passes_streams_and_the_exit_code(client: AsyncClient, job: JobView) -> None:
+    assert await torg(client, "exec", job.job_id, "--", "sh", "-c", "echo 'in here'; echo there >&2; exit 7") == (
+        7,
+        "in here\n",
+        "there\n",
+    )
+    assert await torg(client, "exec", "-i", job.job_id, "--", "cat", stdin=b"hello\n" * 20_000) == (
+        0,
+        "hello\n" * 20_000,
+        "",
+    )
+    code, _, said = await torg(client, "exec", job.job_id, "--", "no-such-program")
+    assert (code, "no-such-program" in said) == (127, True)
+
+
+async def test_a_stranger_finds_no_door(market: SmallMarket, job: JobView) -> None:
+    async with market.client() as stranger:
+        code, out, said = await torg(stranger, "exec", job.job_id, "--", "id")
+    assert (code, out) == (125, "")
+    assert "job_unknown" in said
+
+
+async def test_a_shell_in_a_terminal_knows_its_size_hears_ctrl_c_and_ends_with_its_code(
+    client: AsyncClient, job: JobView
+) -> None:
+    terminal, far = pty.openpty()
+    os.set_blocking(terminal, False)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+    process = await asyncio.create_subprocess_exec(
+        script("torg"),
+        *("--home", str(client.config.home), "--marketplace", client.config.marketplace_url, "ssh", job.job_id),
+        stdin=far,
+        stdout=far,
+        stderr=far,
+        start_new_session=True,
+    )
+    os.close(far)
+    said = Said(terminal)
+    try:
+        await said.until("$")
+        os.write(terminal, b"tty; stty size; sleep 5000\r")
+        await said.until("33 99\r\n")
+        os.write(terminal, b"\x03")
+        os.write(terminal, b"echo interrupted with $?\r")
+        await said.until("interrupted with 130\r\n")
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 111, 0, 0))
+        process.send_signal(signal.SIGWINCH)
+        os.write(terminal, b"while ! stty size | grep '44 111'; do sleep 0.05; done; exit 9\r")
+        async with asyncio.timeout(30):
+            assert await process.wait() == 9
+        assert "/dev/pts/" in said.text
+    finally:
+        os.close(terminal)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+class Said:
+    """What came out of a terminal until now."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal, self.text = terminal, ""
+
+    async def until(self, wanted: str) -> None:
+        try:
+            async with asyncio.timeout(30):
+                while wanted not in self.text:
+                    with contextlib.suppress(BlockingIOError):
+                        self.text += os.read(self._terminal, 4096).decode(errors="replace")
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"{wanted!r} is not in {self.text!r}") from None
+
+
+async def test_ctrl_c_reaches_a_command_without_a_terminal(client: AsyncClient, job: JobView) -> None:
+    script_text = "trap 'echo stopped; exit 4' INT; echo ready; while :; do sleep 0.05; done"
+    process = await _torg_process(client, "exec", job.job_id, "--", "sh", "-c", script_text)
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        assert await process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert await process.stdout.read() == b"stopped\n"
+        assert await process.wait() == 4
+
+
+@contextlib.asynccontextmanager
+async def forwarding(
+    client: AsyncClient, job_id: str, *ports: str
+) -> AsyncIterator[tuple[int, asyncio.subprocess.Process]]:
+    """The local port of the first pair."""
+    process = await _torg_process(client, "--json", "port-forward", job_id, *ports)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            line = await process.stdout.readline()
+        yield json.loads(line)["ports"][0]["local"], process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30):
+            await process.communicate()
+
+
+async def ask(port: int, text: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(text)
+    async with asyncio.timeout(30):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_ports_are_forwarded_for_many_at_once_and_ctrl_c_ends_it(client: AsyncClient, job: JobView) -> None:
+    async with forwarding(client, job.job_id, "8888:0") as (port, process):
+        assert await asyncio.gather(*(ask(port, b"abc%d" % n) for n in range(20))) == [b"ABC%d" % n for n in range(20)]
+    assert process.returncode == 130
+    async with forwarding(client, job.job_id) as (port, _):
+        assert (port, await ask(port, b"declared")) == (8888, b"DECLARED")
+        code, _, said = await torg(client, "port-forward", job.job_id, "8888")
+        assert (code, "port_taken" in said) == (1, True)
+    async with forwarding(client, job.job_id, "9:0") as (port, _):
+        assert await ask(port, b"nobody listens") == b""
+
+
+def _commands_with(text: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if text in command and "torg" not in command:
+                found.append(command)
+    return found
+
+
+async def test_the_tunnel_comes_back_after_the_marketplace_was_killed(
+    market: SmallMarket, client: AsyncClient, job: JobView
+) -> None:
+    async with forwarding(client, job.job_id, "8888:0") as (port, _):
+        assert await ask(port, b"before") == b"BEFORE"
+        assert market.marketplace is not None
+        await market.marketplace.kill()
+        await market.start_marketplace()
+        answer = b""
+        async with asyncio.timeout(60):
+            while answer != b"AFTER":  # a connection of the old tunnel ends empty
+                answer = await ask(port, b"after")
+        assert (await client.job(job.job_id)).leases[-1].state is LeaseState.RUNNING
+
+
+async def test_nothing_is_left_when_the_job_ends(client: AsyncClient, job: JobView) -> None:
+    """The last one of the shared job."""
+    async with forwarding(client, job.job_id, "8888:0") as (port, forwarder):
+        assert await ask(port, b"x") == b"X"
+        sleeper = await _torg_process(client, "exec", job.job_id, "--", "sh", "-c", "echo $$ here; exec sleep 54321")
+        assert sleeper.stdout is not None
+        async with asyncio.timeout(60):
+            await sleeper.stdout.readline()
+            await client.cancel(job.job_id)
+            assert (await client.wait(job.job_id)).state is JobState.CANCELLED
+            _, said = await sleeper.communicate()
+            assert (sleeper.returncode in {125, 137}, said) != (False, b"")
+            assert await forwarder.wait() == 1
+            while _commands_with("54321"):  # noqa: ASYNC110 - its last process goes a moment after its last word
+                await asyncio.sleep(0.05)
+        with pytest.raises(ConnectionRefusedError):
+            await ask(port, b"x")
+        code, _, said_after = await torg(client, "exec", job.job_id, "--", "id")
+        assert (code, "job_not_running" in said_after) == (125, True)
