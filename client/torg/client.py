@@ -30,6 +30,7 @@ from torg_chain.wallet import load_keypair
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
 from torg_protocol.data import DataPage, DataView
 from torg_protocol.errors import Invalid, TorgError
+from torg_protocol.ids import AccountId
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.states import JobState
 from torg_protocol.usage import SignedReceipt
@@ -144,12 +145,20 @@ class AsyncClient:
         with _packed(file) as (spec, archive, pieces):
             if (job := await submission.already_submitted(spec, key)) is not None:
                 return job
+            if file.secrets:
+                spec = await self._with_secrets(spec, file)
             quote = await submission.quote(spec)
             if archive is not None and spec.workspace is not None:
                 await self._blobs.store(spec.workspace.digest, archive, _named(on_progress, "workspace"), pieces)
                 if quote.expires_at_ms - self._now_ms() < _REQUOTE_WHEN_LEFT_MS:
                     quote = await submission.quote(spec)
         return await submission.submit(spec, quote, key)
+
+    async def _with_secrets(self, spec: JobSpec, file: SpecFile) -> JobSpec:
+        from torg.secret_sources import seal_secrets
+
+        offers = () if spec.placement.nodes else await self.offers()
+        return seal_secrets(spec, file.secrets, offers, AccountId(str(self.keypair.pubkey())))
 
     async def resubmit(self, job_id: str, *, vault: str | None = None, idempotency_key: str | None = None) -> JobView:
         """The same spec and workspace as a new job, under a new quote. Raises what `submit` raises; Invalid `blob_missing` when the

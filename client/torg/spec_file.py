@@ -1,7 +1,7 @@
 """From what people write (job.yaml, or options of `torg run`) to the spec that is submitted.
 
-In a file, `workspace` is a directory relative to the file; on the wire it is the blob that the packed directory became. That is
-the only difference. Job files of other platforms are recognised by their content and translated (`torg.importers`).
+In a file, `workspace` is a directory relative to the file; on the wire it is the blob that the packed directory became. `secrets`
+say where each secret is; on the wire they are sealed. Those are the only differences. Job files of other platforms are recognised by their content and translated (`torg.importers`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torg.importers.translation import Translation
+from torg.secret_sources import SecretSource, sources_of
 from torg.spec_source import Source, parse_source
 from torg.workloads import names_a_workload, workload_file
 from torg_protocol.errors import Invalid
@@ -31,6 +32,7 @@ class SpecFile:
     source: Source | None = field(default=None, compare=False)
     translation: Translation | None = field(default=None, compare=False)
     allow_dropped: bool = False
+    secrets: tuple[SecretSource, ...] = ()  # where they are; read when the job is submitted
 
     def check(self) -> JobSpec:
         """Raises Invalid if anything but the workspace is wrong; the returned spec has no workspace yet."""
@@ -99,6 +101,10 @@ def spec_from_mapping(
     """`base`: what a relative workspace is relative to. `foreign_allowed`: it may be in another platform's format."""
     if foreign_allowed and (translation := _translated(raw, source)) is not None:
         return replace(spec_from_mapping(translation.spec, base=base, source=source), translation=translation)
+    if raw.get("secrets") is not None and not _is_sealed(raw["secrets"]):
+        plain = {name: value for name, value in raw.items() if name != "secrets"}
+        secrets = _secrets(raw["secrets"], base, source)
+        return replace(spec_from_mapping(plain, base=base, source=source), secrets=secrets)
     workspace = raw.get("workspace")
     if workspace is None:
         return SpecFile(raw, None, source)
@@ -110,6 +116,18 @@ def spec_from_mapping(
         problem = _workspace_problem("no such directory", str(directory), "it is relative to the job file")
         raise _located(source, problem, "workspace_not_found")
     return SpecFile(raw, directory, source)
+
+
+def _is_sealed(secrets: object) -> bool:
+    """As in a spec that was submitted before."""
+    return isinstance(secrets, dict) and isinstance(secrets.get("sealed"), str)
+
+
+def _secrets(written: object, base: Path, source: Source | None) -> tuple[SecretSource, ...]:
+    try:
+        return sources_of(written, base)
+    except Invalid as error:
+        raise error if source is None else source.explain(error) from None
 
 
 def _translated(raw: dict[str, Any], source: Source | None) -> Translation | None:

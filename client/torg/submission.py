@@ -151,7 +151,8 @@ class Submission(Books):
 
     async def _same_job(self, job_id: str, spec: JobSpec, key: str) -> JobView:
         job = await self._transport.ask(JobView, "GET", f"/v1/jobs/{job_id}")
-        if job.spec_digest != spec.digest:
+        # Sealed anew each time, secrets never look the same: what else is asked for must be.
+        if job.spec.without_secrets().digest != spec.without_secrets().digest:
             raise Conflict(
                 "this idempotency key was used for another job",
                 code="idempotency_key_reused",

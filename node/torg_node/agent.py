@@ -29,6 +29,7 @@ from torg_node.offer import make_offer
 from torg_node.proving import Proving
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
+from torg_node.steps.open_secrets import forget_secrets
 from torg_node.tunnels import Tunnels
 from torg_protocol import PROTOCOL_VERSION
 from torg_protocol.errors import TorgError
@@ -148,6 +149,7 @@ class Agent:
         """Reaps what the journal does not know as running, then goes on with what it does."""
         entries = self._journal.open_leases()
         self._node.reservations.keep_only({entry.signed.grant.lease_id for entry in entries})
+        forget_secrets(self._settings.data, frozenset(entry.signed.grant.lease_id for entry in entries))
         for name in await self._executor.reap(self._containers_of(entries)):
             log.warning("removed %s: no lease of this node knows it", name)
         for entry in entries:

@@ -15,6 +15,7 @@ from torg_node.steps import Step
 from torg_node.steps.check_grant import CheckGrant
 from torg_node.steps.collect_outputs import CollectOutputs
 from torg_node.steps.make_workspace import MakeWorkspace
+from torg_node.steps.open_secrets import OpenSecrets
 from torg_node.steps.prepare_image import PrepareImage
 from torg_node.steps.report import Report
 from torg_node.steps.reserve import Reserve
@@ -26,7 +27,7 @@ from torg_protocol.states import EndReason, LeaseState
 
 log = logging.getLogger(__name__)
 
-_BEFORE: tuple[Step, ...] = (CheckGrant(), Reserve(), PrepareImage(), MakeWorkspace())
+_BEFORE: tuple[Step, ...] = (CheckGrant(), Reserve(), PrepareImage(), MakeWorkspace(), OpenSecrets())
 _AFTER: tuple[Step, ...] = (CollectOutputs(), Report())
 STEPS: tuple[Step, ...] = (*_BEFORE, StartContainer(), Watch(), *_AFTER)
 STEPS_OF_SEVERAL_TASKS: tuple[Step, ...] = (*_BEFORE, RunTasks(), *_AFTER)

@@ -75,6 +75,11 @@ def why_not(signed: SignedGrant, facts: NodeFacts) -> Refusal | None:
             f'the job wants network "{wanted}", which this node does not lend',
         ),
         (
+            grant.spec.secrets is not None and facts.node not in grant.spec.secrets.nodes,
+            "secrets_for_others",
+            "the job's secrets are not sealed to this node",
+        ),
+        (
             facts.exposure >= facts.offer.max_unpaid,
             "exposure_limit",
             f"{facts.exposure} base units are owed to this node, which takes no more from {facts.offer.max_unpaid} on",

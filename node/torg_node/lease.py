@@ -30,6 +30,7 @@ from torg_protocol.usage import OutputFile
 
 # Where a job finds its folders inside the container; the same for every executor.
 WORK, CHECKPOINT, OUTPUT, TORG = "/work", "/checkpoint", "/output", "/torg"
+SECRETS = "/run/secrets"  # as in other platforms
 
 
 class LeaseEnded(Exception):

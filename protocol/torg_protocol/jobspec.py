@@ -27,6 +27,7 @@ from torg_protocol.network import Network
 from torg_protocol.placement import Placement
 from torg_protocol.ports import MAX_PORTS, Port, clashes
 from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, SizeBytes
+from torg_protocol.secrets import SealedSecrets
 from torg_protocol.spec_problems import BETWEEN_FIELDS, problems_of
 from torg_protocol.strict import Strict, check_env
 from torg_protocol.tasks import HOST_PYTHON, MAX_TASKS, TASK_NAME, Task, Volume, task_problems
@@ -34,7 +35,7 @@ from torg_protocol.tasks import HOST_PYTHON, MAX_TASKS, TASK_NAME, Task, Volume,
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 # Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
 # nodes understand them.
-_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes")
+_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "secrets")
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
 
@@ -129,6 +130,7 @@ class JobSpec(Strict):
     lease_grace: DurationMs = Field(default=5 * _MINUTE_MS, ge=2_000, le=_DAY_MS)  # silence after which a node is lost
     placement: Placement = Placement()
     excluded_nodes: tuple[str, ...] = Field(default=(), max_length=256)
+    secrets: SealedSecrets | None = None  # files in $TORG_SECRETS_DIR
     ports: tuple[Port, ...] = Field(default=(), max_length=MAX_PORTS)  # on which it serves
 
     @field_validator("env")
@@ -186,6 +188,9 @@ class JobSpec(Strict):
     def images(self) -> tuple[str, ...]:
         """All that its containers run, each once."""
         return tuple(dict.fromkeys(task.image or self.image for task in self.tasks)) or (self.image,)
+
+    def without_secrets(self) -> JobSpec:
+        return self.model_copy(update={"secrets": None})
 
     @model_serializer(mode="wrap")
     def _leave_out_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

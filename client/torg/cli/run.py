@@ -51,6 +51,13 @@ _JOB_FILES = (".json", ".yaml", ".yml")
 @click.option("--max-price", metavar="AMOUNT", help="Per GPU-hour.")
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="A variable for the job; may be repeated.")
 @click.option(
+    "--secret",
+    "secret_sources",
+    multiple=True,
+    metavar="NAME[=env:VAR|file:PATH]",
+    help="A file in $TORG_SECRETS_DIR, sealed to the nodes that may run the job; alone: the variable of that name.",
+)
+@click.option(
     "--keep", "outputs", multiple=True, metavar="PATH", help="A result below $TORG_OUTPUT_DIR; may be repeated."
 )
 @click.option(
@@ -138,7 +145,7 @@ def _refuse_decided(options: dict[str, Any], message: str, hint: str) -> None:
     context = click.get_current_context()
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
-        option = "--" + {"outputs": "keep"}.get(given[0], given[0]).replace("_", "-")
+        option = "--" + {"outputs": "keep", "secret_sources": "secret"}.get(given[0], given[0]).replace("_", "-")
         raise Invalid(message, code="option_conflict", field=option, value=str(options[given[0]]), hint=hint)
 
 
@@ -158,9 +165,27 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         "env": dict(_pair(item) for item in options["env"]),
         "outputs": list(options["outputs"]),
     }
+    if options["secret_sources"]:
+        spec["secrets"] = dict(_secret(item) for item in options["secret_sources"])
     if not options["no_workspace"]:
         spec["workspace"] = str(options["workspace"])
     return spec
+
+
+def _secret(item: str) -> tuple[str, dict[str, str]]:
+    name, separator, source = item.partition("=")
+    kind, colon, place = source.partition(":")
+    if not separator:
+        return name, {"env": name}
+    if kind not in {"env", "file"} or not colon or not place:
+        raise Invalid(  # what was given may be the secret itself: it is not repeated
+            "says where the secret is, not what it is",
+            code="secret_invalid",
+            field="--secret",
+            value=name,
+            hint=f"write it like --secret {name}=env:{name} or --secret {name}=file:PATH",
+        )
+    return name, {kind: place}
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from pathlib import Path
 
 import click
-from solders.keypair import Keypair
 
 from torg.cli.present import coin, coin_of
 from torg.cli.session import Session, command
@@ -19,6 +16,7 @@ from torg_chain.wallet import (
     load_keypair,
     save_keypair,
 )
+from torg_host.age import ssh_public_key
 from torg_protocol.errors import Conflict, Invalid
 from torg_protocol.money import format_amount
 
@@ -137,7 +135,7 @@ async def faucet(session: Session, amount: str) -> None:
 async def keys(session: Session) -> None:
     """Your public keys in every form that others ask for. Needs no network; shows no secret."""
     key = load_keypair(session.config.key_path)
-    forms = {"wallet": str(key.pubkey()), "ssh": ssh_public_key(key), "file": str(session.config.key_path)}
+    forms = {"wallet": str(key.pubkey()), "ssh": ssh_public_key(key.pubkey()), "file": str(session.config.key_path)}
     lines = [
         f"wallet and identity  {forms['wallet']}",
         f"ssh, and age         {forms['ssh']}",
@@ -147,10 +145,3 @@ async def keys(session: Session) -> None:
         forms["session"] = str(load_keypair(session.config.session_key_path).pubkey())
         lines.append(f"session (signs caps) {forms['session']}")
     session.show(forms, "\n".join(lines))
-
-
-def ssh_public_key(key: Keypair) -> str:
-    """The same ed25519 key as OpenSSH writes it (RFC 8709); age takes this form as a recipient too."""
-    parts = (b"ssh-ed25519", bytes(key.pubkey()))
-    blob = b"".join(struct.pack(">I", len(part)) + part for part in parts)
-    return f"ssh-ed25519 {base64.b64encode(blob).decode()}"

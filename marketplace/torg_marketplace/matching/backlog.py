@@ -17,6 +17,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
+from torg_protocol.network import egress_kind
 
 AGEING_MS = 600_000  # a bid counts once more for each such time that its job has waited
 BACKFILL = 32
@@ -137,6 +138,8 @@ def _wish(demand: Demand) -> Hashable:
         demand.gpu_milli,
         demand.client if demand.gpu_milli < WHOLE_MILLI else "",
         spec.isolation,
+        egress_kind(spec.network),
+        demand.only_on,
         spec.verify.policy,
         spec.checkpoint.enabled,
         spec.limits.max_duration,

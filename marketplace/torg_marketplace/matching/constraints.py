@@ -9,7 +9,7 @@ Isolation levels: "sandbox" (bubblewrap) is satisfied by any level, "container" 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -234,6 +234,13 @@ def _terms(demand: Demand, decimals: int) -> Iterator[Constraint]:
             lambda fleet, rows: fleet.proven_gops[rows] >= proven,
             lambda fleet, rows: str(int(fleet.proven_gops[rows].max())),
         )
+    if demand.only_on is not None:
+        yield Constraint(
+            "nodes",
+            lambda: "one of those named, or that its secrets are sealed to",
+            lambda fleet, rows: _one_of_nodes(fleet, rows, demand.only_on or ()),
+            lambda _fleet, _rows: "none of them",
+        )
     if demand.all_excluded:
         yield Constraint(
             "excluded_nodes",
@@ -244,8 +251,12 @@ def _terms(demand: Demand, decimals: int) -> Iterator[Constraint]:
 
 
 def _not_excluded(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
-    gone = [fleet.row_of[NodeId(name)] for name in demand.all_excluded if name in fleet.row_of]
-    return ~_one_of(rows, gone) if gone else np.ones(rows.size, dtype=np.bool_)
+    return ~_one_of_nodes(fleet, rows, demand.all_excluded)
+
+
+def _one_of_nodes(fleet: Fleet, rows: Rows, names: Iterable[str]) -> Mask:
+    known = [fleet.row_of[NodeId(name)] for name in names if name in fleet.row_of]
+    return _one_of(rows, known) if known else np.zeros(rows.size, dtype=np.bool_)
 
 
 def _moment(demand: Demand) -> Iterator[Constraint]:

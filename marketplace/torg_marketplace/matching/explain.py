@@ -122,6 +122,8 @@ def _hint(failures: Sequence[ConstraintFailure], *, has_nodes: bool) -> str | No
                 f"nodes work for at most {first.best_available} unpaid: lower limits.max_duration or set limits.max_cost, "
                 "or let the job write checkpoints"
             )
+        case "nodes":
+            return "no node that it may run on can take it: name others, or submit again (secrets are sealed to nodes of that moment)"
         case "excluded_nodes":
             return "only excluded nodes are left: wait for others to join"
         case "liveness" | "accepting" | "capacity":

@@ -88,6 +88,14 @@ class Demand:
         return self.excluded | frozenset(self.spec.excluded_nodes)
 
     @property
+    def only_on(self) -> frozenset[str] | None:
+        """Nodes that may have it, where the client has named them or sealed secrets to them; None: any."""
+        named, sealed = self.spec.placement.nodes, self.spec.secrets
+        if sealed is None:
+            return frozenset(named) or None
+        return frozenset(sealed.nodes) & frozenset(named or sealed.nodes)
+
+    @property
     def gpu_milli_in_all(self) -> int:
         return self.spec.resources.gpus * self.gpu_milli
 

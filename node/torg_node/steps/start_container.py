@@ -10,7 +10,8 @@ from pathlib import Path
 from torg_node.egress.process import EgressOrder, start_proxy
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import PROXY_PORT, LaunchSpec, Mount, PreparedImage, ResourceLimits
-from torg_node.lease import CHECKPOINT, OUTPUT, TORG, WORK, Lease, LeaseEnded
+from torg_node.lease import CHECKPOINT, OUTPUT, SECRETS, TORG, WORK, Lease, LeaseEnded
+from torg_node.steps.open_secrets import secrets_folder
 from torg_protocol.canonical import digest_of
 from torg_protocol.messages import Started
 from torg_protocol.network import EgressList
@@ -103,6 +104,9 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
         "TORG_JOB_ID": lease.grant.job_id,
         "TORG_ATTEMPT": str(lease.grant.attempt),
     }
+    if spec.secrets is not None:
+        env["TORG_SECRETS_DIR"] = SECRETS
+    secrets = (Mount(secrets_folder(lease), SECRETS),) if spec.secrets is not None else ()
     folders = (("work", WORK), ("checkpoint", CHECKPOINT), ("output", OUTPUT), ("torg", TORG))
     return LaunchSpec(
         name=lease.container_name,
@@ -111,7 +115,7 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
         args=spec.args,
         env=env,
         workdir=workdir_in(spec.workdir, spec.image),
-        mounts=tuple(Mount(lease.files / name, target, writable=True) for name, target in folders),
+        mounts=(*(Mount(lease.files / name, target, writable=True) for name, target in folders), *secrets),
         limits=ResourceLimits(
             memory_bytes=resources.memory,
             cpu_millis=resources.cpus,

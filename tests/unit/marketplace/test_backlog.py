@@ -15,9 +15,16 @@ NOW_MS = 10 * AGEING_MS
 
 
 def job(
-    name: str, *, bid: int = 100, waited_ms: int = 0, account: str = "", priority: int = 0, cpus: int = 1
+    name: str,
+    *,
+    bid: int = 100,
+    waited_ms: int = 0,
+    account: str = "",
+    priority: int = 0,
+    cpus: int = 1,
+    **members: object,
 ) -> Waiting:
-    spec = load_job_spec({"version": 1, "command": ["x"], "resources": {"cpus": cpus}})
+    spec = load_job_spec({"version": 1, "command": ["x"], "resources": {"cpus": cpus}, **members})
     return Waiting(name, Demand(spec), bid, NOW_MS - waited_ms, account, priority)
 
 
@@ -106,6 +113,11 @@ def test_one_that_cannot_start_blocks_nobody() -> None:
 def test_what_the_same_wish_failed_for_is_not_looked_for_again_in_the_pass() -> None:
     jobs = [job(f"{number}") for number in range(100)]
     assert pass_over(Backlog(), jobs, set()) == ["0"]
+
+
+def test_another_network_or_other_nodes_are_another_wish() -> None:
+    jobs = [job("open", bid=9, network="open"), job("named", bid=8, placement={"nodes": ["a"]}), job("plain", bid=1)]
+    assert pass_over(Backlog(), jobs, {"plain"}) == ["open", "named", "plain"]
 
 
 def test_a_pass_is_bounded_and_everybody_is_looked_for_at_last() -> None:

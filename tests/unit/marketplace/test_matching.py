@@ -193,3 +193,19 @@ def test_a_node_that_lends_no_network_is_told_apart_from_one_that_does() -> None
     found = explain([closed, listed], demand(network="open"), 6)
     assert found.in_words == "no node satisfies network: asked open; best available: allow"
     assert explain([closed], demand(network=some_names), 6).hint == "network: best available is none, you ask for allow"
+
+
+def test_a_job_whose_secrets_are_sealed_runs_on_no_other_node() -> None:
+    everybody = [node("a"), node("b"), node("c")]
+    sealed = {"names": ["TOKEN"], "nodes": ["a", "b", "gone"], "sealed": "YQ=="}
+
+    def fitting(**members: object) -> list[str]:
+        return [item.node_id for item in everybody if could_run(item, constraints(demand(**members), 6))]
+
+    assert fitting(secrets=sealed) == ["a", "b"]
+    assert fitting(placement={"nodes": ["b", "c"]}) == ["b", "c"]
+    assert fitting(secrets=sealed, placement={"nodes": ["b", "c"]}) == ["b"]
+    found = explain(everybody, demand(secrets={**sealed, "nodes": ["gone"]}), 6)
+    assert found.failures[0].constraint == "nodes"
+    assert found.hint is not None
+    assert "submit again" in found.hint

@@ -1,0 +1,129 @@
+"""A secret from its variable on the client's computer into the job, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.support.small_market import SmallMarket, run, running_market, submit
+from torg.client import AsyncClient
+from torg_node.steps.open_secrets import MEMORY
+from torg_protocol.states import EndReason, JobState
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pytest.mark.root]
+READ = """
+import os, pathlib, time
+folder = pathlib.Path(os.environ["TORG_SECRETS_DIR"])
+for path in sorted(folder.iterdir()):
+    print(path.name, len(path.read_bytes()), oct(path.stat().st_mode & 0o777))
+print("fs", os.statvfs(folder).f_flag & os.ST_RDONLY)
+print("SECRET" in os.environ)
+pathlib.Path(os.environ["TORG_OUTPUT_DIR"], "read").write_text(str(sum(path.read_bytes()[0] for path in folder.iterdir())))
+while not pathlib.Path("go").exists() and os.environ.get("WAIT"): time.sleep(0.05)
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
+    async with running_market(tmp_path_factory.mktemp("market")) as market:
+        yield market
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
+    async with market.client() as client:
+        yield client
+
+
+def places_that_hold(needle: bytes, folder: Path) -> list[str]:
+    """Files below `folder`, and processes' arguments and environments, that hold the needle. This process itself may."""
+    found = [
+        str(path) for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and holds(path, needle)
+    ]
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit() and int(directory.name) != os.getpid():
+            found += [str(directory / name) for name in ("cmdline", "environ") if holds(directory / name, needle)]
+    return found
+
+
+def holds(path: Path, needle: bytes) -> bool:
+    try:
+        return needle in path.read_bytes()
+    except OSError:
+        return False
+
+
+def kept_in_memory() -> list[Path]:
+    return [path for path in MEMORY.glob("torg-*/*") if path.is_dir()]
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    value = f"very-secret-{secrets.token_hex(16)}"
+    monkeypatch.setenv("A_TOKEN", value)
+    return value.encode()
+
+
+async def test_the_job_reads_it_and_nothing_else_holds_it_while_it_runs_or_afterwards(
+    market: SmallMarket, client: AsyncClient, secret: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "key.pem").write_bytes(b"PEM " + secret)
+    sources = {"TOKEN": {"env": "A_TOKEN"}, "key.pem": {"file": str(tmp_path / "key.pem")}}
+    before = kept_in_memory()
+    job = await submit(client, ["python", "-u", "-c", READ], secrets=sources, env={"WAIT": "1"}, outputs=["read"])
+    deadline = time.monotonic() + 60
+    while "fs" not in await client.logs(job.job_id):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+    assert places_that_hold(secret, market.folder) == []
+    (kept,) = [path for path in kept_in_memory() if path not in before]
+    assert holds(kept / "TOKEN", secret)  # where it should be, so the search above can find
+    assert kept.stat().st_uid == (kept / "TOKEN").stat().st_uid == 65534
+
+    (go,) = (market.folder / "node" / "leases").glob("*/disk/files/work")
+    (go / "go").touch()
+    job = await client.wait(job.job_id)
+    logs = await client.logs(job.job_id)
+    assert (job.state, logs.splitlines()) == (
+        JobState.SUCCEEDED,
+        [f"TOKEN {len(secret)} 0o400", f"key.pem {len(secret) + 4} 0o400", "fs 1", "False"],
+    )
+    assert places_that_hold(secret, market.folder) == []
+    while [path for path in kept_in_memory() if path not in before]:
+        assert time.monotonic() < deadline + 30
+        await asyncio.sleep(0.05)
+
+
+async def test_secrets_in_another_job_than_they_were_sealed_for_stay_closed(client: AsyncClient, secret: bytes) -> None:
+    first = await run(client, ["python", "-u", "-c", READ], secrets={"TOKEN": {"env": "A_TOKEN"}})
+    assert first.spec.secrets is not None
+    stolen = first.spec.secrets.model_dump(mode="json")
+
+    job = await run(client, ["sh", "-c", "cat /run/secrets/TOKEN"], secrets=stolen)
+
+    assert (job.state, job.reason) == (JobState.FAILED, EndReason.INPUT_INVALID)
+    assert secret.decode() not in await client.logs(job.job_id)
+
+
+async def test_the_same_key_gives_the_same_job_although_it_is_sealed_anew(client: AsyncClient, secret: bytes) -> None:
+    from torg.spec_file import spec_from_mapping
+
+    raw = {
+        "version": 1,
+        "command": ["true"],
+        "resources": {"memory": "128MiB", "disk": "32MiB"},
+        "secrets": {"TOKEN": {"env": "A_TOKEN"}},
+    }
+    file = spec_from_mapping(raw, base=client.config.home)
+    jobs = [await client.submit(file, idempotency_key="once") for _ in range(2)]
+
+    assert jobs[0].job_id == jobs[1].job_id
+    await client.wait(jobs[0].job_id)
