@@ -92,7 +92,7 @@ def main() -> int:
     quick = parser.parse_args().quick
     count, rounds = (200, 3) if quick else (1_000, 7)
     with tempfile.TemporaryDirectory(prefix="torg-ledger-") as folder:
-        url = f"sqlite+aiosqlite:///{Path(folder) / 'ledger.sqlite'}"
+        url = f"sqlite:///{Path(folder) / 'ledger.sqlite'}"
         figures = asyncio.run(measure(url, "SQLite", count=count, rounds=rounds))
     with running_postgres() as server:
         figures += asyncio.run(measure(server.new_database(), "PostgreSQL", count=count, rounds=rounds))

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from torg_marketplace.app import configure_logging, make_app, make_keys, open_edge, serve
 from torg_marketplace.flow.judge_proof import lift_ban, proofs_of, replay
 from torg_marketplace.flow.reconcile import blocked_vaults, reconcile, unblock, watch_fee_payer
@@ -58,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "proof":
             return asyncio.run(_proof(settings, arguments))
         case "serve":
-            asyncio.run(serve(settings))
+            uvloop.run(serve(settings))
             return 0
         case _:
             return asyncio.run(run_account_command(arguments, settings, _print))
@@ -153,6 +155,7 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host")
     command.add_argument("--port", type=int, help="0 takes a free one")
     command.add_argument("--public-url", help="how nodes and clients reach this, when not by host and port")
+    command.add_argument("--metrics-port", type=int, help="Prometheus metrics on 127.0.0.1; 0 takes a free port")
     command.add_argument("--name")
     command.add_argument("--heartbeat", help='how often nodes report, for example "10s"')
     command.add_argument(

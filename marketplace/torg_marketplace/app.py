@@ -34,6 +34,7 @@ from torg_marketplace.flow.liveness import on_startup
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.gateway import tunnels
 from torg_marketplace.gateway.relay import Tunnels
+from torg_marketplace.metrics import serve_metrics
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.blobs import local_blobs
 from torg_marketplace.storage.engine import create_engine, create_sessions
@@ -85,11 +86,16 @@ async def serve(settings: Settings) -> None:
         server = uvicorn.Server(_uvicorn_config(app))
         serving = asyncio.create_task(server.serve([listener]))
         working = asyncio.create_task(run_loops(edge.market))
-        ready = {
+        ready: dict[str, str | int] = {
             "url": url,
             "marketplace": edge.market.public_key,
             "operator_config": edge.market.network.operator_config,
         }
+        if settings.metrics_port is not None:
+            ready["metrics_port"], stop_metrics = serve_metrics(
+                settings.metrics_port, lambda: len(edge.hub.connected())
+            )
+            stack.callback(stop_metrics)
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers no event for it
             await asyncio.sleep(0.01)
         print(json.dumps(ready), flush=True)  # noqa: T201 - the one line that says where it listens
@@ -129,7 +135,7 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
     async with AsyncExitStack() as stack:
         chain = await stack.enter_async_context(ChainClient(settings.rpc_url))
         network = await _network(settings, chain, identity, capture_key)
-        engine = create_engine(settings.database_url or f"sqlite+aiosqlite:///{settings.data / 'marketplace.sqlite'}")
+        engine = create_engine(settings.database_url or f"sqlite:///{settings.data / 'marketplace.sqlite'}")
         stack.push_async_callback(engine.dispose)
         await upgrade(engine)
         secret = hashlib.sha256(b"torg blob urls" + bytes(identity)).digest()

@@ -16,7 +16,7 @@ __all__ = ["postgres"]
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'market.sqlite'}"
+        return f"sqlite:///{tmp_path / 'market.sqlite'}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.new_database()
 

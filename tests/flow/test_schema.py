@@ -32,7 +32,7 @@ def test_the_models_mean_something_to_postgresql_too(table: Table) -> None:
 
 
 async def test_sqlite_is_configured_for_durability(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'market.sqlite'}")
+    engine = create_engine(f"sqlite:///{tmp_path / 'market.sqlite'}")
     try:
         async with engine.connect() as connection:
             values = [

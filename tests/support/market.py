@@ -94,7 +94,7 @@ async def open_world(
     folder: Path, *, seed: int = 1, policy: MarketPolicy | None = None, database_url: str | None = None
 ) -> AsyncIterator[World]:
     """By default on SQLite in `folder`. What the database lacks of tables is made."""
-    engine = create_engine(database_url or f"sqlite+aiosqlite:///{folder / 'market.sqlite'}")
+    engine = create_engine(database_url or f"sqlite:///{folder / 'market.sqlite'}")
     try:
         async with engine.begin() as connection:
             await connection.run_sync(metadata.create_all)

@@ -30,6 +30,7 @@ class Postgres:
     programs: Path
     socket_folder: Path
     user: str
+    pid: int = 0  # of the server itself; its connections are its children
     numbers: Iterator[int] = field(default_factory=count)
 
     def url(self, database: str) -> str:
@@ -67,7 +68,7 @@ def running_postgres() -> Iterator[Postgres]:
             process = subprocess.Popen([*as_user, *server], stdout=log, stderr=log, cwd="/")
         try:
             _run([programs / "pg_isready", "-h", folder, "-t", "0"], until_s=30)
-            postgres = Postgres(programs, folder, user)
+            postgres = Postgres(programs, folder, user, process.pid)
             postgres.make_template()
             yield postgres
         finally:

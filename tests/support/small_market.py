@@ -28,6 +28,8 @@ class SmallMarket:
     usage_interval: str = "10m"
     egress: str = "none"  # of the node; with anything else it also lends this host's loopback, where tests serve
     proof_interval: str = "0s"  # of hardware: most tests want nobody to compute beside them
+    slot_ms: int = 50  # of the localnet
+    options: tuple[str, ...] = ()  # more of `torg-marketplace serve`; the last of two wins
     localnet: Running | None = None
     marketplace: Running | None = None
     node: Running | None = None
@@ -43,7 +45,7 @@ class SmallMarket:
             "--port",
             str(self.ports.get("localnet", 0)),
         ]
-        argv += ["--slot-ms", "50", "--finalize-after-slots", "3"]
+        argv += ["--slot-ms", str(self.slot_ms), "--finalize-after-slots", "3"]
         self.localnet = await start("localnet", argv, self.folder / "localnet.log")
         self.rpc_url = self.localnet.ready["rpc_url"]
         self.ports["localnet"] = int(self.rpc_url.rsplit(":", 1)[1])
@@ -58,7 +60,7 @@ class SmallMarket:
             self.rpc_url,
         ]
         argv += ["--port", str(self.ports.get("marketplace", 0)), "--heartbeat", "500ms", "--settlement-age", "1s"]
-        argv += ["--usage-interval", self.usage_interval, "--proof-interval", self.proof_interval]
+        argv += ["--usage-interval", self.usage_interval, "--proof-interval", self.proof_interval, *self.options]
         env = {"TORG_MARKETPLACE_DATABASE_URL": self.database_url} if self.database_url else {}
         self.marketplace = await start("marketplace", argv, self.folder / "marketplace.log", env=env)
         self.url = self.marketplace.ready["url"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterator
+from itertools import groupby
 from typing import assert_never
 
 from fastapi import APIRouter
@@ -14,11 +16,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from torg_marketplace.api.auth import verify_party
 from torg_marketplace.api.context import Edge, edge_of
 from torg_marketplace.api.hub import Connection
-from torg_marketplace.flow.lease_events import on_lease_event
+from torg_marketplace.flow.lease_events import on_lease_events
 from torg_marketplace.flow.nodes import on_disconnect, on_heartbeat, on_hello
 from torg_marketplace.flow.prove import on_proof_answer
 from torg_marketplace.flow.receipts import on_receipt_signed
 from torg_marketplace.flow.stream import on_log, on_progress
+from torg_marketplace.flow.unit import Market
+from torg_marketplace.stages import measured
 from torg_protocol.errors import Invalid, TorgError
 from torg_protocol.ids import NodeId
 from torg_protocol.messages import (
@@ -38,6 +42,7 @@ from torg_protocol.proofs import ProofCommitted, ProofOpened, ProofReady
 log = logging.getLogger(__name__)
 router = APIRouter()
 HELLO_WITHIN_S = 10.0
+_ARRIVED = 64  # messages that wait for being applied; more wait in the socket
 _POLICY_VIOLATION = 1008
 
 
@@ -80,16 +85,18 @@ async def _serve(edge: Edge, socket: WebSocket, connection: Connection) -> None:
         await socket.close(_POLICY_VIOLATION)
         return
     await connection.send_now(welcome)
-    reading = asyncio.create_task(_read(edge, socket, connection))
+    arrived: asyncio.Queue[str | None] = asyncio.Queue(_ARRIVED)
+    receiving = asyncio.create_task(_receive(socket, arrived))
+    reading = asyncio.create_task(_read(edge, connection, arrived))
     pumping = asyncio.create_task(connection.pump())
     replaced = asyncio.create_task(connection.replaced.wait())
     tasks = {reading, pumping, replaced}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
+        for task in (receiving, *tasks):
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+        results = await asyncio.gather(receiving, *tasks, return_exceptions=True)
     for result in results:
         if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect | RuntimeError):
             log.error("node %s: the channel broke", connection.node_id, exc_info=result)
@@ -97,20 +104,58 @@ async def _serve(edge: Edge, socket: WebSocket, connection: Connection) -> None:
         await socket.close()
 
 
-async def _read(edge: Edge, socket: WebSocket, connection: Connection) -> None:
+async def _receive(socket: WebSocket, arrived: asyncio.Queue[str | None]) -> None:
+    """None when the node has gone: what it said before is still applied."""
+    try:
+        while True:
+            await arrived.put(await socket.receive_text())
+    except (WebSocketDisconnect, RuntimeError):
+        await arrived.put(None)
+
+
+async def _read(edge: Edge, connection: Connection, arrived: asyncio.Queue[str | None]) -> None:
+    """Applies what comes, in order; events of leases that have come meanwhile together."""
     while True:
-        text = await socket.receive_text()
+        texts = [await arrived.get()]
+        while not arrived.empty():
+            texts.append(arrived.get_nowait())
+        for _, messages in groupby(_understood(connection, texts), key=lambda message: message.type):
+            together = list(messages)
+            await measured(f"channel {together[0].type}", _apply(edge, connection, together))
+        if None in texts:
+            return
+
+
+def _understood(connection: Connection, texts: list[str | None]) -> Iterator[FromNode]:
+    for text in texts:
         try:
-            await _apply(edge, connection, _parse(text))
+            if text is not None:
+                yield _parse(text)
         except TorgError as error:
             connection.put(Refused(problem=error.to_problem()))
 
 
-async def _apply(edge: Edge, connection: Connection, message: FromNode) -> None:
+async def _apply(edge: Edge, connection: Connection, messages: list[FromNode]) -> None:
+    """Messages of one type."""
     node_id, market = connection.node_id, edge.market
+    if events := [message for message in messages if isinstance(message, LeaseEvent)]:
+        try:
+            for answer in await on_lease_events(market, node_id, events):
+                connection.put(answer)
+        except TorgError as error:
+            connection.put(Refused(problem=error.to_problem()))
+        return
+    for message in messages:
+        try:
+            await _apply_one(market, node_id, message)
+        except TorgError as error:
+            connection.put(Refused(problem=error.to_problem()))
+
+
+async def _apply_one(market: Market, node_id: NodeId, message: FromNode) -> None:
     match message:
         case LeaseEvent():
-            connection.put(await on_lease_event(market, node_id, message))
+            raise TypeError("events of leases are applied together")
         case Heartbeat():
             async with market.transaction() as unit:
                 await on_heartbeat(unit, node_id, message)

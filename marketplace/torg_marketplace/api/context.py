@@ -22,6 +22,9 @@ class Edge:
     blobs: StoredBlobs
     nonces: NonceStore
     limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
+    vaults_seen_ms: dict[str, int] = field(
+        default_factory=dict
+    )  # address -> when the chain was asked, as far as known here
 
 
 def edge_of(connection: HTTPConnection) -> Edge:

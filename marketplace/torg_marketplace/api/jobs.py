@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Path, Query
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 from torg_chain.errors import ChainUnavailable
-from torg_marketplace.api.auth import DataReader, JobsReader, JobsWriter
+from torg_marketplace.api.auth import Caller, DataReader, JobsReader, JobsWriter
 from torg_marketplace.api.context import Edge, TheEdge
 from torg_marketplace.api.pages import Cursor, IfNoneMatch, Limit, Wait, answer
 from torg_marketplace.flow.cancel import cancel
@@ -21,6 +21,7 @@ from torg_marketplace.flow.receipts import receipts
 from torg_marketplace.flow.submit import submit
 from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.flow.views import JobFilter, events_after, job_log, job_view, jobs_page
+from torg_marketplace.stages import measured
 from torg_marketplace.storage.money_models import VaultRow
 from torg_protocol.api import JobPage, JobReceipts, JobView, Quote, QuoteRequest, SubmitRequest
 from torg_protocol.canonical import sha256_digest
@@ -33,6 +34,7 @@ router = APIRouter(prefix="/v1", tags=["jobs"])
 MAX_I64 = 2**63 - 1
 _COMMENT_EVERY_S = 10.0
 _VAULT_FRESH_MS = 15_000  # the watch loop looks every 5 s
+_VAULTS_KEPT = 10_000
 _LOOK_AGAIN_S = 2.0  # wakes are hints, and other processes may write
 
 JobIdPath = Annotated[str, Path(pattern=r"^job_[0-9a-z]{26}$")]
@@ -58,6 +60,10 @@ async def post_job(
     The same Idempotency-Key and body give the same job again, however often; another body under that key is 409
     `idempotency_key_reused`.
     """
+    return await measured("submit", _submit(edge, caller, body, idempotency_key))
+
+
+async def _submit(edge: Edge, caller: Caller, body: SubmitRequest, idempotency_key: str | None) -> JobView:
     await _look_at_vault(edge, await _paying_vault(edge, body))
     digest = sha256_digest(body.model_dump_json().encode())
     return await submit(edge.market, caller.account, body, idempotency_key, digest, api_key=caller.key_id)
@@ -177,9 +183,15 @@ async def _events(edge: Edge, account: AccountId, job_id: JobId, after: int, *, 
 
 async def _look_at_vault(edge: Edge, address: str) -> None:
     """Asks the chain unless somebody did within seconds: what is known is finalized, and a deposit is announced by PUT /v1/vaults."""
+    seen_at_ms = edge.vaults_seen_ms.get(address, 0)
+    if edge.market.clock.now_ms() - seen_at_ms < _VAULT_FRESH_MS:
+        return
     async with edge.market.reading() as unit:
         row = await unit.session.get(VaultRow, address)
         if row is not None and unit.now_ms - row.seen_at_ms < _VAULT_FRESH_MS:
+            if len(edge.vaults_seen_ms) > _VAULTS_KEPT:
+                edge.vaults_seen_ms.clear()
+            edge.vaults_seen_ms[address] = row.seen_at_ms
             return
     with contextlib.suppress(ChainUnavailable):  # what was seen last is good enough to decide on
         await refresh_vault(edge.market, address)

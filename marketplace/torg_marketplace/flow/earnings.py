@@ -50,17 +50,15 @@ async def earn(unit: Unit, *, record: UsageRecord, payable_now: bool) -> None:
 
 async def decide_lease(unit: Unit, *, lease_id: LeaseId, passed: bool) -> None:
     """Everything that is still pending of this lease becomes payable, or goes back to the job's hold. Safe to repeat."""
-    pending = await unit.session.scalars(
-        select(EarningRow)
-        .where(EarningRow.lease_id == lease_id, EarningRow.state == PENDING)
-        .order_by(EarningRow.sequence)
-    )
-    for earning in pending.all():
-        if passed:
+    query = select(EarningRow).where(EarningRow.lease_id == lease_id).order_by(EarningRow.sequence)
+    earned = (await unit.session.scalars(query)).all()
+    for earning in earned:
+        if earning.state == PENDING and passed:
             await _make_payable(unit, earning)
-        else:
+        elif earning.state == PENDING:
             await _refund(unit, earning)
-    await _shrink_commitment(unit, lease_id)
+    paid = sum(item.node_amount + item.fee_amount for item in earned if item.state == PAYABLE)
+    await _shrink_commitment(unit, lease_id, paid)
 
 
 async def keep_pending(unit: Unit, *, lease_id: LeaseId) -> None:
@@ -108,12 +106,11 @@ async def _refund(unit: Unit, earning: EarningRow) -> None:
     )
 
 
-async def _shrink_commitment(unit: Unit, lease_id: LeaseId) -> None:
+async def _shrink_commitment(unit: Unit, lease_id: LeaseId, total: int) -> None:
     """A decided lease needs of its range only what it earned; nothing, when it earned nothing."""
     commitment = await unit.session.get(CommitmentRow, lease_id)
     if commitment is None or commitment.decided:
         return
-    total = await _earned(unit, lease_id, (PAYABLE,))
     commitment.decided = True
     commitment.upper = commitment.lower + total
     commitment.released = total == 0

@@ -11,7 +11,7 @@ from sqlalchemy import delete
 
 from torg_marketplace.flow import earnings, vaults
 from torg_marketplace.flow.receipts import issue_receipt
-from torg_marketplace.flow.rows import leases_of_job, live_leases, node_row, spec_of
+from torg_marketplace.flow.rows import has_live_lease, leases_of_job, node_row, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import record_usage
 from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node
@@ -77,7 +77,6 @@ async def conclude(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSum
     lease.verdict = verdict.wire()
     lease.decided_at_ms = unit.now_ms
     await issue_receipt(unit, lease, job)
-    unit.wake("settle")
 
 
 async def end_queued(unit: Unit, job: JobRow, reason: EndReason, detail: str = "") -> None:
@@ -96,12 +95,11 @@ async def end_queued(unit: Unit, job: JobRow, reason: EndReason, detail: str = "
 
 async def close_if_over(unit: Unit, job: JobRow) -> None:
     """Releases the hold once the job has ended and no lease of it lives; decides what was held back until then."""
-    if job.state in OPEN_JOB_STATES or job.closed_at_ms is not None or await live_leases(unit, job_id=job.id):
+    if job.state in OPEN_JOB_STATES or job.closed_at_ms is not None or await has_live_lease(unit, job.id):
         return
     await _release_held_back(unit, job, passed=job.reason != EndReason.VERIFICATION_REJECTED)
     await vaults.close_job(unit, job_id=job.id)
     job.closed_at_ms = unit.now_ms
-    unit.wake("settle")
 
 
 def _decide(job: JobRow, reason: EndReason) -> Ending:
@@ -168,7 +166,10 @@ async def _move_on(unit: Unit, job: JobRow, decision: Ending, reason: EndReason,
 
 
 async def _release_held_back(unit: Unit, job: JobRow, *, passed: bool) -> None:
-    verdict = not_checked(spec_of(job).verify.policy)
+    policy = spec_of(job).verify.policy
+    if policy == "none":
+        return  # nothing is ever held back then
+    verdict = not_checked(policy)
     for lease in await leases_of_job(unit, job.job_id):
         if lease.decided_at_ms is None and lease.ended_at_ms is not None:
             await conclude(unit, lease, job, verdict, passed=passed)

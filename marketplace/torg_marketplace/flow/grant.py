@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import CursorResult, select, update
 
 from torg_marketplace.flow import vaults
-from torg_marketplace.flow.rows import demand_of, leases_of_job, node_snapshots, offer_of, spec_of
+from torg_marketplace.flow.rows import demand_of, leases_of_job, node_row, node_snapshots, offer_of, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.constraints import can_run, constraints
 from torg_marketplace.matching.snapshot import NodeSnapshot, units_needed
@@ -83,12 +83,11 @@ async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, Nod
     )
     if not isinstance(claimed, CursorResult) or claimed.rowcount != 1:
         raise NotGrantable("no such node", field="node_id", value=node_id)
-    node = await unit.session.get_one(NodeRow, node_id, populate_existing=True)
     snapshots = await node_snapshots(unit, only=[node_id])
     rules = constraints(demand_of(job), unit.policy.decimals)
     if not snapshots or not can_run(snapshots[0], rules):
         raise NotGrantable("the node cannot take this job any more", field="node_id", value=node_id)
-    return node, snapshots[0]
+    return await node_row(unit, node_id), snapshots[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class _Limits:
 
 
 async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
-    leases = await leases_of_job(unit, job.job_id)
+    leases = await leases_of_job(unit, job.job_id) if job.generation else ()
     amount = job.max_amount - sum(lease.amount for lease in leases)
     billed_ms = sum(lease.billed_ms for lease in leases)
     # The cap was signed to outlive this moment; a lease must not.

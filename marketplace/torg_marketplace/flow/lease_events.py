@@ -1,5 +1,6 @@
-"""Events of a lease, from the node: each applied once, in order, under the lease's fence.
+"""Events of leases, from their node: each applied once, in order, under the lease's fence.
 
+Those that come together are applied in one transaction; when one of them is refused, it starts over with each by itself.
 Delivered at least once: a sequence that was taken before is acknowledged again and changes nothing. What can never be taken
 (a record that does not add up, a move that is not legal) is refused and counts as taken, so that the node does not resend it
 for ever; what may be taken later (a blob that is not stored yet, a gap) is refused and does not count.
@@ -7,6 +8,7 @@ for ever; what may be taken later (a blob that is not stored yet, a gap) is refu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from torg_marketplace.flow.blobs import check_stored, use_blob
@@ -43,35 +45,60 @@ from torg_protocol.messages import (
 from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState
 
 
-async def on_lease_event(market: Market, node_id: NodeId, event: LeaseEvent) -> Acknowledge | Refused:
-    """The answer goes back to the node. Asks the blob store before the transaction. Raises only for what is not the node's
-    doing (MovedMeanwhile, a broken ledger): nothing is taken then, and the node says it again."""
-    missing = await _missing_blob(market, node_id, event.body)
-    async with market.transaction() as unit:
-        try:
-            lease = await _lease_of(unit, node_id, event)
-            if event.sequence <= lease.acknowledged:
-                return Acknowledge(lease_id=event.lease_id, sequence=event.sequence)
-            _check_current(lease, event)
-        except TorgError as error:
-            if error.code in {"lease_unknown", "lease_stale"}:
-                unit.send(node_id, Abandon(lease_id=event.lease_id))
-            return _refused(event, error)
-        if missing is not None:
-            return _refused(event, missing)
-        return await _take(unit, lease, event)
+class _Refusal(Exception):
+    """What an event began is undone with its transaction; that it was refused is written in another."""
+
+    def __init__(self, error: TorgError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
-async def _take(unit: Unit, lease: LeaseRow, event: LeaseEvent) -> Acknowledge | Refused:
-    refusal: TorgError | None = None
+async def on_lease_events(market: Market, node_id: NodeId, events: Sequence[LeaseEvent]) -> list[Acknowledge | Refused]:
+    """The answers, in order, go back to the node. Asks the blob store before the transaction. Raises only for what is not the
+    node's doing (MovedMeanwhile, a broken ledger): the node says again what was not answered."""
+    if len(events) == 1:
+        return [await on_lease_event(market, node_id, events[0])]
+    missing = [await _missing_blob(market, node_id, event.body) for event in events]
     try:
-        async with unit.savepoint():
+        async with market.transaction() as unit:
+            return [await _take(unit, node_id, event, lack) for event, lack in zip(events, missing, strict=True)]
+    except (_Refusal, MovedMeanwhile):
+        return [await on_lease_event(market, node_id, event) for event in events]
+
+
+async def on_lease_event(market: Market, node_id: NodeId, event: LeaseEvent) -> Acknowledge | Refused:
+    """One by itself."""
+    missing = await _missing_blob(market, node_id, event.body)
+    try:
+        async with market.transaction() as unit:
+            return await _take(unit, node_id, event, missing)
+    except _Refusal as refusal:
+        async with market.transaction() as unit:
+            return await _take(unit, node_id, event, missing, refusal.error)
+
+
+async def _take(
+    unit: Unit, node_id: NodeId, event: LeaseEvent, missing: Invalid | None, refusal: TorgError | None = None
+) -> Acknowledge | Refused:
+    """With `refusal`, the event counts as taken and changes nothing else. Raises _Refusal when it turns out to be one."""
+    try:
+        lease = await _lease_of(unit, node_id, event)
+        if event.sequence <= lease.acknowledged:
+            return Acknowledge(lease_id=event.lease_id, sequence=event.sequence)
+        _check_current(lease, event)
+    except TorgError as error:
+        if error.code in {"lease_unknown", "lease_stale"}:
+            unit.send(node_id, Abandon(lease_id=event.lease_id))
+        return _refused(event, error)
+    if missing is not None:
+        return _refused(event, missing)
+    if refusal is None:
+        try:
             await _apply(unit, lease, await job_row(unit, lease.job_id), event.body)
-    except MovedMeanwhile:
-        raise  # nothing is taken: the node says it again
-    except (Invalid, Conflict) as error:
-        refusal = error
-        await unit.session.refresh(lease)
+        except MovedMeanwhile:
+            raise  # nothing is taken: the node says it again
+        except (Invalid, Conflict) as error:
+            raise _Refusal(error) from error
     lease.acknowledged = event.sequence
     unit.session.add(
         LeaseEventRow(
@@ -171,7 +198,9 @@ def _check_unstarted(lease: LeaseRow) -> None:
 
 
 async def _lease_of(unit: Unit, node_id: NodeId, event: LeaseEvent) -> LeaseRow:
-    lease = await unit.session.get(LeaseRow, event.lease_id, with_for_update=True)
+    lease = unit.known(LeaseRow, event.lease_id)  # by an event before in this transaction
+    if lease is None:
+        lease = await unit.session.get(LeaseRow, event.lease_id, with_for_update=True)
     if lease is None or lease.node_id != node_id:
         raise NotFound("no such lease of yours", code="lease_unknown", field="lease_id", value=event.lease_id)
     return lease

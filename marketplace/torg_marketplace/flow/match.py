@@ -3,6 +3,7 @@ which node; each grant is a transaction of its own, and losing one costs a look 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable
 
 from sqlalchemy import Float, cast, func, select
@@ -13,7 +14,7 @@ from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.rows import demand_of, job_row
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.backlog import AGEING_MS, Waiting
-from torg_marketplace.matching.engine import Engine
+from torg_marketplace.matching.engine import Decision, Engine
 from torg_marketplace.matching.explain import explain
 from torg_marketplace.storage.models import JobRow
 from torg_marketplace.storage.moves import MovedMeanwhile
@@ -36,13 +37,23 @@ async def match_pending(market: Market) -> int:
     for job in backlog.turns(waiting, now_ms, running):
         chosen = engine.decide(job.demand)
         if chosen is not None:
-            granted += await _try_grant(market, job.job_id, chosen.node_id)
-            engine = await live_engine(market)  # told of what came of it
+            if await _try_grant(market, job.job_id, chosen.node_id):
+                granted += 1
+                _taken(market, engine, job, chosen)
+            else:
+                engine = await live_engine(market)  # told of what was refused
         else:
             backlog.failed(job)
             waits_for[job.wish] = _explained(market, engine, job, now_ms)
     await _note(market, {job.job_id: waits_for[job.wish] for job in waiting if job.wish in waits_for})
     return granted
+
+
+def _taken(market: Market, engine: Engine, job: Waiting, chosen: Decision) -> None:
+    """Saves this pass a look into the database; the next one reads what came of it."""
+    with contextlib.suppress(KeyError, ValueError):  # read meanwhile by somebody else, this grant included
+        engine.take(chosen.node_id, job.demand, chosen.gpus)
+    market.book.touch([chosen.node_id])
 
 
 async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:

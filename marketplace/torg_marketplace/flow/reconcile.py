@@ -70,7 +70,6 @@ async def unblock(market: Market, address: str, *, because: str) -> None:
         row = await unit.session.get_one(VaultRow, address)
         log.warning("payouts of vault %s go on, because: %s (stopped for: %s)", address, because, row.blocked)
         row.blocked = None
-        unit.wake("settle")
 
 
 async def watch_fee_payer(market: Market) -> int:
@@ -93,14 +92,11 @@ async def watch_vaults(market: Market) -> int:
         addresses = (await unit.session.scalars(select(VaultRow.address).where(VaultRow.closed.is_(False)))).all()
     for address in addresses:
         try:
-            view = await refresh_vault(market, address)
+            await refresh_vault(market, address)
         except ChainUnavailable:
             raise
         except TorgError as problem:
             log.warning("vault %s cannot be used: %s", address, problem)
-            continue
-        if view.close_at_s:
-            market.wakes.wake("settle")
     return len(addresses)
 
 

@@ -19,6 +19,9 @@ from torg_protocol.messages import Grant, SignedGrant
 from torg_protocol.offers import Offer
 from torg_protocol.states import LIVE_LEASE_STATES, Liveness, NodeState
 
+_SPECS_KEPT = 4_096
+_specs: dict[str, JobSpec] = {}  # by digest, oldest first
+
 
 async def job_of(unit: Unit, account: AccountId, job_id: JobId) -> JobRow:
     """Raises NotFound also for somebody else's job: its existence is nobody's business."""
@@ -48,13 +51,24 @@ async def live_leases(unit: Unit, *, node_id: NodeId | None = None, job_id: JobI
     return (await unit.session.scalars(query)).all()
 
 
+async def has_live_lease(unit: Unit, job_id: JobId) -> bool:
+    query = select(LeaseRow.lease_id).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.job_id == job_id).limit(1)
+    return await unit.session.scalar(query) is not None
+
+
 async def leases_of_job(unit: Unit, job_id: str) -> Sequence[LeaseRow]:
     query = select(LeaseRow).where(LeaseRow.job_id == job_id).order_by(LeaseRow.attempt)
     return (await unit.session.scalars(query)).all()
 
 
 def spec_of(job: JobRow) -> JobSpec:
-    return JobSpec.model_validate(job.spec)
+    """A spec never changes, and is asked for at every step of its job."""
+    spec = _specs.get(job.spec_digest)
+    if spec is None:
+        spec = _specs[job.spec_digest] = JobSpec.model_validate(job.spec)
+        if len(_specs) > _SPECS_KEPT:
+            del _specs[next(iter(_specs))]
+    return spec
 
 
 def grant_of(lease: LeaseRow) -> Grant:

@@ -96,7 +96,6 @@ async def bury(unit: Unit, settlement_id: str, detail: str) -> None:
         payout.settlement_id = None
     vault = await unit.session.get_one(VaultRow, row.vault)
     vault.active_settlement = None
-    unit.wake("settle")
 
 
 async def _release_commitments(unit: Unit, vault: str) -> None:

@@ -60,19 +60,20 @@ async def make_plan(unit: Unit, vault: str, *, hurry: bool, max_payees: int | No
     row = await unit.session.get_one(VaultRow, vault)
     if row.blocked is not None or row.active_settlement is not None:
         return None
-    query = select(PayoutRow).where(PayoutRow.vault == vault, PayoutRow.state == PayoutState.PENDING)
-    payouts = {item.payout_id: item for item in await unit.session.scalars(query)}
-    waiting = [Due(item.payout_id, item.payout_address, item.amount, item.created_at_ms) for item in payouts.values()]
+    sums = await _sums(unit, vault)
     due = is_due(
-        waiting,
+        sums,
         now_ms=unit.now_ms,
         max_age_ms=unit.policy.settlement_max_age_ms,
         threshold=unit.policy.settlement_threshold,
-        hurry=hurry or row.close_at_s != 0 or is_exposed(waiting, await _exposure_limits(unit, vault)),
+        hurry=hurry or row.close_at_s != 0 or is_exposed(sums, await _exposure_limits(unit, vault)),
     )
-    cap = await _best_cap(unit, vault)
-    if not due or cap is None:
+    cap = await _best_cap(unit, vault) if due else None
+    if cap is None:
         return None
+    query = select(PayoutRow).where(PayoutRow.vault == vault, PayoutRow.state == PayoutState.PENDING)
+    payouts = {item.payout_id: item for item in await unit.session.scalars(query)}
+    waiting = [Due(item.payout_id, item.payout_address, item.amount, item.created_at_ms) for item in payouts.values()]
     room = min(cap.cap - row.chain_settled, row.chain_balance)
     batch = make_batch(waiting, max_payees=max_payees or unit.policy.max_payees, at_most=room)
     if batch.amount == 0:
@@ -109,7 +110,6 @@ async def build(market: Market, plan: Plan) -> int:
         order = _order(market, signed)
         for node in sorted(signed.plan.nodes):
             unit.send(node, OrderIssued(order=order))
-        unit.wake("settle")
     return 1
 
 
@@ -132,16 +132,28 @@ async def orders_in_flight(unit: Unit, node_id: NodeId) -> list[SignedOrder]:
     return found
 
 
+async def _sums(unit: Unit, vault: str) -> list[Due]:
+    """What waits, one sum for each address: whether it is due is asked often, and of many payouts."""
+    query = (
+        select(PayoutRow.payout_address, func.sum(PayoutRow.amount), func.min(PayoutRow.created_at_ms))
+        .where(PayoutRow.vault == vault, PayoutRow.state == PayoutState.PENDING)
+        .group_by(PayoutRow.payout_address)
+    )
+    return [Due("", row[0], int(row[1]), int(row[2])) for row in (await unit.session.execute(query)).all()]
+
+
 async def _exposure_limits(unit: Unit, vault: str) -> dict[str, int]:
     """By payout address: the most that its node wants to be owed."""
-    query = (
-        select(PayoutRow.payout_address, NodeRow.offer)
+    owed = (
+        select(PayoutRow.payout_address, LeaseRow.node_id)
         .join(LeaseRow, LeaseRow.lease_id == PayoutRow.lease_id)
-        .join(NodeRow, NodeRow.node_id == LeaseRow.node_id)
         .where(
             PayoutRow.vault == vault, PayoutRow.state == PayoutState.PENDING, PayoutRow.payout_address != FEE_ADDRESS
         )
+        .distinct()
+        .subquery()
     )
+    query = select(owed.c.payout_address, NodeRow.offer).join(NodeRow, NodeRow.node_id == owed.c.node_id)
     return {address: int(offer["max_unpaid"]) for address, offer in await unit.session.execute(query)}
 
 

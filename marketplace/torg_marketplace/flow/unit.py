@@ -15,21 +15,26 @@ import contextvars
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from solders.keypair import Keypair
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm.util import identity_key
 
 from torg_marketplace.flow.book import Book
 from torg_marketplace.flow.wakes import Wakes
 from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness
 from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.engine import READ_ONLY
+from torg_marketplace.storage.events import collected, write_collected
 from torg_protocol.ids import NodeId, new_id
 from torg_protocol.messages import ToNode
 
 if TYPE_CHECKING:
     from torg_chain.network import Network
+
+R = TypeVar("R", bound=Base)
 
 _open_unit: contextvars.ContextVar[bool] = contextvars.ContextVar("torg_open_unit", default=False)
 
@@ -67,6 +72,7 @@ class Market:
             async with self.writer, self.sessions() as session, session.begin():
                 unit = Unit(session, self)
                 yield unit
+                await write_collected(session)
         await unit.deliver()
 
     @asynccontextmanager
@@ -95,6 +101,10 @@ class Unit:
     def new_id(self, prefix: str) -> str:
         return new_id(prefix, self.now_ms, self.market.random.bits(80))
 
+    def known(self, table: type[R], key: str) -> R | None:
+        """A row that this transaction has loaded before, as it stands; None asks for a look into the database."""
+        return self.session.sync_session.identity_map.get(identity_key(table, key))
+
     def send(self, node_id: NodeId, message: ToNode) -> None:
         """Sent after the commit, in order, best effort."""
         self._outbox.append((node_id, message))
@@ -111,12 +121,13 @@ class Unit:
     async def savepoint(self) -> AsyncIterator[None]:
         """On an error, what was written, queued and woken inside is undone, and the error goes on. Rows that were loaded
         before are expired then: load them again."""
-        queued, woken = len(self._outbox), set(self._wakes)
+        queued, woken, events = len(self._outbox), set(self._wakes), len(collected(self.session))
         try:
             async with self.session.begin_nested():
                 yield
         except BaseException:
             del self._outbox[queued:]
+            del collected(self.session)[events:]
             self._wakes = woken
             raise
 

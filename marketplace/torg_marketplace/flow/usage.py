@@ -55,7 +55,6 @@ async def record_usage(unit: Unit, lease: LeaseRow, job: JobRow, billing: Billin
     payable_now = spec_of(job).verify.policy == "none"
     await earnings.earn(unit, record=signed.record, payable_now=payable_now)
     unit.send(lease.node, UsageCountersigned(usage=signed))
-    unit.wake("settle")
 
 
 def meter_of(unit: Unit, lease: LeaseRow, job: JobRow) -> Meter:

@@ -115,9 +115,10 @@ async def admit(
         .values(open_maximum=VaultRow.open_maximum + max_amount)
         .execution_options(synchronize_session=False)
     )
-    await unit.session.refresh(row)
     if not isinstance(admitted, CursorResult) or admitted.rowcount != 1:
+        await unit.session.refresh(row)
         raise await _refused(unit, row, cap, max_amount)
+    unit.session.expire(row, ["open_maximum"])
     await _remember_cap(unit, cap)
     unit.session.add(HoldRow(job_id=job_id, vault=cap.vault, max_amount=max_amount))
     await unit.session.flush()
@@ -154,7 +155,6 @@ async def commit_lease(
     end = min(newest_cap or 0, row.chain_settled + row.chain_balance)
     lower = lowest_gap([(low, high) for low, high in taken], start=row.chain_settled, size=max_amount, end=end)
     if lower is None:
-        unit.wake("settle")
         raise Conflict(
             "the vault's free ranges are too small until earlier leases are settled",
             code="commitment_waits",

@@ -148,7 +148,7 @@ async def node_view(unit: Unit, node_id: NodeId) -> NodeView:
 
 
 async def view_of(unit: Unit, job: JobRow) -> JobView:
-    leases = await leases_of_job(unit, job.job_id)
+    leases = await leases_of_job(unit, job.job_id) if job.generation else ()
     closed = job.closed_at_ms is not None
     return JobView(
         job_id=job.id,

@@ -6,7 +6,7 @@ import asyncio
 
 
 class Wakes:
-    """Topics: "match", "verify", "settle" and "job:<id>"."""
+    """Topics: "match", "verify", "webhooks" and "job:<id>"."""
 
     def __init__(self) -> None:
         self._events: dict[str, asyncio.Event] = {}

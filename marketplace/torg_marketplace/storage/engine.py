@@ -7,32 +7,51 @@ to all processes of a marketplace; what reads is a read-only snapshot.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, make_url
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
+from torg_marketplace.storage import inline_sqlite
+
+_TRUSTED_FOR_S = 1.0
 READ_ONLY = "torg_read_only"  # execution option of transactions that write nothing
-BUSY_TIMEOUT_MS = 10_000
 WRITER_LOCK = int.from_bytes(
     b"torg", "big"
 )  # the advisory lock's number; other programs in the same database have others
 
 
 def create_engine(url: str) -> AsyncEngine:
-    """`url` as SQLAlchemy wants it: sqlite+aiosqlite:///path or postgresql+asyncpg://..."""
+    """`url` as SQLAlchemy wants it: sqlite:///path or postgresql+asyncpg://..."""
     if not url.startswith("sqlite"):
-        engine = create_async_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED")
+        engine = create_async_engine(url, isolation_level="READ COMMITTED")
         event.listen(engine.sync_engine, "begin", _begin_postgresql)
+        event.listen(engine.sync_engine, "checkout", _check_alive)
+        event.listen(engine.sync_engine, "checkin", _note_use)
         return engine
-    engine = create_async_engine(url)
+    engine = create_async_engine(make_url(url).set(drivername=inline_sqlite.DRIVER))
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
 
 
 def create_sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
-    return async_sessionmaker(engine, expire_on_commit=False)
+    return async_sessionmaker(engine, expire_on_commit=False, sync_session_class=KeepingSession)
+
+
+class KeepingSession(Session):
+    """Keeps the rows that it has met until it is closed: asking for one again is no question to the database. SQLAlchemy's own sessions
+    forget a row as soon as nobody else holds it."""
+
+
+@event.listens_for(KeepingSession, "loaded_as_persistent")
+@event.listens_for(KeepingSession, "pending_to_persistent")
+def _keep(session: Session, row: object) -> None:
+    session.info.setdefault("torg_kept", []).append(row)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
@@ -41,13 +60,25 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")  # a committed ledger survives a power cut
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    cursor.execute(f"PRAGMA busy_timeout={inline_sqlite.BUSY_TIMEOUT_MS}")
     cursor.close()
 
 
+def _check_alive(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """A connection that lay idle may have died with its server; one that was used a moment ago would have said so."""
+    if time.monotonic() - record.info.get("torg_used_s", 0.0) > _TRUSTED_FOR_S:
+        try:
+            connection.ping()
+        except Exception as error:
+            raise DisconnectionError("the server has gone") from error
+
+
+def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["torg_used_s"] = time.monotonic()
+
+
 def _begin_sqlite(connection: Connection) -> None:
-    read_only = connection.get_execution_options().get(READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    inline_sqlite.begin(connection, read_only=connection.get_execution_options().get(READ_ONLY, False))
 
 
 def _begin_postgresql(connection: Connection) -> None:

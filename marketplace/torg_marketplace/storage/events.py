@@ -1,15 +1,20 @@
-"""Rows of the event streams: one for each state move, and what the node tells about a running lease."""
+"""Rows of the event streams: one for each state move, and what the node tells about a running lease.
+
+Events of jobs are collected while a transaction runs and written by one statement at its end, in the order in which they happened.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow, NodeEventRow
 from torg_protocol.ids import JobId, LeaseId, NodeId
 
+_JOB_EVENTS = JobEventRow.metadata.tables[JobEventRow.__tablename__]  # the table itself: rows without objects
+_COLLECTED = "torg_events"
 EventKind = Literal["job", "lease", "task", "preparing", "progress", "checkpoint", "log", "receipt"]
 
 
@@ -22,7 +27,21 @@ def add_job_event(
     at_ms: int,
     lease_id: LeaseId | None = None,
 ) -> None:
-    session.add(JobEventRow(job_id=job_id, lease_id=lease_id, at_ms=at_ms, kind=kind, data=data))
+    collected(session).append({"job_id": job_id, "lease_id": lease_id, "at_ms": at_ms, "kind": kind, "data": data})
+
+
+def collected(session: AsyncSession) -> list[dict[str, Any]]:
+    """Events of jobs that are not written yet. Cut it back to undo some."""
+    events: list[dict[str, Any]] = session.info.setdefault(_COLLECTED, [])
+    return events
+
+
+async def write_collected(session: AsyncSession) -> None:
+    """Call before every commit, and before reading events in the transaction that adds some."""
+    if events := collected(session):
+        await session.flush()  # the jobs that they are of
+        await session.execute(insert(_JOB_EVENTS), events)
+        events.clear()
 
 
 def add_job_born(session: AsyncSession, job: JobRow, *, at_ms: int) -> None:
@@ -40,7 +59,7 @@ def add_node_event(session: AsyncSession, *, node_id: NodeId, data: dict[str, An
 
 async def prune_events(session: AsyncSession, lease_id: LeaseId, kind: EventKind, keep: int) -> None:
     """Deletes all but the newest `keep` events of one kind of a lease."""
-    await session.flush()
+    await write_collected(session)
     mine = (JobEventRow.lease_id == lease_id, JobEventRow.kind == kind)
     oldest_kept = await session.scalar(
         select(JobEventRow.id).where(*mine).order_by(JobEventRow.id.desc()).offset(keep - 1).limit(1)

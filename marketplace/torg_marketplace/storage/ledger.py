@@ -22,6 +22,8 @@ from torg_marketplace.storage.base import MAX_AMOUNT
 from torg_marketplace.storage.money_models import EntryRow, PostingRow
 from torg_protocol.errors import TorgError
 
+_POSTINGS, _ENTRIES = (row.metadata.tables[row.__tablename__] for row in (PostingRow, EntryRow))  # rows without objects
+
 
 class LedgerError(TorgError):
     """A programming error about to become a wrong balance; the transaction must roll back."""
@@ -80,7 +82,7 @@ async def post(session: AsyncSession, *, key: str, cause: str, entries: Sequence
         {"posting": key, "number": number, "account": entry.account, "amount": entry.amount}
         for number, entry in enumerate(kept)
     ]
-    await session.execute(insert(EntryRow), rows)
+    await session.execute(insert(_ENTRIES), rows)
     return True
 
 
@@ -88,9 +90,9 @@ def _insert_once(session: AsyncSession) -> postgresql.Insert | sqlite.Insert:
     """Two statements for each posting, no question before: the key's own constraint says whether it is there."""
     postgres = session.get_bind().dialect.name == "postgresql"
     return (
-        postgresql.insert(PostingRow).on_conflict_do_nothing()
+        postgresql.insert(_POSTINGS).on_conflict_do_nothing()
         if postgres
-        else sqlite.insert(PostingRow).on_conflict_do_nothing()
+        else sqlite.insert(_POSTINGS).on_conflict_do_nothing()
     )
 
 

@@ -6,10 +6,12 @@ deciders cannot both win), and leaves an event row. The row object given is up t
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CursorResult, update
+from sqlalchemy import CursorResult, inspect, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm.attributes import set_committed_value
 
 from torg_marketplace.storage.events import add_job_event, add_node_event
 from torg_marketplace.storage.models import JobRow, LeaseRow, NodeRow
@@ -94,10 +96,16 @@ async def set_liveness(session: AsyncSession, node: NodeRow, to: Liveness, *, at
 
 
 async def _write(session: AsyncSession, row: Any, is_row: Any, is_current: Any, values: dict[str, Any]) -> None:
-    await session.flush()  # an UPDATE past the session must not be overwritten by what the session still holds
-    result = await session.execute(
-        update(type(row)).where(is_row, is_current).values(**values).execution_options(synchronize_session=False)
-    )
+    """One statement: what the session still holds of this row goes with it, and what is written need not be read again."""
+    known = inspect(row)
+    if known.pending:
+        await session.flush()
+    values = {name: getattr(row, name) for name in known.committed_state} | values
+    with session.no_autoflush:
+        result = await session.execute(
+            update(type(row)).where(is_row, is_current).values(**values).execution_options(synchronize_session=False)
+        )
     if not isinstance(result, CursorResult) or result.rowcount != 1:
         raise MovedMeanwhile(f"{type(row).__name__} was moved by somebody else meanwhile", to=str(values))
-    await session.refresh(row)
+    for name, value in values.items():
+        set_committed_value(row, name, value.value if isinstance(value, StrEnum) else value)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from torg_chain.errors import ChainUnavailable
 from torg_marketplace.flow.judge_proof import judge_opened
@@ -20,6 +21,7 @@ from torg_marketplace.flow.reconcile import reconcile, watch_fee_payer, watch_va
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.verify import verify_pending
+from torg_marketplace.stages import measured
 from torg_marketplace.workers.webhooks import deliver_webhooks
 
 log = logging.getLogger(__name__)
@@ -29,18 +31,19 @@ _LONGEST_BACKOFF_S = 30.0
 @dataclass(frozen=True, slots=True)
 class Loop:
     name: str
-    work: Callable[[Market], Awaitable[object]]
+    work: Callable[[Market], Coroutine[Any, Any, object]]
     every_s: float
     topic: str | None = None
+    rest_s: float = 0.0  # after each pass: what comes meanwhile is one pass's work
 
 
 def loops(market: Market) -> list[Loop]:
     pulse_s = min(1.0, market.policy.heartbeat_ms / 1000)
     return [
-        Loop("match", match_pending, 1.0, "match"),
+        Loop("match", match_pending, 1.0, "match", rest_s=0.02),
         Loop("verify", verify_pending, 2.0, "verify"),
         Loop("sweep", sweep, pulse_s),
-        Loop("settle", _settle, 0.5, "settle"),
+        Loop("settle", _settle, 0.5),  # not woken: every receipt would, and a capture is due after minutes
         Loop("prices", publish_prices, 10.0),
         Loop("watch", watch_vaults, 5.0),
         Loop("prove", _prove, pulse_s, "proof"),
@@ -62,7 +65,7 @@ async def _run(loop: Loop, market: Market) -> None:
     while True:
         waiter = market.wakes.arm(loop.topic) if loop.topic else None
         try:
-            await loop.work(market)
+            await measured(loop.name, loop.work(market))
             failures = 0
         except ChainUnavailable as error:
             failures += 1
@@ -74,6 +77,7 @@ async def _run(loop: Loop, market: Market) -> None:
         if waiter is None or failures:
             await asyncio.sleep(pause_s)
         else:
+            await asyncio.sleep(loop.rest_s)
             await waiter.wait(pause_s)
 
 
