@@ -1,6 +1,7 @@
 """Prove: nodes are asked for proofs of their hardware at times that they cannot foretell, also while they work.
 
-A window holds all units of all connected nodes of one operator (the payout address), now and then of everybody who claims the same class:
+A window holds all units of all connected nodes of one operator (the payout address), one time in four, and after a slow answer, of everybody who claims the
+same class:
 all get ready first, then all nonces leave at once, so that no machine answers for another. The verifier's clock alone counts.
 
 open_windows -> on_ready -> (launch) -> on_committed, twice -> rows drawn -> on_opened -> flow/judge_proof.py
@@ -123,7 +124,8 @@ def _schedule_newcomers(unit: Unit, nodes: Sequence[NodeRow]) -> None:
 
 def _window_of(unit: Unit, due: NodeRow, free: Sequence[NodeRow]) -> list[NodeRow]:
     operator, gpu_class = offer_of(due).payout_address, offer_of(due).inventory.gpu_class
-    class_wide = unit.market.random.bits(16) % _ONE_IN_CLASS_WIDE == 0
+    # Who was slow once may have shared a card with somebody: the same company again, until that is settled.
+    class_wide = record_of(due).last == "slow" or unit.market.random.bits(16) % _ONE_IN_CLASS_WIDE == 0
     return [
         node
         for node in free

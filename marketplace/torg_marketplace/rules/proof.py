@@ -69,6 +69,7 @@ class ProofRecord(BaseModel):
     strikes: int = 0
     silent: int = 0  # in a row
     passed: int = 0
+    last: Result | None = None
     judged_at_ms: int = 0
     detail: str = ""
 
@@ -181,7 +182,7 @@ def remember(
     record: ProofRecord, unit: str, found: Finding, *, arithmetic: str, busy: bool, now_ms: int
 ) -> ProofRecord:
     """The record after one more proof of one of its units."""
-    changes: dict[str, object] = {"judged_at_ms": now_ms, "detail": found.detail}
+    changes: dict[str, object] = {"judged_at_ms": now_ms, "detail": found.detail, "last": found.result}
     before = record.units.get(unit, UnitRecord())
     match found.result:
         case "false":
