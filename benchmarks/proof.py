@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer runs")
     quick = parser.parse_args().quick
     if any(os.environ.get(name) != value for name, value in ONE_CORE.items()):  # libraries read it when they load
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.proof", *sys.argv[1:]], {**os.environ, **ONE_CORE})
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.proof", *sys.argv[1:]], {**os.environ, **ONE_CORE})  # noqa: S606 - this program again
     figures, path = [], ""
     for width, least in ((2048, 4.0), (4096, 10.0)):
         print(f"chain of {width} x {width}, {ROUNDS} rounds ...", flush=True)
