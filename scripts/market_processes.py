@@ -112,5 +112,5 @@ async def remove_containers(node: Path) -> None:
     state_root = node / "containers" / "sandbox"
     if state_root.exists():
         await SandboxExecutor(state_root).reap(frozenset())
-    for disk in (node / "leases").glob("*/disk"):
+    for disk in (*(node / "leases").glob("*/disk"), *(node / "rentals").glob("*/disk")):
         QuotaDisk(disk, 1).remove()

@@ -70,12 +70,14 @@ async def open_vault(
     deposit: int,
     kind: VaultKind = VaultKind.CLIENT,
     before_sending: Callable[[int, Pubkey], None] | None = None,
+    salt_age_slots: int = 0,
 ) -> tuple[int, Pubkey]:
     """Opens a vault and deposits, in one transaction; returns its salt and address once that is finalized.
 
-    `before_sending` is told both first: the place to write down where the money will be.
+    `before_sending` is told both first: the place to write down where the money will be. No vault closes before its salt is
+    SALT_WINDOW_SLOTS old: one that is to be closed soon takes a salt that has an age already, and has that much less time to land.
     """
-    salt = await chain.slot()
+    salt = max(0, await chain.slot() - salt_age_slots)
     owner = depositor.pubkey()
     vault, _ = find_vault(network.program_pubkey, owner, network.operator_pubkey, salt)
     if before_sending is not None:

@@ -24,7 +24,14 @@ _VERSION_2 = (
     "CREATE INDEX jobs_by_vault ON jobs (vault)",
     "CREATE INDEX receipts_by_job ON receipts (job_id)",
 )
-_MIGRATIONS = (_VERSION_1, _VERSION_2)
+_VERSION_3 = (
+    """CREATE TABLE rentals (
+    rental_id TEXT PRIMARY KEY, node TEXT NOT NULL, url TEXT NOT NULL, network_json TEXT NOT NULL, vault TEXT NOT NULL, salt INTEGER NOT NULL,
+    deposit INTEGER NOT NULL, terms_json TEXT, cap INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL, opened_at_ms INTEGER NOT NULL,
+    paid INTEGER)""",
+    "CREATE TABLE nodes (node TEXT PRIMARY KEY, url TEXT NOT NULL)",
+)
+_MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

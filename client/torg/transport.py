@@ -47,8 +47,11 @@ class Transport:
     provably was not sent.
     """
 
-    def __init__(self, base_url: str, keypair: Keypair | None, *, timeout_s: float = 30.0) -> None:
-        self._base_url = base_url
+    def __init__(
+        self, base_url: str, keypair: Keypair | None, *, timeout_s: float = 30.0, party: str = "marketplace"
+    ) -> None:
+        """`party`: who is there, for errors; a node that is rented directly is no marketplace."""
+        self._base_url, self._party = base_url, party
         self._keypair = keypair
         # Loading the certificates of the world takes 20 ms, which a plain http address needs not.
         encrypted = base_url.startswith("https:")
@@ -118,6 +121,12 @@ class Transport:
         if response.status_code != 200:
             _parse(response)
         return response.text
+
+    async def content(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
+        response = await self._send("GET", path, query, {}, b"", may_repeat=True)
+        if response.status_code != 200:
+            _parse(response)
+        return response.content
 
     async def events(
         self, path: str, *, last_event_id: int = 0, on_gap: Callable[[str], None] | None = None
@@ -264,12 +273,13 @@ class Transport:
             ) from error
 
     def _unreachable(self, error: Exception) -> Unavailable:
+        option = "--marketplace or TORG_MARKETPLACE" if self._party == "marketplace" else f"--{self._party}"
         return Unavailable(
-            f"cannot reach the marketplace: {str(error) or type(error).__name__}",
-            code="marketplace_unreachable",
-            field="marketplace",
+            f"cannot reach the {self._party}: {str(error) or type(error).__name__}",
+            code=f"{self._party}_unreachable",
+            field=self._party,
             value=self._base_url,
-            hint="is it running? set another one with --marketplace or TORG_MARKETPLACE",
+            hint=f"is it running? set another one with {option}",
         )
 
 

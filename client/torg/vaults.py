@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -12,13 +11,13 @@ from solders.pubkey import Pubkey
 
 from torg.config import ClientConfig, pinned
 from torg.journal import Journal, VaultEntry
+from torg.session_key import session_key
 from torg.transport import Transport
 from torg_chain import vault_operations
-from torg_chain.errors import TransactionExpired, TransactionRejected, WalletError
+from torg_chain.errors import TransactionExpired, TransactionRejected
 from torg_chain.network import Network
 from torg_chain.rpc import ChainClient
 from torg_chain.vault import SALT_WINDOW_SLOTS, VaultState
-from torg_chain.wallet import create_keypair, load_keypair
 from torg_protocol.api import MarketInfo, SettlementPage, SettlementView, VaultView
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
@@ -60,7 +59,7 @@ class Vaults:
                 value=found[0].address,
                 hint="it is yours to use now: torg vault status; run this again if you want another one besides",
             )
-        signer = self._session_key()
+        signer = session_key(self._config)
         grace = grace_s if grace_s is not None else max(market.min_vault_grace_s, _HOUR_S)
         network = _network(market)
         entries: list[VaultEntry] = []
@@ -115,7 +114,7 @@ class Vaults:
         network = _network(market)
         async with ChainClient(network.rpc_url) as chain:
             state = await chain.existing_vault(_pubkey(address))
-        signer = str(self._session_key().pubkey())
+        signer = str(session_key(self._config).pubkey())
         if state.depositor != self._keypair.pubkey():
             raise Forbidden("this vault is somebody else's", code="vault_not_yours", field="vault", value=address)
         if str(state.config) != network.operator_config:
@@ -194,7 +193,7 @@ class Vaults:
             cap=cap,
             valid_until=valid_until_s,
         )
-        signer = self._session_key()
+        signer = session_key(self._config)
         return SignedCap(
             vault=VaultAddress(entry.address),
             cap=cap,
@@ -202,13 +201,6 @@ class Vaults:
             signer=str(signer.pubkey()),
             signature=str(sign_message(signer, message)),
         )
-
-    def _session_key(self) -> Keypair:
-        path = self._config.session_key_path
-        if not path.exists():
-            with contextlib.suppress(WalletError):  # another process has just made it
-                return create_keypair(path)
-        return load_keypair(path)
 
     async def _registered(self, address: str) -> None:
         """The marketplace counts finalized deposits only, and may see them a moment later than we do."""

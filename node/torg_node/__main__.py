@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from solders.pubkey import Pubkey
 
+from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID
 from torg_chain.rpc import ChainClient
 from torg_chain.wallet import load_keypair
 from torg_node.agent import Agent
@@ -36,7 +36,7 @@ from torg_node.money import land_orders, look_at_captures
 from torg_node.proving import kept_status
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings, load_settings
-from torg_node.setup import initialise
+from torg_node.setup import DEFAULT_RENTAL_ADDRESS, initialise, market_at, market_of_chain
 from torg_node.status import read_status
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
@@ -77,9 +77,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> int:
+    market = (
+        asyncio.run(market_of_chain(arguments.rpc_url, arguments.program, arguments.mint))
+        if arguments.marketplace is None
+        else market_at(arguments.marketplace)
+    )
     settings = initialise(
         arguments.data,
-        arguments.marketplace,
+        market,
         price=arguments.price,
         payout=arguments.payout,
         slots=arguments.slots,
@@ -87,6 +92,8 @@ def _init(arguments: argparse.Namespace) -> int:
         max_unpaid=arguments.max_unpaid,
         engine_socket=arguments.engine_socket,
         egress=arguments.egress,
+        rental_address=arguments.rental_address or (None if arguments.marketplace else DEFAULT_RENTAL_ADDRESS),
+        rental_interval_s=arguments.rental_interval,
     )
     node = str(load_keypair(settings.key_path).pubkey())
     made = {"node": node, "payout_address": settings.payout_address, "data": str(settings.data)}
@@ -131,6 +138,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
             "executor": executor.name,
             "isolation": capabilities.isolation,
             "gpu_class": inventory.gpu_class,
+            "rental_address": agent.rental.address if agent.rental else None,
         }
         _print(json.dumps(ready))
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -138,13 +146,14 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
         await agent.stop_leases()
     for task in (running, stopping, connecting):
         task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
+    failed = (await asyncio.gather(running, return_exceptions=True))[0]
     await executor.close()
     await asyncio.to_thread(stop_metrics)
     sensors.close()
     reservations.close()
     journal.close()
+    if isinstance(failed, BaseExceptionGroup):
+        raise failed.exceptions[0]
     return 0
 
 
@@ -285,7 +294,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_init_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--marketplace", required=True, help="its address")
+    market = command.add_mutually_exclusive_group(required=True)
+    market.add_argument("--marketplace", help="its address")
+    market.add_argument("--rpc-url", help="no marketplace, only direct rentals: an RPC node of the chain")
+    command.add_argument("--program", default=LOCALNET_PROGRAM_ID, help="with --rpc-url: the vault program's address")
+    command.add_argument("--mint", default=LOCALNET_MINT, help="with --rpc-url: the token that is paid in")
+    command.add_argument(
+        "--rental-address",
+        help=f"host:port where clients rent this node directly; with --rpc-url {DEFAULT_RENTAL_ADDRESS} by default",
+    )
+    command.add_argument(
+        "--rental-interval", type=int, default=60, help="seconds that direct rentals are paid ahead; default 60"
+    )
     command.add_argument(
         "--price", required=True, help='tokens per GPU and hour (per slot and hour without one), for example "0.80"'
     )

@@ -27,6 +27,7 @@ from torg_node.link import Link
 from torg_node.money import FEE_FACT, accruing, closes_too_soon, exposure, land_orders, look_at_captures
 from torg_node.offer import make_offer
 from torg_node.proving import Proving
+from torg_node.rental.server import make_rental_server
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
 from torg_node.steps.open_secrets import forget_secrets
@@ -54,6 +55,7 @@ from torg_protocol.messages import (
 )
 from torg_protocol.offers import Inventory, SignedOffer
 from torg_protocol.proofs import ProofAsked, ProofChallenge, ProofJudged, ProofWanted
+from torg_protocol.rentals import RentalEnd
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import verify_receipt
 
@@ -100,11 +102,28 @@ class Agent:
             now_ms=_now_ms,
         )
         self._proving = Proving(self._offer.offer.node, inventory, journal, self._link.send)
+        self.rental = (
+            make_rental_server(
+                settings,
+                keypair,
+                executor,
+                capabilities,
+                inventory,
+                reservations,
+                self._chain,
+                lambda: self._takes_no_work,
+            )
+            if settings.rental_address is not None
+            else None
+        )
         self._leases: dict[LeaseId, tuple[Lease, asyncio.Task[None]]] = {}
         self._tunnels = Tunnels(settings.marketplace_url, keypair, executor, self._lease)
         self._heartbeat_s = 10.0
         self._heartbeats = asyncio.Event()
+        # To a marketplace; for a node without one: to whoever wants to rent it.
         self.connected = asyncio.Event()
+        if self.rental is not None and not settings.marketplace_url:
+            self.connected = self.rental.listening
         self.draining = False
         self._is_unfit = False  # every GPU is out of service
 
@@ -113,8 +132,11 @@ class Agent:
         await self._take_over()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._link.run(), name="link")
-                group.create_task(self._beat(), name="heartbeat")
+                if self._settings.marketplace_url:
+                    group.create_task(self._link.run(), name="link")
+                    group.create_task(self._beat(), name="heartbeat")
+                if self.rental is not None:
+                    group.create_task(self.rental.run(), name="rentals")
                 group.create_task(self._watch_gpus(), name="gpus")
                 group.create_task(self._resend(), name="resend")
                 group.create_task(self._watch_money(), name="money")
@@ -141,6 +163,8 @@ class Agent:
         self.draining = True
         for lease, _ in self._leases.values():
             lease.request_stop(EndReason.DRAINED, lease.stop_grace_ms)
+        if self.rental is not None:
+            await self.rental.rentals.stop_all()
         await asyncio.gather(*(task for _, task in self._leases.values()), return_exceptions=True)
 
     # --- leases -----------------------------------------------------------------------------------------------------
@@ -148,9 +172,11 @@ class Agent:
     async def _take_over(self) -> None:
         """Reaps what the journal does not know as running, then goes on with what it does."""
         entries = self._journal.open_leases()
-        self._node.reservations.keep_only({entry.signed.grant.lease_id for entry in entries})
-        forget_secrets(self._settings.data, frozenset(entry.signed.grant.lease_id for entry in entries))
-        for name in await self._executor.reap(self._containers_of(entries)):
+        held = {entry.signed.grant.lease_id for entry in entries}
+        rented, rented_containers = self.rental.rentals.held() if self.rental else (frozenset(), frozenset())
+        self._node.reservations.keep_only(held | rented)
+        forget_secrets(self._settings.data, frozenset(held))
+        for name in await self._executor.reap(self._containers_of(entries) | rented_containers):
             log.warning("removed %s: no lease of this node knows it", name)
         for entry in entries:
             self._spawn(entry.signed, entry)
@@ -313,6 +339,8 @@ class Agent:
                     if lease_id in self._leases:
                         lease = self._leases[lease_id][0]
                         lease.request_stop(EndReason.HOST_PROTECTION, lease.stop_grace_ms)
+                    elif self.rental is not None:
+                        self.rental.rentals.stop(lease_id, RentalEnd.HOST)
             cordoned = set(reservations.cordons())
             gpus = self._inventory.gpus
             self._is_unfit = bool(gpus) and all({gpu.uuid, gpu.mig_parent} & cordoned for gpu in gpus)

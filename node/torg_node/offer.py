@@ -27,7 +27,7 @@ def make_offer(
         slots=settings.slots,
         inventory=inventory,
         executor=capabilities.executor,
-        isolation=_levels(capabilities.isolation),
+        isolation=levels(capabilities.isolation),
         verified_probes=capabilities.verified,
         payout_address=settings.payout_address,
         max_unpaid=settings.max_unpaid,
@@ -47,7 +47,7 @@ def _egress(settings: Settings) -> tuple[Literal["allow", "open"], ...]:
             return ("allow", "open")
 
 
-def _levels(isolation: str) -> tuple[str, ...]:
+def levels(isolation: str) -> tuple[str, ...]:
     if isolation not in _LEVELS:
         return (isolation,)
     return _LEVELS[: _LEVELS.index(isolation) + 1]

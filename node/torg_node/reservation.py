@@ -52,6 +52,10 @@ class Reservations:
             )
             return assignment
 
+    def check_room(self, claim: Claim) -> None:
+        """Raises NoRoom when `reserve` would, now."""
+        allocate(claim, self.capacity, self._held(), node=self._node, cordoned=self._cordons())
+
     def release(self, lease_id: LeaseId) -> None:
         """Safe to repeat. Never touches another node's."""
         self._db.execute("DELETE FROM reservations WHERE lease_id = ? AND node = ?", (lease_id, self._node))

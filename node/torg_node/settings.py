@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError, model_validator
 
 from torg_chain.network import Network
 from torg_protocol.errors import Invalid
@@ -18,8 +18,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: Path
-    marketplace_url: str
-    marketplace_key: str  # pinned at init: grants by anybody else are refused
+    marketplace_url: str = ""  # empty: none; the node is only rented directly
+    marketplace_key: str = ""  # pinned at init: grants by anybody else are refused
     network: Network  # pinned at init too
     price_per_gpu_hour: int = Field(ge=0)  # base units
     payout_address: str
@@ -39,6 +39,14 @@ class Settings(BaseModel):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
     time_slices: bool = False  # whether leases of one client may share a GPU
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
+    rental_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")  # None: not rented directly
+    rental_interval_s: int = Field(default=60, ge=1, le=3600)
+
+    @model_validator(mode="after")
+    def _rentals_cost_something(self) -> Settings:
+        if self.rental_address is not None and self.price_per_gpu_hour == 0:
+            raise ValueError("rental_address needs a price_per_gpu_hour above 0: caps bound nothing that is free")
+        return self
 
     @property
     def key_path(self) -> Path:
@@ -91,6 +99,7 @@ def write_settings(settings: Settings) -> None:
     network = "\n".join(f"{name} = {_toml(value)}" for name, value in settings.network.model_dump().items())
     text = f"""\
 # A Torg node. Edit what you like; it is read at start.
+# Empty: no marketplace, the node is only rented directly.
 marketplace_url = {_toml(settings.marketplace_url)}
 # Pinned when this file was made: grants that this key did not sign are refused.
 marketplace_key = {_toml(settings.marketplace_key)}
@@ -138,11 +147,22 @@ local_images = [{", ".join(map(_toml, settings.local_images))}]
         text += f"metrics_port = {settings.metrics_port}\n"
     if settings.reservations_path is not None:
         text += f"reservations_path = {_toml(str(settings.reservations_path))}\n"
+    text += _rental_text(settings)
     if settings.engine_socket is not None:
         text += f"engine_socket = {_toml(str(settings.engine_socket))}\n"
     (settings.data / CONFIG_NAME).write_text(
         f"{text}\n# Where the money is; pinned like the key above.\n[network]\n{network}\n"
     )
+
+
+def _rental_text(settings: Settings) -> str:
+    address = "" if settings.rental_address is None else f"rental_address = {_toml(settings.rental_address)}\n"
+    return f"""\
+# Where clients reach this node to rent it directly (torg rent). On loopback they come through an SSH tunnel.
+# rental_address = "127.0.0.1:8750"
+{address}# How far ahead clients pay and this node works: what either loses when the other walks away.
+rental_interval_s = {settings.rental_interval_s}
+"""
 
 
 def _toml(value: str | int) -> str:

@@ -1,24 +1,41 @@
-"""`torg-node init`: a key, what the marketplace is, and a config file."""
+"""`torg-node init`: a key, what the marketplace is (or only the chain), and a config file."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import httpx
 from pydantic import ValidationError
+from solders.pubkey import Pubkey
 
 from torg_chain.network import Network
+from torg_chain.rpc import ChainClient
+from torg_chain.vault import MINIMUM_GRACE_S, find_config
 from torg_chain.wallet import create_keypair, load_keypair
 from torg_node.settings import CONFIG_NAME, Settings, write_settings
 from torg_protocol.api import MarketInfo
-from torg_protocol.errors import Conflict, Unavailable
+from torg_protocol.errors import Conflict, Invalid, Unavailable
 from torg_protocol.money import parse_amount
+
+DEFAULT_RENTAL_ADDRESS = "127.0.0.1:8750"
+_NOBODY = str(Pubkey.default())
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Whom the node works for. `url` and `key` are empty for direct rentals only."""
+
+    url: str
+    key: str
+    network: Network
+    min_vault_grace_s: int
 
 
 def initialise(
     data: Path,
-    marketplace_url: str,
+    market: Market,
     *,
     price: str,
     payout: str | None,
@@ -27,8 +44,10 @@ def initialise(
     max_unpaid: str,
     engine_socket: Path | None = None,
     egress: Literal["none", "allow", "open"] = "none",
+    rental_address: str | None = None,
+    rental_interval_s: int = 60,
 ) -> Settings:
-    """Makes the folder, the key (0600) and config.toml. Raises Conflict `node_exists`, Unavailable `marketplace_unreachable`."""
+    """Makes the folder, the key (0600) and config.toml. Raises Conflict `node_exists`, Invalid `config_invalid`."""
     if (data / CONFIG_NAME).exists():
         raise Conflict(
             "this folder holds a node already",
@@ -37,33 +56,44 @@ def initialise(
             value=str(data),
             hint="choose another folder",
         )
-    info = fetch_market(marketplace_url)
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     key_path = data / "node.json"
     keypair = load_keypair(key_path) if key_path.exists() else create_keypair(key_path)
-    settings = Settings(
-        data=data,
-        marketplace_url=marketplace_url.rstrip("/"),
-        marketplace_key=info.marketplace,
-        network=Network.model_validate(info.chain.model_dump()),
-        price_per_gpu_hour=parse_amount(price, info.chain.decimals, field="price"),
-        payout_address=payout or str(keypair.pubkey()),
-        max_unpaid=parse_amount(max_unpaid, info.chain.decimals, field="max_unpaid"),
-        slots=slots,
-        executor=executor,
-        engine_socket=engine_socket,
-        egress=egress,
-        min_vault_grace_s=info.min_vault_grace_s,
-    )
+    network = market.network
+    if network.operator_config == _NOBODY:
+        own, _ = find_config(network.program_pubkey, keypair.pubkey())
+        network = network.model_copy(update={"operator_config": str(own)})
+    try:
+        settings = Settings(
+            data=data,
+            marketplace_url=market.url,
+            marketplace_key=market.key,
+            network=network,
+            price_per_gpu_hour=parse_amount(price, network.decimals, field="price"),
+            payout_address=payout or str(keypair.pubkey()),
+            max_unpaid=parse_amount(max_unpaid, network.decimals, field="max_unpaid"),
+            slots=slots,
+            executor=executor,
+            engine_socket=engine_socket,
+            egress=egress,
+            min_vault_grace_s=market.min_vault_grace_s,
+            rental_address=rental_address,
+            rental_interval_s=rental_interval_s,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "rental_address"
+        raise Invalid(f"{field}: {first['msg']}", code="config_invalid", field=field) from error
     write_settings(settings)
     return settings
 
 
-def fetch_market(url: str) -> MarketInfo:
+def market_at(url: str) -> Market:
+    """Raises Unavailable `marketplace_unreachable`."""
     try:
         response = httpx.get(f"{url.rstrip('/')}/v1/market", timeout=10, trust_env=False)
         response.raise_for_status()
-        return MarketInfo.model_validate(response.json())
+        info = MarketInfo.model_validate(response.json())
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ValidationError) as error:
         raise Unavailable(
             f"no marketplace answers there: {error}",
@@ -72,3 +102,26 @@ def fetch_market(url: str) -> MarketInfo:
             value=url,
             hint="is the address right?",
         ) from error
+    network = Network.model_validate(info.chain.model_dump())
+    return Market(url.rstrip("/"), info.marketplace, network, info.min_vault_grace_s)
+
+
+async def market_of_chain(rpc_url: str, program_id: str, mint: str) -> Market:
+    """For a node that is only rented directly, and is its own operator. Raises ChainUnavailable; Invalid for the mint."""
+    for field, value in (("program", program_id), ("mint", mint)):
+        try:
+            Pubkey.from_string(value)
+        except ValueError:
+            raise Invalid(
+                "not an address: base58, 32 bytes", code="address_invalid", field=field, value=value
+            ) from None
+    async with ChainClient(rpc_url) as chain:
+        network = Network(
+            rpc_url=rpc_url,
+            genesis_hash=await chain.genesis_hash(),
+            program_id=program_id,
+            mint=mint,
+            decimals=await chain.mint_decimals(Pubkey.from_string(mint)),
+            operator_config=_NOBODY,
+        )
+    return Market("", "", network, MINIMUM_GRACE_S)

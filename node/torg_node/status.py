@@ -9,6 +9,7 @@ from typing import Any
 from torg_node.journal import Journal
 from torg_node.money import VaultDebt, debts, exposure
 from torg_node.proving import kept_status, proof_lines
+from torg_node.rental.book import RentalBook
 from torg_node.settings import Settings
 from torg_protocol.money import format_amount
 from torg_protocol.proofs import ProofStatus
@@ -21,6 +22,17 @@ class LeaseLine:
     state: str
     reason: str | None
     earned: int
+
+
+@dataclass(frozen=True, slots=True)
+class RentalLine:
+    """A direct rental. `cap`: what the client has authorised; `captured`: what the chain has paid of it."""
+
+    rental_id: str
+    state: str
+    end: str | None
+    cap: int
+    captured: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,7 @@ class NodeStatus:
     orders: int
     leases: tuple[LeaseLine, ...]
     hardware: ProofStatus | None = None  # what the marketplace established by proofs
+    rentals: tuple[RentalLine, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "hardware": self.hardware.wire() if self.hardware else None}
@@ -52,7 +65,7 @@ class NodeStatus:
         running += ", paused by its owner (torg-node resume)" if self.is_paused else ""
         lines = [
             f"node {self.node}: {running}",
-            f"  marketplace  {self.marketplace}",
+            f"  marketplace  {self.marketplace or 'none: rented directly only'}",
             (
                 f"  earned       {format_amount(self.earned_decided, decimals)} by receipts,"
                 f" {format_amount(self.earned_undecided, decimals)} waiting for a verdict"
@@ -69,6 +82,11 @@ class NodeStatus:
         lines += [
             f"  {lease.lease_id}  {lease.state}{f' ({lease.reason})' if lease.reason else ''}  {format_amount(lease.earned, decimals)}"
             for lease in self.leases
+        ]
+        lines += [
+            f"  {rental.rental_id}  {rental.state}{f' ({rental.end})' if rental.end else ''}"
+            f"  {format_amount(rental.captured, decimals)} captured of {format_amount(rental.cap, decimals)} authorised"
+            for rental in self.rentals
         ]
         return "\n".join(lines)
 
@@ -102,9 +120,18 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
                 )
                 for entry in entries
             ),
+            rentals=_rentals(settings),
         )
     finally:
         journal.close()
+
+
+def _rentals(settings: Settings) -> tuple[RentalLine, ...]:
+    book = RentalBook(settings.journal_path)
+    try:
+        return tuple(RentalLine(item.id, item.state, item.end, item.cap.cap, item.captured) for item in book.all()[:20])
+    finally:
+        book.close()
 
 
 def _live_pid(text: str | None) -> int | None:

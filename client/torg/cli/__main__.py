@@ -25,6 +25,8 @@ _SECTIONS = {
         "submit": ("jobs", "Submit a job file."),
         "run": ("run", "Run a command on the market with this directory as its workspace."),
         "retry": ("jobs", "Submit a job again, as it was."),
+        "rent": ("rent", "Rent a node directly, paid by the minute, with no marketplace."),
+        "rentals": ("rent", "Direct rentals of this computer: list, resume, close."),
     },
     "Follow it": {
         "ps": ("jobs", "List jobs."),

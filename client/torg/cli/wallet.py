@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from solders.pubkey import Pubkey
 
-from torg.cli.present import coin, coin_of
+from torg.cli.present import coin_of
 from torg.cli.session import Session, command
+from torg_chain.network import LOCALNET_MINT
 from torg_chain.wallet import (
     PHRASE_PATH,
     create_keypair,
@@ -19,6 +21,9 @@ from torg_chain.wallet import (
 from torg_host.age import ssh_public_key
 from torg_protocol.errors import Conflict, Invalid
 from torg_protocol.money import format_amount
+
+RPC_URL = click.option("--rpc-url", metavar="URL", help="Ask this RPC node of the chain, and no marketplace.")
+MINT = click.option("--mint", default=LOCALNET_MINT, show_default=True, help="With --rpc-url: the token.")
 
 
 @click.group()
@@ -73,6 +78,13 @@ async def import_(session: Session, file: Path | None, phrase: bool, derivation_
         session.hint("not the address that you know? another --derivation-path gives another one")
 
 
+def _pubkey(text: str) -> Pubkey:
+    try:
+        return Pubkey.from_string(text)
+    except ValueError:
+        raise Invalid("not an address", code="address_invalid", field="--mint", value=text, hint="base58") from None
+
+
 def _refuse_second(session: Session) -> None:
     path = session.config.key_path
     if path.exists():
@@ -86,18 +98,22 @@ def _refuse_second(session: Session) -> None:
 
 
 @wallet.command()
+@RPC_URL
+@MINT
 @command
-async def show(session: Session) -> None:
+async def show(session: Session, rpc_url: str | None, mint: str) -> None:
     """Address and balances."""
     from torg_chain.rpc import ChainClient
 
     async with session.client() as client:
-        network = await client.vaults.network()
-        async with ChainClient(network.rpc_url) as chain:
-            tokens = await chain.token_balance(client.keypair.pubkey(), network.mint_pubkey)
-            lamports = await chain.lamports(client.keypair.pubkey())
-        address = str(client.keypair.pubkey())
-    money = coin_of(network.mint, network.decimals)
+        key = client.keypair.pubkey()
+        if rpc_url is None:
+            network = await client.vaults.network()
+            rpc_url, mint = network.rpc_url, network.mint
+        async with ChainClient(rpc_url) as chain:
+            money = coin_of(mint, await chain.mint_decimals(_pubkey(mint)))
+            tokens, lamports = await chain.token_balance(key, _pubkey(mint)), await chain.lamports(key)
+        address = str(key)
     session.show(
         {"address": address, "tokens": tokens, "lamports": lamports},
         f"{address}\n  {money.text(tokens)}\n  {format_amount(lamports, 9)} SOL (for fees)",
@@ -116,16 +132,20 @@ async def address(session: Session) -> None:
 
 @wallet.command()
 @click.option("--amount", default="10", show_default=True, help="Test tokens.")
+@RPC_URL
 @command
-async def faucet(session: Session, amount: str) -> None:
+async def faucet(session: Session, amount: str, rpc_url: str | None) -> None:
     """Get test tokens and fees. Only a localnet has a faucet."""
     from torg_chain.rpc import ChainClient
 
     async with session.client() as client:
-        market = await client.market()
-        money = coin(market)
-        wanted = money.parse(amount, "amount")
-        async with ChainClient(market.chain.rpc_url) as chain:
+        mint = LOCALNET_MINT
+        if rpc_url is None:
+            network = await client.vaults.network()
+            rpc_url, mint = network.rpc_url, network.mint
+        async with ChainClient(rpc_url) as chain:
+            money = coin_of(mint, await chain.mint_decimals(_pubkey(mint)))
+            wanted = money.parse(amount, "amount")
             await chain.faucet(client.keypair.pubkey(), wanted)
     session.show({"tokens": wanted}, f"{money.text(wanted)} and fees are yours")
 

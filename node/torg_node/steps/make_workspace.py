@@ -47,7 +47,7 @@ class MakeWorkspace:
             await _bring(lease, checkpoint.blob, lease.files / "checkpoint" / checkpoint.name, limits)
             lease.stored_checkpoints.add(checkpoint.name)
             lease.node.journal.add_checkpoint(lease.id, checkpoint.name)
-        await asyncio.to_thread(_give_to_job, lease.files)
+        await asyncio.to_thread(give_to_job, lease.files)
         (lease.folder / _READY).touch()
 
     async def undo(self, lease: Lease) -> None:
@@ -81,7 +81,7 @@ async def _bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits
         archive.unlink(missing_ok=True)
 
 
-def _give_to_job(root: Path) -> None:
+def give_to_job(root: Path) -> None:
     """The job's user owns what it may write. Without root the agent's own user runs the job already."""
     if os.geteuid() != 0:
         return
