@@ -15,7 +15,7 @@ EXECUTOR ?= auto
 DEMO_ARGS ?=
 ARGS ?=
 
-.PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench nightly mutations corpora lock clean
+.PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench nightly mutations corpora corpora-run lock clean
 
 setup:
 	@scripts/setup.sh "$(PYTHON)" "$(VENV)" run
@@ -63,6 +63,10 @@ nightly: setup-test mutations
 # Public job files of other platforms, which are not part of this repository: how much of them is taken over.  (TORG_CORPORA=DIR)
 corpora: setup-test
 	@$(BIN)/python -m scripts.corpora
+
+# Of these, those that need only a base image, really run: a market and a container engine, so as root.
+corpora-run: setup-test
+	@$(BIN)/python -m tests.e2e.run_corpora
 
 mutations: setup-test
 	@$(BIN)/python -m tests.simulation.mutate

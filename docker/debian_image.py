@@ -67,6 +67,8 @@ RECIPES = {
         (*_SHELL, "nginx", "nginx-common", "libssl3", "zlib1g"),
         (
             *_SH,
+            Folder("run", 0o1777),  # any user's, like a job's: a volume keeps the rights of the folder below it
+            Folder("var/lib/nginx", 0o1777),
             Link("etc/nginx/sites-enabled/default", "/etc/nginx/sites-available/default"),
             Link("var/www/html/index.html", "/usr/share/nginx/html/index.html"),
             Link("var/log/nginx/access.log", "/dev/stdout"),
@@ -85,7 +87,7 @@ def debian_image(name: str, tag: str | None = None) -> ImageArchive:
     entries: dict[str, Entry] = {
         entry.path: entry for link in _MERGED for entry in (Folder(f"usr/{link}"), Link(link, f"usr/{link}"))
     }
-    entries |= {path: Folder(path) for path in ("dev", "proc", "sys", "root", "run", "work", "var/lib/nginx")}
+    entries |= {path: Folder(path) for path in ("dev", "proc", "sys", "root", "run", "work")}
     entries |= {path: Folder(path, 0o1777) for path in ("tmp", "var/tmp")}
     for package in fetched(recipe.packages):
         entries |= {entry.path: entry for entry in unpacked(package)}
@@ -94,13 +96,20 @@ def debian_image(name: str, tag: str | None = None) -> ImageArchive:
     return image_archive(tag or f"{name}:latest", with_folders(entries), config)
 
 
+_fetched: dict[str, bytes] = {}  # images share packages, and apt is slow to begin
+
+
 def fetched(packages: Sequence[str]) -> list[bytes]:
     """The packages' files, as Debian's archive has them."""
-    with tempfile.TemporaryDirectory(prefix="torg-packages-") as folder:
-        Path(folder).chmod(0o777)  # apt fetches as a user of its own  # a new folder of ours, gone after this
-        run = ["apt-get", "download", "-qq", *packages]
-        subprocess.run(run, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=300)
-        return [path.read_bytes() for path in sorted(Path(folder).glob("*.deb"))]
+    missing = [name for name in packages if name not in _fetched]
+    if missing:
+        with tempfile.TemporaryDirectory(prefix="torg-packages-") as folder:
+            Path(folder).chmod(0o777)  # apt fetches as a user of its own; a new folder of ours, gone after this
+            run = ["apt-get", "download", "-qq", *missing]
+            subprocess.run(run, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=300)
+            for path in Path(folder).glob("*.deb"):
+                _fetched[path.name.partition("_")[0]] = path.read_bytes()
+    return [_fetched[name] for name in packages]
 
 
 def unpacked(package: bytes) -> list[Entry]:

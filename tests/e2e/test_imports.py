@@ -5,45 +5,31 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from scripts.market_processes import call, script
-from tests.support.debian_images import load_debian_images
+from tests.support.docker_market import DockerMarket, answer, load_debian_images
 from tests.support.engine import engine_socket
-from tests.support.small_market import SmallMarket, running_market
+from tests.support.small_market import running_market
 from torg.client import AsyncClient
 from torg.spec_file import read_spec_file
 from torg_protocol.api import JobView
 from torg_protocol.states import JobState
+from torg_protocol.tasks import TaskState
 
 __all__ = ["engine_socket"]
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.engine, pytest.mark.root, pytest.mark.slow]
 IMAGES = ("ubuntu", "nginx")
 
 
-class DockerMarket(SmallMarket):
-    engine: Path
-
-    async def start_node(self, env: Any = None) -> None:
-        data = self.folder / "node"
-        init = ["init", "--data", str(data), "--marketplace", self.url, "--price", "1.00", "--max-unpaid", "10"]
-        init += ["--executor", "docker", "--engine-socket", str(self.engine), "--yes", "--json"]
-        await call([script("torg-node"), *init])
-        config = (data / "config.toml").read_text()
-        listed = ", ".join(f'"{name}:latest"' for name in IMAGES)
-        (data / "config.toml").write_text(re.sub(r"(?m)^local_images = .*$", f"local_images = [{listed}]", config))
-        await super().start_node(env)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(engine_socket: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
     await load_debian_images(engine_socket, IMAGES)
-    market = DockerMarket(tmp_path_factory.mktemp("market"))
-    market.engine = engine_socket
+    market = DockerMarket(tmp_path_factory.mktemp("market"), engine=engine_socket, images=IMAGES)
     async with running_market(market.folder, market=market), market.client() as client:
         yield client
 
@@ -76,3 +62,58 @@ async def test_a_text_runs_in_a_shell_with_the_variables_of_global(client: Async
 
     assert (job.state, job.leases[0].exit_code) == (JobState.FAILED, 3)
     assert await client.logs(job.job_id) == "hello market from /usr\n"
+
+
+async def test_operations_run_one_after_the_other_and_share_a_volume(client: AsyncClient, tmp_path: Path) -> None:
+    volume = {"type": "container/create-volume", "id": "make", "args": {"name": "shared"}}
+    mounts = [{"name": "shared", "dest": "/shared"}]
+    write = operation("write", cmd="echo kept > /shared/note", volumes=mounts)
+    read = operation("read", cmd="test $(cat /shared/note) = kept", volumes=mounts)
+
+    job = await client.wait((await submitted(client, tmp_path, volume, write, read)).job_id)
+
+    assert job.state is JobState.SUCCEEDED, job
+    assert [(task.task, task.state) for task in job.leases[0].tasks] == [
+        ("write", TaskState.SUCCEEDED),
+        ("read", TaskState.SUCCEEDED),
+    ]
+
+
+async def test_nginx_serves_and_passes_its_health_check(client: AsyncClient, tmp_path: Path) -> None:
+    check = {"type": "http", "path": "/", "method": "GET", "expected_status": 200, "continuous": True}
+    serve = operation("nginx", "nginx", cmd=[], expose=[{"port": 80, "health_checks": [check]}])
+
+    job = await submitted(client, tmp_path, serve)
+    (port,) = job.spec.ports
+    head = await answer(client, job.job_id, port)
+    await client.cancel(job.job_id)
+    await client.wait(job.job_id)
+
+    assert (port.port, port.health.http, port.health.expect_status) == (80, "/", 200)
+    assert re.match(r"HTTP/1\.1 200 OK\r\n", head)
+    assert "Server: nginx/1." in head
+
+
+async def test_a_compose_file_runs_its_services_in_the_order_of_their_dependencies(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    (tmp_path / "docker-compose.yml").write_text("""
+services:
+  check:
+    image: ubuntu
+    command: grep -q made /data/file
+    volumes: ["data:/data"]
+    depends_on: {make: {condition: service_completed_successfully}}
+  make:
+    image: ubuntu
+    command: bash -c 'echo made > /data/file'
+    volumes: ["data:/data"]
+volumes: {data: {}}
+""")
+    spec_file = replace(
+        read_spec_file(tmp_path / "docker-compose.yml"), allow_dropped=True
+    )  # no network between services
+
+    job = await client.wait((await client.submit(spec_file)).job_id)
+
+    assert job.state is JobState.SUCCEEDED, job

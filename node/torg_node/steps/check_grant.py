@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 
 from torg_chain.errors import ChainUnavailable
@@ -15,6 +16,7 @@ from torg_protocol.messages import Accepted, SignedGrant
 from torg_protocol.states import LeaseState
 
 _DISK_RESERVE_BYTES = 512 << 20  # the host keeps this much, whatever a job asks for
+_LEAVING_WITHIN_S, _LOOK_AGAIN_S = 20.0, 0.1
 
 
 class CheckGrant:
@@ -46,15 +48,34 @@ class CheckGrant:
             raise Declined(f"this host's disk is nearly full: {free} bytes free", "disk_full")
         if (reason := await _vault_reason(lease, facts)) is not None:
             raise Declined(reason.detail, reason.code)
-        try:
-            node.reservations.reserve(lease.id, lease.claim)
-        except NoRoom as error:
-            raise Declined(str(error), "no_room") from error
+        await _reserve(lease)
         await lease.say(Accepted())
         lease.set_state(LeaseState.PREPARING)
 
     async def undo(self, lease: Lease) -> None:
         """An answer that was given stays given."""
+
+
+async def _reserve(lease: Lease) -> None:
+    """The marketplace counts a lease's room as free once it has reported; here its container may still be on its way out. A grant that
+    comes meanwhile waits for that: to decline it would keep its job from this node for good."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _LEAVING_WITHIN_S
+    while True:
+        try:
+            lease.node.reservations.reserve(lease.id, lease.claim)
+        except NoRoom as error:
+            if loop.time() > until or not _somebody_leaves(lease):
+                raise Declined(str(error), "no_room") from error
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        else:
+            return
+
+
+def _somebody_leaves(lease: Lease) -> bool:
+    journal = lease.node.journal
+    others = (entry.signed.grant.lease_id for entry in journal.open_leases())
+    return any(journal.has_said(other, ["reported", "released"]) for other in others if other != lease.id)
 
 
 def _running(lease: Lease) -> list[SignedGrant]:
