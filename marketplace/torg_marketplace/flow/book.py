@@ -40,6 +40,7 @@ class Book:
         self.history: History | None = None  # what leases did lately
         self.checked_at_ms = self.history_at_ms = 0
         self.loading = asyncio.Lock()
+        self.compiling: asyncio.Task[bool] | None = None  # of the search, for a large fleet
         self._known: dict[NodeId, Fingerprint] = {}
         self._touched: set[NodeId] = set()
 

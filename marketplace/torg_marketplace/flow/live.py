@@ -7,11 +7,14 @@ grant that is refused: `grant` looks at fresh rows.
 
 from __future__ import annotations
 
+import asyncio
+
 from sqlalchemy import func, select
 
 from torg_marketplace.flow.book import Book, Fingerprint
 from torg_marketplace.flow.rows import demand_of, is_registered, node_snapshots
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.matching import kernel
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_marketplace.storage.models import JobRow, LeaseRow, NodeRow
@@ -51,6 +54,8 @@ async def _build(market: Market, book: Book, now_ms: int) -> Engine:
         newest = select(JobRow).where(JobRow.generation > 0).order_by(JobRow.job_id.desc()).limit(_MIX_FROM_JOBS)
         for job in reversed((await unit.session.scalars(newest)).all()):
             engine.observe(demand_of(job))
+    if len(engine.fleet) >= engine.compiled_from:
+        book.compiling = asyncio.create_task(asyncio.to_thread(kernel.compile_now))  # until it is done, columns do
     book.engine, book.checked_at_ms = engine, now_ms
     return engine
 

@@ -211,7 +211,7 @@ def _terms(demand: Demand, decimals: int) -> Iterator[Constraint]:
             lambda fleet, rows: format_amount(int(fleet.price[rows].min()), decimals),
             in_search=True,
         )
-    if _is_paid_at_the_end(demand):
+    if is_paid_at_the_end(demand):
         yield Constraint(
             "max_unpaid",
             lambda: "a node that works unpaid until the end",
@@ -299,7 +299,7 @@ def _is_busy(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
     return np.asarray(room_when_empty & ~has_room(fleet, rows, demand))
 
 
-def _is_paid_at_the_end(demand: Demand) -> bool:
+def is_paid_at_the_end(demand: Demand) -> bool:
     """Without checkpoints interval records stay empty until the end; with a metric nothing is paid before the verdict."""
     return demand.spec.verify.policy == "metric" or not demand.spec.checkpoint.enabled
 

@@ -11,17 +11,19 @@ on and stops when no dearer one can win. It is told of every change (`put`, `tak
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from torg_marketplace.matching.constraints import has_room, passing, search_constraints
+from torg_marketplace.matching import kernel
+from torg_marketplace.matching.compiled import CompiledSearch, asked_of, knows
+from torg_marketplace.matching.constraints import Constraint, has_room, passing, search_constraints
 from torg_marketplace.matching.contest import Contest, Entries, Score
 from torg_marketplace.matching.fleet import Fleet, Rows
 from torg_marketplace.matching.mix import DemandMix
-from torg_marketplace.matching.order import PriceOrders
-from torg_marketplace.matching.packing import Floats, Packing, outlook
+from torg_marketplace.matching.order import PriceOrder, PriceOrders
+from torg_marketplace.matching.packing import REACH_SHARE, Floats, Packing, outlook
 from torg_marketplace.matching.scarcity import nothing_scarce, scarcity
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_protocol.ids import NodeId
@@ -44,12 +46,15 @@ class Decision:
 
 
 class Engine:
+    compiled_from = 2_000  # nodes; the compiled search (see `kernel`) is worth its loading only for large fleets
+
     def __init__(self, decimals: int, nodes: Iterable[NodeSnapshot] = (), mix: DemandMix | None = None) -> None:
         self.fleet = Fleet()
         self.mix = mix if mix is not None else DemandMix()
         self._decimals = decimals
         self._orders = PriceOrders(self.fleet)
-        self._packing: Packing | None = None
+        self._packing = Packing(self.fleet, outlook(self.mix, self.fleet))
+        self._compiled: CompiledSearch | None = None
         self._outlook_until = 0
         self._scarcity = nothing_scarce()
         self._changes = self._priced_at = 0
@@ -90,27 +95,27 @@ class Engine:
     def decide(self, demand: Demand) -> Decision | None:
         """The best of the nodes that can start it now; None when there is none. Changes nothing: `take` does."""
         self._look_ahead()
-        contest = self._search(demand)
-        ranked = contest.best_two()
+        rules = search_constraints(demand, self._decimals)
+        compiled = kernel.scan if len(self.fleet) >= self.compiled_from and knows(rules) else None
+        ranked = self._search(demand, rules).best_two() if compiled is None else self._search_compiled(compiled, demand)
         if not ranked:
             return None
         row, score = ranked[0]
         return Decision(
             node_id=self.fleet.node_id(row),
-            gpus=self._pack().best_gpus(row, demand) if demand.spec.resources.gpus else (),
+            gpus=self._packing.best_gpus(row, demand) if demand.spec.resources.gpus else (),
             score=score,
             runner_up=(self.fleet.node_id(ranked[1][0]), ranked[1][1]) if len(ranked) > 1 else None,
         )
 
-    def _search(self, demand: Demand) -> Contest:
+    def _search(self, demand: Demand, rules: Sequence[Constraint]) -> Contest:
         """At most CANDIDATES with room are looked at per class."""
         rules = search_constraints(demand, self._decimals)
         contest = Contest(self.fleet)
         for order in self._orders.for_demand(demand):
             if order.cheapest > contest.least:
                 break
-            worth = self._scarcity.of(order.code, demand)
-            scarce, looked_at = 1 + SCARCITY_WEIGHT * worth / (1 + worth), 0
+            scarce, looked_at = self._scarce(order, demand), 0
             for batch, cheapest in order.with_room(demand):
                 if looked_at >= CANDIDATES or cheapest * scarce > contest.least:
                     break
@@ -119,6 +124,37 @@ class Engine:
                     looked_at += fit.size
                     self._score(contest, fit, demand, scarce)
         return contest
+
+    def _search_compiled(self, scan: kernel.Scan, demand: Demand) -> list[tuple[int, Score]]:
+        """The best two, as `_search` finds them."""
+        if self._compiled is None:
+            self._compiled = CompiledSearch(self.fleet, self._packing.expected)
+        told, asked = self._compiled, asked_of(demand, self.fleet)
+        podium, columns = told.podium, told.columns()
+        podium[:] = kernel.NOBODY
+        remembered = self._packing.remembered(demand)
+        for order in self._orders.for_demand(demand):
+            if order.cheapest > podium[0, kernel.TOTAL]:
+                break
+            scarce = self._scarce(order, demand)
+            weights = kernel.Weights(PACKING_WEIGHT, LOCALITY_WEIGHT, REACH_SHARE, scarce, CANDIDATES)
+            scan(columns, order.columns(demand), asked, told.expected(order.code), remembered, weights, podium)
+        return [(int(row), self._score_of(int(row), line)) for row, *line in podium.tolist() if row >= 0]
+
+    def _score_of(self, row: int, line: Sequence[float]) -> Score:
+        total, _, packing, local, scarce = line
+        return Score(
+            price=int(self.fleet.price[row]),
+            packing=packing,
+            scarcity=scarce,
+            locality=local,
+            reliability=max(int(self.fleet.reputation[row]), 1) / 1000,
+            total=total,
+        )
+
+    def _scarce(self, order: PriceOrder, demand: Demand) -> float:
+        worth = self._scarcity.of(order.code, demand)
+        return 1 + SCARCITY_WEIGHT * worth / (1 + worth)
 
     def _score(self, contest: Contest, rows: Rows, demand: Demand, scarce: float) -> None:
         """Packing is the dearest to work out and its factor is bounded: it is left out of rows that lose without it."""
@@ -131,7 +167,7 @@ class Engine:
         kept = (total <= min(total.min().item() * (1 + PACKING_WEIGHT), contest.least)).nonzero()[0]
         if not kept.size:
             return
-        lost = self._pack().consumption(rows[kept], demand)
+        lost = self._packing.consumption(rows[kept], demand)
         packing = 1 + PACKING_WEIGHT * lost / (1 + lost)
         contest.enter(
             Entries(
@@ -157,15 +193,10 @@ class Engine:
                 missing -= (self.fleet.warm[rows] == code).any(axis=1) / len(wanted)
         return missing
 
-    def _pack(self) -> Packing:
-        if self._packing is None:
-            self._packing = Packing(self.fleet, outlook(self.mix, self.fleet))
-        return self._packing
-
     def _look_ahead(self) -> None:
         """Now and then what is expected is worked out again; in between it stands still, so that work on it is kept."""
         if self.mix.seen >= self._outlook_until:
-            self._packing = None
+            self._packing, self._compiled = Packing(self.fleet, outlook(self.mix, self.fleet)), None
             self._outlook_until = int(self.mix.seen + min(20 + (_OUTLOOK_GROWS - 1) * self.mix.seen, 2_048))
         if self._priced_at == 0 or self._changes - self._priced_at >= max(_PRICES_LAST, len(self.fleet) // 20):
             self._scarcity = scarcity(self.mix, self.fleet)

@@ -27,6 +27,21 @@ MOST = 2**62  # larger amounts and times are as good as this
 ISOLATION_LEVELS = ("sandbox", "container", "gvisor")
 WARM_ITEMS = 16  # images and blobs remembered per node; of more, those whose names sort first
 
+NUMBERS = (
+    "price",
+    "tie",
+    "cpu_free",
+    "memory_free",
+    "disk_free",
+    "isolation",
+    "region",
+    "reputation",
+    "unpaid_gpu_ms",
+    "max_unpaid",
+    "egress",
+    "proven_gops",
+)
+
 
 class Fleet:
     def __init__(self, nodes: Iterable[NodeSnapshot] = ()) -> None:
@@ -36,6 +51,7 @@ class Fleet:
         self.class_names: dict[int, str] = {}
         self._vacant: list[int] = []
         self._in_order: Rows | None = None  # until a node joins or goes
+        self._largest: Ints | None = None  # until any offer changes
         self._allocate(rows=16, width=1)
         for node in nodes:
             self.put(node)
@@ -48,6 +64,17 @@ class Fleet:
         if self._in_order is None:
             self._in_order = np.array([self.row_of[node_id] for node_id in sorted(self.row_of)], dtype=np.intp)
         return self._in_order
+
+    def largest(self) -> Ints:
+        """[class code, (GPUs, CPU, memory, memory of a GPU, compute capability)]: the most that a node of the class has."""
+        if self._largest is None:
+            rows = np.flatnonzero(self.present)
+            found = np.zeros((len(self.codes), 5), dtype=np.int64)
+            columns = (self.gpus_total, self.cpu_total, self.memory_total, self.vram[:, 0], self.capability[:, 0])
+            for number, column in enumerate(columns):
+                np.maximum.at(found[:, number], self.gpu_class[rows], column[rows])
+            self._largest = found
+        return self._largest
 
     def code(self, word: str) -> int:
         return self.codes.setdefault(word, len(self.codes))
@@ -62,11 +89,12 @@ class Fleet:
         self._write_offer(row, node.offer)
         self._write_use(row, node)
         self.version[row] += 1
+        self._largest = None
         return row
 
     def remove(self, node_id: NodeId) -> None:
         row = self.row_of.pop(node_id)
-        self._in_order = None
+        self._in_order = self._largest = None
         self.ids[row] = None
         self.present[row] = False
         self.version[row] += 1
@@ -191,26 +219,32 @@ class Fleet:
         self.present: Mask = np.zeros(rows, dtype=np.bool_)
         self.live: Mask = np.zeros(rows, dtype=np.bool_)
         self.accepting: Mask = np.zeros(rows, dtype=np.bool_)
-        self.tie, self.version = column(), column(np.int32)
-        self.gpu_class, self.region, self.isolation = column(np.int32), column(np.int32), column(np.int16)
-        self.egress = column(np.int16)
-        self.price, self.max_unpaid, self.unpaid_gpu_ms = column(), column(), column()
-        self.reputation, self.proven_gops = column(np.int16), column()
+        self.numbers = column(np.int64, len(NUMBERS))
+        self._view()
+        self.version = column(np.int32)
+        self.gpu_class = column(np.int32)
         self.cpu_total, self.memory_total, self.disk_total = column(), column(), column()
-        self.cpu_free, self.memory_free, self.disk_free = column(), column(), column()
         self.slots_total, self.slots_free = column(np.int16), column(np.int16)
         self.gpus_total, self.gpus_whole, self.gpu_most_free = column(np.int16), column(np.int16), column(np.int16)
         self.gpu_free, self.gpu_owner = column(np.int16, width), column(np.int32, width)
         self.vram, self.capability = column(np.int64, width), column(np.int32, width)
         self.warm = column(np.int32, WARM_ITEMS)
 
+    def _view(self) -> None:
+        """These columns lie side by side, row by row: who looks at one of a row is likely to look at the others."""
+        views = (self.numbers[:, place] for place in range(len(NUMBERS)))
+        self.price, self.tie, self.cpu_free, self.memory_free, self.disk_free, *rest = views
+        self.isolation, self.region, self.reputation, self.unpaid_gpu_ms, self.max_unpaid, *rest = rest
+        self.egress, self.proven_gops = rest
+
     def _columns(self) -> list[str]:
-        return [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+        return [name for name, value in vars(self).items() if isinstance(value, np.ndarray) and name not in NUMBERS]
 
     def _grow(self) -> None:
         for name in self._columns():
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+        self._view()
 
     def _widen(self, width: int) -> None:
         for name in ("gpu_free", "gpu_owner", "vram", "capability"):

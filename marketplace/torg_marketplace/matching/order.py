@@ -12,6 +12,7 @@ from math import inf
 import numpy as np
 
 from torg_marketplace.matching.fleet import Fleet, Ints, Rows
+from torg_marketplace.matching.kernel import Order
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
 
 _ONE_BY_ONE = 32  # more changes than this are cheaper sorted all at once
@@ -86,6 +87,13 @@ class PriceOrder:
                 batch = places[given : given + length]
                 yield self._rows[batch], int(self._prices[batch[0]])
                 given, length = given + length, min(2 * length, _LONGEST_BATCH)
+
+    def columns(self, demand: Demand) -> Order:
+        """For a compiled search: all rows, and what each has free of what the demand takes."""
+        self._apply()
+        if not demand.spec.resources.gpus:
+            return Order(self._rows, self._slots)
+        return Order(self._rows, self._whole if demand.gpu_milli == WHOLE_MILLI else self._most)
 
     def _apply(self) -> None:
         if not self._changed:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torg_marketplace.matching.fleet import Fleet, Rows
+from torg_marketplace.matching.kernel import Remembered
 from torg_marketplace.matching.mix import DemandMix
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
 
@@ -73,7 +74,7 @@ class Packing:
 
     def __init__(self, fleet: Fleet, expected: Outlook) -> None:
         self._fleet = fleet
-        self._expected = expected
+        self.expected = expected
         self._now = _Now(fleet.version.size, expected.gpus.size)
         self._remembered: dict[object, _Remembered] = {}
 
@@ -93,6 +94,11 @@ class Packing:
         self.consumption(np.array([row], dtype=np.intp), demand)
         return (int(self._known(demand).gpu[row]),)
 
+    def remembered(self, demand: Demand) -> Remembered:
+        """For a compiled search, which reads and writes it."""
+        known = self._known(demand)
+        return Remembered(self._fleet.version, known.version, known.consumption)
+
     def _known(self, demand: Demand) -> _Remembered:
         asked = demand.spec.resources
         shared_by = demand.client if demand.gpu_milli < WHOLE_MILLI else ""
@@ -106,7 +112,7 @@ class Packing:
 
     def _evaluate(self, known: _Remembered, rows: Rows, demand: Demand) -> None:
         self._look_at(rows)
-        asked, expected, now = demand.spec.resources, self._expected, self._now
+        asked, expected, now = demand.spec.resources, self.expected, self._now
         copies, reach = now.copies[rows], now.reach[rows]
         if asked.gpus and demand.gpu_milli < WHOLE_MILLI:
             after, known.gpu[rows] = self._best_share(rows, copies, reach, demand)
@@ -120,7 +126,7 @@ class Packing:
 
     def _look_at(self, rows: Rows) -> None:
         """What rows are worth as they are, which all shapes of demand share."""
-        fleet, expected, now = self._fleet, self._expected, self._now
+        fleet, expected, now = self._fleet, self.expected, self._now
         if now.version.size < fleet.version.size:
             now = self._now = _Now(fleet.version.size, expected.gpus.size)
         rows = rows[now.version[rows] != fleet.version[rows]]
@@ -134,7 +140,7 @@ class Packing:
         self, rows: Rows, copies: Floats, reach: Floats, demand: Demand
     ) -> tuple[Floats, npt.NDArray[np.intp]]:
         """Usable capacity after the best choice of a GPU in each row, and which one. Of equals the fullest."""
-        asked, fleet, expected = demand.spec.resources, self._fleet, self._expected
+        asked, fleet, expected = demand.spec.resources, self._fleet, self.expected
         free, owner = fleet.gpu_free[rows], fleet.gpu_owner[rows]
         possible = (free >= demand.gpu_milli) & ((owner == 0) | (owner == fleet.code(f"client {demand.client}")))
         at, gpu = np.nonzero(possible)
@@ -153,7 +159,7 @@ class Packing:
 
     def _usable(self, rows: Rows, copies: Floats, reach: Floats, cpus: int, memory: int) -> Floats:
         """GPU-milli, after so much CPU and memory has been given too."""
-        fleet, expected = self._fleet, self._expected
+        fleet, expected = self._fleet, self.expected
         limit = np.minimum(
             (fleet.cpu_free[rows] - cpus)[:, None] / expected.cpus,
             (fleet.memory_free[rows] - memory)[:, None] / expected.memory,
@@ -169,7 +175,7 @@ class Packing:
 
     def _weights_of(self, rows: Rows) -> Floats:
         """Of a class that came after the outlook was made nothing is expected: see `outlook`."""
-        codes, known = self._fleet.gpu_class[rows], self._expected.weights
+        codes, known = self._fleet.gpu_class[rows], self.expected.weights
         if len(self._fleet.codes) == len(known):
             return known[codes]
         return np.where((codes < len(known))[:, None], known[np.minimum(codes, len(known) - 1)], 0.0)

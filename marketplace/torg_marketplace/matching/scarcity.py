@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from torg_marketplace.matching.fleet import Fleet, Ints, Mask, version_code
+from torg_marketplace.matching.fleet import Fleet, Mask, version_code
 from torg_marketplace.matching.mix import DemandMix, Kind
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
 
@@ -85,16 +85,7 @@ def _supply(fleet: Fleet, codes: list[int]) -> Floats:
 
 def _will_do(fleet: Fleet, codes: list[int], kinds: list[Kind]) -> Mask:
     """[kind, class]: whether some node of the class could hold a job of this kind when it is empty."""
-    rows = np.flatnonzero(fleet.present)
-    place = np.searchsorted(codes, fleet.gpu_class[rows])
-
-    def largest(column: Ints) -> Ints:
-        found = np.zeros(len(codes), dtype=np.int64)
-        np.maximum.at(found, place, column[rows])
-        return found
-
-    gpus, cpus, memory = largest(fleet.gpus_total), largest(fleet.cpu_total), largest(fleet.memory_total)
-    vram, capability = largest(fleet.vram[:, 0]), largest(fleet.capability[:, 0])
+    gpus, cpus, memory, vram, capability = fleet.largest()[codes].T
     found = np.zeros((len(kinds), len(codes)), dtype=np.bool_)
     for number, kind in enumerate(kinds):
         wanted = [fleet.codes.get(f"class {name}", 0) for name in kind.classes]
