@@ -1,0 +1,125 @@
+"""A client and a node in networks of their own, between which no packet goes: both reach the marketplace, and it is enough."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from scripts.market_processes import Running, call, remove_containers, script, start
+from tests.support.networks import MIDDLE_ADDRESS, Place, star
+
+pytestmark = [
+    pytest.mark.sandbox,
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="makes networks"),
+]
+RELAY = """
+import asyncio, json, sys
+async def pump(reader, writer):
+    while data := await reader.read(65536): writer.write(data); await writer.drain()
+    writer.close()
+async def serve(reader, writer):
+    far = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    await asyncio.gather(pump(reader, far[1]), pump(far[0], writer), return_exceptions=True)
+async def main():
+    server = await asyncio.start_server(serve, sys.argv[1], int(sys.argv[2]))
+    print(json.dumps({}), flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+SERVER = (
+    "import socket; s = socket.create_server(('127.0.0.1', 8888)); print('up', flush=True)\n"
+    "while True:\n c, _ = s.accept(); c.sendall(c.recv(100).upper()); c.close()"
+)
+
+
+@contextlib.asynccontextmanager
+async def _market(folder: Path, middle: Place, node: Place) -> AsyncIterator[str]:
+    """Its address, the same from everywhere."""
+    running: list[Running] = []
+
+    async def run(name: str, place: Place, *argv: str) -> Running:
+        running.append(await start(name, place.command(*argv), folder / f"{name}.log"))
+        return running[-1]
+
+    try:
+        slots = ("--slot-ms", "50", "--finalize-after-slots", "3")
+        localnet = await run(
+            "localnet", middle, script("torg-localnet"), "--data", str(folder / "localnet"), "--port", "0", *slots
+        )
+        rpc_port = localnet.ready["rpc_url"].rsplit(":", 1)[1]
+        await run("relay", middle, sys.executable, "-c", RELAY, MIDDLE_ADDRESS, rpc_port)
+        market = await run(
+            "marketplace",
+            middle,
+            *(script("torg-marketplace"), "serve", "--data", str(folder / "marketplace"), "--host", MIDDLE_ADDRESS),
+            *("--port", "0", "--rpc-url", f"http://{MIDDLE_ADDRESS}:{rpc_port}", "--heartbeat", "500ms"),
+        )
+        url, data = market.ready["url"], str(folder / "node")
+        await call(
+            node.command(
+                *(script("torg-node"), "init", "--data", data, "--marketplace", url, "--price", "1", "--yes"),
+                *("--executor", "sandbox"),
+            )
+        )
+        await run("node", node, script("torg-node"), "start", "--data", data)
+        yield url
+    finally:
+        for process in reversed(running):
+            await process.stop()
+            if process.name == "node":
+                await remove_containers(folder / "node")
+
+
+async def test_commands_and_ports_reach_a_job_that_no_packet_reaches(tmp_path: Path) -> None:
+    with star("client", "node") as (middle, client, node):
+        async with _market(tmp_path, middle, node) as url:
+            torg = client.command(script("torg"), "--home", str(tmp_path / "home"), "--marketplace", url)
+            for arguments in (["wallet", "new"], ["wallet", "faucet"], ["vault", "open", "--deposit", "5"]):
+                await call([*torg, *arguments])
+            job_file = tmp_path / "job.json"
+            job = {"version": 1, "command": ["python", "-c", SERVER], "limits": {"max_duration": "5m"}}
+            job_file.write_text(json.dumps({**job, "resources": {"memory": "128MiB", "disk": "32MiB"}}))
+            job_id = json.loads((await call([*torg, "--json", "submit", str(job_file)]))[1])["job_id"]
+            async with asyncio.timeout(60):
+                while "up" not in (await call([*torg, "logs", job_id]))[1]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+
+            assert _reaches(client, MIDDLE_ADDRESS)
+            assert not _reaches(client, node.address)
+            assert not _reaches(node, client.address)
+            assert await call([*torg, "exec", job_id, "--", "echo", "through"]) == (0, "through\n")
+            forwarding = await start("forward", [*torg, "--json", "port-forward", job_id, "8888:7777"], tmp_path / "f")
+            try:
+                asked = client.command(sys.executable, "-c", _ASK, "7777")
+                assert (await call(asked))[1] == "THERE AND BACK\n"
+            finally:
+                await forwarding.stop()
+            await call([*torg, "cancel", job_id])
+    assert f"torg{os.getpid()}-" not in (await call(["ip", "netns", "list"]))[1]
+
+
+_ASK = (
+    "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 20);"
+    " s.sendall(b'there and back'); print(s.recv(100).decode())"
+)
+
+
+def _reaches(place: Place, address: str) -> bool:
+    """A refused connection would be a packet that came back."""
+    probe = (
+        "import socket, sys\n"
+        "try: socket.create_connection((sys.argv[1], 9), 1)\n"
+        "except ConnectionRefusedError: pass\n"
+        "except OSError: sys.exit(1)"
+    )
+    return subprocess.run(place.command(sys.executable, "-c", probe, address), check=False).returncode == 0
