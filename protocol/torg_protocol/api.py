@@ -10,6 +10,7 @@ from torg_protocol.caps import SignedCap
 from torg_protocol.documents import Wire
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
 from torg_protocol.jobspec import BlobRef, JobSpec
+from torg_protocol.ports import PortState
 from torg_protocol.proofs import ProofStatus
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
 from torg_protocol.tasks import TaskState
@@ -161,6 +162,7 @@ class LeaseView(Wire):
     resumed_from: str | None = None  # checkpoint name
     newest_checkpoint: str | None = None
     tasks: tuple[TaskView, ...] = ()  # of a job of several, in the spec's order
+    ports: tuple[PortState, ...] = ()  # declared ones, as the node last found them while it ran
 
 
 class JobView(Wire):
@@ -193,12 +195,12 @@ class JobPage(Wire):
 class JobEvent(Wire):
     """One event of GET /v1/jobs/{id}/events (SSE; the id is resumable by Last-Event-ID).
 
-    kind: job (state moves), lease (state moves), task (state moves), preparing, progress, checkpoint, log, receipt.
+    kind: job (state moves), lease (state moves), task (state moves), preparing, progress, ports, checkpoint, log, receipt.
     """
 
     id: int
     at_ms: int
-    kind: Literal["job", "lease", "task", "preparing", "progress", "checkpoint", "log", "receipt"]
+    kind: Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "log", "receipt"]
     lease_id: LeaseId | None = None
     data: dict[str, Any]
 

@@ -16,6 +16,7 @@ from torg_protocol.documents import Document, Wire
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.offers import SignedOffer
+from torg_protocol.ports import MAX_PORTS, PortState
 from torg_protocol.proofs import (
     ProofAsked,
     ProofChallenge,
@@ -231,6 +232,16 @@ class LogLines(Wire):
     run: int = Field(default=1, ge=1)
 
 
+class PortsState(Wire):
+    """All declared ports of a running lease, sent when one of them changes. Best effort, repeated while it could not be sent."""
+
+    type: Literal["ports"] = "ports"
+    lease_id: LeaseId
+    fence: int
+    at_ms: int
+    ports: tuple[PortState, ...] = Field(max_length=MAX_PORTS)
+
+
 class ReceiptSigned(Wire):
     """The node's signature over a receipt that it got and found right."""
 
@@ -241,7 +252,16 @@ class ReceiptSigned(Wire):
 
 
 FromNode = Annotated[
-    Hello | Heartbeat | LeaseEvent | Progress | LogLines | ReceiptSigned | ProofReady | ProofCommitted | ProofOpened,
+    Hello
+    | Heartbeat
+    | LeaseEvent
+    | Progress
+    | LogLines
+    | PortsState
+    | ReceiptSigned
+    | ProofReady
+    | ProofCommitted
+    | ProofOpened,
     Field(discriminator="type"),
 ]
 

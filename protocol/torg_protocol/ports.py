@@ -57,6 +57,17 @@ class Port(BaseModel):
     health: Health = Health(tcp=True)
 
 
+class PortState(BaseModel):
+    """How a declared port stands, as its node last found it. `detail`: why it is not ready."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    port: int
+    name: str | None = None
+    ready: bool
+    detail: str = Field(default="", max_length=200)
+
+
 def clashes(ports: Sequence[Port]) -> str | None:
     """What two of them have in common that they must not, in words; None: nothing."""
     columns: dict[str, list[object]] = {

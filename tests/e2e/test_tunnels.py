@@ -46,7 +46,8 @@ async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def job(client: AsyncClient) -> AsyncIterator[JobView]:
     """One job for all tests that leave it as it is."""
-    async with serving(client, ports=[{"port": 8888}], limits={"max_duration": "10m"}) as job:
+    ports = [{"port": 8888, "name": "echo", "health": {"tcp": True, "every": "1s"}}, {"port": 9}]
+    async with serving(client, ports=ports, limits={"max_duration": "10m"}) as job:
         yield job
 
 
@@ -96,6 +97,19 @@ async def test_exec_passes_streams_and_the_exit_code(client: AsyncClient, job: J
     )
     code, _, said = await torg(client, "exec", job.job_id, "--", "no-such-program")
     assert (code, "no-such-program" in said) == (127, True)
+
+
+async def test_a_port_is_ready_when_its_check_passes(client: AsyncClient, job: JobView) -> None:
+    async with asyncio.timeout(60):
+        async for event in client.follow(job.job_id):
+            if event.kind == "ports" and event.data["ports"][0]["ready"] and event.data["ports"][1]["detail"]:
+                break
+    echo, closed = (await client.job(job.job_id)).leases[-1].ports
+    assert (echo.port, echo.name, echo.ready, echo.detail) == (8888, "echo", True, "")
+    assert (closed.port, closed.ready) == (9, False)
+    assert "nobody listens on port 9" in closed.detail
+    _, shown, _ = await torg(client, "show", job.job_id)
+    assert "ports: echo 8888 ready, 9 not ready (nobody listens" in shown
 
 
 async def test_a_stranger_finds_no_door(market: SmallMarket, job: JobView) -> None:

@@ -7,12 +7,12 @@ import pytest
 from tests.support.actors import Client, Node, join, make_client, spec
 from tests.support.market import World, open_world
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.stream import on_log, on_progress
-from torg_marketplace.flow.views import job_log
+from torg_marketplace.flow.stream import on_log, on_ports, on_progress
+from torg_marketplace.flow.views import events_after, job_log, job_view
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_protocol.api import JobView
 from torg_protocol.errors import Conflict, Invalid, NotFound, TooLarge
-from torg_protocol.messages import LogLines, Progress
+from torg_protocol.messages import LogLines, PortsState, Progress
 
 
 async def running(world: World) -> tuple[Client, Node, JobView]:
@@ -143,3 +143,28 @@ async def test_the_newest_progress_is_the_jobs_and_the_history_is_bounded(
 
     assert view.progress == {"kind": "step", "attempt": 1, "step": 198, "loss": 0.5}
     assert [event.data["step"] for event in events] == list(range(149, 199))
+
+
+async def ports(node: Node, *states: tuple[int, bool, str]) -> None:
+    async with node.world.market.transaction() as unit:
+        said = [{"port": port, "ready": ready, "detail": detail} for port, ready, detail in states]
+        message = PortsState.model_validate(
+            {"lease_id": node.lease.grant.lease_id, "fence": 1, "at_ms": 0, "ports": said}
+        )
+        await on_ports(unit, node.id, message)
+
+
+async def test_declared_ports_are_shown_as_the_node_last_found_them_and_others_are_not(world: World) -> None:
+    node, client = await join(world), await make_client(world)
+    job = await client.submit(spec(ports=[{"port": 8888}]))
+    await match_pending(world.market)
+    await node.accept_and_start()
+    await ports(node, (8888, False, "nobody listens"), (22, True, ""))
+    await ports(node, (8888, True, ""))
+    await ports(node, (8888, True, ""))
+
+    async with world.market.reading() as unit:
+        (lease,) = (await job_view(unit, client.account, job.job_id)).leases
+        events, _ = await events_after(unit, client.account, job.job_id, 0)
+    assert [(port.port, port.ready) for port in lease.ports] == [(8888, True)]
+    assert [event.data["ready"] for event in events if event.kind == "ports"] == [False, True]

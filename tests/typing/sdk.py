@@ -37,5 +37,6 @@ def blocking() -> None:
         assert_type(list(client.map(squared, [1, 2], at_once=2)), list[int])
         for event in client.follow(job.job_id):
             assert_type(
-                event.kind, Literal["job", "lease", "task", "preparing", "progress", "checkpoint", "log", "receipt"]
+                event.kind,
+                Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "log", "receipt"],
             )

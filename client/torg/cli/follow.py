@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from torg.cli.present import coin, duration
+from torg.cli.present import coin, duration, ports_line
 from torg.cli.session import Session
 from torg.client import AsyncClient, StageProgress
 from torg_protocol.api import JobEvent, JobView
@@ -171,6 +171,9 @@ class _Lines:
             case "preparing":
                 if self._states and not data.get("done_bytes"):
                     click.echo(f"· preparing: {data.get('step', '')}", err=True)
+            case "ports":
+                if self._states:
+                    click.echo(f"· {ports_line(data['ports'])}", err=True)
             case "receipt":
                 pass  # the closing line says what it cost
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from torg.cli.present import Coin, age, coin, duration, size, table
+from torg.cli.present import Coin, age, coin, duration, ports_line, size, table
 from torg.cli.session import JOB, Session, command, resolve
 from torg.client import AsyncClient
 from torg.errors import Unavailable
 from torg_protocol.api import JobView, LeaseView
 from torg_protocol.errors import Invalid
-from torg_protocol.states import JobState
+from torg_protocol.states import JobState, LeaseState
 from torg_protocol.tasks import TaskState
 
 VAULT = click.option("--vault", metavar="ADDRESS", help="Vault to pay from; default: the newest.")
@@ -182,8 +182,10 @@ def job_text(job: JobView, money: Coin) -> str:
     headings = ("attempt", "node", "state", "reason", "billed", "not billed", "cost", "resumed from")
     attempts = f"\n{table(headings, rows)}" if rows else "\nno attempt yet"
     tasks = _tasks_table(job.leases[-1]) if job.leases and job.leases[-1].tasks else ""
+    serving = [lease.ports for lease in job.leases if lease.ports and lease.state is LeaseState.RUNNING]
+    ports = f"\n{ports_line(port.model_dump() for port in serving[-1])}" if serving else ""
     outputs = "".join(f"\n  {output.path}  {size(output.size_bytes)}" for output in job.outputs)
-    return f"{head}{notes}\n{cost}{attempts}{tasks}" + (
+    return f"{head}{notes}\n{cost}{attempts}{tasks}{ports}" + (
         f"\noutputs (torg pull {job.job_id}):{outputs}" if outputs else ""
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torg_protocol.api import MarketInfo
 from torg_protocol.errors import Invalid
@@ -78,3 +79,13 @@ def size(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def ports_line(ports: Iterable[Mapping[str, Any]]) -> str:
+    """`web 8888 ready, 6006 not ready (nobody listens on it)`"""
+    said = []
+    for port in ports:
+        name = f"{port['name']} " if port.get("name") else ""
+        why = f" ({port['detail']})" if port.get("detail") else ""
+        said.append(f"{name}{port['port']} {'ready' if port['ready'] else 'not ready'}{why}")
+    return "ports: " + ", ".join(said)

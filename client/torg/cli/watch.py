@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from torg.cli.follow import exit_code_of, follow_job, say_it_goes_on, state_line
-from torg.cli.present import Coin, age, coin
+from torg.cli.present import Coin, age, coin, ports_line
 from torg.cli.session import JOB, Session, command, resolve
 from torg.client import AsyncClient
 from torg_protocol.api import JobEvent, JobView
@@ -76,6 +76,8 @@ class Story:
             case "preparing":
                 if not data.get("done_bytes"):
                     self.states.append(f"· preparing: {data.get('step', '')}")
+            case "ports":
+                self.states.append(f"· {ports_line(data['ports'])}")
             case "receipt":
                 pass
 

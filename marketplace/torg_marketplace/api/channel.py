@@ -20,7 +20,7 @@ from torg_marketplace.flow.lease_events import on_lease_events
 from torg_marketplace.flow.nodes import on_disconnect, on_heartbeat, on_hello
 from torg_marketplace.flow.prove import on_proof_answer
 from torg_marketplace.flow.receipts import on_receipt_signed
-from torg_marketplace.flow.stream import on_log, on_progress
+from torg_marketplace.flow.stream import on_log, on_ports, on_progress
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.stages import measured
 from torg_protocol.errors import Invalid, TorgError
@@ -33,6 +33,7 @@ from torg_protocol.messages import (
     Hello,
     LeaseEvent,
     LogLines,
+    PortsState,
     Progress,
     ReceiptSigned,
     Refused,
@@ -165,6 +166,9 @@ async def _apply_one(market: Market, node_id: NodeId, message: FromNode) -> None
         case LogLines():
             async with market.transaction() as unit:
                 await on_log(unit, node_id, message)
+        case PortsState():
+            async with market.transaction() as unit:
+                await on_ports(unit, node_id, message)
         case ReceiptSigned():
             async with market.transaction() as unit:
                 await on_receipt_signed(unit, node_id, message)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from torg_marketplace.flow.rows import job_row, node_row
+from torg_marketplace.flow.rows import job_row, node_row, spec_of
 from torg_marketplace.flow.tasks import check_task, keep_log_position, log_position
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.events import EventKind, add_job_event, prune_events
 from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.errors import Conflict, NotFound, TooLarge
 from torg_protocol.ids import NodeId
-from torg_protocol.messages import LogLines, Progress
+from torg_protocol.messages import LogLines, PortsState, Progress
 from torg_protocol.states import LIVE_LEASE_STATES
 
 MAX_LINE_BYTES = 64 << 10  # of one log message
@@ -34,6 +34,23 @@ async def on_progress(unit: Unit, node_id: NodeId, progress: Progress) -> None:
     lease.progress_rows += 1
     if lease.progress_rows % _PRUNE_EVERY == 0:
         await prune_events(unit.session, lease.id, kind, unit.policy.progress_rows)
+    unit.wake(f"job:{job.job_id}")
+
+
+async def on_ports(unit: Unit, node_id: NodeId, state: PortsState) -> None:
+    """What is said of ports that the job does not declare is dropped; no news is no event."""
+    lease = await _live_lease(unit, node_id, state.lease_id, state.fence)
+    job = await job_row(unit, lease.job_id)
+    declared = {port.port for port in spec_of(job).ports}
+    ports = [port.model_dump() for port in state.ports if port.port in declared]
+    if ports == lease.ports:
+        return
+    lease.ports = ports
+    data = {"ports": ports, "ready": all(port["ready"] for port in ports), "attempt": lease.attempt}
+    add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="ports", data=data, at_ms=unit.now_ms)
+    lease.progress_rows += 1
+    if lease.progress_rows % _PRUNE_EVERY == 0:
+        await prune_events(unit.session, lease.id, "ports", unit.policy.progress_rows)
     unit.wake(f"job:{job.job_id}")
 
 

@@ -153,6 +153,7 @@ class LeaseRow(Base):
         default=dict
     )  # "task/stream" -> [run, next expected offset, bytes in all]
     progress_rows: Mapped[int] = mapped_column(default=0)
+    ports: Mapped[JsonList] = mapped_column(default=list)  # PortState
 
     verdict: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # VerdictSummary
     verify_at_ms: Mapped[Ms | None]

@@ -11,6 +11,7 @@ from torg_node.executors.port import Exit
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.metering import budget_ms
 from torg_node.steps.checkpoints import CheckpointKeeper
+from torg_node.steps.ports import watch_ports
 from torg_node.steps.streams import follow_logs, follow_progress
 from torg_node.usage import claim_usage
 from torg_protocol.states import EndReason, LeaseState
@@ -28,7 +29,14 @@ class Watch:
         async def stop() -> None:
             await executor.stop(handle, lease.stop_grace_ms)
 
-        lease.exit = await watched(lease, executor.wait(handle), stop, ended, follow_logs(lease, handle, ended))
+        lease.exit = await watched(
+            lease,
+            executor.wait(handle),
+            stop,
+            ended,
+            follow_logs(lease, handle, ended),
+            watch_ports(lease, handle, ended),
+        )
 
     async def undo(self, lease: Lease) -> None:
         """Nothing of its own is left."""

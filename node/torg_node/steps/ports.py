@@ -1,0 +1,105 @@
+"""Declared ports: asked on the job's own loopback until they answer, and then from time to time; the market is told of each change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from torg_node.executors.errors import ExecutorError
+from torg_node.executors.port import Executor, Handle
+from torg_node.lease import Lease
+from torg_protocol.messages import PortsState
+from torg_protocol.ports import Port, PortState
+
+_FIRST_PAUSE_S, _LONGEST_START_PAUSE_S = 0.2, 2.0  # while a server starts it is asked more often than later
+_FAILURES_TO_DOUBT = 3  # in a row, of a port that was ready
+_SEND_AGAIN_S = 1.0
+_DETAIL_CHARACTERS = 200
+
+
+async def watch_ports(lease: Lease, handle: Handle, ended: asyncio.Event) -> None:
+    """Until `ended`. A job that declares none costs nothing."""
+    if not lease.spec.ports:
+        return
+    states = {port.port: PortState(port=port.port, name=port.name, ready=False, detail="") for port in lease.spec.ports}
+    changed = asyncio.Event()
+    changed.set()
+    watching = [
+        asyncio.create_task(_watch(lease.node.executor, handle, port, states, changed)) for port in lease.spec.ports
+    ]
+    telling = asyncio.create_task(_tell(lease, states, changed))
+    try:
+        await ended.wait()
+    finally:
+        for task in (*watching, telling):
+            task.cancel()
+        await asyncio.gather(*watching, telling, return_exceptions=True)
+
+
+async def _watch(
+    executor: Executor, handle: Handle, port: Port, states: dict[int, PortState], changed: asyncio.Event
+) -> None:
+    failures, pause_s = 0, _FIRST_PAUSE_S
+    while True:
+        problem = await find_problem(executor, handle, port)
+        before = states[port.port]
+        failures = 0 if problem is None else failures + 1
+        ready = problem is None or (before.ready and failures < _FAILURES_TO_DOUBT)
+        found = before.model_copy(update={"ready": ready, "detail": "" if ready else (problem or "")})
+        if found != before:
+            states[port.port] = found
+            changed.set()
+        every_s = port.health.every / 1000
+        await asyncio.sleep(every_s if ready else min(pause_s, every_s))
+        pause_s = _FIRST_PAUSE_S if ready else min(pause_s * 1.5, _LONGEST_START_PAUSE_S)
+
+
+async def _tell(lease: Lease, states: dict[int, PortState], changed: asyncio.Event) -> None:
+    while True:
+        await changed.wait()
+        changed.clear()
+        message = PortsState(
+            lease_id=lease.id, fence=lease.grant.fence, at_ms=lease.node.now_ms(), ports=tuple(states.values())
+        )
+        if not await lease.node.send(message):
+            changed.set()
+            await asyncio.sleep(_SEND_AGAIN_S)
+
+
+async def find_problem(executor: Executor, handle: Handle, port: Port) -> str | None:
+    """Why the port is not ready, in words; None: it is."""
+    try:
+        async with asyncio.timeout(port.health.timeout / 1000):
+            socket = await executor.dial(handle, port.port)
+            reader, writer = await asyncio.open_connection(sock=socket)
+            try:
+                return await _ask(reader, writer, port)
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except ExecutorError as error:
+        return error.message[:_DETAIL_CHARACTERS]
+    except TimeoutError:
+        return f"no answer within {port.health.timeout} ms"
+    except OSError as error:
+        return f"the connection broke: {error.strerror or error}"[:_DETAIL_CHARACTERS]
+
+
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: Port) -> str | None:
+    if port.health.http is None:
+        return None
+    host = f"localhost:{port.port}"
+    head = f"GET {port.health.http} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: torg\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode())
+    await writer.drain()
+    try:
+        words = (await reader.readline()).decode("latin-1").split()
+    except ValueError:  # a first line without end
+        words = []
+    if len(words) < 2 or not words[0].startswith("HTTP/") or not words[1].isdecimal():
+        return f"{port.health.http} was not answered by HTTP"
+    status, wanted = int(words[1]), port.health.expect_status
+    if status == wanted or (wanted is None and 200 <= status < 400):
+        return None
+    return f"{port.health.http} answered {status}"
