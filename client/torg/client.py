@@ -29,7 +29,7 @@ from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
 from torg_protocol.data import DataPage, DataView
-from torg_protocol.errors import Invalid, TorgError
+from torg_protocol.errors import Conflict, Invalid, TorgError
 from torg_protocol.ids import AccountId
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.states import JobState
@@ -37,6 +37,7 @@ from torg_protocol.usage import SignedReceipt
 
 if TYPE_CHECKING:
     from torg.blobs import BlobTransfer
+    from torg.credit import CreditSubmission
     from torg.data import DataNames
     from torg.submission import Submission
     from torg.vaults import Vaults
@@ -52,7 +53,8 @@ _REQUOTE_WHEN_LEFT_MS = 30_000
 class AsyncClient:
     """One key at one marketplace. Use it as a context manager, from one event loop.
 
-    Reads the configuration and the key of `home` (see torg.config). The first request pins the marketplace's identity; a later
+    Reads the configuration and the key of `home` (see torg.config). With an API key in the configuration (TORG_API_KEY) there is no
+    wallet: the operator's credit pays, and nothing is kept in a journal. The first request pins the marketplace's identity; a later
     change of it raises Forbidden `marketplace_changed` before anything is signed.
     """
 
@@ -64,8 +66,9 @@ class AsyncClient:
         now_ms: Callable[[], int] | None = None,
     ) -> None:
         self.config = config or load_config()
-        self.keypair = keypair or load_keypair(self.config.key_path)
-        self._transport = Transport(self.config.marketplace_url, self.keypair)
+        api_key = self.config.api_key if keypair is None else None
+        self._keypair = keypair or (None if api_key else load_keypair(self.config.key_path))
+        self._transport = Transport(self.config.marketplace_url, self._keypair, api_key=api_key)
         self._journal: Journal | None = None
         self._market: MarketInfo | None = None
         self._now_ms = now_ms or _now_ms
@@ -80,6 +83,18 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+    @property
+    def keypair(self) -> Keypair:
+        """The wallet. Raises Conflict `wallet_needed` for a client with an API key."""
+        if self._keypair is None:
+            raise Conflict(
+                "this needs a wallet, and TORG_API_KEY stands for none",
+                code="wallet_needed",
+                field="TORG_API_KEY",
+                hint="unset TORG_API_KEY to act by the wallet of this computer",
+            )
+        return self._keypair
 
     @property
     def journal(self) -> Journal:
@@ -140,7 +155,7 @@ class AsyncClient:
         `submission_unanswered` when nobody here can know whether the marketplace has it (its message says how to find out).
         """
         file.check()
-        submission = await self.submission(vault)
+        submission = await self._rail(vault)
         key = idempotency_key or secrets.token_hex(16)
         with _packed(file) as (spec, archive, pieces):
             if (job := await submission.already_submitted(spec, key)) is not None:
@@ -164,19 +179,27 @@ class AsyncClient:
         """The same spec and workspace as a new job, under a new quote. Raises what `submit` raises; Invalid `blob_missing` when the
         store no longer has the workspace."""
         spec = (await self.job(job_id)).spec
-        submission = await self.submission(vault)
+        submission = await self._rail(vault)
         key = idempotency_key or secrets.token_hex(16)
         if (job := await submission.already_submitted(spec, key)) is not None:
             return job
         return await submission.submit(spec, await submission.quote(spec), key)
 
     async def submission(self, vault: str | None = None) -> Submission:
-        """The vault's books and what is submitted under it. Raises NotFound `no_vault`, `vault_unknown`."""
+        """The vault's books and what is submitted under it. Raises NotFound `no_vault`, `vault_unknown`; Conflict `wallet_needed`."""
         from torg.submission import Submission
 
-        market = await self.market()
+        vaults, market = self.vaults, await self.market()
         entry = self.journal.vault(market.marketplace, vault)
-        return Submission(self._transport, self.journal, self.vaults, market, entry, self._now_ms)
+        return Submission(self._transport, self.journal, vaults, market, entry, self._now_ms)
+
+    async def _rail(self, vault: str | None) -> Submission | CreditSubmission:
+        """How jobs of this client are paid."""
+        if self._keypair is not None or vault is not None:
+            return await self.submission(vault)
+        from torg.credit import CreditSubmission
+
+        return CreditSubmission(self._transport, await self.market())
 
     async def job(self, job_id: str) -> JobView:
         return await self._transport.ask(JobView, "GET", f"/v1/jobs/{_id(job_id)}")
@@ -316,9 +339,11 @@ class AsyncClient:
             await asyncio.gather(*waiting, return_exceptions=True)
 
     async def receipts(self, job_id: str) -> tuple[SignedReceipt, ...]:
-        """All receipts of a job, each verified, and kept in the journal. Raises ReceiptInvalid when one does not hold."""
-        from torg.submission import Books
+        """All receipts of a job, each verified, and kept in a wallet's journal. Raises ReceiptInvalid when one does not hold."""
+        from torg.submission import Books, fetch_receipts
 
+        if self._keypair is None:
+            return await fetch_receipts(self._transport, await self.market(), await self.job(job_id))
         return await Books(self._transport, self.journal, await self.market()).record_receipts(await self.job(job_id))
 
 

@@ -6,13 +6,15 @@ first contact, so that a later impostor under the same address is noticed before
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from torg_protocol.api import MarketInfo
 from torg_protocol.errors import Forbidden, Invalid, NotFound
@@ -24,6 +26,7 @@ DEFAULT_MARKETPLACE = "http://127.0.0.1:8700"
 class ClientConfig:
     home: Path
     marketplace_url: str
+    api_key: str | None = field(default=None, repr=False)  # instead of a wallet: the operator's credit pays
 
     @property
     def key_path(self) -> Path:
@@ -44,7 +47,8 @@ class ClientConfig:
 
 
 def load_config(home: Path | None = None, marketplace_url: str | None = None) -> ClientConfig:
-    """Arguments win over the environment (TORG_HOME, TORG_MARKETPLACE), which wins over config.json."""
+    """Arguments win over the environment (TORG_HOME, TORG_MARKETPLACE), which wins over config.json. An API key comes from
+    TORG_API_KEY alone. Raises Invalid `marketplace_url_invalid`, `api_key_in_clear`."""
     home = home or Path(os.environ.get("TORG_HOME") or Path.home() / ".config" / "torg")
     stored = _read_json(home / "config.json")
     url = str(marketplace_url or os.environ.get("TORG_MARKETPLACE") or stored.get("marketplace") or DEFAULT_MARKETPLACE)
@@ -56,7 +60,24 @@ def load_config(home: Path | None = None, marketplace_url: str | None = None) ->
             value=url,
             hint="write it like https://host",
         )
-    return ClientConfig(home, url.rstrip("/"))
+    api_key = os.environ.get("TORG_API_KEY", "").strip() or None
+    if api_key is not None and url.startswith("http:") and not _is_loopback(url):
+        raise Invalid(
+            "an API key would go over the network in clear",
+            code="api_key_in_clear",
+            field="marketplace",
+            value=url,
+            hint="use the marketplace's https address",
+        )
+    return ClientConfig(home, url.rstrip("/"), api_key)
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def save_marketplace(config: ClientConfig) -> None:

@@ -30,13 +30,28 @@ _QUESTIONS_AT_ONCE = 8
 _PAGES_AT_MOST = 50
 
 
-class Books:
+class Quotes:
+    """Asks what a job would cost, and takes no answer that its spec does not allow."""
+
+    def __init__(self, transport: Transport, market: MarketInfo) -> None:
+        self._transport = transport
+        self._market = market
+
+    async def quote(self, spec: JobSpec) -> Quote:
+        """A feasible quote within the spec's own limits. Raises Infeasible; Invalid `quote_over_limit`."""
+        answer = await self._transport.ask(Quote, "POST", "/v1/quotes", body={"spec": spec.wire()}, safe_to_repeat=True)
+        if not answer.feasible:
+            raise infeasible(answer)
+        check_quote(spec, answer, self._market.chain.decimals)
+        return answer
+
+
+class Books(Quotes):
     """Enters what jobs have cost into the journal, from their verified receipts."""
 
     def __init__(self, transport: Transport, journal: Journal, market: MarketInfo) -> None:
-        self._transport = transport
+        super().__init__(transport, market)
         self._journal = journal
-        self._market = market
 
     async def record_receipts(self, job: JobView) -> tuple[SignedReceipt, ...]:
         """Keeps a job's verified receipts; once it is closed and all are there, it counts with them."""
@@ -77,15 +92,7 @@ class Submission(Books):
         known = self._journal.entry(key)
         if known is None or known.job_id is None:
             return None
-        return await self._same_job(known.job_id, spec, key)
-
-    async def quote(self, spec: JobSpec) -> Quote:
-        """A feasible quote within the spec's own limits. Raises Infeasible; Invalid `quote_over_limit`."""
-        answer = await self._transport.ask(Quote, "POST", "/v1/quotes", body={"spec": spec.wire()}, safe_to_repeat=True)
-        if not answer.feasible:
-            raise infeasible(answer)
-        check_quote(spec, answer, self._market.chain.decimals)
-        return answer
+        return await same_job(self._transport, known.job_id, spec, key)
 
     async def submit(self, spec: JobSpec, quote: Quote, key: str) -> JobView:
         """Raises what the marketplace answers; Unavailable `submission_unanswered` when nobody here can know whether it has the job."""
@@ -105,7 +112,7 @@ class Submission(Books):
                 job = await self._post(spec, quote, key, covered)
             except TorgError as error:
                 if error.code == "idempotency_key_reused" and isinstance(error.data.get("job_id"), str):
-                    job = await self._same_job(error.data["job_id"], spec, key)
+                    job = await same_job(self._transport, error.data["job_id"], spec, key)
                 elif error.code == "cap_stale" and self._journal.cap(self._entry.address) > covered:
                     continue  # another process entered a job meanwhile, and its larger cap arrived before ours
                 else:
@@ -149,30 +156,10 @@ class Submission(Books):
         body: dict[str, Any] = {"spec": spec.wire(), "quote_id": quote.quote_id, "cap": cap.wire()}
         return await self._transport.ask(JobView, "POST", "/v1/jobs", body=body, idempotency_key=key)
 
-    async def _same_job(self, job_id: str, spec: JobSpec, key: str) -> JobView:
-        job = await self._transport.ask(JobView, "GET", f"/v1/jobs/{job_id}")
-        # Sealed anew each time, secrets never look the same: what else is asked for must be.
-        if job.spec.without_secrets().digest != spec.without_secrets().digest:
-            raise Conflict(
-                "this idempotency key was used for another job",
-                code="idempotency_key_reused",
-                field="idempotency-key",
-                value=key,
-                hint=f"it stands for {job_id}; use a fresh key for a new job",
-                job_id=job_id,
-            )
-        return job
-
     def _refusal(self, error: TorgError, key: str, covered: int) -> TorgError:
         """Takes a refused job off the books, and turns the refusals that one can mend into words that say how."""
         if isinstance(error, Unavailable) or not 400 <= error.status < 500:
-            return Unavailable(
-                f"the marketplace did not answer the submission: {error.message}",
-                code="submission_unanswered",
-                field="idempotency-key",
-                value=key,
-                hint=f"see whether it is in `torg ps`; submitting again with --idempotency-key {key} never makes a second job",
-            )
+            return unanswered(error, key)
         if error.code != "idempotency_key_reused":
             self._journal.refused(key)
         decimals = self._market.chain.decimals
@@ -237,6 +224,32 @@ async def fetch_receipts(transport: Transport, market: MarketInfo, job: JobView)
                 problems=problems,
             )
     return answer.receipts
+
+
+async def same_job(transport: Transport, job_id: str, spec: JobSpec, key: str) -> JobView:
+    """The job that an idempotency key stands for. Raises Conflict `idempotency_key_reused` when it is of another spec."""
+    job = await transport.ask(JobView, "GET", f"/v1/jobs/{job_id}")
+    # Sealed anew each time, secrets never look the same: what else is asked for must be.
+    if job.spec.without_secrets().digest != spec.without_secrets().digest:
+        raise Conflict(
+            "this idempotency key was used for another job",
+            code="idempotency_key_reused",
+            field="idempotency-key",
+            value=key,
+            hint=f"it stands for {job_id}; use a fresh key for a new job",
+            job_id=job_id,
+        )
+    return job
+
+
+def unanswered(error: TorgError, key: str) -> Unavailable:
+    return Unavailable(
+        f"the marketplace did not answer the submission: {error.message}",
+        code="submission_unanswered",
+        field="idempotency-key",
+        value=key,
+        hint=f"see whether it is in `torg ps`; submitting again with --idempotency-key {key} never makes a second job",
+    )
 
 
 def check_quote(spec: JobSpec, quote: Quote, decimals: int) -> None:

@@ -167,7 +167,7 @@ class Client:
         return self._iterate(self._client.map(function, items, spec=spec, vault=vault, at_once=at_once))
 
     def receipts(self, job_id: str) -> tuple[SignedReceipt, ...]:
-        """All receipts of a job, each verified, and kept in the journal. Raises ReceiptInvalid when one does not hold."""
+        """All receipts of a job, each verified, and kept in a wallet's journal. Raises ReceiptInvalid when one does not hold."""
         return self._run(self._client.receipts(job_id))
 
     def _run(self, coroutine: Coroutine[Any, Any, R]) -> R:

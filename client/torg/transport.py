@@ -48,11 +48,18 @@ class Transport:
     """
 
     def __init__(
-        self, base_url: str, keypair: Keypair | None, *, timeout_s: float = 30.0, party: str = "marketplace"
+        self,
+        base_url: str,
+        keypair: Keypair | None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        party: str = "marketplace",
     ) -> None:
         """`party`: who is there, for errors; a node that is rented directly is no marketplace."""
         self._base_url, self._party = base_url, party
         self._keypair = keypair
+        self._api_key = api_key
         # Loading the certificates of the world takes 20 ms, which a plain http address needs not.
         encrypted = base_url.startswith("https:")
         timeout = httpx.Timeout(timeout_s, connect=5.0)
@@ -245,7 +252,9 @@ class Transport:
         self, method: str, path: str, query: Mapping[str, str] | None, headers: Mapping[str, str], content: bytes
     ) -> httpx.Request:
         request = self._http.build_request(method, path, params=query, headers=dict(headers), content=content or None)
-        if self._keypair is not None:
+        if self._api_key is not None:
+            request.headers["authorization"] = f"Bearer {self._api_key}"
+        elif self._keypair is not None:
             raw_query = request.url.query.decode()
             parts = RequestParts(
                 method=method,

@@ -38,5 +38,7 @@ async def test_the_page_works_as_it_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "squares.txt").read_text() == "0\n1\n4\n9\n16\n"
     assert "hello" in (tmp_path / "files.log").read_text()
     assert '"state":"succeeded"' in (tmp_path / "events.txt").read_text().replace(" ", "")
+    assert (tmp_path / "by-key.log").read_text() == "by key\n"
+    assert "billed" in (tmp_path / "by-key-receipt.txt").read_text()
     (receipt,) = json.loads((tmp_path / "receipts.json").read_text())["receipts"]
     assert receipt["receipt"]["amount"] == job["final_amount"] > 0

@@ -36,13 +36,13 @@ class Session:
     def client(self) -> AbstractAsyncContextManager[AsyncClient]:
         from torg.client import AsyncClient
 
-        if not self.config.key_path.exists():
+        if self.config.api_key is None and not self.config.key_path.exists():
             raise NotFound(
                 "you have no wallet yet",
                 code="no_wallet",
                 field="home",
                 value=str(self.config.home),
-                hint="make one: torg wallet new   (or take one over: torg wallet import FILE)",
+                hint="make one: torg wallet new   (or take one over: torg wallet import FILE; or set TORG_API_KEY)",
             )
         return AsyncClient(self.config)
 
@@ -52,7 +52,8 @@ class Session:
 
         from torg.client import AsyncClient
 
-        return AsyncClient(self.config) if self.config.key_path.exists() else AsyncClient(self.config, Keypair())
+        has_key = self.config.api_key is not None or self.config.key_path.exists()
+        return AsyncClient(self.config) if has_key else AsyncClient(self.config, Keypair())
 
     def passes_exit_code(self) -> None:
         """From now on an exit code of 1 could be the job's: failures of our own end with 125, as container engines do it."""

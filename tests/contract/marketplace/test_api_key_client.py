@@ -1,0 +1,85 @@
+"""The SDK with an API key instead of a wallet, against the real API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.actors import join, spec
+from tests.support.api_server import ServedWorld, served_world
+from torg.client import AsyncClient
+from torg.config import ClientConfig, load_config
+from torg.spec_file import spec_from_mapping
+from torg_marketplace.flow.match import match_pending
+from torg_protocol.accounts import Scope
+from torg_protocol.errors import Conflict, Forbidden, Invalid
+from torg_protocol.states import JobState
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[ServedWorld]:
+    async with served_world(tmp_path) as opened:
+        yield opened
+
+
+def by_key(served: ServedWorld, home: Path, secret: str) -> AsyncClient:
+    return AsyncClient(ClientConfig(home, served.url, api_key=secret))
+
+
+async def test_a_job_from_quote_to_receipt_without_wallet_or_journal(served: ServedWorld, tmp_path: Path) -> None:
+    node = await join(served.world)
+    file = spec_from_mapping(spec(), base=tmp_path)
+    async with by_key(served, tmp_path / "home", (await served.api_key()).secret) as client:
+        quote = await client.quote(file.with_workspace(None, 0))
+        job = await client.submit(file, idempotency_key="one")
+        again = await client.submit(file, idempotency_key="one")
+        await match_pending(served.world.market)
+        await node.accept_and_start()
+        await node.finish()
+        receipts = await client.receipts(job.job_id)
+
+        assert quote.feasible
+        assert again.job_id == job.job_id
+        assert (await client.job(job.job_id)).state is JobState.SUCCEEDED
+        assert [receipt.receipt.job_id for receipt in receipts] == [job.job_id]
+        assert [item.job_id for item in (await client.jobs()).jobs] == [job.job_id]
+    assert not (tmp_path / "home" / "journal.db").exists()
+
+
+async def test_what_a_key_cannot_do_is_said(served: ServedWorld, tmp_path: Path) -> None:
+    await join(served.world)
+    file = spec_from_mapping(spec(), base=tmp_path)
+    async with by_key(served, tmp_path / "home", (await served.api_key(credit=1)).secret) as poor:
+        with pytest.raises(Conflict) as exhausted:
+            await poor.submit(file)
+        with pytest.raises(Conflict) as walletless:
+            await poor.submit(file, vault="mine")
+        with pytest.raises(Conflict):
+            await poor.vaults.open(1)
+    reader = await served.api_key(account="acct_other", scopes=[Scope.JOBS_READ])
+    async with by_key(served, tmp_path / "home", reader.secret) as client:
+        with pytest.raises(Forbidden) as scope:
+            await client.submit(file)
+    assert exhausted.value.code in {"credit_exhausted", "spend_cap_reached"}
+    assert (walletless.value.code, scope.value.code) == ("wallet_needed", "api_key_scope")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8700", "http://localhost:1", "http://[::1]:1", "https://market.example"]
+)
+def test_a_key_goes_where_nobody_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:
+    monkeypatch.setenv("TORG_API_KEY", "torgkey_secret")
+    config = load_config(tmp_path, url)
+    assert config.api_key == "torgkey_secret"
+    assert "secret" not in repr(config)
+
+
+@pytest.mark.parametrize("url", ["http://market.example", "http://10.0.0.1:8700", "http://127.0.0.1.example.org"])
+def test_a_key_never_goes_over_a_network_in_clear(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str) -> None:
+    monkeypatch.setenv("TORG_API_KEY", "torgkey_secret")
+    with pytest.raises(Invalid) as refused:
+        load_config(tmp_path, url)
+    assert refused.value.code == "api_key_in_clear"
+    assert "secret" not in str(refused.value)
