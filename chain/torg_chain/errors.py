@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import enum
+from typing import Any
+
 from torg_protocol.errors import Conflict, Invalid, NotFound, Unavailable
 
 # The vault program's own errors (chain/program/state.h), by number.
@@ -34,10 +37,24 @@ PROGRAM_ERRORS = {
 }
 
 
+class Retry(enum.StrEnum):
+    """What asking again is good for."""
+
+    SOON = "soon"  # a broken connection, a node that is behind or overloaded
+    LATER = "later"  # too many requests: after `retry_after_s`, or some seconds
+    NEVER = "never"  # this RPC node will not answer that; another one may
+
+
 class ChainUnavailable(Unavailable):
     """The RPC node does not answer. Nothing is known about what was sent: resend the same bytes."""
 
     default_code = "chain_unavailable"
+
+    def __init__(
+        self, message: str, *, retry: Retry = Retry.SOON, retry_after_s: float | None = None, **details: Any
+    ) -> None:
+        super().__init__(message, retry=retry, **details)
+        self.retry, self.retry_after_s = retry, retry_after_s
 
 
 class TransactionRejected(Conflict):

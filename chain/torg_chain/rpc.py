@@ -20,14 +20,23 @@ from solana.rpc.async_api import AsyncClient
 from solana.rpc.commitment import Commitment, Confirmed, Finalized, Processed
 from solana.rpc.core import RPCException
 from solana.rpc.models import TxOpts
+from solders.errors import SerdeJSONError
 from solders.hash import Hash
 from solders.pubkey import Pubkey
 from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 from spl.token.constants import TOKEN_PROGRAM_ID
 
+from torg_chain.answers import check_answer
 from torg_chain.captures import LandedCapture, captures_in, skipped_in
-from torg_chain.errors import PROGRAM_ERRORS, ChainUnavailable, TransactionExpired, TransactionRejected, VaultNotFound
+from torg_chain.errors import (
+    PROGRAM_ERRORS,
+    ChainUnavailable,
+    Retry,
+    TransactionExpired,
+    TransactionRejected,
+    VaultNotFound,
+)
 from torg_chain.transactions import SignedTransaction
 from torg_chain.vault import OperatorConfig, VaultState, parse_config, parse_vault, token_account_of
 from torg_protocol.errors import Invalid
@@ -35,6 +44,7 @@ from torg_protocol.errors import Invalid
 CLOCK_SYSVAR = Pubkey.from_string("SysvarC1ock11111111111111111111111111111111")
 _RESEND_EVERY_S = 1.0
 _POLL_EVERY_S = 0.1
+_AFTER_SILENCE_S = 1.0
 _MINT_SIZE, _MINT_DECIMALS_AT, _MINT_INITIALIZED_AT = 82, 44, 45
 _HISTORY_PAGE, _HISTORY_PAGES = 1000, 20
 
@@ -59,6 +69,7 @@ class ChainClient:
     def __init__(self, rpc_url: str, *, timeout_s: float = 10.0) -> None:
         self.rpc_url = rpc_url
         self._rpc = AsyncClient(rpc_url, commitment=Confirmed, timeout=timeout_s)
+        self._rpc._provider.session.event_hooks = {"response": [check_answer]}  # noqa: SLF001 - it has no other way in
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,7 +175,8 @@ class ChainClient:
         was processed already is not an error.
         """
         try:
-            answer = await self._call(self._rpc.send_raw_transaction(raw, opts=TxOpts(preflight_commitment=Processed)))
+            sending = self._rpc.send_raw_transaction(raw, opts=TxOpts(preflight_commitment=Processed))
+            answer = await self._answered(sending)
         except RPCException as error:
             return _rejected(error, raw)
         return str(answer.value)
@@ -193,9 +205,15 @@ class ChainClient:
         levels = [TransactionStatus.PROCESSED, TransactionStatus.CONFIRMED, TransactionStatus.FINALIZED]
         wanted = levels[levels.index(until) :]
         loop = asyncio.get_running_loop()
-        deadline, resend_at = loop.time() + timeout_s, 0.0
+        deadline, resend_at, was_sent = loop.time() + timeout_s, 0.0, False
         while loop.time() < deadline:
-            state = await self.signature_status(transaction.signature)
+            try:
+                state = await self.signature_status(transaction.signature)
+            except ChainUnavailable as error:
+                if not was_sent or error.retry is Retry.NEVER:
+                    raise
+                await asyncio.sleep(error.retry_after_s or _AFTER_SILENCE_S)
+                continue
             if state.status is TransactionStatus.FAILED:
                 raise TransactionRejected(f"the transaction failed: {state.error}", error_name=state.error)
             if state.status in wanted:
@@ -206,6 +224,7 @@ class ChainClient:
                         "the transaction did not land in time", field="signature", value=transaction.signature
                     )
                 # An RPC node that lags, or is on another fork, may not know the blockhash: only the height proves it dead.
+                was_sent = True
                 with contextlib.suppress(TransactionExpired):
                     await self.send(transaction.raw)
                 resend_at = loop.time() + _RESEND_EVERY_S
@@ -330,7 +349,26 @@ class ChainClient:
 
     async def _call(self, awaitable: Any) -> Any:
         try:
+            return await self._answered(awaitable)
+        except RPCException as error:
+            message = getattr(error.args[0] if error.args else error, "message", str(error))
+            raise ChainUnavailable(
+                f"the RPC node refuses the request: {message}",
+                code="rpc_refused",
+                field="rpc_url",
+                value=self.rpc_url,
+                retry=Retry.NEVER,
+                hint="it does not offer what is asked of it: name another RPC node",
+            ) from error
+
+    async def _answered(self, awaitable: Any) -> Any:
+        try:
             return await awaitable
+        except ChainUnavailable as error:
+            error.field, error.value = "rpc_url", self.rpc_url
+            raise
+        except SerdeJSONError as error:
+            raise self._unavailable(error) from error
         except SolanaRpcException as error:
             raise self._unavailable(error.__cause__ or error) from error
         except (OSError, TimeoutError) as error:

@@ -63,17 +63,17 @@ async def run_loops(market: Market) -> None:
 async def _run(loop: Loop, market: Market) -> None:
     failures = 0
     while True:
-        waiter = market.wakes.arm(loop.topic) if loop.topic else None
+        waiter, asked_s = market.wakes.arm(loop.topic) if loop.topic else None, 0.0
         try:
             await measured(loop.name, loop.work(market))
             failures = 0
         except ChainUnavailable as error:
-            failures += 1
+            failures, asked_s = failures + 1, error.retry_after_s or 0.0
             log.warning("%s: %s", loop.name, error.message)
         except Exception:
             failures += 1
             log.exception("%s failed; trying again", loop.name)
-        pause_s = min(loop.every_s * 2**failures, _LONGEST_BACKOFF_S) if failures else loop.every_s
+        pause_s = max(asked_s, min(loop.every_s * 2**failures, _LONGEST_BACKOFF_S)) if failures else loop.every_s
         if waiter is None or failures:
             await asyncio.sleep(pause_s)
         else:
