@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from solders.pubkey import Pubkey
 
 from tests.support.actors import TUSD, Node, join, let_pass, make_client, make_node, spec
 from tests.support.market import World
@@ -55,6 +56,24 @@ async def test_offers_that_are_not_right_are_refused(world: World) -> None:
             async with world.market.transaction() as unit:
                 await on_hello(unit, node.id, hello)
         assert caught.value.code == "offer_invalid"
+
+
+async def test_simulated_hardware_is_for_localnets_only(world: World) -> None:
+    node = make_node(world)
+    assert node.offer.inventory.source == "simulated"
+    mainnet = world.market.network.model_copy(update={"program_id": str(Pubkey.default())})
+    elsewhere = replace(world.market, network=mainnet)
+    with pytest.raises(Invalid) as caught:
+        async with elsewhere.transaction() as unit:
+            await on_hello(unit, node.id, node.hello())
+    assert (caught.value.code, caught.value.field) == ("offer_simulated", "offer.inventory.source")
+
+    real = node.offer.inventory.model_copy(update={"source": "cpu"})
+    node.offer = node.offer.model_copy(update={"inventory": real})
+    async with elsewhere.transaction() as unit:
+        await on_hello(unit, node.id, node.hello())
+    async with world.market.reading() as unit:
+        assert [view.node for view in await node_views(unit)] == [node.id]
 
 
 async def test_another_protocol_version_is_refused(world: World) -> None:

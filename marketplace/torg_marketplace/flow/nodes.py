@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torg_chain.network import LOCALNET_PROGRAM_ID
 from torg_marketplace.flow.ending import end_lease
 from torg_marketplace.flow.receipts import issued_receipt
 from torg_marketplace.flow.rows import job_row, live_leases, node_row, signed_grant_of
@@ -111,6 +112,14 @@ def _check_offer(unit: Unit, node_id: NodeId, signed: SignedOffer) -> None:
         )
     if offer.price_per_gpu_hour > MAX_ACCEPTED_AMOUNT or offer.max_unpaid > MAX_ACCEPTED_AMOUNT:
         raise Invalid("an amount of the offer is too large", code="offer_invalid", field="offer.price_per_gpu_hour")
+    if offer.inventory.source == "simulated" and unit.market.network.program_id != LOCALNET_PROGRAM_ID:
+        raise Invalid(
+            "simulated hardware is offered on a localnet only",
+            code="offer_simulated",
+            field="offer.inventory.source",
+            value=offer.inventory.source,
+            hint="the node's NVML library is a stand-in for tests: start it without",
+        )
 
 
 async def _register(unit: Unit, node_id: NodeId, hello: Hello) -> NodeRow:
