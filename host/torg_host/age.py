@@ -10,13 +10,15 @@ import struct
 from collections.abc import Sequence
 
 import pyrage
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
 from torg_protocol.errors import Invalid
 
 _ALGORITHM = b"ssh-ed25519"
-_BLOCK = 8
+_SEED_BYTES = 32
 
 
 def ssh_public_key(key: Pubkey) -> str:
@@ -46,14 +48,9 @@ def unseal(sealed: bytes, keypair: Keypair) -> bytes:
 
 
 def ssh_private_key(keypair: Keypair) -> bytes:
-    """The same key in OpenSSH's format (PROTOCOL.key), not encrypted: for memory only."""
-    public = _public_blob(keypair.pubkey())
-    check = struct.pack(">I", 0x746F7267)  # twice the same: how a reader notices a wrong passphrase; there is none
-    private = check + check + _text(_ALGORITHM) + _text(bytes(keypair.pubkey())) + _text(bytes(keypair)) + _text(b"")
-    private += bytes(range(1, -len(private) % _BLOCK + 1))
-    body = b"openssh-key-v1\0" + _text(b"none") + _text(b"none") + _text(b"") + struct.pack(">I", 1)
-    encoded = base64.encodebytes(body + _text(public) + _text(private)).decode()
-    return f"-----BEGIN OPENSSH PRIVATE KEY-----\n{encoded}-----END OPENSSH PRIVATE KEY-----\n".encode()
+    """The same key in OpenSSH's format, not encrypted: for memory only."""
+    secret = Ed25519PrivateKey.from_private_bytes(bytes(keypair)[:_SEED_BYTES])
+    return secret.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
 
 
 def _public_blob(key: Pubkey) -> bytes:

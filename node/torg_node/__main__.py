@@ -1,4 +1,4 @@
-"""`torg-node`: init, start, status, settle, doctor, pause, resume, uncordon."""
+"""`torg-node`: init, start, status, settle, doctor, pause, resume, cache, uncordon."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torg_chain.rpc import ChainClient
 from torg_chain.wallet import load_keypair
 from torg_node.agent import Agent
 from torg_node.allocation import Capacity
+from torg_node.cache_command import add_cache_options, cache_command
 from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
@@ -68,6 +69,11 @@ def _run(arguments: argparse.Namespace) -> int:
             return _status(arguments)
         case "settle":
             return asyncio.run(_settle(load_settings(arguments.data), arguments.rpc_url, as_json=arguments.json))
+        case "cache":
+            settings = load_settings(arguments.data)
+            label = str(load_keypair(settings.key_path).pubkey())
+            _print(asyncio.run(cache_command(settings, arguments, label)))
+            return 0
         case "pause" | "resume":
             return _pause(load_settings(arguments.data), paused=arguments.command == "pause")
         case "uncordon":
@@ -269,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         ("settle", "land the orders that this node holds; needs no marketplace, only an RPC node of the chain"),
         ("pause", "take no further leases; those that run go on"),
         ("resume", "take leases again"),
+        ("cache", "inputs and images that are kept for the next job"),
         ("uncordon", "put a GPU back into service"),
         ("doctor", "what this machine is, and what its's isolation really keeps"),
     ):
@@ -286,6 +293,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--rpc-url", help="an RPC node of the chain; default: the one in the config")
         if name == "start":
             command.add_argument("--log-format", choices=["text", "json"], default="text")
+        if name == "cache":
+            add_cache_options(command)
         if name == "uncordon":
             command.add_argument("gpu", help="its UUID, as torg-node doctor names it")
         if name == "init":

@@ -18,6 +18,7 @@ from solders.pubkey import Pubkey
 from torg_chain.rpc import ChainClient
 from torg_node import __version__
 from torg_node.blob_transfer import BlobTransfer
+from torg_node.cache import Cache, digests_in_use, trim, warm_names
 from torg_node.execute import clean_up, execute
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.hardware.sensors import Sensors
@@ -64,6 +65,7 @@ _RESEND_EVERY_S = 5.0
 _LOOK_AT_GPUS_EVERY_S = 10.0
 _MONEY_EVERY_S = 10.0
 _EXPOSURE_EVERY_S = 1.0
+_TRIM_EVERY_S = 60.0
 
 
 class Agent:
@@ -95,6 +97,7 @@ class Agent:
             executor=executor,
             isolation=capabilities.isolation,
             blobs=self._blobs,
+            cache=Cache(settings.cache_path, settings.cache_bytes),
             chain=self._chain,
             reservations=reservations,
             offer=lambda: self._offer.offer,
@@ -139,6 +142,7 @@ class Agent:
                     group.create_task(self.rental.run(), name="rentals")
                 group.create_task(self._watch_gpus(), name="gpus")
                 group.create_task(self._resend(), name="resend")
+                group.create_task(self._trim_cache(), name="cache")
                 group.create_task(self._watch_money(), name="money")
                 group.create_task(self._watch_exposure(), name="exposure")
         finally:
@@ -227,6 +231,7 @@ class Agent:
             offer=self._offer,
             draining=self._takes_no_work,
             leases=self._held(),
+            warm=warm_names(self._node.cache),
         )
 
     def _held(self) -> tuple[HeldLease, ...]:
@@ -351,6 +356,15 @@ class Agent:
         while True:
             await asyncio.sleep(_RESEND_EVERY_S)
             await self._send_unacknowledged()
+
+    async def _trim_cache(self) -> None:
+        while True:
+            in_use = digests_in_use(self._journal)
+            try:
+                await trim(self._node.cache, self._executor.forget_image, in_use)
+            except (OSError, TorgError) as error:
+                log.warning("the cache stays over its budget for now: %s", error)
+            await asyncio.sleep(_TRIM_EVERY_S)
 
     async def _watch_money(self) -> None:
         """What was captured is owed no more; overdue orders are landed."""

@@ -16,6 +16,7 @@ from solders.keypair import Keypair
 from torg_chain.rpc import ChainClient
 from torg_node.allocation import Assignment, Claim
 from torg_node.blob_transfer import BlobTransfer
+from torg_node.cache import Cache
 from torg_node.executors.port import Executor, Exit, Handle, PreparedImage
 from torg_node.journal import Journal
 from torg_node.reservation import Reservations
@@ -63,6 +64,7 @@ class Node:
     executor: Executor
     isolation: str
     blobs: BlobTransfer
+    cache: Cache
     chain: ChainClient
     reservations: Reservations
     offer: Callable[[], Offer]

@@ -39,6 +39,7 @@ class Settings(BaseModel):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
     time_slices: bool = False  # whether leases of one client may share a GPU
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
+    cache_bytes: int = Field(default=10 << 30, ge=0)  # of inputs and images that are kept for the next job; 0: none
     rental_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")  # None: not rented directly
     rental_interval_s: int = Field(default=60, ge=1, le=3600)
 
@@ -63,6 +64,10 @@ class Settings(BaseModel):
     @property
     def proofs_path(self) -> Path:
         return self.data / "proofs"
+
+    @property
+    def cache_path(self) -> Path:
+        return self.data / "cache"
 
     @property
     def leases_path(self) -> Path:
@@ -120,15 +125,10 @@ min_vault_grace_s = {settings.min_vault_grace_s}
 # from the node's key: keep a little SOL on it.
 land_orders_after_s = {settings.land_orders_after_s}
 offered_disk_bytes = {settings.offered_disk_bytes}
+# Inputs and images that are kept for the next job that wants them (torg-node cache); 0 keeps none.
+cache_bytes = {settings.cache_bytes}
 """
-    text += f"""\
-# What jobs may reach through this node: none, allow (what their job file lists), or open (all of the public internet). Your LAN, this
-# host and cloud metadata stay out of reach, except for networks that you name here, such as ["192.168.1.7/32"].
-egress = {_toml(settings.egress)}
-egress_networks = [{", ".join(_toml(str(network)) for network in settings.egress_networks)}]
-# Of one lease, both directions together; 0 means no limit.
-egress_bytes_per_s = {settings.egress_bytes_per_s}
-"""
+    text += _network_lent(settings)
     text += f"""\
 # For the docker executor: images of this host, by name or id, that jobs may use although no registry knows them.
 local_images = [{", ".join(map(_toml, settings.local_images))}]
@@ -162,6 +162,17 @@ def _rental_text(settings: Settings) -> str:
 # rental_address = "127.0.0.1:8750"
 {address}# How far ahead clients pay and this node works: what either loses when the other walks away.
 rental_interval_s = {settings.rental_interval_s}
+"""
+
+
+def _network_lent(settings: Settings) -> str:
+    return f"""\
+# What jobs may reach through this node: none, allow (what their job file lists), or open (all of the public internet). Your LAN, this
+# host and cloud metadata stay out of reach, except for networks that you name here, such as ["192.168.1.7/32"].
+egress = {_toml(settings.egress)}
+egress_networks = [{", ".join(_toml(str(network)) for network in settings.egress_networks)}]
+# Of one lease, both directions together; 0 means no limit.
+egress_bytes_per_s = {settings.egress_bytes_per_s}
 """
 
 

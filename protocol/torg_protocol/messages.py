@@ -198,6 +198,9 @@ class Hello(Wire):
     offer: SignedOffer
     draining: bool = False
     leases: tuple[HeldLease, ...] = ()
+    warm: tuple[str, ...] | None = Field(
+        default=None, max_length=64
+    )  # images and digests that are on its disk; None: it does not say
 
 
 class Heartbeat(Wire):

@@ -31,6 +31,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torg_protocol.quantities import CpuMillis, DurationMs, SizeBytes
 from torg_protocol.strict import Strict, check_container_path, check_env
 
+BLOB_IMAGE = "blob:"  # and a digest: an image archive that the client has stored
 HOST_PYTHON = "host-python"  # the node's own Python: an image that needs no registry, and has no command of its own
 TASK_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 MAIN_GROUP = "main"

@@ -100,6 +100,31 @@ async def test_an_image_that_does_not_exist_fails_the_job_and_costs_nothing(clie
     assert (job.state, job.reason, job.final_amount) == (JobState.FAILED, EndReason.IMAGE_NOT_FOUND, 0)
 
 
+async def test_a_workspace_is_fetched_once_and_kept_within_the_owners_budget(
+    client: AsyncClient, market: SmallMarket, tmp_path: Path
+) -> None:
+    node = ["--data", str(market.folder / "node")]
+    (tmp_path / "data.txt").write_text("kept for the next job")
+    read = ["python", "-c", "print(open('data.txt').read())"]
+    first = await run(client, read, workspace=str(tmp_path))
+    assert first.spec.workspace is not None
+    digest = first.spec.workspace.digest
+    listed = json.loads((await call([script("torg-node"), "cache", "ls", "--json", *node]))[1])
+    assert digest in [entry["digest"] for entry in listed]
+    kept = market.folder / "node" / "cache" / "blobs" / digest.removeprefix("sha256:")
+    used_ns = kept.stat().st_mtime_ns
+
+    second = await run(client, read, workspace=str(tmp_path))
+    assert (second.state, await client.logs(second.job_id)) == (JobState.SUCCEEDED, "kept for the next job\n")
+    assert kept.stat().st_mtime_ns > used_ns  # from the cache
+
+    assert (await call([script("torg-node"), "cache", "rm", digest[:20], *node]))[1].startswith("removed 1, ")
+    code, said = await call([script("torg-node"), "cache", "rm", digest, *node], check=False)
+    assert (code, "nothing of that digest is kept" in said) == (1, True)
+    await call([script("torg-node"), "cache", "prune", *node])
+    assert not list((market.folder / "node" / "cache" / "blobs").iterdir())
+
+
 async def test_a_workspace_that_climbs_out_is_refused_and_costs_nothing(
     client: AsyncClient, market: SmallMarket, tmp_path: Path
 ) -> None:

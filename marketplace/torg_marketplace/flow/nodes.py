@@ -6,7 +6,7 @@ heartbeats repeat what it has not reacted to, so a sent message never has to arr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torg_chain.network import LOCALNET_PROGRAM_ID
 from torg_marketplace.flow.ending import end_lease
@@ -14,6 +14,7 @@ from torg_marketplace.flow.receipts import issued_receipt
 from torg_marketplace.flow.rows import job_row, live_leases, node_row, signed_grant_of
 from torg_marketplace.flow.settlement_plan import orders_in_flight
 from torg_marketplace.flow.unit import Unit
+from torg_marketplace.matching.fleet import WARM_ITEMS
 from torg_marketplace.rules.pricing import MAX_ACCEPTED_AMOUNT
 from torg_marketplace.storage.models import LeaseRow, NodeRow
 from torg_marketplace.storage.moves import move_node, set_liveness
@@ -33,6 +34,7 @@ from torg_protocol.messages import (
 )
 from torg_protocol.offers import SignedOffer
 from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState, Liveness, NodeState
+from torg_protocol.tasks import BLOB_IMAGE
 
 PROTOCOL_VERSION = 1
 
@@ -122,6 +124,12 @@ def _check_offer(unit: Unit, node_id: NodeId, signed: SignedOffer) -> None:
         )
 
 
+def _warm(known: Sequence[str], said: Sequence[str]) -> list[str]:
+    """Of blobs and image archives the node knows best; which images of registries its engine has, it does not say."""
+    elsewhere = [item for item in known if not item.startswith(("sha256:", BLOB_IMAGE))]
+    return [*said, *elsewhere][:WARM_ITEMS]
+
+
 async def _register(unit: Unit, node_id: NodeId, hello: Hello) -> NodeRow:
     offer, signature = hello.offer.offer, hello.offer.signature
     node = await unit.session.get(NodeRow, node_id, with_for_update=True)
@@ -147,6 +155,8 @@ async def _register(unit: Unit, node_id: NodeId, hello: Hello) -> NodeRow:
         )
     node.offer, node.offer_signature, node.offer_sequence = offer.wire(), signature, offer.sequence
     node.node_version = hello.node_version[:64]
+    if hello.warm is not None:
+        node.warm = _warm(node.warm or [], hello.warm)
     node.connected = True
     node.connected_at_ms = node.last_seen_ms = unit.now_ms
     if node.state == NodeState.JOINING:

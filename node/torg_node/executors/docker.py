@@ -144,6 +144,9 @@ class DockerExecutor:
     async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
         return await self._images.prepare(image, on_progress)
 
+    async def forget_image(self, reference: str) -> None:
+        await self._images.forget(reference)
+
     async def start(self, launch: LaunchSpec) -> Handle:
         """Beside the port's: LaunchRefused for what this engine cannot keep; ExecutorError "gpu_mismatch" when the container
         does not see its GPUs. Whatever is raised, nothing of the attempt is left."""

@@ -70,6 +70,14 @@ class DockerImages:
         self._refuse_private(image, found)
         return PreparedImage(reference=found["Id"], digest=_digest(image, found))
 
+    async def forget(self, reference: str) -> None:
+        with engine_errors(f"removing image {reference}"):
+            try:
+                await self._docker.images.delete(reference)
+            except aiodocker.DockerError as error:
+                if error.status != _NOT_FOUND:
+                    raise
+
     async def runnable(self, reference: str) -> RunnableImage:
         """What `prepare` made ready. Raises ImageNotFound when it is gone."""
         if reference == HOST_PYTHON:

@@ -167,6 +167,10 @@ class Executor(Protocol):
         """Makes the image runnable here. Safe to repeat. Raises `ImageNotFound` or `ImageForbidden`."""
         ...
 
+    async def forget_image(self, reference: str) -> None:
+        """Takes an image that was prepared here from this host. Safe to repeat; an image that a container uses stays, with an error."""
+        ...
+
     async def start(self, launch: LaunchSpec) -> Handle:
         """Starts the container; returns once it runs. Calling it again with a live name raises `AlreadyRunning`."""
         ...

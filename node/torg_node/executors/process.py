@@ -70,6 +70,9 @@ class ProcessExecutor:
             raise ImageNotFound("only the host's own Python runs without isolation", field="image", value=image)
         return PreparedImage(HOST_PYTHON, await asyncio.to_thread(host_python_digest))
 
+    async def forget_image(self, reference: str) -> None:
+        """Nothing is kept outside of the node's own cache."""
+
     async def start(self, launch: LaunchSpec) -> Handle:
         state_dir = self._state_root / launch.name
         if not launch.command or state_dir.parent != self._state_root:

@@ -97,6 +97,9 @@ class SandboxExecutor:
             on_progress(0, 0, f"{image} is ready")
         return PreparedImage(found.reference, digest)
 
+    async def forget_image(self, reference: str) -> None:
+        """Nothing is kept outside of the node's own cache."""
+
     async def start(self, launch_spec: LaunchSpec) -> Handle:
         self._check(launch_spec)
         state_dir = self._state_root / launch_spec.name

@@ -40,11 +40,11 @@ class MakeWorkspace:
         limits = UnpackLimits(max_bytes=disk_bytes)
         if lease.spec.workspace is not None:
             await lease.preparing("workspace", 0, lease.spec.workspace.size_bytes)
-            await _bring(lease, lease.spec.workspace, lease.files / "work", limits)
+            await _bring(lease, lease.spec.workspace, lease.files / "work", limits, keep=True)
         if lease.grant.resume_from is not None:
             checkpoint = lease.grant.resume_from
             await lease.preparing(f"checkpoint {checkpoint.name}", 0, checkpoint.blob.size_bytes)
-            await _bring(lease, checkpoint.blob, lease.files / "checkpoint" / checkpoint.name, limits)
+            await _bring(lease, checkpoint.blob, lease.files / "checkpoint" / checkpoint.name, limits, keep=False)
             lease.stored_checkpoints.add(checkpoint.name)
             lease.node.journal.add_checkpoint(lease.id, checkpoint.name)
         await asyncio.to_thread(give_to_job, lease.files)
@@ -60,25 +60,38 @@ def _disk(lease: Lease) -> QuotaDisk:
     return QuotaDisk(lease.folder / "disk", lease.spec.resources.disk)
 
 
-async def _bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits) -> None:
-    """Fetches an archive and unpacks it as `target`. What is wrong with it is the client's fault, not this node's."""
+async def _bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits, *, keep: bool) -> None:
+    """Fetches an archive and unpacks it as `target`. What is wrong with it is the client's fault, not this node's. `keep`: for
+    the next job that wants it."""
     archive = lease.folder / "incoming.tar.zst"
-    fetching = asyncio.ensure_future(lease.node.blobs.fetch(blob, archive))
-    stopping = asyncio.ensure_future(lease.stop_requested.wait())
     try:
-        await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        lease.check_not_stopped()
-        await fetching
+        await fetch(lease, blob, archive, keep=keep)
         if target.exists():
             target.rmdir()
         await asyncio.to_thread(unpack, archive, target, limits)
     except TorgError as error:
         raise LeaseEnded(EndReason.INPUT_INVALID, str(error)) from error
     finally:
+        archive.unlink(missing_ok=True)
+
+
+async def fetch(lease: Lease, blob: BlobRef, archive: Path, *, keep: bool) -> None:
+    """From the cache or the store, unless the lease is stopped meanwhile. Raises LeaseEnded then, and Invalid for a blob that is not right."""
+    archive.unlink(missing_ok=True)  # of an agent that was killed
+    if await asyncio.to_thread(lease.node.cache.take_blob, blob.digest, archive):
+        return
+    fetching = asyncio.ensure_future(lease.node.blobs.fetch(blob, archive))
+    stopping = asyncio.ensure_future(lease.stop_requested.wait())
+    try:
+        await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        lease.check_not_stopped()
+        await fetching
+    finally:
         for task in (fetching, stopping):
             task.cancel()
         await asyncio.gather(fetching, stopping, return_exceptions=True)
-        archive.unlink(missing_ok=True)
+    if keep:
+        await asyncio.to_thread(lease.node.cache.keep_blob, blob.digest, archive)
 
 
 def give_to_job(root: Path) -> None:
