@@ -73,7 +73,6 @@ async def test_probes_notice_a_sandbox_that_is_weaker_than_it_looks(tmp_path: Pa
     ("changes", "code", "field"),
     [
         ({"gpu_uuids": ("GPU-1",)}, "gpu_not_supported", "gpu_uuids"),
-        ({"network": "bridge"}, "network_not_supported", "network"),
         ({"name": "../escape"}, "launch_refused", "name"),
         ({"name": ""}, "launch_refused", "name"),
         ({"command": ()}, "bad_command", "command"),
