@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 import secrets
@@ -43,6 +44,7 @@ from torg_marketplace.storage.schema import upgrade
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
 from torg_marketplace.workers.loops import run_loops
+from torg_marketplace.workers.replayer import SandboxReplayer
 
 log = logging.getLogger(__name__)
 _FEES_LAMPORTS = 10**9
@@ -157,6 +159,7 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
             links=hub,
             catalogue=catalogue,
             evaluator=SandboxEvaluator(catalogue, blobs),
+            replayer=SandboxReplayer(blobs) if importlib.util.find_spec("torch") is not None else None,
             policy=settings.policy(network.decimals),
             credit_key=make_credit_key(settings),
         )

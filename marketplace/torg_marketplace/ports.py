@@ -16,9 +16,10 @@ from solders.pubkey import Pubkey
 from torg_chain.captures import LandedCapture
 from torg_chain.rpc import SignatureStatus
 from torg_chain.vault import OperatorConfig, VaultState
+from torg_marketplace.rules.replay import Distance, Segment
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest, NodeId
-from torg_protocol.jobspec import BlobRef
+from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.messages import ToNode
 
 
@@ -89,6 +90,10 @@ class CatalogueEntry:
 class Catalogue(Protocol):
     def entry(self, name: str) -> CatalogueEntry | None: ...
 
+    def replayable(self, name: str) -> Digest | None:
+        """The workspace of a workload whose segments come out the same again; None: there is no such one."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -113,6 +118,12 @@ class Evaluator(Protocol):
 
         Raises EvaluationFailed when it cannot judge.
         """
+        ...
+
+
+class Replayer(Protocol):
+    async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
+        """Executes the segment again; `model`: the reported model, for the last one. Raises EvaluationFailed when it cannot judge."""
         ...
 
 

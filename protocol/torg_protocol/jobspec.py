@@ -94,7 +94,16 @@ class VerifyMetric(Strict):
     target: DecimalText
 
 
-Verify = Annotated[VerifyNone | VerifyMetric, Field(discriminator="policy")]
+class VerifyReplay(Strict):
+    """The marketplace executes so many random segments of the lease's checkpoints again, chosen after the report, before it pays. Only for
+    unchanged workspaces of the catalogue."""
+
+    policy: Literal["replay"]
+    catalogue: str = Field(pattern=r"^[a-z0-9-]{1,32}$")
+    segments: int = Field(default=1, ge=1, le=8)
+
+
+Verify = Annotated[VerifyNone | VerifyMetric | VerifyReplay, Field(discriminator="policy")]
 
 
 class Retry(Strict):

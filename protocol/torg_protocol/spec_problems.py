@@ -51,7 +51,7 @@ def _problem(item: Any, raw: Mapping[Any, Any], model: type[BaseModel]) -> dict[
             message = "a whole number is expected"
         case "union_tag_not_found":
             word = str(item["ctx"].get("discriminator", "policy")).strip("'")
-            example = "policy: none or policy: metric" if word == "policy" else f"{word}: and what it is"
+            example = "policy: none, metric or replay" if word == "policy" else f"{word}: and what it is"
             message, hint = f"says no {word}", f"write {example}"
         case _:
             message = message[:1].lower() + message[1:]

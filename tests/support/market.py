@@ -64,8 +64,13 @@ class ScriptedEvaluator:
 class FakeCatalogue:
     entries: dict[str, CatalogueEntry] = field(default_factory=dict)
 
+    replays: dict[str, Digest] = field(default_factory=dict)
+
     def entry(self, name: str) -> CatalogueEntry | None:
         return self.entries.get(name)
+
+    def replayable(self, name: str) -> Digest | None:
+        return self.replays.get(name)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 from sqlalchemy import func, select
 
@@ -15,8 +16,9 @@ from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.views import view_of
 from torg_marketplace.matching.engine import Engine
-from torg_marketplace.ports import Catalogue, CatalogueEntry
+from torg_marketplace.ports import CatalogueEntry
 from torg_marketplace.rules.leases import latest_lease_end_ms
+from torg_marketplace.rules.replay import check_replay_policy
 from torg_marketplace.rules.verification import CatalogueFacts, check_metric_policy
 from torg_marketplace.storage.events import add_job_born
 from torg_marketplace.storage.models import IdempotencyRow, JobRow, QuoteRow
@@ -24,7 +26,7 @@ from torg_protocol.api import JobView, SubmitRequest
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, QuoteId
-from torg_protocol.jobspec import JobSpec, VerifyMetric, load_job_spec
+from torg_protocol.jobspec import JobSpec, VerifyMetric, VerifyNone, VerifyReplay, load_job_spec
 from torg_protocol.states import OPEN_JOB_STATES, JobState
 
 
@@ -58,7 +60,7 @@ async def submit(
     spec = load_job_spec(request.spec)
     if spec.workspace is not None:
         await check_stored(market, account, spec.workspace, field="workspace.digest")
-    _check_verification(market.catalogue, spec)
+    _check_verification(market, spec)
     engine = await live_engine(market)
     async with market.transaction() as unit:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
@@ -118,11 +120,25 @@ async def _known(unit: Unit, account: AccountId, key: str | None, body_digest: s
     return await view_of(unit, await job_row(unit, row.job_id))
 
 
-def _check_verification(catalogue: Catalogue, spec: JobSpec) -> None:
-    if not isinstance(spec.verify, VerifyMetric):
-        return
-    entry = catalogue.entry(spec.verify.catalogue)
-    check_metric_policy(spec, spec.verify, None if entry is None else _facts(entry))
+def _check_verification(market: Market, spec: JobSpec) -> None:
+    match spec.verify:
+        case VerifyMetric():
+            entry = market.catalogue.entry(spec.verify.catalogue)
+            check_metric_policy(spec, spec.verify, None if entry is None else _facts(entry))
+        case VerifyReplay():
+            if market.replayer is None:
+                raise Invalid(
+                    "this marketplace cannot execute segments again",
+                    code="replay_unavailable",
+                    field="verify.policy",
+                    value="replay",
+                    hint="its operator has to install torch; or use verify: {policy: none}",
+                )
+            check_replay_policy(spec, spec.verify, market.catalogue.replayable(spec.verify.catalogue))
+        case VerifyNone():
+            pass
+        case _:
+            assert_never(spec.verify)
 
 
 def _facts(entry: CatalogueEntry) -> CatalogueFacts:

@@ -23,7 +23,7 @@ from sqlalchemy.orm.util import identity_key
 
 from torg_marketplace.flow.book import Book
 from torg_marketplace.flow.wakes import Wakes
-from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness
+from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness, Replayer
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.engine import READ_ONLY
@@ -55,6 +55,7 @@ class Market:
     catalogue: Catalogue
     evaluator: Evaluator
     policy: MarketPolicy
+    replayer: Replayer | None = None  # None: this marketplace cannot execute segments again
     credit_key: Keypair | None = None  # depositor and signer of the credit vault: pays for jobs of API keys
     wakes: Wakes = field(default_factory=Wakes)
     book: Book = field(default_factory=Book)

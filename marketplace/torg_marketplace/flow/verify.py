@@ -11,13 +11,15 @@ from sqlalchemy import ColumnElement, select
 
 from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.ending import decide_reported
+from torg_marketplace.flow.replay import ReplayTask, replay_task, verdict_of
 from torg_marketplace.flow.rows import job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed
+from torg_marketplace.rules.replay import replay_impossible
 from torg_marketplace.rules.verification import inconclusive, judge
 from torg_marketplace.storage.models import JobRow, LeaseRow
 from torg_protocol.ids import Digest, LeaseId
-from torg_protocol.jobspec import VerifyMetric
+from torg_protocol.jobspec import VerifyMetric, VerifyReplay
 from torg_protocol.states import LeaseState
 from torg_protocol.usage import OutputFile, VerdictSummary
 
@@ -45,6 +47,11 @@ async def _verify(market: Market, lease_id: str) -> bool:
     task = await _claim(market, lease_id)
     if task is None:
         return False
+    if isinstance(task, ReplayTask):
+        try:
+            return await _apply(market, lease_id, await verdict_of(market, task))
+        except EvaluationFailed as failure:
+            return await _retry_or_give_up(market, lease_id, failure.message)
     if task.entry is None:
         return await _retry_or_give_up(market, lease_id, f"{task.policy.catalogue} is not in the catalogue any more")
     try:
@@ -61,7 +68,7 @@ async def _verify(market: Market, lease_id: str) -> bool:
     return await _apply(market, lease_id, verdict)
 
 
-async def _claim(market: Market, lease_id: str) -> _Task | None:
+async def _claim(market: Market, lease_id: str) -> _Task | ReplayTask | None:
     """Nobody else evaluates this lease for `verify_claim_ms`; if this process dies meanwhile, somebody does then."""
     async with market.transaction() as unit:
         query = select(LeaseRow).where(LeaseRow.lease_id == lease_id, *_is_due(unit)).with_for_update()
@@ -69,10 +76,12 @@ async def _claim(market: Market, lease_id: str) -> _Task | None:
         if lease is None:
             return None
         policy = spec_of(await job_row(unit, lease.job_id)).verify
-        if not isinstance(policy, VerifyMetric):
-            raise TypeError(f"{lease_id} waits for a verdict that nobody asked for")
         lease.verify_at_ms = unit.now_ms + market.policy.verify_claim_ms
         lease.verify_attempts += 1
+        if isinstance(policy, VerifyReplay):
+            return await replay_task(unit, lease, policy)
+        if not isinstance(policy, VerifyMetric):
+            raise TypeError(f"{lease_id} waits for a verdict that nobody asked for")
         files = {item.path: item.digest for item in map(OutputFile.model_validate, lease.outputs)}
         seed = market.random.bits(SEED_BITS)
         return _Task(lease.id, market.catalogue.entry(policy.catalogue), policy, files, seed)
@@ -85,7 +94,7 @@ async def _apply(market: Market, lease_id: str, verdict: VerdictSummary) -> bool
             return False
         job = await job_row(unit, lease.job_id)
         lease.verify_at_ms = None
-        if verdict.result == "passed":
+        if verdict.result in ("passed", "not_checked"):
             await _unseal(unit, lease, job)
         await decide_reported(unit, lease, job, verdict)
         return True
@@ -103,8 +112,8 @@ async def _retry_or_give_up(market: Market, lease_id: str, detail: str) -> bool:
         job = await job_row(unit, lease.job_id)
         policy = spec_of(job).verify
         lease.verify_at_ms = None
-        target = policy.target if isinstance(policy, VerifyMetric) else ""
-        await decide_reported(unit, lease, job, inconclusive(target, detail))
+        verdict = inconclusive(policy.target, detail) if isinstance(policy, VerifyMetric) else replay_impossible(detail)
+        await decide_reported(unit, lease, job, verdict)
         return True
 
 

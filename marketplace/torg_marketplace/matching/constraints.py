@@ -300,8 +300,8 @@ def _is_busy(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
 
 
 def is_paid_at_the_end(demand: Demand) -> bool:
-    """Without checkpoints interval records stay empty until the end; with a metric nothing is paid before the verdict."""
-    return demand.spec.verify.policy == "metric" or not demand.spec.checkpoint.enabled
+    """Without checkpoints interval records stay empty until the end; with verification nothing is paid before the verdict."""
+    return demand.spec.verify.policy != "none" or not demand.spec.checkpoint.enabled
 
 
 def _can_wait_for_pay(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:

@@ -154,6 +154,9 @@ class Catalogue:
     def entry(self, name: str) -> CatalogueEntry | None:
         return self.only if name == self.only.name else None
 
+    def replayable(self, name: str) -> None:
+        del name  # nothing is trained in a simulation
+
 
 @dataclass(frozen=True, slots=True)
 class World:

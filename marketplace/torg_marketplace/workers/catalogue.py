@@ -28,10 +28,14 @@ class FolderCatalogue:
 
     def __init__(self, root: Path | None = None) -> None:
         self.workloads = {item.entry.name: item for item in _load(root or default_root())}
+        self._replayable = _load_replayable(root or default_root())
 
     def entry(self, name: str) -> CatalogueEntry | None:
         workload = self.workloads.get(name)
         return None if workload is None else workload.entry
+
+    def replayable(self, name: str) -> Digest | None:
+        return self._replayable.get(name)
 
 
 def default_root() -> Path:
@@ -41,6 +45,17 @@ def default_root() -> Path:
     if (checkout / "pyproject.toml").is_file() or spec is None or not spec.submodule_search_locations:
         return checkout / "workloads"
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _load_replayable(root: Path) -> dict[str, Digest]:
+    """Every folder whose job.yaml writes checkpoints: the catalogue's trainings resume bit for bit."""
+    found = {}
+    for file in sorted(root.glob("*/job.yaml")):
+        if yaml.safe_load(file.read_text()).get("checkpoint", {}).get("enabled"):
+            with tempfile.TemporaryDirectory(prefix="torg-catalogue-") as scratch:
+                packed = pack(file.parent, Path(scratch) / "workspace.tar.zst")
+            found[file.parent.name] = Digest(packed.digest)
+    return found
 
 
 def _load(root: Path) -> list[Workload]:

@@ -1,0 +1,51 @@
+"""Nodes that do not train as they were asked, caught by one replayed segment; honest drift between kernels is not punished. Seeds are fixed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.adversary.trainings import SEGMENTS, Way, distances
+from torg_marketplace.rules.replay import TOLERANCE
+
+LOOKED_AT = [1, 4, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("lower precision", Way(bf16=True)),
+        ("one step of twenty skipped", Way(skipped=1)),
+        ("five steps of twenty skipped", Way(skipped=5)),
+        ("another learning rate", Way(rate=1.8e-3)),
+        ("copied checkpoint", Way(copies=True)),
+        ("made-up weights", Way(noise=0.02)),
+    ],
+)
+def test_each_way_of_lying_is_beyond_the_tolerance_in_every_segment(name: str, way: Way) -> None:
+    found = distances(way, LOOKED_AT)
+    assert [item for item in found if item.passes] == [], name
+    assert all(item.value is not None and item.value > 2 * TOLERANCE for item in found), found
+
+
+@pytest.mark.parametrize("way", [Way(), Way(threads=2), Way(mkldnn=False)])
+def test_honest_drift_is_within_the_tolerance_in_every_segment(way: Way) -> None:
+    found = distances(way, LOOKED_AT[: 1 if way.threads > 1 else None])  # threads wait for each other on a busy machine
+    assert [item for item in found if not item.passes] == [], found
+    assert all(item.bit_equal for item in found) or way != Way()
+
+
+@pytest.mark.parametrize(
+    ("cheated", "segments", "least"), [(1.0, 1, 1.0), (0.5, 1, 0.45), (0.5, 3, 0.82), (0.25, 8, 0.87)]
+)
+def test_the_chance_of_being_caught_is_that_of_drawing_a_bad_segment(
+    cheated: float, segments: int, least: float
+) -> None:
+    """Given that each bad segment is recognised (above): 1 - (1 - c)^m, without replacement a little more."""
+    chance = random.Random(5)
+    caught = 0
+    for _ in range(2_000):
+        bad = set(chance.sample(range(SEGMENTS), round(cheated * SEGMENTS)))
+        caught += bool(bad & set(chance.sample(range(SEGMENTS), segments)))
+    assert caught / 2_000 >= least

@@ -1,0 +1,181 @@
+"""Verification by replay: what is drawn after the report, what a difference costs, and that one flaw of the verifier punishes nobody."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from tests.support.actors import Client, Node, join, make_client, spec
+from tests.support.market import World
+from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.verify import verify_pending
+from torg_marketplace.ports import EvaluationFailed
+from torg_marketplace.rules.replay import Distance, Segment
+from torg_protocol.api import JobView
+from torg_protocol.errors import Invalid
+from torg_protocol.ids import Digest
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.states import JobState, LeaseState
+from torg_protocol.usage import verify_receipt
+
+PRICE = 3_600_000  # one base unit per useful millisecond
+SAME, FAR = Distance(0.0, bit_equal=True), Distance(0.4)
+
+
+@dataclass
+class ScriptedReplayer:
+    script: deque[Distance | EvaluationFailed] = field(default_factory=deque)
+    seen: list[Segment] = field(default_factory=list)
+
+    async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
+        del spec, model
+        self.seen.append(segment)
+        answer = self.script.popleft()
+        if isinstance(answer, EvaluationFailed):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def replayer() -> ScriptedReplayer:
+    return ScriptedReplayer()
+
+
+@pytest.fixture
+def market(world: World, replayer: ScriptedReplayer) -> World:
+    return replace(world, market=replace(world.market, replayer=replayer))
+
+
+def replay_spec(world: World, **changes: object) -> dict[str, object]:
+    workspace = world.blobs.put(b"a catalogue workspace")
+    world.catalogue.replays["rnn"] = workspace.digest
+    members = {
+        "workspace": workspace.model_dump(mode="json"),
+        "verify": {"policy": "replay", "catalogue": "rnn"},
+        "outputs": ["model.safetensors"],
+        "checkpoint": {"enabled": True},
+    }
+    return spec(**members | changes)
+
+
+async def reported(world: World) -> tuple[Client, Node, JobView]:
+    node = await join(world, price=PRICE)
+    client = await make_client(world)
+    job = await client.submit(replay_spec(world))
+    await match_pending(world.market)
+    await node.accept_and_start()
+    for number in range(1, 4):
+        world.advance(seconds=10)
+        await node.checkpoint(f"step-{number:08d}")
+    world.advance(seconds=10)
+    await node.finish(outputs={"model.safetensors": b"weights"})
+    node.read()
+    return client, node, job
+
+
+async def test_a_segment_that_comes_out_the_same_is_paid(market: World, replayer: ScriptedReplayer) -> None:
+    client, node, job = await reported(market)
+    replayer.script.append(SAME)
+    assert await verify_pending(market.market) == 1
+    node.read()
+
+    view = await client.job(job.job_id)
+    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 40_000)
+    (receipt,) = await client.receipts(job.job_id)
+    assert verify_receipt(receipt, marketplace=market.market.public_key) == []
+    verdict = receipt.receipt.verdict
+    assert (verdict.policy, verdict.result, verdict.measured["distance"]) == ("replay", "passed", "0.000e+00")
+    assert len(replayer.seen) == 1
+
+
+async def test_a_segment_that_differs_three_times_is_not_paid_and_runs_elsewhere(
+    market: World, replayer: ScriptedReplayer
+) -> None:
+    client, node, job = await reported(market)
+    other = await join(market, price=PRICE)
+    replayer.script.extend([FAR, FAR])
+    assert await verify_pending(market.market) == 1
+    node.read()
+
+    (receipt,) = await client.receipts(job.job_id)
+    assert (receipt.receipt.state, receipt.receipt.amount) == (LeaseState.REJECTED, 0)
+    assert len(replayer.seen) == 2, "executed again before anybody is blamed"
+    assert await match_pending(market.market) == 1
+    await other.accept_and_start()
+    await other.finish(outputs={"model.safetensors": b"weights"})
+    replayer.script.append(SAME)
+    assert await verify_pending(market.market) == 1
+    other.read()
+    assert (await client.job(job.job_id)).state == JobState.SUCCEEDED
+
+
+async def test_one_odd_replay_of_three_blames_nobody(market: World, replayer: ScriptedReplayer) -> None:
+    client, node, job = await reported(market)
+    replayer.script.extend([FAR, SAME, SAME])
+    assert await verify_pending(market.market) == 1
+    node.read()
+    assert (await client.job(job.job_id)).state == JobState.SUCCEEDED
+
+
+async def test_segments_are_drawn_by_chance_and_none_before_the_report(
+    market: World, replayer: ScriptedReplayer
+) -> None:
+    drawn = set()
+    node, client = await join(market, price=PRICE), await make_client(market)
+    for _ in range(9):  # its first ten leases are all audited
+        await client.submit(replay_spec(market))
+        await match_pending(market.market)
+        await node.accept_and_start()
+        for number in range(1, 3):
+            market.advance(seconds=1)
+            await node.checkpoint(f"step-{number:08d}")
+        assert replayer.seen == []
+        await node.finish(outputs={"model.safetensors": b"weights"})
+        replayer.script.append(SAME)
+        await verify_pending(market.market)
+        drawn.add(replayer.seen.pop().number)
+        node.read()
+    assert len(drawn) > 1
+    assert drawn <= {0, 1, 2}
+
+
+async def test_a_verifier_that_cannot_judge_blames_nobody(market: World, replayer: ScriptedReplayer) -> None:
+    client, node, job = await reported(market)
+    for _ in range(market.market.policy.verify_attempts):
+        replayer.script.append(EvaluationFailed("no sandbox"))
+        await verify_pending(market.market)
+        market.advance(ms=market.market.policy.verify_retry_ms)
+    node.read()
+    view = await client.job(job.job_id)
+    assert (view.state, view.leases[0].state) == (JobState.FAILED, LeaseState.INCONCLUSIVE)
+    assert view.final_amount == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"verify": {"policy": "replay", "catalogue": "unknown"}}, "catalogue_unknown"),
+        ({"checkpoint": {"enabled": False}}, "checkpoint_not_enabled"),
+        ({"command": ["python", "other.py"]}, "command_not_catalogue"),
+        ({"env": {"PYTHONPATH": "/tmp"}}, "command_not_catalogue"),
+        ({"workspace": None}, "workspace_not_catalogue"),
+    ],
+)
+async def test_what_cannot_be_replayed_is_refused_at_submission(
+    market: World, changes: dict[str, object], code: str
+) -> None:
+    await join(market, price=PRICE)
+    client = await make_client(market)
+    with pytest.raises(Invalid) as refused:
+        await client.submit(replay_spec(market, **changes))
+    assert refused.value.code == code
+
+
+async def test_without_a_replayer_the_policy_is_refused(world: World) -> None:
+    await join(world, price=PRICE)
+    client = await make_client(world)
+    with pytest.raises(Invalid) as refused:
+        await client.submit(replay_spec(world))
+    assert refused.value.code == "replay_unavailable"
