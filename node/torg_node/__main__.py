@@ -18,6 +18,7 @@ from solders.pubkey import Pubkey
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID
 from torg_chain.rpc import ChainClient
 from torg_chain.wallet import load_keypair
+from torg_node import owner_commands
 from torg_node.agent import Agent
 from torg_node.allocation import Capacity
 from torg_node.cache_command import add_cache_options, cache_command
@@ -34,6 +35,7 @@ from torg_node.journal import Journal
 from torg_node.logs import LogFormat, set_up_logging
 from torg_node.metrics import serve_metrics
 from torg_node.money import land_orders, look_at_captures
+from torg_node.owner import DRAIN_FACT
 from torg_node.proving import kept_status
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings, load_settings
@@ -76,6 +78,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return 0
         case "pause" | "resume":
             return _pause(load_settings(arguments.data), paused=arguments.command == "pause")
+        case name if name in owner_commands.COMMANDS:
+            return owner_commands.run(arguments, _print)
         case "uncordon":
             return _uncordon(load_settings(arguments.data), arguments.gpu)
         case _:
@@ -228,6 +232,9 @@ def _pause(settings: Settings, *, paused: bool) -> int:
     """Works beside a running agent, which says so with its next heartbeat and declines until then. Safe to repeat."""
     journal = Journal(settings.journal_path)
     changed = journal.set_paused(paused)
+    if not paused and journal.fact(DRAIN_FACT) == "yes":
+        journal.set_fact(DRAIN_FACT, "no")
+        changed = True
     running = sum(entry.state in {LeaseState.RUNNING, LeaseState.STOPPING} for entry in journal.open_leases())
     journal.close()
     state = f"paused; {running} running leases go on to their end" if paused else "takes leases"
@@ -277,7 +284,8 @@ def _parser() -> argparse.ArgumentParser:
         ("resume", "take leases again"),
         ("cache", "inputs and images that are kept for the next job"),
         ("uncordon", "put a GPU back into service"),
-        ("doctor", "what this machine is, and what its's isolation really keeps"),
+        ("doctor", "what this machine is, and what its isolation really keeps"),
+        *owner_commands.COMMANDS.items(),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument(
@@ -295,6 +303,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--log-format", choices=["text", "json"], default="text")
         if name == "cache":
             add_cache_options(command)
+        owner_commands.add_options(name, command)
         if name == "uncordon":
             command.add_argument("gpu", help="its UUID, as torg-node doctor names it")
         if name == "init":

@@ -27,6 +27,7 @@ from torg_node.lease import Lease, Node
 from torg_node.link import Link
 from torg_node.money import FEE_FACT, accruing, closes_too_soon, exposure, land_orders, look_at_captures
 from torg_node.offer import make_offer
+from torg_node.owner import OwnerWatch
 from torg_node.proving import Proving
 from torg_node.rental.server import make_rental_server
 from torg_node.reservation import Reservations
@@ -127,6 +128,8 @@ class Agent:
         self.connected = asyncio.Event()
         if self.rental is not None and not settings.marketplace_url:
             self.connected = self.rental.listening
+        wake = self._heartbeats.set
+        self._owner = OwnerWatch(settings.rules, journal, self._with_container, sensors.gpu_pids, _now_ms, wake)
         self.draining = False
         self._is_unfit = False  # every GPU is out of service
 
@@ -140,6 +143,7 @@ class Agent:
                     group.create_task(self._beat(), name="heartbeat")
                 if self.rental is not None:
                     group.create_task(self.rental.run(), name="rentals")
+                group.create_task(self._owner.run(), name="owner")
                 group.create_task(self._watch_gpus(), name="gpus")
                 group.create_task(self._resend(), name="resend")
                 group.create_task(self._trim_cache(), name="cache")
@@ -156,7 +160,7 @@ class Agent:
 
     @property
     def _takes_no_work(self) -> bool:
-        return self.draining or self._is_unfit or self._journal.is_paused
+        return self.draining or self._is_unfit or self._journal.is_paused or self._owner.reason is not None
 
     @property
     def is_connected(self) -> bool:
@@ -201,6 +205,9 @@ class Agent:
         task = asyncio.create_task(execute(lease), name=lease.id)
         self._leases[lease.id] = (lease, task)
         task.add_done_callback(lambda _: self._leases.pop(lease.id, None))
+
+    def _with_container(self) -> list[Lease]:
+        return [lease for lease, _ in self._leases.values() if lease.handle is not None]
 
     def _lease(self, lease_id: LeaseId) -> Lease | None:
         running = self._leases.get(lease_id)

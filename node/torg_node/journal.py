@@ -54,6 +54,17 @@ class LeaseEntry:
     receipt: SignedReceipt | None
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a grant was taken, and if not, why: a stable code, and words."""
+
+    lease_id: LeaseId
+    at_ms: int
+    taken: bool
+    code: str
+    detail: str
+
+
 class Journal:
     """Every method is one durable transaction; cheap enough for the event loop's thread."""
 
@@ -197,6 +208,21 @@ class Journal:
             "SELECT signed_json FROM usage WHERE lease_id = ? ORDER BY sequence", (lease_id,)
         ).fetchall()
         return [SignedUsage.model_validate_json(row[0]) for row in rows]
+
+    def usage_with_receipts(self) -> list[tuple[SignedUsage, str | None]]:
+        """Every countersigned record with its lease's receipt as JSON: None while there is none, empty when the lease was taken away."""
+        rows = self._db.execute("SELECT signed_json, receipt_json FROM usage JOIN leases USING (lease_id)").fetchall()
+        return [(SignedUsage.model_validate_json(row[0]), row[1]) for row in rows]
+
+    def decisions(self, limit: int) -> list[Decision]:
+        """The newest grants that were answered, newest first."""
+        rows = self._db.execute(
+            "SELECT lease_id, granted_at_ms, json_extract(event_json, '$.body.kind'), json_extract(event_json, '$.body.code'),"
+            " json_extract(event_json, '$.body.detail') FROM leases JOIN events USING (lease_id)"
+            " WHERE json_extract(event_json, '$.body.kind') IN ('accepted', 'declined') ORDER BY granted_at_ms DESC LIMIT ?",
+            (limit,),
+        ).fetchall()
+        return [Decision(LeaseId(row[0]), row[1], row[2] == "accepted", row[3] or "", row[4] or "") for row in rows]
 
     def undecided_amount(self) -> int:
         """Base units countersigned for leases without a receipt: what this node has at stake now."""

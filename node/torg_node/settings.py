@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError, model_validator
 
 from torg_chain.network import Network
+from torg_node.owner_rules import OwnerRules
 from torg_protocol.errors import Invalid
 
 CONFIG_NAME = "config.toml"
@@ -40,6 +41,7 @@ class Settings(BaseModel):
     time_slices: bool = False  # whether leases of one client may share a GPU
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
     cache_bytes: int = Field(default=10 << 30, ge=0)  # of inputs and images that are kept for the next job; 0: none
+    rules: OwnerRules = OwnerRules()
     rental_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")  # None: not rented directly
     rental_interval_s: int = Field(default=60, ge=1, le=3600)
 
@@ -151,8 +153,31 @@ local_images = [{", ".join(map(_toml, settings.local_images))}]
     if settings.engine_socket is not None:
         text += f"engine_socket = {_toml(str(settings.engine_socket))}\n"
     (settings.data / CONFIG_NAME).write_text(
-        f"{text}\n# Where the money is; pinned like the key above.\n[network]\n{network}\n"
+        f"{text}\n# Where the money is; pinned like the key above.\n[network]\n{network}\n{_rules_text(settings.rules)}"
     )
+
+
+def _rules_text(rules: OwnerRules) -> str:
+    lines = {
+        "quiet_hours": '# Hours (of this host) in which no lease runs: ["22:00-07:00", "sat,sun 09:00-12:00"].',
+        "only_when_idle": "# Leases end within seconds when somebody else uses the GPU, and none are taken until it is free for a minute.",
+        "allow": "# Kinds of jobs: cpu, gpu, host-python, image, network, service, tasks. Without allow: all that deny does not name.",
+        "deny": "",
+        "max_duration": '# The longest job that is taken: "6h".',
+    }
+    text = "\n# What jobs its owner wants, and when.\n[rules]\n"
+    written = rules.model_dump(mode="json")
+    for name, comment in lines.items():
+        value = written[name]
+        shown = f"{name} = {_toml_value(value)}" if value is not None else f'# {name} = "6h"'
+        text += (f"{comment}\n" if comment else "") + f"{shown}\n"
+    return text
+
+
+def _toml_value(value: bool | str | list[str]) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else _toml(value)
 
 
 def _rental_text(settings: Settings) -> str:

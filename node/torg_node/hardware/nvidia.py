@@ -70,6 +70,14 @@ class Nvidia:
         readings = {reading.uuid: reading for reading in map(self._reading, self._handles()) if reading is not None}
         return tuple(readings.get(uuid, GpuReading(uuid, is_lost=True)) for uuid in expected)
 
+    def processes(self) -> set[int]:
+        """Ids of the processes that compute or draw on these GPUs, as the host numbers them."""
+        nvml, found = self._nvml, set()
+        for handle in self._handles():
+            for ask in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+                found |= {int(process.pid) for process in self._optional(ask, handle) or ()}
+        return found
+
     # --- parts ------------------------------------------------------------------------------------------------------
 
     def _handles(self) -> Iterator[Any]:

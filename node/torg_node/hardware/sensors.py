@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torg_node.hardware.health import KernelLog, broken_xids, is_throttled, why_unfit
 from torg_node.hardware.nvidia import GpuFacts, GpuReading, Nvidia
@@ -33,6 +33,11 @@ class Sensors:
             if address in self._at_address:
                 unfit[self._at_address[address]] = reason  # more telling than what follows from it
         return unfit
+
+    @property
+    def gpu_pids(self) -> Callable[[], set[int]] | None:
+        """The processes on these GPUs; None where nobody can tell. Blocks like `look`."""
+        return self._nvidia.processes if self._nvidia is not None and self._uuids else None
 
     def close(self) -> None:
         self._kernel_log.close()

@@ -10,6 +10,8 @@ from torg_node.allocation import NoRoom
 from torg_node.grant_check import NodeFacts, Refusal, overlap_with, why_not, why_not_vault
 from torg_node.lease import Declined, Lease
 from torg_node.money import exposure
+from torg_node.owner import local_time
+from torg_node.owner_rules import why_not as why_not_wanted
 from torg_node.proofs import publish
 from torg_protocol.errors import TorgError
 from torg_protocol.messages import Accepted, SignedGrant
@@ -29,6 +31,9 @@ class CheckGrant:
             return
         if node.journal.is_paused:
             raise Declined("its owner has paused this node", "paused")
+        wanted_for_ms, now = lease.grant.max_duration_ms, local_time(node.now_ms())
+        if (unwanted := why_not_wanted(node.settings.rules, lease.spec, wanted_for_ms, now)) is not None:
+            raise Declined(unwanted[1], unwanted[0])
         facts = NodeFacts(
             node=lease.grant.node,
             marketplace=node.settings.marketplace_key,

@@ -1,0 +1,87 @@
+"""An owner's day with real processes: a drain and its end, what was earned, what was declined and why."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.market_processes import call, script
+from tests.support.small_market import SmallMarket, run, running_market, submit
+from torg.client import AsyncClient
+from torg_protocol.states import JobState, LeaseState
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.root]
+FOREVER = ["python", "-c", "import time; time.sleep(600)"]
+
+
+async def torg_node(market: SmallMarket, *arguments: str) -> str:
+    return (await call([script("torg-node"), *arguments, "--data", str(market.folder / "node")]))[1]
+
+
+async def test_an_owner_drains_resumes_counts_and_says_what_is_not_wanted(tmp_path: Path) -> None:
+    async with running_market(tmp_path) as market, market.client() as client:
+        earned = await run(client, ["python", "-c", "import time; time.sleep(1)"])
+        assert earned.state is JobState.SUCCEEDED
+        await _drain_and_resume(market, client)
+        await _what_was_earned(market)
+        await _rules(market, client)
+        await _back_up(market, tmp_path)
+
+
+async def _drain_and_resume(market: SmallMarket, client: AsyncClient) -> None:
+    job = await submit(client, FOREVER, limits={"max_duration": "5m"})
+    await _until(client, job.job_id, LeaseState.RUNNING)
+    assert json.loads(await torg_node(market, "drain", "--wait", "--json")) == {"leases": 0}
+    drained = await client.job(job.job_id)
+    assert (drained.state, drained.leases[0].reason) == (JobState.QUEUED, "drained")
+    await torg_node(market, "resume")
+    async with asyncio.timeout(
+        60
+    ):  # the same node is not asked again for this job: another one shows that it works again
+        assert (await run(client, ["true"])).state is JobState.SUCCEEDED
+    await client.cancel(job.job_id)
+
+
+async def _what_was_earned(market: SmallMarket) -> None:
+    table = list(csv.DictReader(io.StringIO(await torg_node(market, "earnings", "--export", "csv"))))
+    status = json.loads(await torg_node(market, "status", "--json"))
+    gross = sum(round(float(row["gross"]) * 1e6) for row in table if row["state"] == "earned")
+    assert gross == status["earned_decided"] > 0
+    (month,) = json.loads(await torg_node(market, "earnings", "--export", "json", "--by-month"))
+    assert month["month"] == table[0]["at"][:7]
+    top = await torg_node(market, "top", "--once")
+    assert "running (process" in top
+    assert top.count("yes") >= 3
+
+
+async def _rules(market: SmallMarket, client: AsyncClient) -> None:
+    config = market.folder / "node" / "config.toml"
+    config.write_text(config.read_text().replace("deny = []", 'deny = ["service"]'))
+    assert market.node is not None
+    await market.node.stop()
+    await market.start_node()
+    job = await submit(client, ["true"], ports=[{"port": 80}], limits={"max_duration": "1m"})
+    async with asyncio.timeout(60):
+        while "kind_denied: its owner takes no jobs of kind service" not in await torg_node(market, "top", "--once"):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await client.cancel(job.job_id)
+
+
+async def _back_up(market: SmallMarket, folder: Path) -> None:
+    (folder / "password").write_text("correct horse\n")
+    password = ("--password-file", str(folder / "password"))
+    await torg_node(market, "backup", str(folder / "backup"), *password)
+    restored = str(folder / "restored")
+    await call([script("torg-node"), "restore", str(folder / "backup"), *password, "--data", restored])
+    assert (folder / "restored/node.json").read_text().split() == (folder / "node/node.json").read_text().split()
+
+
+async def _until(client: AsyncClient, job_id: str, state: LeaseState) -> None:
+    async with asyncio.timeout(60):
+        while [lease.state for lease in (await client.job(job_id)).leases] != [state]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
