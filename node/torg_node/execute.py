@@ -14,6 +14,7 @@ from torg_node.lease import Abandoned, Declined, Lease, LeaseEnded
 from torg_node.steps import Step
 from torg_node.steps.check_grant import CheckGrant
 from torg_node.steps.collect_outputs import CollectOutputs
+from torg_node.steps.fetch_inputs import FetchInputs
 from torg_node.steps.make_workspace import MakeWorkspace
 from torg_node.steps.open_secrets import OpenSecrets
 from torg_node.steps.prepare_image import PrepareImage
@@ -27,7 +28,7 @@ from torg_protocol.states import EndReason, LeaseState
 
 log = logging.getLogger(__name__)
 
-_BEFORE: tuple[Step, ...] = (CheckGrant(), Reserve(), PrepareImage(), MakeWorkspace(), OpenSecrets())
+_BEFORE: tuple[Step, ...] = (CheckGrant(), Reserve(), PrepareImage(), MakeWorkspace(), FetchInputs(), OpenSecrets())
 _AFTER: tuple[Step, ...] = (CollectOutputs(), Report())
 STEPS: tuple[Step, ...] = (*_BEFORE, StartContainer(), Watch(), *_AFTER)
 STEPS_OF_SEVERAL_TASKS: tuple[Step, ...] = (*_BEFORE, RunTasks(), *_AFTER)

@@ -15,7 +15,6 @@ from torg_chain.vault import VaultState
 from torg_protocol.caps import OverlapProof, SignedCommitment
 from torg_protocol.ids import NodeId
 from torg_protocol.messages import Grant, SignedGrant
-from torg_protocol.network import egress_kind
 from torg_protocol.offers import Offer
 from torg_protocol.vault_messages import CapMessage, verify_message
 
@@ -70,7 +69,7 @@ def why_not(signed: SignedGrant, facts: NodeFacts) -> Refusal | None:
             "the grant bills other GPUs than the job asks for",
         ),
         (
-            (wanted := egress_kind(grant.spec.network)) != "none" and wanted not in facts.offer.egress,
+            (wanted := grant.spec.egress_wanted) != "none" and wanted not in facts.offer.egress,
             "egress_not_offered",
             f'the job wants network "{wanted}", which this node does not lend',
         ),

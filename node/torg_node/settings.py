@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, IPvAnyNetwork, ValidationError, model_validator
 
 from torg_chain.network import Network
 from torg_node.owner_rules import OwnerRules
@@ -33,6 +33,8 @@ class Settings(BaseModel):
     region: str = "unknown"
     egress: Literal["none", "allow", "open"] = "none"  # the most that a job may reach through this node's proxy
     egress_bytes_per_s: int = Field(default=12_500_000, ge=0)  # of one lease, both directions together; 0: no limit
+    hugging_face_url: HttpUrl = HttpUrl("https://huggingface.co")  # inputs of this kind come from there; or a mirror
+    ollama_url: HttpUrl = HttpUrl("https://registry.ollama.ai")
     egress_networks: tuple[IPvAnyNetwork, ...] = ()  # private ones that jobs may reach all the same, such as a mirror's
     min_vault_grace_s: int = 3_600
     land_orders_after_s: int = Field(default=900, ge=0)  # an order that the marketplace has not landed by then, we land

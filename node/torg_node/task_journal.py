@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from torg_node.executors.port import Exit, ExitReason, Handle
 from torg_protocol.ids import LeaseId
+from torg_protocol.results import ResultValue
 from torg_protocol.tasks import TaskState
 
 SCHEMA = """
@@ -19,6 +21,8 @@ CREATE TABLE IF NOT EXISTS tasks (lease_id TEXT NOT NULL, task TEXT NOT NULL, st
 CREATE TABLE IF NOT EXISTS task_runs (
     lease_id TEXT NOT NULL, task TEXT NOT NULL, run INTEGER NOT NULL, handle_json TEXT, exit_json TEXT,
     PRIMARY KEY (lease_id, task, run)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS task_results (
+    lease_id TEXT NOT NULL, task TEXT NOT NULL, results_json TEXT NOT NULL, PRIMARY KEY (lease_id, task)) WITHOUT ROWID;
 """
 
 
@@ -60,6 +64,19 @@ class TaskJournal:
             "UPDATE task_runs SET exit_json = ? WHERE lease_id = ? AND task = ? AND run = ?",
             (json.dumps(asdict(ended)), lease_id, task, run),
         )
+
+    def set_results(self, lease_id: LeaseId, task: str, results: Mapping[str, ResultValue]) -> None:
+        """Of its newest run that ended."""
+        self._db.execute("INSERT OR REPLACE INTO task_results VALUES (?, ?, ?)", (lease_id, task, json.dumps(results)))
+
+    def results(self, lease_id: LeaseId) -> dict[str, dict[str, ResultValue]]:
+        rows = self._db.execute("SELECT task, results_json FROM task_results WHERE lease_id = ?", (lease_id,))
+        return {
+            str(task): {
+                key: value if isinstance(value, str) else tuple(value) for key, value in json.loads(text).items()
+            }
+            for task, text in rows
+        }
 
     def runs(self, lease_id: LeaseId) -> list[TaskRun]:
         """By task, oldest run first."""

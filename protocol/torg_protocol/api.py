@@ -12,6 +12,7 @@ from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.ports import PortState
 from torg_protocol.proofs import ProofStatus
+from torg_protocol.results import ResultValue
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
 from torg_protocol.tasks import TaskState
 from torg_protocol.usage import OutputFile, SignedReceipt
@@ -137,6 +138,7 @@ class TaskView(Wire):
     started_at_ms: int | None = None  # the newest run, by the marketplace's clock
     ended_at_ms: int | None = None
     detail: str = ""
+    results: dict[str, ResultValue] = Field(default_factory=dict)  # what its patterns found in its output
 
 
 class LeaseView(Wire):

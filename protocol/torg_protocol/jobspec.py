@@ -23,7 +23,8 @@ from pydantic_core import PydanticCustomError
 from torg_protocol.canonical import digest_of
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest, is_digest
-from torg_protocol.network import Network
+from torg_protocol.inputs import MAX_INPUTS, BlobInput, Input
+from torg_protocol.network import EgressKind, Network, egress_kind
 from torg_protocol.placement import Placement
 from torg_protocol.ports import MAX_PORTS, Port, clashes
 from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, SizeBytes
@@ -35,7 +36,7 @@ from torg_protocol.tasks import HOST_PYTHON, MAX_TASKS, TASK_NAME, Task, Volume,
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 # Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
 # nodes understand them.
-_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "secrets")
+_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "inputs", "secrets")
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
 
@@ -126,6 +127,7 @@ class JobSpec(Strict):
     volumes: dict[Annotated[str, Field(pattern=TASK_NAME)], Volume] = Field(default_factory=dict, max_length=32)
     env: dict[str, str] = Field(default_factory=dict, max_length=256)
     workspace: BlobRef | None = None  # tar + zstd, unpacked to the working directory
+    inputs: tuple[Input, ...] = Field(default=(), max_length=MAX_INPUTS)  # fetched by the node; all tasks see them
     resources: Resources = Resources()
     limits: Limits = Limits()
     network: Network = "none"  # what it may reach, through the node's proxy
@@ -191,6 +193,15 @@ class JobSpec(Strict):
             ),
         )
         found = [(field, message) for failed, field, message in checks if failed]
+        places = [item.path for item in self.inputs]
+        twice = {path for number, path in enumerate(places) if path in places[:number]}
+        found += [("inputs", f"two things at {path}") for path in sorted(twice)]
+        found += [
+            (f"tasks.{number}", f"two things at {item.path}: this task's, and the job's input")
+            for number, task in enumerate(self.tasks)
+            for item in (*task.inputs, *task.volumes)
+            if item.path in places
+        ]
         return found + task_problems(self.tasks, self.image, self.volumes, asked.cpus, asked.memory)
 
     @property
@@ -205,6 +216,28 @@ class JobSpec(Strict):
     def _leave_out_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
         return {name: value for name, value in fields.items() if value or name not in _LEFT_OUT_WHEN_EMPTY}
+
+    @property
+    def egress_wanted(self) -> EgressKind:
+        """What an offer must lend: for the job's own way out, and for the node to fetch what it reads."""
+        kind = egress_kind(self.network)
+        return "allow" if kind == "none" and any(item.hosts for _, item in self.placed_inputs()) else kind
+
+    def placed_inputs(self) -> list[tuple[str, Input]]:
+        """The job's own inputs and those of its tasks, each with its field."""
+        own = [(f"inputs.{number}", item) for number, item in enumerate(self.inputs)]
+        of_tasks = [
+            (f"tasks.{number}.inputs.{place}", item)
+            for number, task in enumerate(self.tasks)
+            for place, item in enumerate(task.inputs)
+        ]
+        return own + of_tasks
+
+    def blobs(self) -> list[tuple[str, BlobRef]]:
+        """What must be in the store before it can run, each with its field."""
+        found = [] if self.workspace is None else [("workspace", self.workspace)]
+        blobs = [(field, item) for field, item in self.placed_inputs() if isinstance(item, BlobInput)]
+        return found + [(field, BlobRef(digest=item.digest, size_bytes=item.size_bytes)) for field, item in blobs]
 
     def wire(self) -> dict[str, Any]:
         """The canonical JSON form: base units, no defaults left out but those of later fields."""

@@ -26,6 +26,7 @@ from torg_protocol.proofs import (
     ProofReady,
     ProofWanted,
 )
+from torg_protocol.results import MAX_RESULTS, ResultValue
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.tasks import MAX_TASKS, TASK_NAME, TaskState
 from torg_protocol.usage import OutputFile, ResourceUse, SignedReceipt, SignedUsage, UsageRecord
@@ -107,6 +108,9 @@ class TaskMoved(Wire):
     run: int = Field(ge=0)
     exit_code: int | None = None
     detail: str = Field(default="", max_length=2_000)
+    results: dict[str, ResultValue] = Field(
+        default_factory=dict, max_length=MAX_RESULTS
+    )  # of the newest run, at its end
 
 
 class CheckpointStored(Wire):

@@ -23,12 +23,16 @@ from the start of the first container to the end of the last one.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from torg_protocol.expressions import RESULT_NAME, references
+from torg_protocol.inputs import JOB_FOLDERS, MAX_INPUTS, Input
 from torg_protocol.quantities import CpuMillis, DurationMs, SizeBytes
+from torg_protocol.results import MAX_RESULTS, Result, ShortResult
 from torg_protocol.strict import Strict, check_container_path, check_env
 
 BLOB_IMAGE = "blob:"  # and a digest: an image archive that the client has stored
@@ -36,7 +40,6 @@ HOST_PYTHON = "host-python"  # the node's own Python: an image that needs no reg
 TASK_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 MAIN_GROUP = "main"
 MAX_TASKS = 64
-JOB_FOLDERS = ("/work", "/checkpoint", "/output", "/torg")
 MIN_TASK_MEMORY_BYTES = 16 << 20
 _DAY_MS = 86_400_000
 
@@ -107,6 +110,10 @@ class Task(Strict):
     `gpu`: whether it sees the job's GPUs.
     `cpus`, `memory`: its part of the job's; default an even share of what the group's other tasks leave.
     `volumes`: which of the job's volumes it sees, and where.
+    `inputs`: what the node fetches for this task alone (torg_protocol.inputs); the job's own inputs it sees too.
+    `results`: what is cut out of its output at its end, whatever its exit code; `KEY: PATTERN` is short for `{regex: PATTERN}`. They are in the
+    job's view. In command, args and env of a later task `${{ tasks.NAME.results.KEY }}` stands for them (torg_protocol.expressions); a task
+    whose expression has no value fails with exit code 127.
     """
 
     name: str = Field(pattern=TASK_NAME)
@@ -125,6 +132,16 @@ class Task(Strict):
     cpus: CpuMillis | None = Field(default=None, gt=0)
     memory: SizeBytes | None = Field(default=None, ge=MIN_TASK_MEMORY_BYTES)
     volumes: tuple[VolumeMount, ...] = Field(default=(), max_length=32)
+    inputs: tuple[Input, ...] = Field(default=(), max_length=MAX_INPUTS)
+    results: dict[str, ShortResult] = Field(default_factory=dict, max_length=MAX_RESULTS)
+
+    @field_validator("results")
+    @classmethod
+    def _result_names(cls, results: dict[str, Result]) -> dict[str, Result]:
+        for name in results:
+            if re.fullmatch(RESULT_NAME, name) is None:
+                raise ValueError(f'"{name}" is not a result\'s name: letters, digits, "_" and "-"')
+        return results
 
     @field_validator("env")
     @classmethod
@@ -134,6 +151,10 @@ class Task(Strict):
     @model_validator(mode="after")
     def _places(self) -> Task:
         seen: set[str] = set()
+        for item in self.inputs:
+            if item.path in seen:
+                raise ValueError(f"inputs: two things at {item.path}")
+            seen.add(item.path)
         for mount in self.volumes:
             if any(mount.path == folder or mount.path.startswith(f"{folder}/") for folder in JOB_FOLDERS):
                 raise ValueError(f"volumes: {mount.path} is in a folder that every task of the job sees already")
@@ -141,6 +162,11 @@ class Task(Strict):
                 raise ValueError(f"volumes: two things at {mount.path}")
             seen.add(mount.path)
         return self
+
+
+def texts_of(task: Task) -> Iterator[str]:
+    """Everything in which an expression may stand."""
+    yield from (*task.command, *task.args, *task.env.values())
 
 
 def groups_of(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
@@ -207,6 +233,9 @@ def task_problems(
         return twice
     problems = [problem for number, task in enumerate(tasks) for problem in _relations(f"tasks.{number}", task, tasks)]
     problems += [
+        (f"tasks.{number}", problem) for number, task in enumerate(tasks) for problem in _expressions(task, tasks)
+    ]
+    problems += [
         (f"tasks.{number}.command", "is missing")
         for number, task in enumerate(tasks)
         if not task.command and (task.image or image) == HOST_PYTHON
@@ -236,6 +265,22 @@ def _relations(field: str, task: Task, tasks: Sequence[Task]) -> Iterator[tuple[
             yield where, f'"{other.name}" is of a later group'
         elif other.background and dependency.until == "succeeded":
             yield where, f'"{other.name}" runs in the background until the job ends; write until: started'
+
+
+def _expressions(task: Task, tasks: Sequence[Task]) -> Iterator[str]:
+    """A result is there when its task has ended: one of an earlier group, or one that is waited for."""
+    try:
+        wanted = {item.text: item for text in texts_of(task) for item in references(text) if item.task is not None}
+    except ValueError as error:
+        yield str(error)
+        return
+    keys = {other.name: other.results.keys() for other in tasks}
+    before = _ends_before(tasks)[task.name]
+    for item in wanted.values():
+        if item.task not in keys or item.key not in keys[item.task]:
+            yield f"{item}: no task gives this result"
+        elif item.task not in before:
+            yield f"{item} is not there yet when {task.name} starts; write depends_on: [{item.task}]"
 
 
 def _share_problems(tasks: Sequence[Task], cpu_millis: int, memory_bytes: int) -> Iterator[tuple[str, str]]:

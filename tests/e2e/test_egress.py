@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,7 @@ import pytest_asyncio
 
 from tests.support.small_market import SmallMarket, run, running_market
 from torg.client import AsyncClient
-from torg_protocol.states import JobState
+from torg_protocol.states import EndReason, JobState
 from torg_protocol.usage import verify_receipt
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pytest.mark.root]
@@ -42,6 +43,37 @@ def origin(tmp_path: Path) -> Iterator[str]:
         yield f"127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+async def test_inputs_are_fetched_by_the_node_and_the_job_reads_them_without_a_network(
+    client: AsyncClient, origin: str, tmp_path: Path
+) -> None:
+    digest = "sha256:" + hashlib.sha256(b"from outside").hexdigest()
+    by_url = {"kind": "url", "url": f"http://{origin}/index.html", "digest": digest, "path": "/data/by-url"}
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/note").write_text("from the store")
+    kept = await client.put_data("kept", tmp_path / "kept")
+    blob = {"kind": "blob", "digest": kept.digest, "size_bytes": kept.size_bytes, "unpack": True, "path": "/data/kept"}
+    as_it_is = {**blob, "unpack": False, "path": "/data/kept.tar.zst"}
+    code = (
+        "for path in ('by-url', 'kept/note'): print(open('/data/' + path).read())\n"
+        "print(len(open('/data/kept.tar.zst', 'rb').read()))\n"
+        "open('/data/by-url', 'a')"
+    )
+    job = await run(client, ["python", "-c", code], inputs=[by_url, blob, as_it_is])
+
+    assert await client.logs(job.job_id) == f"from outside\nfrom the store\n{kept.size_bytes}\n"
+    assert "Read-only file system" in await client.logs(job.job_id, "stderr")
+
+
+async def test_an_input_that_is_not_what_was_promised_fails_the_job_before_it_costs(
+    client: AsyncClient, origin: str
+) -> None:
+    by_url = {"kind": "url", "url": f"http://{origin}/", "digest": "sha256:" + "0" * 64, "path": "/data/by-url"}
+    job = await run(client, ["true"], inputs=[by_url])
+
+    assert (job.state, job.reason, job.final_amount) == (JobState.FAILED, EndReason.INPUT_INVALID, 0)
+    assert "its digest is sha256:" in job.detail
 
 
 CODE = """

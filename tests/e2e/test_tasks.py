@@ -190,6 +190,38 @@ async def test_a_command_that_is_not_there_fails_its_task_and_what_was_done_is_p
     assert job.leases[0].amount > 0
 
 
+async def test_what_a_task_printed_is_a_result_and_goes_into_a_later_task(client: AsyncClient) -> None:
+    say = "print('loss=0.25'); print('file: a.bin'); print('file: b c.bin')"
+    job = await run(
+        client,
+        python(
+            "train", say, results={"loss": r"loss=(\S+)", "files": {"regex": r"(?<=^file: ).*$", "streams": ["stdout"]}}
+        ),
+        python(
+            "use",
+            "import os, sys; print(sys.argv[1:], os.environ['NOTE'])",
+            args=["${{ tasks.train.results.files }}", "x${{ tasks.train.results.loss }}"],
+            env={"NOTE": "${{ job.id }}: ${{ tasks.train.results.files }}"},
+            depends_on=["train"],
+        ),
+    )
+
+    assert job.state is JobState.SUCCEEDED, job.detail
+    assert job.leases[0].tasks[0].results == {"loss": "0.25", "files": ("a.bin", "b c.bin")}
+    assert await client.logs(job.job_id, task="use") == f"['a.bin', 'b c.bin', 'x0.25'] {job.job_id}: a.bin b c.bin\n"
+
+
+async def test_an_expression_without_a_value_fails_its_task_and_says_so(client: AsyncClient) -> None:
+    job = await run(
+        client,
+        python("silent", "pass", results={"x": "x=(.*)"}),
+        python("use", "pass", env={"X": "${{ tasks.silent.results.x }}"}, depends_on=["silent"]),
+    )
+
+    assert (job.reason, job.leases[0].exit_code) == (EndReason.FAILED_EXIT, 127)
+    assert job.leases[0].detail == "task use: tasks.silent.results.x has no value: the task did not print it"
+
+
 async def test_the_cli_shows_tasks(client: AsyncClient, tmp_path: Path) -> None:
     torg = [script("torg"), "--home", str(client.config.home), "--marketplace", client.config.marketplace_url]
     file = tmp_path / "job.yaml"

@@ -202,7 +202,13 @@ def _tasks_table(lease: LeaseView) -> str:
         )
         for task in lease.tasks
     ]
-    return f"\n\n{table(('task', 'state', 'starts', 'exit code', 'ran', 'note'), rows)}"
+    results = "".join(
+        f"\n  {task.task}.{key}  {value if isinstance(value, str) else ', '.join(value)}"
+        for task in lease.tasks
+        for key, value in task.results.items()
+    )
+    shown = table(("task", "state", "starts", "exit code", "ran", "note"), rows)
+    return f"\n\n{shown}" + (f"\nresults:{results}" if results else "")
 
 
 @click.command()

@@ -58,8 +58,8 @@ async def submit(
             "a wallet signs a cap with each job", code="cap_missing", field="cap", hint="the torg client does"
         )
     spec = load_job_spec(request.spec)
-    if spec.workspace is not None:
-        await check_stored(market, account, spec.workspace, field="workspace.digest")
+    for field, blob in spec.blobs():
+        await check_stored(market, account, blob, field=f"{field}.digest")
     _check_verification(market, spec)
     engine = await live_engine(market)
     async with market.transaction() as unit:
@@ -221,6 +221,6 @@ async def _add_job(unit: Unit, account: AccountId, spec: JobSpec, cap: SignedCap
     unit.session.add(job)
     await unit.session.flush()
     add_job_born(unit.session, job, at_ms=unit.now_ms)
-    if spec.workspace is not None:
-        await use_blob(unit, spec.workspace.digest, job.id, client_may_read=True)
+    for _, blob in spec.blobs():
+        await use_blob(unit, blob.digest, job.id, client_may_read=True)
     return job

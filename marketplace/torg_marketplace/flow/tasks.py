@@ -28,10 +28,13 @@ async def on_task_moved(unit: Unit, lease: LeaseRow, job: JobRow, body: TaskMove
         started_at_ms=unit.now_ms if body.state in _STARTED else (before.started_at_ms if before else None),
         ended_at_ms=unit.now_ms if body.state.has_ended and body.run > 0 else None,
         detail=body.detail,
+        results=body.results,
     )
     lease.tasks = {**lease.tasks, body.task: view.wire()}
     data: dict[str, Any] = {"task": body.task, "state": body.state, "run": body.run, "attempt": lease.attempt}
     data |= {"from": before.state if before else TaskState.WAITING, "exit_code": body.exit_code, "detail": body.detail}
+    if body.results:
+        data["results"] = body.wire()["results"]
     add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="task", data=data, at_ms=unit.now_ms)
 
 

@@ -19,7 +19,6 @@ from torg_marketplace.matching.fleet import MOST, Fleet, Ints, Mask, Rows, egres
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, NodeSnapshot, units_needed
 from torg_protocol.ids import NodeId
 from torg_protocol.money import cost, format_amount
-from torg_protocol.network import egress_kind
 from torg_protocol.quantities import format_cpu_millis
 
 ISOLATION_SATISFIED_BY = {
@@ -181,7 +180,7 @@ def _host(demand: Demand) -> Iterator[Constraint]:
         lambda fleet, rows: _isolates(fleet, rows, demand.spec.isolation),
         words.isolation_levels,
     )
-    if (network := egress_kind(demand.spec.network)) != "none":
+    if (network := demand.spec.egress_wanted) != "none":
         yield Constraint(
             "network",
             lambda: network,

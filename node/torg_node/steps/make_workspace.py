@@ -40,11 +40,11 @@ class MakeWorkspace:
         limits = UnpackLimits(max_bytes=disk_bytes)
         if lease.spec.workspace is not None:
             await lease.preparing("workspace", 0, lease.spec.workspace.size_bytes)
-            await _bring(lease, lease.spec.workspace, lease.files / "work", limits, keep=True)
+            await bring(lease, lease.spec.workspace, lease.files / "work", limits, keep=True)
         if lease.grant.resume_from is not None:
             checkpoint = lease.grant.resume_from
             await lease.preparing(f"checkpoint {checkpoint.name}", 0, checkpoint.blob.size_bytes)
-            await _bring(lease, checkpoint.blob, lease.files / "checkpoint" / checkpoint.name, limits, keep=False)
+            await bring(lease, checkpoint.blob, lease.files / "checkpoint" / checkpoint.name, limits, keep=False)
             lease.stored_checkpoints.add(checkpoint.name)
             lease.node.journal.add_checkpoint(lease.id, checkpoint.name)
         await asyncio.to_thread(give_to_job, lease.files)
@@ -60,7 +60,7 @@ def _disk(lease: Lease) -> QuotaDisk:
     return QuotaDisk(lease.folder / "disk", lease.spec.resources.disk)
 
 
-async def _bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits, *, keep: bool) -> None:
+async def bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits, *, keep: bool) -> None:
     """Fetches an archive and unpacks it as `target`. What is wrong with it is the client's fault, not this node's. `keep`: for
     the next job that wants it."""
     archive = lease.folder / "incoming.tar.zst"

@@ -16,8 +16,9 @@ from torg_node.executors.port import Exit, ExitReason, Handle
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.steps.start_container import say_started
 from torg_node.steps.streams import follow_logs
-from torg_node.steps.task_containers import keep_logs, launch_of_task, proxy_of_task
+from torg_node.steps.task_containers import filled_in, keep_logs, launch_of_task, proxy_of_task, read_results
 from torg_node.steps.watch import watched
+from torg_protocol.expressions import Unresolved
 from torg_protocol.messages import TaskMoved
 from torg_protocol.states import EndReason
 from torg_protocol.tasks import Task, TaskState, shares_of
@@ -69,6 +70,7 @@ class Crew:
         self._states = dict.fromkeys((task.name for task in self._tasks), TaskState.WAITING)
         self._runs = dict.fromkeys(self._states, 0)
         self._last: dict[str, Exit] = {}
+        self._results = self._journal.tasks.results(lease.id)
         self._running: dict[str, Running] = {}
         self._stopping = asyncio.Event()
         self._time_is_up = False
@@ -171,8 +173,12 @@ class Crew:
                     else None
                 )
                 limit_ms = min(task.timeout or left_ms, left_ms)
-                launch = launch_of_task(lease, task, run, self._shares[task.name], limit_ms, proxy)
+                filled = filled_in(lease, task, self._results)
+                launch = launch_of_task(lease, filled, run, self._shares[task.name], limit_ms, proxy)
                 handle = await lease.node.executor.start(launch)
+        except Unresolved as error:
+            await self._on_not_startable(task, run, str(error))
+            return
         except ExecutorError as error:
             await self._on_start_failed(task, run, error)
             return
@@ -186,8 +192,11 @@ class Crew:
             raise LeaseEnded(EndReason.START_FAILED, f"task {task.name}: {error}") from error
         if self._lease.started_at_ms is None:
             raise LeaseEnded(EndReason.INPUT_INVALID, f"task {task.name}: {error}") from error
+        await self._on_not_startable(task, run, str(error))
+
+    async def _on_not_startable(self, task: Task, run: int, why: str) -> None:
         now_ms = self._lease.node.now_ms()
-        ended = Exit(ExitReason.EXITED, task_rules.NOT_STARTED, now_ms, now_ms, None, str(error))
+        ended = Exit(ExitReason.EXITED, task_rules.NOT_STARTED, now_ms, now_ms, None, why)
         self._journal.tasks.set_exit(self._lease.id, task.name, run, ended)
         await self._on_end(task, run, ended)
 
@@ -272,9 +281,14 @@ class Crew:
     async def _on_end(self, task: Task, run: int, ended: Exit) -> None:
         self._last[task.name] = ended
         ending = task_rules.is_ending(self._tasks, self._states, must_end=self._must_end)
-        await self._move(task, task_rules.state_after(task, ended, run, ending=ending), ended)
+        notes = [ended.detail] if ended.detail else []
+        if task.results:
+            self._results[task.name], problems = await read_results(self._lease, task, run)
+            self._journal.tasks.set_results(self._lease.id, task.name, self._results[task.name])
+            notes += problems
+        await self._move(task, task_rules.state_after(task, ended, run, ending=ending), ended, "; ".join(notes))
 
-    async def _move(self, task: Task, state: TaskState, ended: Exit | None = None) -> None:
+    async def _move(self, task: Task, state: TaskState, ended: Exit | None = None, note: str = "") -> None:
         """Where it stands and that it was said are one write: each move is told once, also by the agent after this one."""
         self._states[task.name] = state
         body = TaskMoved(
@@ -282,7 +296,8 @@ class Crew:
             state=state,
             run=self._runs[task.name],
             exit_code=ended.code if ended is not None else None,
-            detail=(ended.detail if ended is not None else "")[:2_000],
+            detail=note[:2_000],
+            results=self._results.get(task.name, {}) if ended is not None else {},
         )
         lease = self._lease
         with self._journal.at_once():

@@ -11,6 +11,7 @@ from torg_node.egress.process import EgressOrder, start_proxy
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import PROXY_PORT, LaunchSpec, Mount, PreparedImage, ResourceLimits
 from torg_node.lease import CHECKPOINT, OUTPUT, SECRETS, TORG, WORK, Lease, LeaseEnded
+from torg_node.steps.fetch_inputs import input_mounts
 from torg_node.steps.open_secrets import secrets_folder
 from torg_protocol.canonical import digest_of
 from torg_protocol.messages import Started
@@ -115,7 +116,11 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
         args=spec.args,
         env=env,
         workdir=workdir_in(spec.workdir, spec.image),
-        mounts=(*(Mount(lease.files / name, target, writable=True) for name, target in folders), *secrets),
+        mounts=(
+            *(Mount(lease.files / name, target, writable=True) for name, target in folders),
+            *secrets,
+            *input_mounts(lease),
+        ),
         limits=ResourceLimits(
             memory_bytes=resources.memory,
             cpu_millis=resources.cpus,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from torg_node.executors.port import Handle, LaunchSpec, Mount
 from torg_node.lease import Lease
+from torg_node.steps.fetch_inputs import input_mounts
 from torg_node.steps.make_workspace import VOLUMES
 from torg_node.steps.start_container import launch_of, proxy_of, workdir_in
+from torg_node.task_results import results_of
+from torg_protocol.expressions import fill_in, fill_in_list
 from torg_protocol.messages import MAX_TASK_LOGS, TaskLog
+from torg_protocol.results import ResultValue
 from torg_protocol.tasks import Task
 
 _EGRESS = "egress"
@@ -28,6 +33,24 @@ def proxy_of_task(lease: Lease, task: Task, run: int) -> socket.socket:
 def egress_folders(lease: Lease) -> list[Path]:
     """Where the proxies of this lease count."""
     return [lease.folder, *sorted((lease.folder / _EGRESS).glob("*"))]
+
+
+def filled_in(lease: Lease, task: Task, results: Mapping[str, Mapping[str, ResultValue]]) -> Task:
+    """With values in place of its expressions. Raises Unresolved."""
+    grant = lease.grant
+    facts = {
+        "job.id": grant.job_id,
+        "job.attempt": str(grant.attempt),
+        "node.id": grant.node,
+        "client.id": grant.client,
+    }
+    return task.model_copy(
+        update={
+            "command": fill_in_list(task.command, facts, results),
+            "args": fill_in_list(task.args, facts, results),
+            "env": {name: fill_in(text, facts, results) for name, text in task.env.items()},
+        }
+    )
 
 
 def launch_of_task(
@@ -47,7 +70,7 @@ def launch_of_task(
         args=task.args,
         env={**whole.env, **task.env, "TORG_TASK": task.name},
         workdir=workdir_in(task.workdir, image),
-        mounts=(*whole.mounts, *volumes),
+        mounts=(*whole.mounts, *input_mounts(lease, task.name)[len(lease.spec.inputs) :], *volumes),
         limits=replace(whole.limits, cpu_millis=cpu_millis, memory_bytes=memory_bytes),
         max_duration_ms=max_duration_ms,
         gpu_uuids=whole.gpu_uuids if task.gpu else (),
@@ -68,6 +91,12 @@ async def keep_logs(lease: Lease, task: str, run: int, handle: Handle) -> None:
             file.close()
     for stream in ("stdout", "stderr"):
         _file(folder, task, run - _KEPT_RUNS, stream).unlink(missing_ok=True)
+
+
+async def read_results(lease: Lease, task: Task, run: int) -> tuple[dict[str, ResultValue], list[str]]:
+    """From the kept log of a container that ended."""
+    streams = {stream: _file(_folder(lease), task.name, run, stream) for stream in ("stdout", "stderr")}
+    return await asyncio.to_thread(results_of, task.results, streams)
 
 
 async def stored_logs(lease: Lease) -> tuple[TaskLog, ...]:

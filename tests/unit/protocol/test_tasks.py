@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torg_protocol.errors import Invalid
+from torg_protocol.expressions import Unresolved, fill_in, fill_in_list
 from torg_protocol.jobspec import JobSpec, load_job_spec
 from torg_protocol.tasks import Dependency, Task, groups_of, shares_of
 
@@ -98,6 +99,25 @@ def test_images_are_named_once_each() -> None:
                 "tasks.0.memory",
                 "the job's memory does not leave it 16MiB beside those that may run at the same time; raise resources.memory",
             ),
+        ),
+        (
+            [{"name": "a", "results": {"x": "("}}],
+            {},
+            ("tasks.0.results.x", "not a pattern: missing ) at position 1"),
+        ),
+        ([{"name": "a", "args": ["${{ tasks.b }}"]}], {}, ("tasks.0", None)),
+        (
+            [
+                {"name": "a", "results": {"x": "y"}},
+                {"name": "b", "depends_on": ["a"], "args": ["${{ tasks.a.results.z }}"]},
+            ],
+            {},
+            ("tasks.1", "tasks.a.results.z: no task gives this result"),
+        ),
+        (
+            [{"name": "a", "results": {"x": "y"}}, {"name": "b", "env": {"X": "-${{ tasks.a.results.x }}"}}],
+            {},
+            ("tasks.1", "tasks.a.results.x is not there yet when b starts; write depends_on: [a]"),
         ),
         ([{"name": "a", "depend_on": []}], {}, ("tasks.0.depend_on", "unknown key")),
         ([{"name": "a", "restart": {"policy": "sometimes"}}], {}, ("tasks.0.restart.policy", None)),
@@ -190,3 +210,20 @@ def test_whatever_runs_at_the_same_time_fits_into_the_job(tasks: tuple[Task, ...
         if all(one not in waits[other] for one in names for other in names):
             assert sum(shares[name][0] for name in names) <= 1000
             assert sum(shares[name][1] for name in names) <= 1 << 30
+
+
+def test_expressions_stand_for_values_and_lists_are_spliced_in() -> None:
+    results = {"a": {"one": "1", "many": ("x", "y z")}}
+    facts = {"job.id": "job_1", "job.attempt": "2", "node.id": "n", "client.id": "c"}
+
+    assert fill_in_list(
+        ["-n", "${{ tasks.a.results.many }}", "${{job.id}}/${{ tasks.a.results.one }}"], facts, results
+    ) == (
+        "-n",
+        "x",
+        "y z",
+        "job_1/1",
+    )
+    assert fill_in("$HOME ${NOT} ${{ tasks.a.results.many }}", facts, results) == "$HOME ${NOT} x y z"
+    with pytest.raises(Unresolved, match=r"tasks\.a\.results\.two has no value"):
+        fill_in("${{ tasks.a.results.two }}", facts, results)
