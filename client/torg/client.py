@@ -163,6 +163,8 @@ class AsyncClient:
             if file.secrets:
                 spec = await self._with_secrets(spec, file)
             quote = await submission.quote(spec)
+            if (image := file.image_archive()) is not None:
+                await self._blobs.store(image[0], image[1], _named(on_progress, "image"))
             if archive is not None and spec.workspace is not None:
                 await self._blobs.store(spec.workspace.digest, archive, _named(on_progress, "workspace"), pieces)
                 if quote.expires_at_ms - self._now_ms() < _REQUOTE_WHEN_LEFT_MS:

@@ -6,6 +6,7 @@ say where each secret is; on the wire they are sealed. Those are the only differ
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,13 @@ from torg.importers.translation import Translation
 from torg.secret_sources import SecretSource, sources_of
 from torg.spec_source import Source, parse_source
 from torg.workloads import names_a_workload, workload_file
+from torg_host.archive import sha256_file
 from torg_protocol.errors import Invalid
+from torg_protocol.ids import Digest
 from torg_protocol.jobspec import JobSpec, load_job_spec
+from torg_protocol.tasks import BLOB_IMAGE
+
+_IMAGE_FILE = "file:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class SpecFile:
     translation: Translation | None = field(default=None, compare=False)
     allow_dropped: bool = False
     secrets: tuple[SecretSource, ...] = ()  # where they are; read when the job is submitted
+    image_file: Path | None = None  # of `image: file:PATH`
 
     def check(self) -> JobSpec:
         """Raises Invalid if anything but the workspace is wrong; the returned spec has no workspace yet."""
@@ -56,9 +63,27 @@ class SpecFile:
             dropped=[item.wire() for item in self.translation.dropped],
         )
 
-    def _load(self, blob: dict[str, Any] | None) -> JobSpec:
+    def image_archive(self) -> tuple[Digest, Path] | None:
+        """The archive that is the job's image, when the job file names one. Raises Invalid `image_not_found`."""
+        if self.image_file is None:
+            return None
         try:
-            return load_job_spec({**self.raw, "workspace": blob})
+            status = self.image_file.stat()
+            return _digest_of(self.image_file, status.st_mtime_ns, status.st_size), self.image_file
+        except OSError as error:
+            raise Invalid(
+                f"cannot read the image archive: {error.strerror}",
+                code="image_not_found",
+                field="image",
+                value=str(self.image_file),
+                hint="it is relative to the job file; docker save -o image.tar NAME writes one",
+            ) from error
+
+    def _load(self, blob: dict[str, Any] | None) -> JobSpec:
+        archive = self.image_archive()
+        image = {} if archive is None else {"image": f"{BLOB_IMAGE}{archive[0]}"}
+        try:
+            return load_job_spec({**self.raw, "workspace": blob, **image})
         except Invalid as error:
             if self.source is None:
                 raise
@@ -105,6 +130,10 @@ def spec_from_mapping(
         plain = {name: value for name, value in raw.items() if name != "secrets"}
         secrets = _secrets(raw["secrets"], base, source)
         return replace(spec_from_mapping(plain, base=base, source=source), secrets=secrets)
+    if isinstance(image := raw.get("image"), str) and image.startswith(_IMAGE_FILE):
+        plain = {name: value for name, value in raw.items() if name != "image"}
+        path = (base / Path(image.removeprefix(_IMAGE_FILE)).expanduser()).resolve()
+        return replace(spec_from_mapping(plain, base=base, source=source), image_file=path)
     workspace = raw.get("workspace")
     if workspace is None:
         return SpecFile(raw, None, source)
@@ -116,6 +145,11 @@ def spec_from_mapping(
         problem = _workspace_problem("no such directory", str(directory), "it is relative to the job file")
         raise _located(source, problem, "workspace_not_found")
     return SpecFile(raw, directory, source)
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_of(path: Path, _changed_ns: int, _size_bytes: int) -> Digest:
+    return Digest(sha256_file(path))
 
 
 def _is_sealed(secrets: object) -> bool:

@@ -17,7 +17,7 @@ from solders.keypair import Keypair
 
 from torg_host.archive import Piece, sha256_file
 from torg_protocol.api import MAX_BLOB_PIECES, BlobDownload, BlobUpload
-from torg_protocol.errors import Invalid, TorgError, from_problem
+from torg_protocol.errors import Invalid, TooLarge, TorgError, from_problem
 from torg_protocol.httpsig import RequestParts, sign_request
 from torg_protocol.ids import Digest
 from torg_protocol.jobspec import BlobRef
@@ -65,11 +65,20 @@ class BlobTransfer:
         headers = {"content-length": str(piece.size_bytes)}
         _check(await self._http.put(url, content=_bytes_of(path, piece), headers=headers))
 
-    async def fetch(self, blob: BlobRef, path: Path) -> None:
-        """Downloads to `path`. Raises Invalid `blob_digest_mismatch` when the store gives something else."""
+    async def fetch(self, blob: BlobRef, path: Path, max_bytes: int | None = None) -> None:
+        """Downloads to `path`. Raises Invalid `blob_digest_mismatch` when the store gives something else, TooLarge `blob_too_large` before anything is
+        fetched."""
 
         async def once() -> None:
             download = BlobDownload.model_validate(await self._ask("GET", f"/v1/blobs/{blob.digest}", None))
+            if max_bytes is not None and download.size_bytes > max_bytes:
+                raise TooLarge(
+                    "larger than this node takes",
+                    code="blob_too_large",
+                    field="digest",
+                    value=blob.digest,
+                    limit_bytes=max_bytes,
+                )
             async with self._http.stream("GET", download.url) as response:
                 if response.status_code >= 400:
                     await response.aread()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from torg_host.sandbox.watch import used_bytes
+from torg_node.executors.port import LoadedImage
 from torg_node.journal import Journal
 from torg_protocol.ids import Digest, is_digest
 from torg_protocol.jobspec import JobSpec
@@ -40,6 +41,7 @@ class Cache:
     def __init__(self, root: Path, budget_bytes: int) -> None:
         """`budget_bytes`: 0 keeps nothing."""
         self._root, self._budget_bytes = root, budget_bytes
+        self.loading = asyncio.Lock()  # one image at a time
 
     # --- blobs --------------------------------------------------------------------------------------------------------
 
@@ -82,11 +84,18 @@ class Cache:
         staging.mkdir(mode=0o700, parents=True)
         return staging
 
-    def keep_image(
-        self, digest: Digest, staging: Path, *, engine_image: str | None = None, size_bytes: int = 0
-    ) -> Path:
-        """`size_bytes`: of what lies in the engine, besides what is in the folder."""
-        about = {"size_bytes": size_bytes + used_bytes(str(staging)), "engine_image": engine_image}
+    def loaded(self, folder: Path) -> LoadedImage:
+        """What an executor made of the image in this folder."""
+        about = json.loads((folder / _ABOUT).read_text())
+        return LoadedImage(about["image_digest"], about["engine_image"])
+
+    def keep_image(self, digest: Digest, staging: Path, loaded: LoadedImage) -> Path:
+        """`digest`: of the archive. Kept whatever the budget is, as a lease is about to use it."""
+        about = {
+            "image_digest": loaded.digest,
+            "engine_image": loaded.engine_image,
+            "size_bytes": loaded.size_bytes + used_bytes(str(staging)),
+        }
         (staging / _ABOUT).write_text(json.dumps(about))
         folder = self._place("image", digest)
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -179,8 +188,7 @@ def digests_in_use(journal: Journal) -> frozenset[Digest]:
 
 
 def blobs_of(spec: JobSpec) -> list[Digest]:
-    images = [image.removeprefix(BLOB_IMAGE) for image in spec.images if image.startswith(BLOB_IMAGE)]
-    return [*map(Digest, images), *([spec.workspace.digest] if spec.workspace is not None else [])]
+    return [*spec.image_archives, *(blob.digest for _, blob in spec.blobs())]
 
 
 def warm_names(cache: Cache) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ class Settings(BaseModel):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
     time_slices: bool = False  # whether leases of one client may share a GPU
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
+    max_image_bytes: int = Field(default=20 << 30, gt=0)  # of an image archive, packed and unpacked
     cache_bytes: int = Field(default=10 << 30, ge=0)  # of inputs and images that are kept for the next job; 0: none
     rules: OwnerRules = OwnerRules()
     rental_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")  # None: not rented directly
@@ -131,6 +132,8 @@ land_orders_after_s = {settings.land_orders_after_s}
 offered_disk_bytes = {settings.offered_disk_bytes}
 # Inputs and images that are kept for the next job that wants them (torg-node cache); 0 keeps none.
 cache_bytes = {settings.cache_bytes}
+# The largest image that a job may bring along as an archive.
+max_image_bytes = {settings.max_image_bytes}
 """
     text += _network_lent(settings)
     text += f"""\

@@ -31,7 +31,7 @@ from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, SizeByt
 from torg_protocol.secrets import SealedSecrets
 from torg_protocol.spec_problems import BETWEEN_FIELDS, problems_of
 from torg_protocol.strict import Strict, check_env
-from torg_protocol.tasks import HOST_PYTHON, MAX_TASKS, TASK_NAME, Task, Volume, task_problems
+from torg_protocol.tasks import BLOB_IMAGE, HOST_PYTHON, MAX_TASKS, TASK_NAME, Task, Volume, task_problems
 
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 # Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
@@ -176,6 +176,14 @@ class JobSpec(Strict):
     def _problems_between_fields(self) -> list[tuple[str, str]]:
         asked, several = self.resources, bool(self.tasks)
         checks = (
+            (
+                any(
+                    image.startswith(BLOB_IMAGE) and not is_digest(image.removeprefix(BLOB_IMAGE))
+                    for image in self.images
+                ),
+                "image",
+                'after "blob:" comes the digest of a stored archive; in a job file write image: file:PATH',
+            ),
             (not several and not self.command and self.image == HOST_PYTHON, "command", "is missing"),
             (several and self.command, "tasks", "there is a command too; a job has one or the other"),
             (several and (self.args or self.workdir), "tasks", "args and workdir belong to each task here"),
@@ -203,6 +211,11 @@ class JobSpec(Strict):
             if item.path in places
         ]
         return found + task_problems(self.tasks, self.image, self.volumes, asked.cpus, asked.memory)
+
+    @property
+    def image_archives(self) -> tuple[Digest, ...]:
+        """Of the images, those that the client brings along."""
+        return tuple(Digest(image.removeprefix(BLOB_IMAGE)) for image in self.images if image.startswith(BLOB_IMAGE))
 
     @property
     def images(self) -> tuple[str, ...]:

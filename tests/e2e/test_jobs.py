@@ -16,6 +16,7 @@ import pytest_asyncio
 import zstandard
 
 from scripts.market_processes import call, script
+from tests.support.image_files import BUSYBOX, busybox, write_image
 from tests.support.small_market import SmallMarket, run, running_market, submit
 from torg.client import AsyncClient
 from torg.errors import Conflict, Invalid
@@ -98,6 +99,28 @@ async def test_an_image_that_does_not_exist_fails_the_job_and_costs_nothing(clie
     job = await run(client, ["true"], image="no-such-image:1")
 
     assert (job.state, job.reason, job.final_amount) == (JobState.FAILED, EndReason.IMAGE_NOT_FOUND, 0)
+
+
+@pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox is not installed (Debian: busybox-static)")
+async def test_an_image_comes_along_as_a_file_and_the_receipt_names_it(
+    client: AsyncClient, market: SmallMarket, tmp_path: Path
+) -> None:
+    digest = write_image(tmp_path / "image.tar", [busybox(("etc/motd", b"of this very image"))])
+    jobs = [await run(client, ["cat", "/etc/motd"], image=f"file:{tmp_path / 'image.tar'}") for _ in range(2)]
+
+    assert [(job.state, await client.logs(job.job_id)) for job in jobs] == [
+        (JobState.SUCCEEDED, "of this very image")
+    ] * 2
+    (receipt,) = await client.receipts(jobs[1].job_id)
+    assert (receipt.receipt.image, receipt.receipt.image_digest) == (jobs[0].spec.image, digest)
+    kept = json.loads(
+        (await call([script("torg-node"), "cache", "ls", "--json", "--data", str(market.folder / "node")]))[1]
+    )
+    assert [entry["digest"] for entry in kept if entry["kind"] == "image"] == [jobs[0].spec.image.removeprefix("blob:")]
+
+    write_image(tmp_path / "bad.tar", [busybox()], diff_ids=["sha256:" + "0" * 64])
+    bad = await run(client, ["true"], image=f"file:{tmp_path / 'bad.tar'}")
+    assert (bad.state, bad.reason, bad.final_amount) == (JobState.FAILED, EndReason.INPUT_INVALID, 0)
 
 
 async def test_a_workspace_is_fetched_once_and_kept_within_the_owners_budget(

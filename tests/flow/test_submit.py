@@ -233,3 +233,16 @@ async def test_pages_are_newest_first_and_only_ones_own(world: World) -> None:
     assert [job.name for job in (*first.jobs, *second.jobs)] == jobs[::-1]
     assert second.next_cursor is None
     assert caught.value.code == "limit_invalid"
+
+
+async def test_an_image_archive_must_be_the_clients_own(world: World) -> None:
+    await join(world)
+    client, thief = await make_client(world), await make_client(world)
+    blob = world.blobs.put(b"an image of mine")
+    await world.blobs.sent_by(world.market, client.account, [blob])
+    theirs = spec(image=f"blob:{blob.digest}")
+    await client.submit(theirs)
+
+    with pytest.raises(Invalid) as refused:
+        await thief.submit(theirs)
+    assert (refused.value.code, refused.value.field) == ("blob_missing", "image")

@@ -16,16 +16,8 @@ from torg_protocol.states import LIVE_LEASE_STATES
 
 
 async def check_stored(market: Market, party: str, blob: BlobRef, *, field: str) -> None:
-    """Raises Invalid `blob_missing` or `blob_size_mismatch`. Asks the store: never inside a transaction.
-
-    Only what the party may read counts as stored: to know a blob's name must not be enough to have it.
-    """
-    async with market.reading() as unit:
-        size = await market.blobs.size(blob.digest) if await may_read_blob(unit, party, blob.digest) else None
-    if size is None:
-        raise Invalid(
-            "this blob is not stored", code="blob_missing", field=field, value=blob.digest, hint="upload it first"
-        )
+    """Raises Invalid `blob_missing` or `blob_size_mismatch`. Asks the store: never inside a transaction."""
+    size = await check_readable(market, party, blob.digest, field=field)
     if size != blob.size_bytes:
         raise Invalid(
             "this blob has another size",
@@ -34,6 +26,16 @@ async def check_stored(market: Market, party: str, blob: BlobRef, *, field: str)
             value=blob.size_bytes,
             hint=f"{blob.digest} has {size} bytes",
         )
+
+
+async def check_readable(market: Market, party: str, digest: Digest, *, field: str) -> int:
+    """The blob's size. Raises Invalid `blob_missing`. Only what the party may read counts as stored: to know a blob's name must not be
+    enough to have it."""
+    async with market.reading() as unit:
+        size = await market.blobs.size(digest) if await may_read_blob(unit, party, digest) else None
+    if size is None:
+        raise Invalid("this blob is not stored", code="blob_missing", field=field, value=digest, hint="upload it first")
+    return size
 
 
 async def plan_upload(market: Market, account: str, request: BlobUploadRequest) -> BlobUpload:

@@ -8,7 +8,7 @@ from typing import assert_never
 from sqlalchemy import func, select
 
 from torg_marketplace.flow import vaults
-from torg_marketplace.flow.blobs import check_stored, use_blob
+from torg_marketplace.flow.blobs import check_readable, check_stored, use_blob
 from torg_marketplace.flow.credit import hold_credit, sign_credit_cap
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.quote import appraise
@@ -60,6 +60,8 @@ async def submit(
     spec = load_job_spec(request.spec)
     for field, blob in spec.blobs():
         await check_stored(market, account, blob, field=f"{field}.digest")
+    for digest in spec.image_archives:
+        await check_readable(market, account, digest, field="image")
     _check_verification(market, spec)
     engine = await live_engine(market)
     async with market.transaction() as unit:
@@ -223,4 +225,6 @@ async def _add_job(unit: Unit, account: AccountId, spec: JobSpec, cap: SignedCap
     add_job_born(unit.session, job, at_ms=unit.now_ms)
     for _, blob in spec.blobs():
         await use_blob(unit, blob.digest, job.id, client_may_read=True)
+    for digest in spec.image_archives:
+        await use_blob(unit, digest, job.id, client_may_read=True)
     return job

@@ -46,6 +46,7 @@ from torg_node.executors.port import (
     InsideCommand,
     InsideProgram,
     LaunchSpec,
+    LoadedImage,
     LogChunk,
     PreparedImage,
     ProgressCallback,
@@ -143,6 +144,14 @@ class DockerExecutor:
 
     async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
         return await self._images.prepare(image, on_progress)
+
+    async def load_archive(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
+        return await self._images.load(archive, folder, max_bytes)
+
+    async def prepare_loaded(self, folder: Path, loaded: LoadedImage) -> PreparedImage:  # noqa: ARG002  the port's
+        reference = loaded.engine_image or loaded.digest
+        await self._images.runnable(reference)
+        return PreparedImage(reference, loaded.digest)
 
     async def forget_image(self, reference: str) -> None:
         await self._images.forget(reference)

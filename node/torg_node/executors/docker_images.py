@@ -6,11 +6,13 @@ import asyncio
 import io
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import aiodocker
 import aiohttp
 
+from torg_host.oci_archive import ImageFile, read_image, write_docker_archive
 from torg_host.sandbox.images import HOST_PYTHON
 from torg_node.executors.docker_engine import Engine, engine_errors
 from torg_node.executors.docker_host_python import (
@@ -21,7 +23,7 @@ from torg_node.executors.docker_host_python import (
 )
 from torg_node.executors.docker_request import RunnableImage
 from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
-from torg_node.executors.port import PreparedImage, ProgressCallback
+from torg_node.executors.port import LoadedImage, PreparedImage, ProgressCallback
 
 _NOT_FOUND = 404
 _REFERENCE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,511}")
@@ -69,6 +71,21 @@ class DockerImages:
             raise ImageNotFound(f"the engine pulled {image} but does not know it", field="image", value=image)
         self._refuse_private(image, found)
         return PreparedImage(reference=found["Id"], digest=_digest(image, found))
+
+    async def load(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
+        """Checked here first: an engine believes what an archive says, and unpacks without a bound."""
+        image = await asyncio.to_thread(read_image, archive)
+        plain = folder / "image.tar"
+        await asyncio.to_thread(_rewrite, image, plain, max_bytes)
+        with engine_errors("loading the image archive"), plain.open("rb") as file:
+            await self._docker.images.import_image(file)
+        plain.unlink()
+        found = await self._local(image.digest)
+        if found is None:
+            raise ExecutorError(
+                "the engine loaded the image under another id", code="image_id_differs", value=image.digest
+            )
+        return LoadedImage(image.digest, found["Id"], int(found.get("Size") or 0))
 
     async def forget(self, reference: str) -> None:
         with engine_errors(f"removing image {reference}"):
@@ -153,6 +170,11 @@ class DockerImages:
             raise _not_found(image, error.message) from error
         except aiohttp.ClientError as error:
             raise ExecutorError(f"pulling {image}: lost the engine: {error}") from error
+
+
+def _rewrite(image: ImageFile, target: Path, max_bytes: int) -> None:
+    with target.open("xb") as file:
+        write_docker_archive(image, file, max_bytes)
 
 
 class _PullProgress:

@@ -76,6 +76,15 @@ class PreparedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """Of an archive. `engine_image`: its id in the container engine, where it takes `size_bytes`; None: it lies in the folder."""
+
+    digest: str
+    engine_image: str | None = None
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Handle:
     """Names a started container across restarts of the agent. Plain data: goes into the journal as JSON."""
 
@@ -165,6 +174,15 @@ class Executor(Protocol):
 
     async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
         """Makes the image runnable here. Safe to repeat. Raises `ImageNotFound` or `ImageForbidden`."""
+        ...
+
+    async def load_archive(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
+        """Makes the image of an archive (OCI or docker save) runnable; what it needs on disk goes to `folder`, which is empty and may be moved
+        afterwards. Raises Invalid `image_archive_invalid`, TooLarge `image_too_large`."""
+        ...
+
+    async def prepare_loaded(self, folder: Path, loaded: LoadedImage) -> PreparedImage:
+        """What `load_archive` made, perhaps of an agent before this one. Raises ImageNotFound when it is gone."""
         ...
 
     async def forget_image(self, reference: str) -> None:

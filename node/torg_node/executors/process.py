@@ -29,6 +29,7 @@ from torg_node.executors.port import (
     InsideCommand,
     InsideProgram,
     LaunchSpec,
+    LoadedImage,
     LogChunk,
     PreparedImage,
     ProgressCallback,
@@ -69,6 +70,12 @@ class ProcessExecutor:
         if image != HOST_PYTHON:
             raise ImageNotFound("only the host's own Python runs without isolation", field="image", value=image)
         return PreparedImage(HOST_PYTHON, await asyncio.to_thread(host_python_digest))
+
+    async def load_archive(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:  # noqa: ARG002  the port's
+        raise ImageNotFound("only the host's own Python runs without isolation", field="image", value=str(archive))
+
+    async def prepare_loaded(self, folder: Path, loaded: LoadedImage) -> PreparedImage:  # noqa: ARG002  the port's
+        raise ImageNotFound("only the host's own Python runs without isolation", field="image", value=loaded.digest)
 
     async def forget_image(self, reference: str) -> None:
         """Nothing is kept outside of the node's own cache."""

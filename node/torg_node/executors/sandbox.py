@@ -6,12 +6,16 @@ A thin layer over `torg_host.sandbox`: each container is a directory below `stat
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
+from torg_host.oci_archive import read_image
+from torg_host.oci_unpack import unpack_image
 from torg_host.sandbox.command import ContainerSpec, Isolation, SandboxLimits
 from torg_host.sandbox.container import Container, LogPiece, Outcome
 from torg_host.sandbox.errors import SandboxStartFailed, SandboxUnavailable
@@ -45,6 +49,7 @@ from torg_node.executors.port import (
     InsideCommand,
     InsideProgram,
     LaunchSpec,
+    LoadedImage,
     LogChunk,
     PreparedImage,
     ProgressCallback,
@@ -52,6 +57,8 @@ from torg_node.executors.port import (
 )
 from torg_protocol.errors import Conflict, Invalid, TorgError
 
+_LOADED = "loaded:"  # and the folder of an image that came as an archive
+_ROOT, _CONFIG = "rootfs", "config.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 
@@ -97,6 +104,14 @@ class SandboxExecutor:
             on_progress(0, 0, f"{image} is ready")
         return PreparedImage(found.reference, digest)
 
+    async def load_archive(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
+        return await asyncio.to_thread(_load, archive, folder, max_bytes)
+
+    async def prepare_loaded(self, folder: Path, loaded: LoadedImage) -> PreparedImage:
+        if not (folder / _ROOT).is_dir():
+            raise ImageNotFound("the image is not on this host (any more)", field="image", value=loaded.digest)
+        return PreparedImage(f"{_LOADED}{folder}", loaded.digest)
+
     async def forget_image(self, reference: str) -> None:
         """Nothing is kept outside of the node's own cache."""
 
@@ -104,13 +119,14 @@ class SandboxExecutor:
         self._check(launch_spec)
         state_dir = self._state_root / launch_spec.name
         started_at_ms = self._now_ms()
+        image, command, workdir = self._what_to_run(launch_spec)
         spec = ContainerSpec(
-            command=(*launch_spec.command, *launch_spec.args),
-            image=self._image(launch_spec.image),
+            command=command,
+            image=image,
             limits=_limits(launch_spec.limits),
             max_duration_ms=launch_spec.max_duration_ms,
             env=launch_spec.env,
-            workdir=launch_spec.workdir or "/",
+            workdir=workdir,
             cpus=launch_spec.cpus,
             listener_port=PROXY_PORT if launch_spec.proxy else 0,
             mounts=tuple(SandboxMount(mount.source, mount.target, mount.writable) for mount in launch_spec.mounts),
@@ -184,6 +200,20 @@ class SandboxExecutor:
                 hint="Use the docker executor with the NVIDIA container toolkit.",
             )
 
+    def _what_to_run(self, launch_spec: LaunchSpec) -> tuple[Image, tuple[str, ...], str]:
+        """Image, command and working directory. Only `prepare_loaded` names loaded images: jobs cannot, see `_image`."""
+        command = (*launch_spec.command, *launch_spec.args)
+        if not launch_spec.image.startswith(_LOADED):
+            return self._image(launch_spec.image), command, launch_spec.workdir or "/"
+        folder = Path(launch_spec.image.removeprefix(_LOADED))
+        says = json.loads((folder / _CONFIG).read_text())
+        found = oci_directory(folder / _ROOT)
+        env = {**dict(found.env), **dict(item.partition("=")[::2] for item in says.get("Env") or [])}
+        if not launch_spec.command:
+            command = (*(says.get("Entrypoint") or ()), *(launch_spec.args or says.get("Cmd") or ()))
+        workdir = launch_spec.workdir or says.get("WorkingDir") or "/"
+        return replace(found, env=tuple(env.items())), command, workdir
+
     def _image(self, image: str) -> Image:
         if image == HOST_PYTHON:
             if not self._host_python_allowed:
@@ -218,6 +248,15 @@ class SandboxExecutor:
         guard = "cgroups" if isolation.cgroups else "rlimits"
         version = ".".join(map(str, bwrap_version(isolation.bwrap)))
         return f"bubblewrap {version}, limits by {guard}"
+
+
+def _load(archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
+    image = read_image(archive)
+    (folder / _ROOT).mkdir()
+    unpack_image(image, folder / _ROOT, max_bytes)
+    (folder / _ROOT).chmod(0o755)
+    (folder / _CONFIG).write_text(json.dumps(image.config))
+    return LoadedImage(image.digest)
 
 
 def _limits(limits: ResourceLimits) -> SandboxLimits:

@@ -75,12 +75,12 @@ async def bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits,
         archive.unlink(missing_ok=True)
 
 
-async def fetch(lease: Lease, blob: BlobRef, archive: Path, *, keep: bool) -> None:
+async def fetch(lease: Lease, blob: BlobRef, archive: Path, *, keep: bool, max_bytes: int | None = None) -> None:
     """From the cache or the store, unless the lease is stopped meanwhile. Raises LeaseEnded then, and Invalid for a blob that is not right."""
     archive.unlink(missing_ok=True)  # of an agent that was killed
     if await asyncio.to_thread(lease.node.cache.take_blob, blob.digest, archive):
         return
-    fetching = asyncio.ensure_future(lease.node.blobs.fetch(blob, archive))
+    fetching = asyncio.ensure_future(lease.node.blobs.fetch(blob, archive, max_bytes))
     stopping = asyncio.ensure_future(lease.stop_requested.wait())
     try:
         await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from torg.spec_file import read_spec_file
+from torg.spec_file import read_spec_file, spec_from_mapping
 from torg.spec_source import parse_source
 from torg_protocol.errors import Invalid, TorgError
 
@@ -193,3 +194,16 @@ def test_whatever_the_text_the_answer_is_an_error_of_the_tree(text: str) -> None
             parse_source(text, name)
         except TorgError:
             event("refused")
+
+
+def test_an_image_file_becomes_the_digest_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "image.tar").write_bytes(b"an image")
+    raw = {"version": 1, "image": "file:image.tar"}
+
+    file = spec_from_mapping(raw, base=tmp_path)
+
+    assert file.check().image == "blob:sha256:" + hashlib.sha256(b"an image").hexdigest()
+    for wrong, code in (("file:gone.tar", "image_not_found"), ("blob:sha256:12", "spec_invalid")):
+        with pytest.raises(Invalid) as refused:
+            spec_from_mapping({**raw, "image": wrong, "command": ["x"]}, base=tmp_path).check()
+        assert (refused.value.code, refused.value.field) == (code, "image")

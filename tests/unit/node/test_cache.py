@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from torg_node.cache import Cache, remove, trim, warm_names
+from torg_node.executors.port import LoadedImage
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.ids import Digest
 
@@ -33,7 +34,7 @@ def image(cache: Cache, text: str, size: int, engine_image: str | None = None) -
     digest = sha256_digest(text.encode())
     staging = cache.new_image(digest)
     (staging / "file").write_bytes(bytes(size))
-    cache.keep_image(digest, staging, engine_image=engine_image)
+    cache.keep_image(digest, staging, LoadedImage("sha256:image", engine_image))
     return digest
 
 
