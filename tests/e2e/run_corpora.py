@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from scripts.corpora import job_files
-from tests.support.docker_market import DockerMarket, answer, debian_image, load_debian_images
+from tests.support.docker_market import DockerMarket, answer, debian_image, load_debian_images, ready
 from tests.support.engine import run_engine_script
 from tests.support.small_market import running_market
 from torg.client import AsyncClient
@@ -46,6 +46,7 @@ async def run(client: AsyncClient, spec_file: SpecFile) -> tuple[str, bool]:
     """What came of it, and whether that is right."""
     job = await client.submit(spec_file)
     if ports := spec_file.check().ports:
+        await ready(client, job.job_id)
         heads = [(await answer(client, job.job_id, port)).splitlines()[0] for port in ports]
         await client.cancel(job.job_id)
         await client.wait(job.job_id)

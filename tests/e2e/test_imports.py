@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.support.docker_market import DockerMarket, answer, load_debian_images
+from scripts.market_processes import script
+from tests.support.docker_market import DockerMarket, answer, load_debian_images, ready
 from tests.support.engine import engine_socket
 from tests.support.small_market import running_market
 from torg.client import AsyncClient
@@ -53,6 +55,36 @@ async def test_hello_world_says_hello(client: AsyncClient, tmp_path: Path) -> No
     assert await client.logs(job.job_id) == "hello world\n"
 
 
+async def test_torg_run_takes_the_file_prints_what_the_job_prints_and_passes_its_exit_code_on(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    file = tmp_path / "nosana-job.json"
+    file.write_text(
+        json.dumps({"version": "0.1", "type": "container", "ops": [operation("x", cmd="echo over there; exit 4")]})
+    )
+    ours = ("--home", str(client.config.home), "--marketplace", client.config.marketplace_url)
+
+    process = await asyncio.create_subprocess_exec(
+        script("torg"), *ours, "run", str(file), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(90):
+        out, err = await process.communicate()
+
+    assert (process.returncode, out.decode()) == (4, "over there\n"), err.decode()
+    assert "Nosana job definition: lost 0" in err.decode()
+
+
+async def test_results_of_one_operation_are_the_words_of_the_next(client: AsyncClient, tmp_path: Path) -> None:
+    say = operation("say", cmd="echo 'word: one'; echo 'word: two'")
+    say["results"] = {"word": "(?<=word: ).*"}
+    use = operation("use", cmd=["sh", "-c", 'test "$1,$2" = one,two', "sh", "%%ops.say.results.word%%"])
+
+    job = await client.wait((await submitted(client, tmp_path, say, use)).job_id)
+
+    assert job.state is JobState.SUCCEEDED, job
+    assert dict(job.leases[0].tasks[0].results) == {"word": ("one", "two")}
+
+
 async def test_a_text_runs_in_a_shell_with_the_variables_of_global(client: AsyncClient, tmp_path: Path) -> None:
     shared = {"env": {"GREETING": "hello"}, "work_dir": "/usr", "variables": {"NAME": "market"}}
     text = "echo $GREETING %%global.variables.NAME%% from $PWD; exit 3"
@@ -85,10 +117,12 @@ async def test_nginx_serves_and_passes_its_health_check(client: AsyncClient, tmp
 
     job = await submitted(client, tmp_path, serve)
     (port,) = job.spec.ports
+    (found,) = (await ready(client, job.job_id)).leases[-1].ports  # as the node's own check says
     head = await answer(client, job.job_id, port)
     await client.cancel(job.job_id)
     await client.wait(job.job_id)
 
+    assert (found.port, found.detail) == (80, "")
     assert (port.port, port.health.http, port.health.expect_status) == (80, "/", 200)
     assert re.match(r"HTTP/1\.1 200 OK\r\n", head)
     assert "Server: nginx/1." in head

@@ -17,6 +17,7 @@ from tests.support.engine import DOCKER_FOLDER, load_image, load_script
 from tests.support.small_market import SmallMarket
 from torg.client import AsyncClient
 from torg.tunnel import open_tunnel
+from torg_protocol.api import JobView
 from torg_protocol.errors import TorgError
 from torg_protocol.ports import Port
 
@@ -37,6 +38,17 @@ class DockerMarket(SmallMarket):
         listed = ", ".join(f'"{name}:latest"' for name in self.images)
         (data / "config.toml").write_text(re.sub(r"(?m)^local_images = .*$", f"local_images = [{listed}]", config))
         await super().start_node(env)
+
+
+async def ready(client: AsyncClient, job_id: str, within_s: float = 90.0) -> JobView:
+    """Once the node has found that every declared port passes its health check."""
+    async with asyncio.timeout(within_s):
+        while True:
+            job = await client.job(job_id)
+            ports = job.leases[-1].ports if job.leases else ()
+            if ports and all(port.ready for port in ports):
+                return job
+            await asyncio.sleep(0.2)
 
 
 async def answer(client: AsyncClient, job_id: str, port: Port, within_s: float = 90.0) -> str:

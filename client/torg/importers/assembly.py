@@ -116,7 +116,7 @@ def _resources(containers: Sequence[Container]) -> dict[str, Any]:
     at_once = max(1, len(containers) // width) if width > 1 else len(containers)
     gpus = max(item.gpus for item in containers)
     vram = max((item.min_vram for item in containers if item.min_vram), key=parse_size_bytes, default=None)
-    given = {
+    given: dict[str, Any] = {
         "cpus": _sum_of_cores([item.cpus for item in containers]),
         **{name: _sum_of_sizes([getattr(item, name) for item in containers]) for name in ("memory", "shm", "disk")},
     }

@@ -10,8 +10,9 @@ import math
 from typing import Any
 
 from torg.importers.nosana_containers import job_of_one, job_of_tasks, port_numbers
-from torg.importers.nosana_literals import literals_left, variables_filled_in
+from torg.importers.nosana_literals import variables_filled_in
 from torg.importers.nosana_schema import Definition, RunOperation
+from torg.importers.nosana_values import has_literals
 from torg.importers.resources import resources_for
 from torg.importers.strict import checked, problem, refusal
 from torg.importers.translation import Drops, Translation, name_of
@@ -32,25 +33,29 @@ def translate(raw: dict[str, Any]) -> Translation:
     _drop_around(definition, drops)
     runs = list(definition.runs())
     if _is_one_container(definition):
-        job, origins = job_of_one(*runs[0], definition.shared, drops)
+        job, origins = job_of_one(*runs[0], definition, drops)
         width = 1
     else:
         job, origins = job_of_tasks(definition, drops)
         width = _most_at_once(definition)
     for number, operation in runs:
         _drop_of_operation(number, operation, drops, alone=len(runs) == 1)
-        for path, literal in literals_left(filled["ops"][number].get("args"), f"ops.{number}.args"):
-            drops.lose(path, literal, "known only while the job runs, and nothing fills it in here")
-    resources = resources_for(gpus=_gpus(definition), min_vram=_vram(definition), at_once=width)
+    resources = resources_for(
+        gpus=_gpus(definition),
+        min_vram=_vram(definition),
+        at_once=width,
+        models=any(op.args.resources for _, op in runs),
+    )
     spec = {"version": 1, "name": name_of(runs[0][1].id), **job, "resources": resources}
     return Translation("nosana", TITLE, spec, tuple(drops.items), {**origins, "resources.min_vram": "meta"})
 
 
 def _is_one_container(definition: Definition) -> bool:
-    """A job of one container can serve ports; as a task it can start again and have volumes."""
+    """A job of one container can serve ports; as a task it can start again, have volumes and results, and know its job."""
     runs = [operation for _, operation in definition.runs()]
-    args = runs[0].args
-    return len(runs) == 1 and (bool(args.expose) or not (args.volumes or args.restart_policy not in (None, "no")))
+    first, args = runs[0], runs[0].args
+    needs_task = args.volumes or args.restart_policy not in (None, "no") or first.results or has_literals(first)
+    return len(runs) == 1 and (bool(args.expose) or not needs_task)
 
 
 def _most_at_once(definition: Definition) -> int:
@@ -140,12 +145,8 @@ def _drop_around(definition: Definition, drops: Drops) -> None:
 
 def _drop_of_operation(number: int, operation: RunOperation, drops: Drops, *, alone: bool) -> None:
     here, args = f"ops.{number}", operation.args
-    if args.resources:
-        drops.lose(f"{here}.args.resources", len(args.resources), "models and buckets are not fetched yet")
     if args.authentication is not None:
         drops.lose(f"{here}.args.authentication", "...", "a private registry's password would be open to the node")
-    if operation.results:
-        drops.lose(f"{here}.results", list(operation.results), "nothing reads results out of logs yet")
     if args.aliases and alone:
         drops.remark(f"{here}.args.aliases", args.aliases, "names for other operations, of which there are none")
     elif args.aliases:

@@ -13,6 +13,8 @@ from typing import Any
 
 from torg.importers.nosana_literals import without_marker
 from torg.importers.nosana_schema import (
+    LITERAL,
+    REMOVE_IF_EMPTY,
     Definition,
     ExposedPort,
     Global,
@@ -20,6 +22,7 @@ from torg.importers.nosana_schema import (
     RestartOnFailure,
     RunOperation,
 )
+from torg.importers.nosana_values import has_literals, inputs_of, results_of, results_wanted, with_expressions
 from torg.importers.translation import Drops, name_of
 
 _MOST_PORTS = 16  # of a job
@@ -28,9 +31,13 @@ _RESTARTS = {"no": "never", "always": "always", "unless-stopped": "always", "on-
 Part = tuple[dict[str, Any], dict[str, str]]  # of a job file, and where its fields came from
 
 
-def job_of_one(number: int, operation: RunOperation, shared: Global, drops: Drops) -> Part:
+def job_of_one(number: int, operation: RunOperation, definition: Definition, drops: Drops) -> Part:
     args, here = operation.args, f"ops.{number}"
-    job, origins = _container(number, operation, shared)
+    job, origins = _container(number, operation, definition.shared, drops)
+    if has_literals(operation):
+        drops.lose(f"{here}.args", "%%...%%", "what serves ports cannot have what only the run knows")
+    if operation.results:
+        drops.lose(f"{here}.results", list(operation.results), "what serves ports gives no results")
     if operation.execution.timeout is not None:
         job["limits"] = {"max_duration": f"{math.ceil(operation.execution.timeout)}s"}
         origins["limits.max_duration"] = f"{here}.execution.timeout"
@@ -55,7 +62,7 @@ def job_of_tasks(definition: Definition, drops: Drops) -> Part:
     )
     tasks, origins = [], dict[str, str]()
     for position, (number, operation) in enumerate(definition.runs()):
-        task, fields = _task(number, operation, definition.shared, names, volumes)
+        task, fields = _task(number, operation, definition, names, volumes, drops)
         tasks.append({"name": names[operation.id], **task})
         origins |= {f"tasks.{position}.{ours}": theirs for ours, theirs in fields.items()}
         origins[f"tasks.{position}"] = f"ops.{number}"
@@ -79,13 +86,27 @@ def _unique(wanted: list[str]) -> dict[str, str]:
     return names
 
 
-def _task(number: int, operation: RunOperation, shared: Global, names: dict[str, str], volumes: dict[str, str]) -> Part:
-    task, origins = _container(number, operation, shared)
+def _task(
+    number: int,
+    operation: RunOperation,
+    definition: Definition,
+    names: dict[str, str],
+    volumes: dict[str, str],
+    drops: Drops,
+) -> Part:
+    shared = definition.shared
+    task, origins = _container(number, operation, shared, drops)
+    task = with_expressions(task, origins, names, drops)
     args, execution, here = operation.args, operation.execution, f"ops.{number}"
+    if results := results_of(operation, f"{here}.results", drops):
+        task["results"] = results
+        origins["results"] = f"{here}.results"
     task["group"] = (execution.group or operation.id)[:63]
     task["gpu"] = args.gpu or shared.gpu
     if execution.depends_on:
-        task["depends_on"] = [{"task": names[other], "until": "started"} for other in execution.depends_on]
+        wanted = results_wanted(operation)  # which are there once the other one has ended
+        until = {other: "succeeded" if other in wanted else "started" for other in execution.depends_on}
+        task["depends_on"] = [{"task": names[other], "until": until[other]} for other in execution.depends_on]
     if execution.timeout is not None:
         task["timeout"] = f"{math.ceil(execution.timeout)}s"
     if args.restart_policy not in (None, "no"):
@@ -97,16 +118,23 @@ def _task(number: int, operation: RunOperation, shared: Global, names: dict[str,
     return task, {**origins, "volumes": f"{here}.args.volumes", "restart": f"{here}.args.restart_policy"}
 
 
-def _container(number: int, operation: RunOperation, shared: Global) -> Part:
+def _container(number: int, operation: RunOperation, shared: Global, drops: Drops) -> Part:
     args, here = operation.args, f"ops.{number}.args"
-    entrypoint = without_marker(_as_list(args.entrypoint)) or _as_list(shared.entrypoint)
+    entrypoint = _as_list(args.entrypoint)
+    if entrypoint and REMOVE_IF_EMPTY in entrypoint and any(LITERAL.search(word) for word in entrypoint):
+        drops.lose(f"{here}.entrypoint", list(entrypoint), "whether there is one is known before the job runs")
+        entrypoint = None
+    entrypoint = without_marker(entrypoint) or _as_list(shared.entrypoint)
+    inputs, found = inputs_of(operation, f"{here}.resources", drops)
+    env = {**found, **shared.env, **args.env}
     cmd = ("/bin/sh", "-c", args.cmd) if isinstance(args.cmd, str) else without_marker(args.cmd)
     container = {
         "image": args.image or shared.image,
         **({"command": list(entrypoint)} if entrypoint else {}),
         **({"args": list(cmd)} if cmd else {}),
         "workdir": args.work_dir or shared.work_dir or "image",
-        **({"env": {**shared.env, **args.env}} if shared.env or args.env else {}),
+        **({"env": env} if env else {}),
+        **({"inputs": inputs} if inputs else {}),
     }
     origins = {
         "image": f"{here}.image" if args.image else "global.image",
@@ -116,6 +144,7 @@ def _container(number: int, operation: RunOperation, shared: Global) -> Part:
         **{f"env.{name}": f"global.env.{name}" for name in shared.env},
         **{f"env.{name}": f"{here}.env.{name}" for name in args.env},
         "env": f"{here}.env",
+        "inputs": f"{here}.resources",
     }
     return container, origins
 

@@ -11,11 +11,13 @@ _WITHOUT_GPU = {"cpus": 1, "memory": 1, "disk": 1}  # cores and GiB
 _WITH_GPU = {"cpus": 4, "memory": 16, "disk": 50, "shm": 4}
 
 
-def resources_for(*, gpus: int = 0, min_vram: str | None = None, at_once: int = 1, **given: Any) -> dict[str, Any]:
-    """`at_once`: how many containers run beside each other. `given`: what the file does say, by our names; None is not said."""
+def resources_for(
+    *, gpus: int = 0, min_vram: str | None = None, at_once: int = 1, models: bool = False, **given: Any
+) -> dict[str, Any]:
+    """`models`: it reads models, which need room with or without a GPU. `at_once`: how many containers run beside each other. `given`: what the file does say, by our names; None is not said."""
     said = {name: value for name, value in given.items() if value is not None}
     gpu = {"gpus": gpus, **({"min_vram": min_vram} if min_vram else {})} if gpus else {}
-    common = {name: amount * at_once for name, amount in (_WITH_GPU if gpus else _WITHOUT_GPU).items()}
+    common = {name: amount * at_once for name, amount in (_WITH_GPU if gpus or models else _WITHOUT_GPU).items()}
     sizes = {name: str(amount) if name == "cpus" else f"{amount}GiB" for name, amount in common.items()}
     if "memory" in said:
         sizes.pop("shm", None)  # which counts as memory

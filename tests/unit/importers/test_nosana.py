@@ -113,8 +113,72 @@ def test_an_unknown_variable_is_named_with_those_that_are_there() -> None:
     assert problems(raw) == {"ops.0.args.cmd.0": ('there is no variable "MODLE"', "global.variables has: MODEL")}
 
 
-def test_a_literal_that_only_the_run_knows_is_lost() -> None:
-    assert "ops.0.args.cmd.1" in lost(definition(op(cmd=["echo", "%%global.job%%"])))
+def test_literals_become_expressions_and_wait_for_what_they_need() -> None:
+    results = {"port": "(?<=port: ).*", "pair": {"regex": "(a)(b)", "logType": ["stderr"]}}
+    group = {"group": "one"}
+    raw = definition(
+        op("Say", cmd="echo port: 80", results=results, execution=group),
+        op(
+            "use",
+            cmd=["--port", "%%ops.Say.results.port%%", "id-%%globals.job%%"],
+            env={"H": "%%global.host%%", "P": "%%global.project%%"},
+            execution={**group, "depends_on": ["Say"]},
+        ),
+    )
+
+    say, use = load_job_spec(translated(raw).spec).tasks
+
+    assert translated(raw).lost == ()
+    assert (say.results["port"].regex, say.results["port"].streams) == ("(?<=port: ).*", ("stdout", "stderr"))
+    assert (say.results["pair"].regex, say.results["pair"].streams) == ("((a)(b))", ("stderr",))
+    assert use.args == ("--port", "${{ tasks.say.results.port }}", "id-${{ job.id }}")
+    assert use.env == {"H": "${{ node.id }}", "P": "${{ client.id }}"}
+    assert [(item.task, item.until) for item in use.depends_on] == [("say", "succeeded")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"cmd": ["%%ops.a.host%%"]}, "ops.1.args.cmd"),
+        ({"cmd": ["%%global.frps_address%%"]}, "ops.1.args.cmd"),
+        ({"env": {"__spread__": "%%ops.a.results.k%%", "A": "1"}}, "ops.1.args.env.__spread__"),
+        ({"entrypoint": ["__remove-if-empty__", "%%ops.a.results.k%%"]}, "ops.1.args.entrypoint"),
+        ({"image": "%%ops.a.results.k%%"}, "ops.1.args.image"),
+        ({"resources": [{"__spread__": "%%ops.a.results.k%%"}]}, "ops.1.args.resources.0"),
+        ({"expose": [{"__spread__": "%%ops.a.results.k%%"}]}, "ops.1.args.expose"),
+    ],
+)
+def test_what_only_the_run_can_fill_in_is_lost(fields: dict[str, Any], path: str) -> None:
+    assert lost(definition(op("a", results={"k": "x"}), op("b", **fields))) == [path]
+
+
+def test_a_pattern_that_is_none_is_left_out_and_one_of_other_streams_lost() -> None:
+    raw = definition(op(results={"bad": "(", "node": {"regex": "x", "logType": ["nodeerr"]}, "good": "x"}))
+
+    assert list(load_job_spec(translated(raw).spec).tasks[0].results) == ["good"]
+    assert lost(raw) == ["ops.0.results.node"]
+    assert "ops.0.results.bad" in [item.path for item in translated(raw).dropped]
+
+
+def test_resources_are_inputs() -> None:
+    raw = definition(
+        op(
+            resources=[
+                {"type": "HF", "repo": "a/b", "target": "/m/", "files": ["x.bin"], "revision": "v1"},
+                {"type": "Ollama", "model": "gemma3:4b"},
+                {"type": "S3", "url": "s3://bucket/prefix", "target": "/s"},
+                {"type": "S3", "bucket": "other", "url": "https://s3.example.org", "target": "/t"},
+                {"type": "S3", "buckets": [{"url": "s3://one"}, {"url": "s3://two", "files": ["f"]}], "target": "/u"},
+            ]
+        )
+    )
+    spec = load_job_spec(translated(raw).spec)
+
+    assert [item.kind for item in spec.inputs] == ["huggingface", "ollama", "s3", "s3", "s3"]
+    assert [item.path for item in spec.inputs][:3] == ["/m", "/ollama-models", "/s"]
+    assert spec.env == {"OLLAMA_MODELS": "/ollama-models"}
+    assert spec.resources.disk >= 50 << 30
+    assert lost(raw) == ["ops.0.args.resources"]  # the second bucket, at the place of the first
 
 
 @pytest.mark.parametrize(
@@ -151,13 +215,20 @@ def test_remarks_do_not_stop_a_job_but_are_told() -> None:
     [
         ({"authentication": {"docker": {"username": "u", "password": "p"}}}, "ops.0.args.authentication"),
         ({"restart_policy": "always", "expose": 80}, "ops.0.args.restart_policy"),
-        ({"results": {"k": "x"}}, "ops.0.results"),
+        ({"results": {"k": "x"}, "expose": 80}, "ops.0.results"),
+        ({"cmd": ["%%global.job%%"], "expose": 80}, "ops.0.args"),
         ({"execution": {"stop_if_dependent_stops": True}}, "ops.0.execution.stop_if_dependent_stops"),
-        ({"resources": [{"type": "HF", "repo": "a/b", "target": "/m"}]}, "ops.0.args.resources"),
-        ({"resources": [{"type": "Ollama", "model": "m"}]}, "ops.0.args.resources"),
         (
-            {"resources": [{"type": "S3", "url": "s3://b/k", "target": "/m", "allowWrite": True}]},
-            "ops.0.args.resources",
+            {"resources": [{"type": "HF", "repo": "a/b", "target": "/m", "accessToken": "t"}]},
+            "ops.0.args.resources.0.accessToken",
+        ),
+        (
+            {"resources": [{"type": "S3", "url": "https://example.org/x", "target": "/m"}]},
+            "ops.0.args.resources.0.url",
+        ),
+        (
+            {"resources": [{"type": "S3", "url": "s3://bucket/k", "target": "/m", "allowWrite": True}]},
+            "ops.0.args.resources.0.allowWrite",
         ),
     ],
 )
