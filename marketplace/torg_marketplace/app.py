@@ -78,7 +78,7 @@ def make_credit_key(settings: Settings) -> Keypair:
 
 async def serve(settings: Settings) -> None:
     """Runs the marketplace until SIGTERM or SIGINT; prints one JSON line when it is ready."""
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     url = settings.public_url or f"http://{host}:{port}"
     async with AsyncExitStack() as stack:
@@ -113,7 +113,7 @@ async def serve(settings: Settings) -> None:
             await serving
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """asyncio switches Nagle's algorithm off only on sockets that say they are TCP, which `create_server`'s do not: with it on, an answer of
     two writes waits for the other side's delayed acknowledgement, 40 ms."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)

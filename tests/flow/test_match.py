@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from sqlalchemy import update
 
 from tests.support.actors import TUSD, join, make_client, spec
@@ -77,4 +80,23 @@ async def test_a_rolled_back_change_leaves_the_book_as_the_database_is(world: Wo
     except RuntimeError:
         pass
     assert await live_engine(world.market) is engine
+
+
+async def test_fingerprints_are_read_page_by_page_and_nobody_waits_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torg_marketplace.flow.live._PAGE", 2)
+    nodes = [await join(world) for _ in range(5)]
+    engine = await live_engine(world.market)
+    assert len(engine.fleet) == 5
+    gone = max(node.id for node in nodes)  # on the last page
+    async with world.market.sessions() as session, session.begin():  # behind this process's back
+        await session.execute(update(NodeRow).where(NodeRow.node_id == gone).values(state=NodeState.SUSPENDED))
+    world.advance(ms=world.market.policy.book_check_ms)
+    looking = asyncio.create_task(live_engine(world.market))
+    await asyncio.sleep(0)  # it begins to read, and yields between pages
+    assert world.market.book.checked_at_ms == world.clock.now_ms()
+    assert gone in (await live_engine(world.market)).fleet.row_of  # comes while another one looks, and goes on
+    assert not looking.done()
+    assert gone not in (await looking).fleet.row_of
     assert engine.fleet.live[engine.fleet.rows()].all()

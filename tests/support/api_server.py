@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ from tests.support.money import open_vault
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import RateLimiter
-from torg_marketplace.app import make_app
+from torg_marketplace.app import listen, make_app
 from torg_marketplace.flow.api_keys import create_api_key
 from torg_marketplace.flow.credit import grant_credit
 from torg_marketplace.flow.vaults import refresh_vault
@@ -116,7 +115,7 @@ async def _open_credit_vault(world: World, key: Keypair) -> None:
 
 @asynccontextmanager
 async def serving(edge: Edge) -> AsyncIterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(
         make_app(edge), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
     )

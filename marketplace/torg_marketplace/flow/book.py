@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Iterable, Mapping
-from typing import NamedTuple
 
 from torg_marketplace.matching.backlog import Backlog, Waiting
 from torg_marketplace.matching.engine import Engine
@@ -16,16 +15,9 @@ from torg_marketplace.matching.estimate import History
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_protocol.ids import NodeId
 
-
-class Fingerprint(NamedTuple):
-    """Changes with everything that matters of a node: `claims` rises with every grant, `leases` falls when one ends."""
-
-    state: str
-    liveness: str
-    connected: bool
-    offer_sequence: int
-    claims: int
-    leases: int
+# State, liveness, connected, sequence of the offer, claims (rises with every grant), live leases (falls when one ends): changes with
+# everything that matters of a node.
+Fingerprint = tuple[str, str, bool, int, int, int]
 
 
 class Book:
@@ -54,8 +46,8 @@ class Book:
 
     def changed(self, found: Mapping[NodeId, Fingerprint]) -> set[NodeId]:
         """Nodes that are new, gone, or not as they were; from now on they are known as `found`."""
-        names = found.keys() | self._known.keys()
-        differ = {node_id for node_id in names if found.get(node_id) != self._known.get(node_id)}
+        same = found == self._known  # the usual case, and the quickest to tell
+        differ = set() if same else {node_id for node_id, _ in found.items() ^ self._known.items()}
         self._known = dict(found)
         return differ
 

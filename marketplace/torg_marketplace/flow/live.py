@@ -22,6 +22,7 @@ from torg_protocol.ids import NodeId
 from torg_protocol.states import LIVE_LEASE_STATES
 
 _MIX_FROM_JOBS = 512  # newest jobs that teach a fresh engine what is asked for
+_PAGE = 500  # nodes whose fingerprints are read together
 _READ_AT_ONCE = 200  # nodes; more are cheaper read all together
 
 
@@ -29,27 +30,40 @@ async def live_engine(market: Market) -> Engine:
     """The engine, told of everything that has been committed here before. Call outside of transactions."""
     book = market.book
     async with book.loading:
-        now_ms = market.clock.now_ms()
+        if book.engine is None:
+            await _build(market, book)
+    await _look_elsewhere(market, book)
+    async with book.loading:
+        engine = book.engine if book.engine is not None else await _build(market, book)
         touched = book.take_touched()  # before reading: what is touched meanwhile is read again next time
         try:
-            if book.engine is None:
-                return await _build(market, book, now_ms)
-            if not 0 <= now_ms - book.checked_at_ms < market.policy.book_check_ms:
-                async with market.reading() as unit:
-                    touched |= book.changed(await _fingerprints(unit))
-                book.checked_at_ms = now_ms
             if touched:
                 async with market.reading() as unit:
-                    book.replace(book.engine, touched, await _read(unit, touched))
+                    book.replace(engine, touched, await _read(unit, touched))
         except BaseException:
             book.touch(touched)
             raise
-        return book.engine
+        return engine
 
 
-async def _build(market: Market, book: Book, now_ms: int) -> Engine:
+async def _look_elsewhere(market: Market, book: Book) -> None:
+    """Marks what other processes changed, when it is time. Others go on meanwhile with the book as it is."""
+    now_ms, before_ms = market.clock.now_ms(), book.checked_at_ms
+    if 0 <= now_ms - before_ms < market.policy.book_check_ms:
+        return
+    book.checked_at_ms = now_ms
+    try:
+        book.touch(book.changed(await _fingerprints(market)))
+    except BaseException:
+        book.checked_at_ms = before_ms
+        raise
+
+
+async def _build(market: Market, book: Book) -> Engine:
+    now_ms = market.clock.now_ms()
+    book.take_touched()
+    book.changed(await _fingerprints(market))
     async with market.reading() as unit:
-        book.changed(await _fingerprints(unit))
         engine = Engine(market.policy.decimals, await node_snapshots(unit))
         newest = select(JobRow).where(JobRow.generation > 0).order_by(JobRow.job_id.desc()).limit(_MIX_FROM_JOBS)
         for job in reversed((await unit.session.scalars(newest)).all()):
@@ -66,18 +80,22 @@ async def _read(unit: Unit, nodes: set[NodeId]) -> list[NodeSnapshot]:
     return await node_snapshots(unit, only=nodes)
 
 
-async def _fingerprints(unit: Unit) -> dict[NodeId, Fingerprint]:
+async def _fingerprints(market: Market) -> dict[NodeId, Fingerprint]:
+    """Page by page, so that a large fleet does not hold up who asks for something else."""
     live = (
         select(LeaseRow.node_id, func.count()).where(LeaseRow.state.in_(LIVE_LEASE_STATES)).group_by(LeaseRow.node_id)
     )
-    leases = {row[0]: int(row[1]) for row in (await unit.session.execute(live)).all()}
-    columns = (
-        NodeRow.node_id,
-        NodeRow.state,
-        NodeRow.liveness,
-        NodeRow.connected,
-        NodeRow.offer_sequence,
-        NodeRow.claims,
-    )
-    rows = await unit.session.execute(select(*columns).where(*is_registered(unit)))
-    return {NodeId(row[0]): Fingerprint(*row[1:], leases=leases.get(row[0], 0)) for row in rows.all()}
+    columns = (NodeRow.state, NodeRow.liveness, NodeRow.connected, NodeRow.offer_sequence, NodeRow.claims)
+    found: dict[NodeId, Fingerprint] = {}
+    async with market.reading() as unit:
+        leases = {row[0]: int(row[1]) for row in (await unit.session.execute(live)).all()}
+    after = ""
+    while True:
+        async with market.reading() as unit:
+            query = select(NodeRow.node_id, *columns).where(*is_registered(unit), NodeRow.node_id > after)
+            page = (await unit.session.execute(query.order_by(NodeRow.node_id).limit(_PAGE))).all()
+        found.update({NodeId(row[0]): (*row[1:], leases.get(row[0], 0)) for row in page})
+        if len(page) < _PAGE:
+            return found
+        after = page[-1][0]
+        await asyncio.sleep(0)

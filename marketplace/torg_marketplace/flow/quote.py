@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 from torg_marketplace.flow.estimate import start_estimate
@@ -35,7 +36,8 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
     engine = await live_engine(market)
     appraisal = appraise(engine, account, spec, market.policy.decimals)
     explanation, ceiling = appraisal.explanation, appraisal.ceiling
-    prices = [] if ceiling is None else [price for price in explanation.fitting_prices if price <= ceiling]
+    prices = explanation.fitting_prices
+    within = 0 if ceiling is None else bisect_right(prices, ceiling)
     async with market.transaction() as unit:
         start = None
         if explanation.live.size:
@@ -48,8 +50,8 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
         waiting=bool(explanation.live.size) and not explanation.free.size,
         nodes_considered=explanation.considered,
         nodes_fitting=explanation.fitting.size,
-        cheapest_price_per_gpu_hour=min(prices, default=None),
-        dearest_price_per_gpu_hour=max(prices, default=None),
+        cheapest_price_per_gpu_hour=prices[0] if within else None,
+        dearest_price_per_gpu_hour=prices[within - 1] if within else None,
         billable_gpus=spec.resources.billable_gpus,
         max_amount=appraisal.max_amount,
         expires_at_ms=expires_at_ms,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from torg_protocol.errors import Invalid
@@ -22,17 +23,19 @@ def price_ceiling(fitting_prices: Sequence[int], spec_cap: int | None, max_attem
     """The highest price per GPU-hour that this job may ever be charged; None when nothing fits. It is also the job's bid: what
     is held for it, so that nobody bids what he could not be charged.
 
-    The client's own cap, if there is one. Otherwise as many nodes as the job has attempts must be under it, so that a retry has
+    `fitting_prices`: cheapest first. The client's own cap, if there is one. Otherwise as many nodes as the job has attempts must be under it, so that a retry has
     somewhere to go; offers far above the middle of the market do not count: an absurd one must not raise what every client has
     to hold.
     """
-    prices = sorted(price for price in fitting_prices if spec_cap is None or price <= spec_cap)
+    if not fitting_prices:
+        return None
     if spec_cap is not None:
-        return spec_cap if prices else None
-    middle = prices[(len(prices) - 1) // 2] if prices else 0
+        return spec_cap if fitting_prices[0] <= spec_cap else None
+    within = len(fitting_prices)
+    middle = fitting_prices[(within - 1) // 2]
     if middle > 0:
-        prices = [price for price in prices if price <= middle * ABSURD_TIMES_MIDDLE]
-    return prices[min(max_attempts, len(prices)) - 1] if prices else None
+        within = bisect_right(fitting_prices, middle * ABSURD_TIMES_MIDDLE)
+    return fitting_prices[min(max_attempts, within) - 1]
 
 
 def max_amount(spec: JobSpec, ceiling: int, decimals: int) -> int:

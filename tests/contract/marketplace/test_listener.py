@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from torg_marketplace.app import _listen
+from torg_marketplace.app import listen
 
 
 async def test_accepted_connections_have_nagles_algorithm_off() -> None:
@@ -15,7 +15,7 @@ async def test_accepted_connections_have_nagles_algorithm_off() -> None:
         seen.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         writer.close()
 
-    server = await asyncio.start_server(accepted, sock=_listen("127.0.0.1", 0))
+    server = await asyncio.start_server(accepted, sock=listen("127.0.0.1", 0))
     async with server:
         _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         assert await seen != 0

@@ -165,7 +165,7 @@ def test_packing_does_not_beat_a_clearly_better_price() -> None:
         ([1, 2, 3], 2, 3, 2),
         ([1, 1, 1], 5, 3, 5),  # what somebody bids is what is held
         ([5, 6], 4, 3, None),
-        ([3, 1, 2], None, 1, 1),
+        ([1, 2, 3], None, 1, 1),
         ([1, 1000], None, 3, 1),
         ([1, 1000], 1000, 3, 1000),  # the client said that it would pay this much
         ([0, 5], None, 3, 5),
