@@ -21,7 +21,7 @@ from torg_protocol.network import egress_kind
 from torg_protocol.secrets import MAX_RECIPIENTS, MAX_SECRET_BYTES, MAX_SECRETS, SealedSecrets, content_of
 from torg_protocol.states import NodeState
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _ISOLATION = ("sandbox", "container", "gvisor")
 
 
@@ -61,7 +61,7 @@ def sources_of(written: object, base: Path) -> tuple[SecretSource, ...]:
 
 def _source(name: str, source: object, base: Path) -> SecretSource:
     field = f"secrets.{name}"
-    if _NAME.fullmatch(name) is None:
+    if SECRET_NAME.fullmatch(name) is None:
         raise _wrong(field, "not a name for a file: letters, digits, _ . -", None)
     match source:
         case {"env": str(variable), **rest} if not rest and variable:

@@ -90,9 +90,11 @@ class Volume(Strict):
     """An empty directory at the start, on the job's disk, that tasks share; it goes with the lease. Written as `NAME: {}`."""
 
 
-def _short(key: str) -> BeforeValidator:
-    """Lets a bare text stand for a mapping with only this key."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+def _short(key: str, model: type[Strict]) -> BeforeValidator:
+    """Lets a bare text stand for a mapping with only this key; the JSON Schema knows both."""
+    return BeforeValidator(
+        lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=model | str
+    )
 
 
 class Task(Strict):
@@ -123,8 +125,8 @@ class Task(Strict):
     env: dict[str, str] = Field(default_factory=dict, max_length=256)
     workdir: str | None = Field(default=None, pattern=r"^(/[^\x00]{0,511}|image)$")
     group: str = Field(default=MAIN_GROUP, min_length=1, max_length=63)
-    depends_on: tuple[Annotated[Dependency, _short("task")], ...] = Field(default=(), max_length=MAX_TASKS)
-    restart: Annotated[Restart, _short("policy")] = Restart()
+    depends_on: tuple[Annotated[Dependency, _short("task", Dependency)], ...] = Field(default=(), max_length=MAX_TASKS)
+    restart: Annotated[Restart, _short("policy", Restart)] = Restart()
     timeout: DurationMs | None = Field(default=None, ge=1_000, le=30 * _DAY_MS)
     may_fail: bool = False
     background: bool = False

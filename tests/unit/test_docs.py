@@ -19,6 +19,7 @@ import click
 import pytest
 
 import torg
+from scripts import job_schema
 from torg.cli.__main__ import cli
 from torg_marketplace.__main__ import _parser as marketplace_parser
 from torg_node.__main__ import _parser as node_parser
@@ -274,3 +275,7 @@ def test_commands_are_found_where_they_are_written() -> None:
         ["torg-localnet", "--data", "x"],
         ["torg", "run", "--", "true"],
     ]
+
+
+def test_the_published_schema_of_job_files_is_the_models() -> None:
+    assert job_schema.FILE.read_text() == job_schema.text(), "run: python -m scripts.job_schema"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,15 +13,16 @@ class Example:
     text: str
 
 
-def starter(name: str, gpus: int) -> str:
-    """A commented job file. `name` is made to fit what a job's name may be."""
+def starter(name: str, gpus: int, schema: Path | None = None) -> str:
+    """A commented job file. `name` is made to fit what a job's name may be. `schema`: for editors, by the line that they know."""
     fitting = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63] or "job"
     gpu_lines = (
         f"  gpus: {gpus}\n  min_vram: 16GiB              # per GPU\n  # gpu_class: rtx4090         # only this kind; see torg offers\n"
         if gpus
         else "  gpus: 0                      # 1 or more for GPUs; then also: min_vram: 16GiB\n"
     )
-    return _STARTER.format(name=fitting, gpus=gpu_lines)
+    editor_line = f"# yaml-language-server: $schema={schema}\n" if schema is not None else ""
+    return editor_line + _STARTER.format(name=fitting, gpus=gpu_lines)
 
 
 _STARTER = """\
@@ -109,6 +111,26 @@ limits: {max_duration: 15m, max_price_per_hour: "2.00", max_cost: "0.50"}
 checkpoint: {enabled: true}
 outputs: [model.safetensors, metrics.json, loss.png]
 verify: {policy: metric, catalogue: cnn, metric: accuracy, target: "0.965"}
+""",
+    ),
+    "tasks": Example(
+        "several containers in one job: order, a shared volume, a result that a later one uses",
+        """\
+version: 1
+name: tasks
+volumes: {data: {}}
+resources: {memory: 256MiB, disk: 64MiB}
+limits: {max_duration: 5m}
+tasks:
+  - name: prepare
+    command: [python, -c, "open('/data/x', 'w').write('1 2 3'); print('rows=3')"]
+    volumes: [{volume: data, path: /data}]
+    results: {rows: 'rows=([0-9]+)'}
+  - name: sum
+    command: [python, -c, "import sys; print(sum(map(int, open('/data/x').read().split())), 'of', sys.argv[1])"]
+    args: ["${{ tasks.prepare.results.rows }}"]
+    depends_on: [prepare]
+    volumes: [{volume: data, path: /data, read_only: true}]
 """,
     ),
     "patient": Example(

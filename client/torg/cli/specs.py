@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -28,10 +29,24 @@ FORCE = click.option("--force", is_flag=True, help="Replace a file that is there
 @command
 async def init(session: Session, file: Path, gpus: int, name: str | None, force: bool) -> None:
     """Write a commented job.yaml to start from."""
-    text = starter(name or Path.cwd().name, gpus)
+    schema = _keep_schema(session.config.home)
+    text = starter(name or Path.cwd().name, gpus, schema)
     _write(file, text, force=force)
     session.show({"file": str(file)}, f"{file} is written: edit its command")
     session.hint(f"then:  torg validate {file}    torg quote {file}    torg submit {file} --wait")
+
+
+def _keep_schema(home: Path) -> Path | None:
+    """Where editors find the job file's schema on this computer; None when it cannot be written."""
+    from torg.job_schema import job_schema
+
+    file = (home / "job.schema.json").resolve()
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_text(json.dumps(job_schema(), indent=1))
+    except OSError:
+        return None
+    return file
 
 
 @click.command()
@@ -83,8 +98,24 @@ def _write(file: Path, text: str, *, force: bool) -> None:
         ) from None
 
 
+def _print_schema(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from torg.job_schema import job_schema
+
+        click.echo(json.dumps(job_schema(), indent=2))
+        ctx.exit(0)
+
+
 @click.command()
 @FILE
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON Schema of job files instead.",
+)
 @command
 async def validate(session: Session, file: Path) -> None:
     """Check a job file without submitting it. Needs no network."""

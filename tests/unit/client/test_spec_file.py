@@ -207,3 +207,27 @@ def test_an_image_file_becomes_the_digest_of_its_bytes(tmp_path: Path) -> None:
         with pytest.raises(Invalid) as refused:
             spec_from_mapping({**raw, "image": wrong, "command": ["x"]}, base=tmp_path).check()
         assert (refused.value.code, refused.value.field) == (code, "image")
+
+
+def test_problems_of_tasks_are_placed_on_their_lines(tmp_path: Path) -> None:
+    text = """\
+version: 1
+tasks:
+  - name: a
+    command: [x]
+    restart: sometimes
+  - name: b
+    command: [x]
+    depend_on: [a]
+    depends_on:
+      - task: a
+        until: later
+"""
+    assert sorted((line, field) for line, field, *_ in problems(tmp_path, text)) == [
+        (5, "tasks.0.restart"),
+        (8, "tasks.1.depend_on"),
+        (11, "tasks.1.depends_on.0.until"),
+    ]
+    between = text.replace("sometimes", "never").replace("    depend_on: [a]\n", "").replace("later", "started")
+    ((line, field, *_),) = problems(tmp_path, between.replace("task: a", "task: c"))
+    assert (line, field) == (9, "tasks.1.depends_on.0")
