@@ -19,6 +19,7 @@ if [ "$purpose" = test ]; then
   need iptables iptables
   need ip iproute2
   need busybox busybox-static
+  need runsc runsc
   need curl curl
   need zstd zstd
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import platform
 import secrets
 import socket
 import tempfile
@@ -62,6 +63,20 @@ INSPECTED = (
 
 # What bounds a job's use of this host. Without one a job may disturb its neighbours; without any of the others it may get out.
 LIMIT_PROBES = frozenset({"shm-limit", "tmp-limit", "pids-limit", "memory-limit", "disk-limit"})
+# What a hostile job may ask of the host's kernel. Under gVisor its own kernel answers, which may well allow it: there `own-kernel` takes their place.
+KERNEL_PROBES = frozenset(
+    {
+        "seccomp",
+        "no-mount",
+        "no-namespaces",
+        "no-raw-sockets",
+        "no-io-uring",
+        "no-keyrings",
+        "no-tracing",
+        "no-kernel-loading",
+    }
+)
+DEADLINE_PROBE = "deadline-without-agent"  # a job of a dead agent runs on beyond its time, until the agent is back
 EGRESS_PROBE = "egress"  # a job reaches its proxy, and nothing else. Without it no egress is offered
 
 
@@ -99,8 +114,11 @@ async def probe_executor(
         tempfile.TemporaryDirectory(prefix="torg-probe-") as scratch,
     ):
         port = listener.getsockname()[1]
-        results = await asyncio.gather(*(_run(executor, image, probe, Path(scratch)) for probe in _probes(port)))
-    reasons = {name: reason for result in results for name, reason in result.items()}
+        results = await asyncio.gather(
+            *(_run(executor, image, probe, Path(scratch)) for probe in _probes(port, isolation))
+        )
+    not_asked = KERNEL_PROBES if isolation == "gvisor" else frozenset()
+    reasons = {name: reason for result in results for name, reason in result.items() if name not in not_asked}
     return Capabilities(
         executor=executor.name,
         version=version,
@@ -114,7 +132,9 @@ async def probe_executor(
 def check_walls(capabilities: Capabilities) -> None:
     """Raises ExecutorUnavailable `isolation_broken` when a probe failed that is about getting out."""
     broken = [
-        failure for failure in capabilities.failed if failure.partition(":")[0] not in LIMIT_PROBES | {EGRESS_PROBE}
+        failure
+        for failure in capabilities.failed
+        if failure.partition(":")[0] not in LIMIT_PROBES | {EGRESS_PROBE, DEADLINE_PROBE}
     ]
     if broken:
         raise ExecutorUnavailable(
@@ -126,10 +146,12 @@ def check_walls(capabilities: Capabilities) -> None:
         )
 
 
-def _probes(host_port: int) -> tuple[Probe, ...]:
+def _probes(host_port: int, isolation: str) -> tuple[Probe, ...]:
     agent = str(start_time(os.getpid()))
     tmp_bytes = min(LIMITS.disk_bytes, LIMITS.memory_bytes // 2)
+    kernel = (Probe(("own-kernel",), ("kernel", platform.release())),) if isolation == "gvisor" else ()
     return (
+        *kernel,
         Probe(INSPECTED, ("inspect", str(host_port), agent, str(LIMITS.shm_bytes), str(tmp_bytes))),
         Probe(("pids-limit",), ("forks", str(LIMITS.pids))),
         Probe(("memory-limit",), ("memory", str(LIMITS.memory_bytes)), ExitReason.OOM),
