@@ -1,0 +1,81 @@
+"""A training whose node dies goes on at another owner's, and ends in the same weights, bit for bit, as one that was never interrupted;
+a segment of it is executed again by the marketplace before anybody is paid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.market_processes import remove_containers
+from tests.support.small_market import SmallMarket, running_market
+from tests.support.workload_runs import WORKLOADS
+from torg.client import AsyncClient
+from torg.spec_file import spec_from_mapping
+from torg_protocol.states import JobState, LeaseState
+from torg_protocol.usage import verify_receipt
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
+EPOCHS = "300"  # several seconds: it must not end before its node is killed
+
+
+async def test_a_killed_training_ends_in_the_same_weights_elsewhere_and_is_verified(tmp_path: Path) -> None:
+    async with running_market(tmp_path / "market") as market, market.client() as client:
+        raw = yaml.safe_load((WORKLOADS / "health/job.yaml").read_text())
+        raw |= {"command": ["python", "train.py", "--epochs", EPOCHS], "lease_grace": "5s", "name": "trained-elsewhere"}
+        raw |= {"verify": {"policy": "replay", "catalogue": "health", "segments": 2}}
+        job = await client.submit(spec_from_mapping(raw, base=WORKLOADS / "health"))
+        await until_checkpoint(client, job.job_id)
+        assert market.node is not None
+        await market.node.kill()
+        await remove_containers(market.folder / "node")  # the machine is gone, with all that ran on it
+
+        other = SmallMarket(tmp_path / "other", url=market.url, rpc_url=market.rpc_url)
+        try:
+            await other.start_node()
+            ended = await client.wait(job.job_id)
+            outputs = await client.pull(job.job_id, tmp_path / "outputs")
+            receipts = await client.receipts(job.job_id)
+        finally:
+            await other.stop()
+
+    first, second = ended.leases
+    assert (ended.state, first.state, second.state) == (JobState.SUCCEEDED, LeaseState.LOST, LeaseState.VERIFIED)
+    assert first.node != second.node
+    assert second.resumed_from == first.newest_checkpoint is not None
+    assert all(verify_receipt(receipt) == [] for receipt in receipts)
+    verdict = receipts[-1].receipt.verdict
+    assert (verdict.policy, verdict.result, verdict.measured["distance"]) == ("replay", "passed", "0.000e+00")
+
+    (model,) = [path for path in outputs if path.name == "model.safetensors"]
+    assert model.read_bytes() == (await uninterrupted(tmp_path / "uninterrupted")).read_bytes()
+
+
+async def until_checkpoint(client: AsyncClient, job_id: str) -> None:
+    async with asyncio.timeout(240):
+        async for event in client.follow(job_id):
+            if event.kind == "checkpoint":
+                return
+    raise AssertionError("it ended without a checkpoint")
+
+
+async def uninterrupted(folder: Path) -> Path:
+    """The same script, run here from beginning to end."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    env |= {"TORG_CHECKPOINT_DIR": str(folder / "checkpoints"), "TORG_OUTPUT_DIR": str(folder / "outputs")}
+    env |= {"TORG_PROGRESS_FILE": str(folder / "progress.jsonl"), "PYTHONDONTWRITEBYTECODE": "1"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "train.py",
+        "--epochs",
+        EPOCHS,
+        cwd=WORKLOADS / "health",
+        env=env,
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    assert await process.wait() == 0
+    return folder / "outputs/model.safetensors"
