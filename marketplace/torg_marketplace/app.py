@@ -43,8 +43,8 @@ from torg_marketplace.storage.nonces import NonceStore
 from torg_marketplace.storage.schema import upgrade
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
-from torg_marketplace.workers.loops import run_loops
 from torg_marketplace.workers.replayer import SandboxReplayer
+from torg_marketplace.workers.loops import loops, pulse_loop, run_loops
 
 log = logging.getLogger(__name__)
 _FEES_LAMPORTS = 10**9
@@ -87,7 +87,9 @@ async def serve(settings: Settings) -> None:
         app = make_app(edge)
         server = uvicorn.Server(_uvicorn_config(app))
         serving = asyncio.create_task(server.serve([listener]))
-        working = asyncio.create_task(run_loops(edge.market))
+        working = asyncio.create_task(
+            run_loops(edge.market, [*loops(edge.market), pulse_loop(edge.market, edge.pulse)])
+        )
         ready: dict[str, str | int] = {
             "url": url,
             "marketplace": edge.market.public_key,

@@ -17,11 +17,10 @@ from torg_marketplace.api.auth import verify_party
 from torg_marketplace.api.context import Edge, edge_of
 from torg_marketplace.api.hub import Connection
 from torg_marketplace.flow.lease_events import on_lease_events
-from torg_marketplace.flow.nodes import on_disconnect, on_heartbeat, on_hello
+from torg_marketplace.flow.nodes import on_disconnect, on_hello
 from torg_marketplace.flow.prove import on_proof_answer
 from torg_marketplace.flow.receipts import on_receipt_signed
 from torg_marketplace.flow.stream import on_log, on_ports, on_progress
-from torg_marketplace.flow.unit import Market
 from torg_marketplace.stages import measured
 from torg_protocol.errors import Invalid, TorgError
 from torg_protocol.ids import NodeId
@@ -148,18 +147,18 @@ async def _apply(edge: Edge, connection: Connection, messages: list[FromNode]) -
         return
     for message in messages:
         try:
-            await _apply_one(market, node_id, message)
+            await _apply_one(edge, node_id, message)
         except TorgError as error:
             connection.put(Refused(problem=error.to_problem()))
 
 
-async def _apply_one(market: Market, node_id: NodeId, message: FromNode) -> None:
+async def _apply_one(edge: Edge, node_id: NodeId, message: FromNode) -> None:
+    market = edge.market
     match message:
         case LeaseEvent():
             raise TypeError("events of leases are applied together")
         case Heartbeat():
-            async with market.transaction() as unit:
-                await on_heartbeat(unit, node_id, message)
+            edge.pulse.beat(node_id, message, market.clock.now_ms())
         case Progress():
             async with market.transaction() as unit:
                 await on_progress(unit, node_id, message)

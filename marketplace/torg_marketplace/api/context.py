@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import RateLimiter
+from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.storage.blobs import StoredBlobs
 from torg_marketplace.storage.nonces import NonceStore
@@ -22,6 +23,7 @@ class Edge:
     blobs: StoredBlobs
     nonces: NonceStore
     limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
+    pulse: Pulse = field(default_factory=Pulse)
     vaults_seen_ms: dict[str, int] = field(
         default_factory=dict
     )  # address -> when the chain was asked, as far as known here

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from sqlalchemy import delete, select
+from sqlalchemy import and_, delete, or_, select
 
 from torg_marketplace.flow.cancel import stop_lease
 from torg_marketplace.flow.ending import end_lease, end_queued
@@ -65,7 +65,12 @@ async def _refresh_grace(unit: Unit) -> None:
 
 
 async def _sweep_nodes(unit: Unit) -> None:
-    for node in await unit.session.scalars(select(NodeRow).where(NodeRow.liveness != Liveness.LOST)):
+    policy = unit.policy
+    silent = or_(
+        and_(NodeRow.liveness == Liveness.ALIVE, NodeRow.last_seen_ms <= unit.now_ms - policy.unknown_after_ms),
+        and_(NodeRow.liveness == Liveness.UNKNOWN, NodeRow.last_seen_ms <= unit.now_ms - policy.lost_after_ms),
+    )
+    for node in await unit.session.scalars(select(NodeRow).where(silent)):
         liveness = rules.liveness(unit.now_ms - node.last_seen_ms, unit.policy)
         if liveness not in (Liveness.ALIVE, node.liveness):  # only the node itself can make it alive again
             unit.touch(node.id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.prices import publish_prices
 from torg_marketplace.flow.prove import advance_windows, open_windows
+from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.reconcile import reconcile, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.unit import Market
@@ -53,10 +54,15 @@ def loops(market: Market) -> list[Loop]:
     ]
 
 
-async def run_loops(market: Market) -> None:
+def pulse_loop(market: Market, pulse: Pulse) -> Loop:
+    """Of every process that nodes connect to."""
+    return Loop("heartbeats", pulse.renew, min(1.0, market.policy.heartbeat_ms / 10_000))
+
+
+async def run_loops(market: Market, wanted: Sequence[Loop]) -> None:
     """Until cancelled."""
     async with asyncio.TaskGroup() as group:
-        for loop in loops(market):
+        for loop in wanted:
             group.create_task(_run(loop, market), name=loop.name)
 
 

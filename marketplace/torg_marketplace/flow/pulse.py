@@ -1,0 +1,69 @@
+"""Heartbeats of thousands of nodes, taken together: one transaction for all that came since the last one.
+
+Most say that nothing has changed, and cost one UPDATE for all of them. Who has leases, was thought silent, or changes its mind about draining
+is looked at by itself (`nodes.on_heartbeat`). A heartbeat that is lost with this process costs nothing: the next one says the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import select, update
+
+from torg_marketplace.flow.nodes import on_heartbeat
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.storage.models import LeaseRow, NodeRow
+from torg_protocol.ids import NodeId
+from torg_protocol.messages import Heartbeat
+from torg_protocol.states import LIVE_LEASE_STATES, Liveness, NodeState
+
+_AT_ONCE = 1_000  # nodes of one statement and one transaction
+
+
+@dataclass
+class Pulse:
+    """The newest heartbeat of each node since the last `renew`. One per process."""
+
+    _waiting: dict[NodeId, Heartbeat] = field(default_factory=dict)
+    _since_ms: int = 0
+
+    def beat(self, node_id: NodeId, heartbeat: Heartbeat, now_ms: int) -> None:
+        if not self._waiting:
+            self._since_ms = now_ms
+        self._waiting[node_id] = heartbeat
+
+    async def renew(self, market: Market) -> int:
+        """Applies what waits; returns of how many nodes. They count as heard of when the first of them was."""
+        waiting, since_ms = list(self._waiting.items()), self._since_ms
+        self._waiting.clear()
+        for start in range(0, len(waiting), _AT_ONCE):
+            async with market.transaction() as unit:
+                await _renew(unit, dict(waiting[start : start + _AT_ONCE]), since_ms)
+        return len(waiting)
+
+
+async def _renew(unit: Unit, beats: dict[NodeId, Heartbeat], since_ms: int) -> None:
+    eventful = await _eventful(unit, beats)
+    quiet = [node_id for node_id in beats if node_id not in eventful]
+    if quiet:
+        await unit.session.execute(
+            update(NodeRow)
+            .where(NodeRow.node_id.in_(quiet), NodeRow.last_seen_ms < since_ms)
+            .values(last_seen_ms=since_ms)
+            .execution_options(synchronize_session=False)
+        )
+    for node_id in sorted(eventful):
+        await on_heartbeat(unit, node_id, beats[node_id])
+
+
+async def _eventful(unit: Unit, beats: dict[NodeId, Heartbeat]) -> set[NodeId]:
+    rows = await unit.session.execute(
+        select(NodeRow.node_id, NodeRow.state, NodeRow.liveness).where(NodeRow.node_id.in_(beats))
+    )
+    found = set()
+    for node_id, state, liveness in rows.all():
+        beat = beats[NodeId(node_id)]
+        if liveness != Liveness.ALIVE or beat.leases or beat.draining != (state == NodeState.DRAINING):
+            found.add(NodeId(node_id))
+    working = select(LeaseRow.node_id).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.node_id.in_(beats))
+    return found | {NodeId(node_id) for node_id in await unit.session.scalars(working.distinct())}

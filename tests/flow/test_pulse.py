@@ -1,0 +1,64 @@
+"""Heartbeats taken together do what each by itself would."""
+
+from __future__ import annotations
+
+from sqlalchemy import event
+
+from tests.support.actors import Node, join, make_client, spec
+from tests.support.market import World
+from torg_marketplace.flow.liveness import sweep
+from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.pulse import Pulse
+from torg_marketplace.flow.rows import node_row
+from torg_protocol.messages import Granted, Heartbeat
+from torg_protocol.states import Liveness, NodeState
+
+
+def beat(pulse: Pulse, node: Node, *, draining: bool = False) -> None:
+    now_ms = node.world.clock.now_ms()
+    pulse.beat(node.id, Heartbeat(at_ms=now_ms, leases=node._held_leases(), draining=draining), now_ms)
+
+
+async def seen(world: World, node: Node) -> tuple[int, str, str]:
+    async with world.market.reading() as unit:
+        row = await node_row(unit, node.id)
+        return row.last_seen_ms, row.liveness, row.state
+
+
+async def test_everybody_is_renewed_by_one_statement(world: World) -> None:
+    nodes, pulse = [await join(world) for _ in range(20)], Pulse()
+    world.advance(seconds=10)
+    heard_ms = world.clock.now_ms()
+    for node in nodes:
+        beat(pulse, node)
+    world.advance(ms=700)  # they wait for the loop
+    statements: list[str] = []
+    engine = world.market.sessions.kw["bind"].sync_engine
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    assert await pulse.renew(world.market) == 20
+    assert len([text for text in statements if text.startswith("UPDATE")]) == 1
+    assert {await seen(world, node) for node in nodes} == {(heard_ms, Liveness.ALIVE, NodeState.ACTIVE)}
+    assert await pulse.renew(world.market) == 0
+
+
+async def test_a_silent_node_is_alive_again_and_a_lost_grant_is_repeated(world: World) -> None:
+    node, client, pulse = await join(world), await make_client(world), Pulse()
+    world.advance(seconds=40)
+    await sweep(world.market)
+    assert (await seen(world, node))[1] == Liveness.UNKNOWN
+    beat(pulse, node)
+    await pulse.renew(world.market)
+    assert (await seen(world, node))[1] == Liveness.ALIVE
+    await client.submit(spec())
+    assert await match_pending(world.market) == 1
+    world.links.take_all(node.id)  # the grant got lost
+    beat(pulse, node)
+    await pulse.renew(world.market)
+    node.expect(Granted)
+
+
+async def test_draining_is_heard(world: World) -> None:
+    node, pulse = await join(world), Pulse()
+    beat(pulse, node, draining=True)
+    await pulse.renew(world.market)
+    assert (await seen(world, node))[2] == NodeState.DRAINING
