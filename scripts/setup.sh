@@ -22,6 +22,7 @@ if [ "$purpose" = test ]; then
   need runsc runsc
   need curl curl
   need zstd zstd
+  need nats-server nats-server
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || packages+=(postgresql)
 fi
 if [ ${#packages[@]} -gt 0 ]; then

@@ -62,12 +62,16 @@ class LoadNode:
     on_receipt: Callable[[str], None]
     key: Keypair = field(default_factory=Keypair)
     refusals: list[str] = field(default_factory=list)
-    leases: int = 0
     unacknowledged: set[tuple[LeaseId, int]] = field(default_factory=set)
     _socket: ClientConnection | None = None
+    _seen: set[LeaseId] = field(default_factory=set)
     _held: dict[LeaseId, HeldLease] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _heartbeat_s: float = 10.0
+
+    @property
+    def leases(self) -> int:
+        return len(self._seen)
 
     @property
     def id(self) -> NodeId:
@@ -123,7 +127,8 @@ class LoadNode:
         async for raw in self._socket:
             match TO_NODE.validate_json(raw):
                 case Granted() as granted:
-                    if granted.signed.grant.lease_id not in self._held:
+                    if granted.signed.grant.lease_id not in self._seen:  # a heartbeat that crossed it has it repeated
+                        self._seen.add(granted.signed.grant.lease_id)
                         self._start(self._work(granted.signed.grant))
                 case Acknowledge() as known:
                     self.unacknowledged.discard((known.lease_id, known.sequence))
@@ -147,7 +152,6 @@ class LoadNode:
             await asyncio.sleep(self._heartbeat_s)
 
     async def _work(self, grant: Grant) -> None:
-        self.leases += 1
         self._held[grant.lease_id] = HeldLease(lease_id=grant.lease_id, fence=grant.fence, state=LeaseState.GRANTED)
         await self._tell(grant, 1, Accepted())
         started_ms = now_ms()

@@ -16,6 +16,7 @@ from torg_marketplace.app import configure_logging, make_app, make_keys, open_ed
 from torg_marketplace.flow.judge_proof import lift_ban, proofs_of, replay
 from torg_marketplace.flow.reconcile import blocked_vaults, reconcile, unblock, watch_fee_payer
 from torg_marketplace.operator_accounts import COMMANDS, add_options, options_of, run_account_command
+from torg_marketplace.roles import ROLES
 from torg_marketplace.settings import Settings
 from torg_marketplace.simulation import command as simulation
 from torg_protocol.errors import TorgError
@@ -155,6 +156,12 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host")
     command.add_argument("--port", type=int, help="0 takes a free one")
     command.add_argument("--public-url", help="how nodes and clients reach this, when not by host and port")
+    command.add_argument(
+        "--role", choices=["all", *ROLES], help="what this process does of a marketplace of several; default: all"
+    )
+    command.add_argument(
+        "--bus-url", help="a NATS server over which its processes talk, for example nats://127.0.0.1:4222"
+    )
     command.add_argument("--metrics-port", type=int, help="Prometheus metrics on 127.0.0.1; 0 takes a free port")
     command.add_argument("--name")
     command.add_argument("--heartbeat", help='how often nodes report, for example "10s"')

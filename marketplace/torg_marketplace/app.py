@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import importlib.util
 import json
@@ -26,16 +25,18 @@ from torg_chain.rpc import ChainClient
 from torg_chain.vault_operations import ensure_operator_config
 from torg_chain.wallet import create_keypair, load_keypair
 from torg_marketplace.api import blobs as blob_routes
-from torg_marketplace.api import channel, contract, jobs, keys, market, problems, webhooks
+from torg_marketplace.api import channel, contract, health, jobs, keys, market, problems, webhooks
 from torg_marketplace.api import data as data_routes
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import Bounds, RateLimiter
+from torg_marketplace.bus import BusLinks, open_bus
 from torg_marketplace.flow.liveness import on_startup
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.gateway import tunnels
 from torg_marketplace.gateway.relay import Tunnels
 from torg_marketplace.metrics import serve_metrics
+from torg_marketplace.roles import check_roles, join_bus, working
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.blobs import local_blobs
 from torg_marketplace.storage.engine import create_engine, create_sessions
@@ -44,7 +45,6 @@ from torg_marketplace.storage.schema import upgrade
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
 from torg_marketplace.workers.replayer import SandboxReplayer
-from torg_marketplace.workers.loops import loops, pulse_loop, run_loops
 
 log = logging.getLogger(__name__)
 _FEES_LAMPORTS = 10**9
@@ -78,18 +78,18 @@ def make_credit_key(settings: Settings) -> Keypair:
 
 async def serve(settings: Settings) -> None:
     """Runs the marketplace until SIGTERM or SIGINT; prints one JSON line when it is ready."""
+    check_roles(settings)
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     url = settings.public_url or f"http://{host}:{port}"
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(open_edge(settings, url))
-        await on_startup(edge.market)
-        app = make_app(edge)
+        if settings.role == "all":
+            await on_startup(edge.market)
+        app = make_app(edge, settings.role)
         server = uvicorn.Server(_uvicorn_config(app))
         serving = asyncio.create_task(server.serve([listener]))
-        working = asyncio.create_task(
-            run_loops(edge.market, [*loops(edge.market), pulse_loop(edge.market, edge.pulse)])
-        )
+        at_work = await stack.enter_async_context(working(edge, settings))
         ready: dict[str, str | int] = {
             "url": url,
             "marketplace": edge.market.public_key,
@@ -104,14 +104,11 @@ async def serve(settings: Settings) -> None:
             await asyncio.sleep(0.01)
         print(json.dumps(ready), flush=True)  # noqa: T201 - the one line that says where it listens
         try:
-            await asyncio.wait({serving, working}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({serving, at_work}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             server.should_exit = True
             edge.hub.close_all()
             app.state.tunnels.close_all()
-            working.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await working
             await serving
 
 
@@ -147,6 +144,10 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
         blobs.base_url = url
         catalogue = FolderCatalogue(settings.workloads)
         hub = Hub()
+        bus = None
+        if settings.bus_url is not None:
+            bus = await stack.enter_async_context(open_bus(settings.bus_url, str(identity.pubkey())))
+        links = BusLinks(hub, bus) if bus is not None else None
         nonces = NonceStore(settings.data / "nonces.sqlite")
         stack.callback(nonces.close)
         the_market = Market(
@@ -158,21 +159,28 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
             network=network,
             chain=chain,
             blobs=blobs,
-            links=hub,
+            links=links or hub,
             catalogue=catalogue,
             evaluator=SandboxEvaluator(catalogue, blobs),
             replayer=SandboxReplayer(blobs) if importlib.util.find_spec("torch") is not None else None,
             policy=settings.policy(network.decimals),
             credit_key=make_credit_key(settings),
         )
-        yield Edge(the_market, hub, blobs, nonces, RateLimiter(settings.requests_per_minute))
+        edge = Edge(the_market, hub, blobs, nonces, RateLimiter(settings.requests_per_minute))
+        if bus is not None and links is not None:
+            await join_bus(edge, links, bus)
+        yield edge
 
 
-def make_app(edge: Edge | None) -> FastAPI:
-    """`edge` None: only for printing the OpenAPI document."""
+def make_app(edge: Edge | None, role: str = "all") -> FastAPI:
+    """What a process of this role serves. `edge` None: only for printing the OpenAPI document."""
     app = FastAPI(generate_unique_id_function=contract.operation_id, redirect_slashes=False)
     app.state.edge, app.state.tunnels = edge, Tunnels()
-    parts = (market, jobs, blob_routes, data_routes, keys, webhooks, channel, tunnels)
+    parts = [health]
+    if role in {"all", "api"}:
+        parts = [market, health, jobs, blob_routes, data_routes, keys, webhooks, channel]
+    if role in {"all", "gateway"}:
+        parts.append(tunnels)
     routers = [module.router for module in parts]
     for router in routers:
         app.include_router(router, responses=contract.PROBLEMS)

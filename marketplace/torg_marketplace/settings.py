@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     max_blob_bytes: int = 16 << 30
     requests_per_minute: int = Field(default=6_000, ge=0)  # of one account, API key or address; 0: no limit
     webhook_networks: tuple[IPvAnyNetwork, ...] = ()  # JSON list; private networks that webhooks may reach
+    role: str = Field(default="all", pattern="^(all|api|matcher|worker|gateway)$")  # of this process
+    bus_url: str | None = None  # of a NATS server; processes with one role each need it
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
     log_format: str = Field(default="text", pattern="^(text|json)$")
 

@@ -66,7 +66,7 @@ async def node_channel(socket: WebSocket) -> None:
         edge.hub.leave(connection)
         with contextlib.suppress(TorgError):
             async with edge.market.transaction() as unit:
-                await on_disconnect(unit, connection.node_id)
+                await on_disconnect(unit, connection.node_id, connection.since_ms)
 
 
 async def _serve(edge: Edge, socket: WebSocket, connection: Connection) -> None:
@@ -78,6 +78,7 @@ async def _serve(edge: Edge, socket: WebSocket, connection: Connection) -> None:
         edge.hub.join(connection)
         async with edge.market.transaction() as unit:
             welcome = await on_hello(unit, connection.node_id, hello)
+            connection.since_ms = unit.now_ms
     except TorgError as error:
         await _refuse(socket, error)
         return

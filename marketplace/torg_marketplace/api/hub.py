@@ -15,6 +15,7 @@ _QUEUE = 1_000  # messages to a node that does not read; then its connection is 
 class Connection:
     def __init__(self, node_id: NodeId, socket: WebSocket) -> None:
         self.node_id = node_id
+        self.since_ms = 0  # when its hello was applied
         self._socket = socket
         self._queue: asyncio.Queue[ToNode] = asyncio.Queue(_QUEUE)
         self.replaced = asyncio.Event()
@@ -51,6 +52,10 @@ class Hub:
             del self._connections[connection.node_id]
 
     async def send(self, node_id: NodeId, message: ToNode) -> bool:
+        return self.put(node_id, message)
+
+    def put(self, node_id: NodeId, message: ToNode) -> bool:
+        """Queues it for a node that is connected here."""
         connection = self._connections.get(node_id)
         return connection is not None and connection.put(message)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
-from sqlalchemy import select
 
 from torg_marketplace.api.auth import Anybody, JobsReader
 from torg_marketplace.api.context import TheEdge
@@ -17,7 +16,6 @@ from torg_marketplace.flow.views import OfferFilter, node_view, offer_page
 from torg_protocol import PROTOCOL_VERSION
 from torg_protocol.api import (
     ChainInfo,
-    Health,
     MarketInfo,
     NodeView,
     OfferPage,
@@ -110,17 +108,3 @@ async def get_settlements(
     """The captures of a vault, oldest first: which transaction paid whom how much."""
     async with edge.market.reading() as unit:
         return await settlement_page(unit, caller.account, address, cursor=cursor, limit=limit)
-
-
-@router.get("/healthz")
-async def healthz() -> Health:
-    """This process answers."""
-    return Health(status="ok")
-
-
-@router.get("/readyz")
-async def readyz(edge: TheEdge) -> Health:
-    """The database answers too."""
-    async with edge.market.reading() as unit:
-        await unit.session.execute(select(1))
-    return Health(status="ready")

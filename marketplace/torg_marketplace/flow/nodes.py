@@ -89,11 +89,14 @@ async def on_heartbeat(unit: Unit, node_id: NodeId, heartbeat: Heartbeat) -> Non
             unit.send(node_id, Abandon(lease_id=item.lease_id))
 
 
-async def on_disconnect(unit: Unit, node_id: NodeId) -> None:
-    """No new leases until it is back. A newer connection of the same node makes this stale."""
+async def on_disconnect(unit: Unit, node_id: NodeId, since_ms: int | None = None) -> None:
+    """No new leases until it is back. A newer connection of the same node, here or (than the one `since_ms`) to another process, makes
+    this stale."""
     if node_id in unit.market.links.connected():
         return
     node = await node_row(unit, node_id)
+    if since_ms is not None and (node.connected_at_ms or 0) > since_ms:
+        return
     node.connected = False
     unit.touch(node_id)
 

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm.util import identity_key
 
 from torg_marketplace.flow.book import Book
-from torg_marketplace.flow.wakes import Wakes
+from torg_marketplace.flow.wakes import NODE, Wakes
 from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness, Replayer
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.storage.base import Base
@@ -134,8 +134,9 @@ class Unit:
 
     async def deliver(self) -> None:
         self.market.book.touch(self._touched)
-        for topic in sorted(self._wakes):
-            self.market.wakes.wake(topic)
+        await self.market.wakes.wake_all(
+            [*sorted(self._wakes), *(f"{NODE}{node_id}" for node_id in sorted(self._touched))]
+        )
         for node_id, message in self._outbox:
             await self.market.links.send(node_id, message)
 

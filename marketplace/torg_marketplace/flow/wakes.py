@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Collection
+
+NODE = "node:"  # what is free on it has changed: for the books of other processes
 
 
 class Wakes:
@@ -10,9 +13,17 @@ class Wakes:
 
     def __init__(self) -> None:
         self._events: dict[str, asyncio.Event] = {}
+        self.others: Callable[[Collection[str]], Awaitable[None]] | None = None  # tells the other processes
+
+    async def wake_all(self, topics: Collection[str]) -> None:
+        """Here and in the marketplace's other processes."""
+        for topic in topics:
+            self.wake(topic)
+        if topics and self.others is not None:
+            await self.others(topics)
 
     def wake(self, topic: str) -> None:
-        """Wakes everybody who waits for `topic` now."""
+        """Wakes everybody who waits for `topic` now, in this process."""
         event = self._events.pop(topic, None)
         if event is not None:
             event.set()

@@ -38,14 +38,19 @@ class Loop:
     rest_s: float = 0.0  # after each pass: what comes meanwhile is one pass's work
 
 
-def loops(market: Market) -> list[Loop]:
-    pulse_s = min(1.0, market.policy.heartbeat_ms / 1000)
+def matcher_loops() -> list[Loop]:
     return [
         Loop("match", match_pending, 1.0, "match", rest_s=0.02),
+        Loop("prices", publish_prices, 10.0),
+    ]
+
+
+def worker_loops(market: Market) -> list[Loop]:
+    pulse_s = min(1.0, market.policy.heartbeat_ms / 1000)
+    return [
         Loop("verify", verify_pending, 2.0, "verify"),
         Loop("sweep", sweep, pulse_s),
         Loop("settle", _settle, 0.5),  # not woken: every receipt would, and a capture is due after minutes
-        Loop("prices", publish_prices, 10.0),
         Loop("watch", watch_vaults, 5.0),
         Loop("prove", _prove, pulse_s, "proof"),
         Loop("webhooks", deliver_webhooks, 1.0, "webhooks"),

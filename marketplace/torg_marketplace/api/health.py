@@ -1,0 +1,25 @@
+"""Is this process there, and can it work? Served by every role."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from sqlalchemy import select
+
+from torg_marketplace.api.context import TheEdge
+from torg_protocol.api import Health
+
+router = APIRouter(tags=["market"])
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """This process answers."""
+    return Health(status="ok")
+
+
+@router.get("/readyz")
+async def readyz(edge: TheEdge) -> Health:
+    """The database answers too."""
+    async with edge.market.reading() as unit:
+        await unit.session.execute(select(1))
+    return Health(status="ready")
