@@ -12,13 +12,16 @@ from typing import Any
 
 import uvloop
 
-from torg_marketplace.app import configure_logging, make_app, make_keys, open_edge, serve
+from torg_marketplace import operator_nodes
+from torg_marketplace.app import configure_logging, database_url, make_app, make_keys, open_edge, serve
 from torg_marketplace.flow.judge_proof import lift_ban, proofs_of, replay
 from torg_marketplace.flow.reconcile import blocked_vaults, reconcile, unblock, watch_fee_payer
 from torg_marketplace.operator_accounts import COMMANDS, add_options, options_of, run_account_command
 from torg_marketplace.roles import ROLES
 from torg_marketplace.settings import Settings
 from torg_marketplace.simulation import command as simulation
+from torg_marketplace.storage.engine import create_engine
+from torg_marketplace.storage.schema import migrate
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
 
@@ -63,6 +66,10 @@ def _run(arguments: argparse.Namespace) -> int:
         case "serve":
             uvloop.run(serve(settings))
             return 0
+        case "migrate":
+            return asyncio.run(_migrate(settings, arguments.to))
+        case name if name in operator_nodes.COMMANDS:
+            return asyncio.run(operator_nodes.run_node_command(arguments, settings, _print))
         case _:
             return asyncio.run(run_account_command(arguments, settings, _print))
 
@@ -88,6 +95,17 @@ async def _unblock(settings: Settings, vault: str, *, because: str) -> int:
     async with open_edge(settings, "") as edge:
         await unblock(edge.market, vault, because=because)
     _print(f"payouts of {vault} go on")
+    return 0
+
+
+async def _migrate(settings: Settings, revision: str) -> int:
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = create_engine(database_url(settings))
+    try:
+        before, after = await migrate(engine, revision)
+    finally:
+        await engine.dispose()
+    _print(json.dumps({"from": before, "to": after}))
     return 0
 
 
@@ -117,7 +135,8 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
         name: value
         for name, value in vars(arguments).items()
         if value is not None
-        and name not in {"command", "json", "vault", "because", "action", "id"} | options_of(arguments.command)
+        and name
+        not in {"command", "json", "vault", "because", "action", "id", "stop", "to"} | options_of(arguments.command)
     }
 
 
@@ -132,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         ("reconcile", "compare the books with the chain"),
         ("proof", "proofs of hardware: list those of a node, replay one from its evidence, lift a ban"),
         ("unblock", "let payouts of a vault go on, once books and chain agree again"),
+        ("migrate", "bring the database to a schema revision; for going back, stop the marketplace first"),
+        *operator_nodes.COMMANDS.items(),
         *COMMANDS.items(),
     ):
         command = commands.add_parser(name, help=text)
@@ -144,9 +165,15 @@ def _parser() -> argparse.ArgumentParser:
         elif name == "proof":
             command.add_argument("action", choices=["list", "replay", "lift"])
             command.add_argument("id", help="of a node (list, lift) or of a proof (replay)")
+        elif name == "migrate":
+            command.add_argument(
+                "--to", default="head", help='a revision like "0007", "head" (default) or "base" (nothing left)'
+            )
         elif name == "unblock":
             command.add_argument("--vault", required=True)
             command.add_argument("--because", required=True, help="what you found; it goes to the log")
+        elif name in operator_nodes.COMMANDS:
+            operator_nodes.add_options(name, command)
         elif name in COMMANDS:
             add_options(name, command)
     return parser

@@ -76,6 +76,10 @@ def make_credit_key(settings: Settings) -> Keypair:
     return load_keypair(path) if path.exists() else create_keypair(path)
 
 
+def database_url(settings: Settings) -> str:
+    return settings.database_url or f"sqlite:///{settings.data / 'marketplace.sqlite'}"
+
+
 async def serve(settings: Settings) -> None:
     """Runs the marketplace until SIGTERM or SIGINT; prints one JSON line when it is ready."""
     check_roles(settings)
@@ -136,7 +140,7 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
     async with AsyncExitStack() as stack:
         chain = await stack.enter_async_context(ChainClient(settings.rpc_url))
         network = await _network(settings, chain, identity, capture_key)
-        engine = create_engine(settings.database_url or f"sqlite:///{settings.data / 'marketplace.sqlite'}")
+        engine = create_engine(database_url(settings))
         stack.push_async_callback(engine.dispose)
         await upgrade(engine)
         secret = hashlib.sha256(b"torg blob urls" + bytes(identity)).digest()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Table, text
+from sqlalchemy import Table, inspect, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from torg_marketplace.storage.engine import create_engine
 from torg_marketplace.storage.registry import metadata
-from torg_marketplace.storage.schema import differences, upgrade
+from torg_marketplace.storage.schema import differences, migrate, upgrade
+from torg_protocol.errors import Invalid
 
 
 async def test_migrations_and_models_agree(database_url: str) -> None:
@@ -19,6 +20,27 @@ async def test_migrations_and_models_agree(database_url: str) -> None:
     try:
         await upgrade(engine)
         await upgrade(engine)  # safe to repeat
+        assert await differences(engine) == []
+    finally:
+        await engine.dispose()
+
+
+async def test_migrations_lead_back_and_forth_again(database_url: str) -> None:
+    engine = create_engine(database_url)
+    try:
+        await upgrade(engine)
+        newest, there = await migrate(engine, "0001")
+        assert there == "0001"
+        with pytest.raises(Invalid) as unknown:
+            await migrate(engine, "9999")
+        assert unknown.value.code == "revision_unknown"
+        assert await migrate(engine, "head") == ("0001", newest)
+        assert await differences(engine) == []
+        assert await migrate(engine, "base") == (newest, None)
+        async with engine.connect() as connection:
+            left = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+        assert set(left) <= {"alembic_version"}
+        await upgrade(engine)
         assert await differences(engine) == []
     finally:
         await engine.dispose()

@@ -9,10 +9,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from torg_marketplace.storage.registry import metadata
+from torg_protocol.errors import Invalid
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -21,6 +23,13 @@ async def upgrade(engine: AsyncEngine) -> None:
     """Runs all migrations that the database lacks, in one transaction. Safe to repeat."""
     async with engine.begin() as connection:
         await connection.run_sync(_upgrade)
+
+
+async def migrate(engine: AsyncEngine, revision: str) -> tuple[str | None, str | None]:
+    """To a revision, forth or back, in one transaction; from where and to where it led. Back is for a return to an older release: what only
+    the newer one knew is lost. Raises Invalid `revision_unknown`."""
+    async with engine.begin() as connection:
+        return await connection.run_sync(_migrate, revision)
 
 
 async def differences(engine: AsyncEngine) -> list[Any]:
@@ -36,6 +45,23 @@ def new_migration(connection: Connection, message: str, revision: str) -> None:
 
 def _upgrade(connection: Connection) -> None:
     command.upgrade(_config(connection), "head")
+
+
+def _migrate(connection: Connection, revision: str) -> tuple[str | None, str | None]:
+    config, context = _config(connection), MigrationContext.configure(connection)
+    before = context.get_current_revision()
+    known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]  # newest first
+    if revision not in {"head", "base", *known}:
+        raise Invalid(
+            "no such revision of the schema",
+            code="revision_unknown",
+            field="--to",
+            value=revision,
+            hint=f"head, base, or one of {', '.join(reversed(known))}",
+        )
+    back = revision == "base" or (before in known and revision in known and known.index(revision) > known.index(before))
+    (command.downgrade if back else command.upgrade)(config, revision)
+    return before, MigrationContext.configure(connection).get_current_revision()
 
 
 def _differences(connection: Connection) -> list[Any]:

@@ -1,0 +1,92 @@
+"""What the operator decides about nodes, and looks up about anything. Safe beside a running marketplace, which notices within seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import inspect as inspection
+from sqlalchemy import select
+
+from torg_marketplace.flow.cancel import stop_lease
+from torg_marketplace.flow.rows import job_row, leases_of_job, live_leases, node_row
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.storage.base import Base
+from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseEventRow, LeaseRow, NodeEventRow, NodeRow
+from torg_marketplace.storage.moves import move_node
+from torg_protocol.errors import Conflict, Invalid, NotFound
+from torg_protocol.ids import NodeId
+from torg_protocol.states import EndReason, LeaseState, NodeState
+
+_EVENTS = 100  # newest, of what is inspected
+
+
+async def suspend_node(unit: Unit, node_id: NodeId, *, because: str, stop: bool) -> dict[str, Any]:
+    """No new leases until `resume_node`; with `stop`, the running ones are asked to end with a checkpoint, and their jobs are queued again
+    elsewhere. Safe to repeat. Raises NotFound node_unknown, Invalid because_missing."""
+    if not because.strip():
+        raise Invalid("say why", code="because_missing", field="--because", hint="its owner will ask")
+    node = await node_row(unit, node_id)
+    if node.state != NodeState.SUSPENDED:
+        await move_node(
+            unit.session, node, NodeState.SUSPENDED, at_ms=unit.now_ms, detail=f"by the operator: {because}"
+        )
+    running = await live_leases(unit, node_id=node_id)
+    if stop:
+        for lease in running:
+            if lease.state != LeaseState.STOPPING:
+                await stop_lease(unit, lease, await job_row(unit, lease.job_id), EndReason.DRAINED)
+    unit.touch(node_id)
+    return {"node": node_id, "state": node.state, "leases": [lease.lease_id for lease in running], "stopped": stop}
+
+
+async def resume_node(unit: Unit, node_id: NodeId, *, because: str) -> dict[str, Any]:
+    """Takes back `suspend_node`. Raises NotFound node_unknown; Conflict node_not_suspended, node_banned (by a proof of its hardware that
+    failed: `torg-marketplace proof lift` decides about that)."""
+    node = await node_row(unit, node_id)
+    if node.state != NodeState.SUSPENDED:
+        raise Conflict("this node is not suspended", code="node_not_suspended", field="node", value=node_id)
+    newest = await _newest(unit, NodeEventRow, NodeEventRow.node_id == node_id)
+    moves = [event["data"] for event in newest if event["data"].get("state") == NodeState.SUSPENDED]
+    if not moves or not str(moves[0].get("detail", "")).startswith("by the operator: "):
+        raise Conflict(
+            "a proof of its hardware failed: the operator did not suspend it",
+            code="node_banned",
+            field="node",
+            value=node_id,
+            hint="torg-marketplace proof list, proof replay and proof lift",
+        )
+    await move_node(unit.session, node, NodeState.ACTIVE, at_ms=unit.now_ms, detail=f"by the operator: {because}")
+    unit.touch(node_id)
+    unit.wake("match")
+    return {"node": node_id, "state": node.state}
+
+
+async def inspect_anything(unit: Unit, key: str) -> dict[str, Any]:
+    """Everything that is known of a job, a lease or a node, with its newest events. Raises NotFound nothing_known."""
+    if (job := await unit.session.get(JobRow, key)) is not None:
+        leases = [_columns(lease) for lease in await leases_of_job(unit, key)]
+        events = await _newest(unit, JobEventRow, JobEventRow.job_id == key)
+        return {"job": _columns(job), "leases": leases, "events": events}
+    if (lease := await unit.session.get(LeaseRow, key)) is not None:
+        said = select(LeaseEventRow).where(LeaseEventRow.lease_id == key).order_by(LeaseEventRow.sequence.desc())
+        rows = await unit.session.scalars(said.limit(_EVENTS))
+        events = await _newest(unit, JobEventRow, JobEventRow.lease_id == key)
+        return {"lease": _columns(lease), "said": [_columns(row) for row in rows], "events": events}
+    if (node := await unit.session.get(NodeRow, key)) is not None:
+        running = [_columns(lease) for lease in await live_leases(unit, node_id=NodeId(key))]
+        return {
+            "node": _columns(node),
+            "live_leases": running,
+            "events": await _newest(unit, NodeEventRow, NodeEventRow.node_id == key),
+        }
+    raise NotFound("no such job, lease or node", code="nothing_known", field="id", value=key)
+
+
+async def _newest(unit: Unit, table: Any, condition: Any) -> list[dict[str, Any]]:
+    """Newest first."""
+    rows = await unit.session.scalars(select(table).where(condition).order_by(table.id.desc()).limit(_EVENTS))
+    return [_columns(row) for row in rows]
+
+
+def _columns(row: Base) -> dict[str, Any]:
+    return {column.key: getattr(row, column.key) for column in inspection(row).mapper.column_attrs}
