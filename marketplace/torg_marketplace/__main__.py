@@ -196,6 +196,7 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
         "--settlement-age", help='earned money is captured at the latest after this, for example "10m"'
     )
     command.add_argument("--usage-interval", help='how often usage is countersigned, for example "10m"')
+    command.add_argument("--keep-history", help='logs and events of closed jobs, for example "90d"; default: for good')
     command.add_argument("--fee-basis-points", type=int)
     command.add_argument(
         "--proof-interval", help='mean time between proofs of a node\'s hardware, "0s" for none; default "1h"'

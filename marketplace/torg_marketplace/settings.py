@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     settlement_age: DurationMs = Field(default="10m", validate_default=True)
     usage_interval: DurationMs = Field(default="10m", validate_default=True)
     proof_interval: DurationMs = Field(default="1h", validate_default=True)  # mean; "0s": nobody is asked
+    keep_history: DurationMs = Field(
+        default="0s", validate_default=True
+    )  # logs and events of closed jobs; 0s: for good
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
@@ -64,6 +67,7 @@ class Settings(BaseSettings):
             proof_every_ms=self.proof_interval,
             proof_first_within_ms=max(min(60_000, self.proof_interval // 10), 1),
             fee_basis_points=self.fee_basis_points,
+            keep_history_ms=self.keep_history,
             min_vault_grace_s=self.min_vault_grace_s,
             webhook_networks=tuple(str(network) for network in self.webhook_networks),
         )

@@ -62,3 +62,15 @@ async def test_draining_is_heard(world: World) -> None:
     beat(pulse, node, draining=True)
     await pulse.renew(world.market)
     assert (await seen(world, node))[2] == NodeState.DRAINING
+
+
+async def test_a_fleet_that_was_silent_is_alive_again(world: World) -> None:
+    nodes, pulse = [await join(world) for _ in range(30)], Pulse()
+    world.advance(seconds=40)
+    await sweep(world.market)
+    for node in nodes:
+        beat(pulse, node)
+    world.advance(ms=900)
+    await pulse.renew(world.market)
+    await sweep(world.market)
+    assert {(await seen(world, node))[1] for node in nodes} == {Liveness.ALIVE}

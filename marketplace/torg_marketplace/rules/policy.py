@@ -64,5 +64,7 @@ class MarketPolicy(BaseModel):
     progress_rows: int = Field(default=1_000, gt=0)  # per lease; the newest are kept
     progress_bytes: int = Field(default=16 << 10, gt=0)  # of one progress object
 
+    keep_history_ms: int = Field(default=0, ge=0)  # logs, progress and nodes' words, after a job is closed; 0: for good
+
     # webhooks
     webhook_networks: tuple[str, ...] = ()  # besides the public internet: where webhooks may go, also by plain http

@@ -19,6 +19,7 @@ from torg_marketplace.flow.prices import publish_prices
 from torg_marketplace.flow.prove import advance_windows, open_windows
 from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.reconcile import reconcile, watch_fee_payer, watch_vaults
+from torg_marketplace.flow.retention import forget_history
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.verify import verify_pending
@@ -54,6 +55,7 @@ def worker_loops(market: Market) -> list[Loop]:
         Loop("watch", watch_vaults, 5.0),
         Loop("prove", _prove, pulse_s, "proof"),
         Loop("webhooks", deliver_webhooks, 1.0, "webhooks"),
+        Loop("forget history", forget_history, 600.0),
         Loop("reconcile", _reconcile, 60.0),
         Loop("fee payer", watch_fee_payer, 60.0),
     ]
