@@ -15,7 +15,7 @@ import uvloop
 from torg_marketplace import operator_nodes
 from torg_marketplace.app import configure_logging, database_url, make_app, make_keys, open_edge, serve
 from torg_marketplace.flow.judge_proof import lift_ban, proofs_of, replay
-from torg_marketplace.flow.reconcile import blocked_vaults, reconcile, unblock, watch_fee_payer
+from torg_marketplace.flow.reconcile import blocked_vaults, lost_payouts, reconcile, unblock, watch_fee_payer
 from torg_marketplace.operator_accounts import COMMANDS, add_options, options_of, run_account_command
 from torg_marketplace.roles import ROLES
 from torg_marketplace.settings import Settings
@@ -79,13 +79,14 @@ async def _reconcile(settings: Settings, *, as_json: bool) -> int:
     async with open_edge(settings, "") as edge:
         differences = await reconcile(edge.market)
         lamports = await watch_fee_payer(edge.market)
-        stopped = await blocked_vaults(edge.market)
+        stopped, lost = await blocked_vaults(edge.market), await lost_payouts(edge.market)
     if as_json:
         found = [asdict(item) for item in differences]
-        _print(json.dumps({"differences": found, "stopped": stopped, "fee_payer_lamports": lamports}))
+        _print(json.dumps({"differences": found, "stopped": stopped, "lost": lost, "fee_payer_lamports": lamports}))
     else:
         lines = [str(difference) for difference in differences]
         lines += [f"payouts of {vault} are stopped: {why}" for vault, why in stopped.items()]
+        lines += [f"{amount} base units were lost when {vault} was closed" for vault, amount in lost.items()]
         lines.append(f"{len(differences)} differences; the fee payer holds {format_amount(lamports, 9)} SOL")
         _print("\n".join(lines))
     return 1 if differences else 0

@@ -32,6 +32,9 @@ CREATE TABLE IF NOT EXISTS events (
     PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS usage (
     lease_id TEXT NOT NULL, sequence INTEGER NOT NULL, signed_json TEXT NOT NULL, PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS earnings (
+    lease_id TEXT NOT NULL, sequence INTEGER NOT NULL, vault TEXT NOT NULL, amount INTEGER NOT NULL,
+    PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS captures (
     signature TEXT NOT NULL, vault TEXT NOT NULL, settled_until INTEGER NOT NULL, paid INTEGER NOT NULL,
     PRIMARY KEY (vault, settled_until)) WITHOUT ROWID;
@@ -39,6 +42,8 @@ CREATE TABLE IF NOT EXISTS orders (
     vault TEXT PRIMARY KEY, expected_settled INTEGER NOT NULL, order_json TEXT NOT NULL, kept_at_ms INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkpoints (lease_id TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (lease_id, name)) WITHOUT ROWID;
 """
+
+_VAULT_OF = "json_extract(grant_json, '$.grant.commitment.vault')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ class Journal:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA busy_timeout=5000")
         self._db.executescript(_SCHEMA + task_journal.SCHEMA)
+        self._fill_earnings()
+        self._sums: tuple[tuple[int, ...], dict[str, int]] | None = None
         self.tasks = TaskJournal(self._db)
 
     def close(self) -> None:
@@ -161,7 +168,15 @@ class Journal:
 
     def forget_undecided(self, lease_id: LeaseId) -> None:
         """The marketplace gave it to somebody else: there is nothing to wait for."""
-        self._db.execute("UPDATE leases SET receipt_json = COALESCE(receipt_json, '') WHERE lease_id = ?", (lease_id,))
+        with self._together():
+            self._db.execute(
+                "UPDATE leases SET receipt_json = COALESCE(receipt_json, '') WHERE lease_id = ?", (lease_id,)
+            )
+            self._db.execute(
+                "DELETE FROM earnings WHERE lease_id = ?"
+                " AND EXISTS (SELECT 1 FROM leases WHERE leases.lease_id = earnings.lease_id AND receipt_json = '')",
+                (lease_id,),
+            )
         self._db.execute("UPDATE events SET acknowledged = 1 WHERE lease_id = ?", (lease_id,))
 
     # --- events -----------------------------------------------------------------------------------------------------
@@ -198,10 +213,16 @@ class Journal:
 
     def add_usage(self, signed: SignedUsage) -> None:
         record = signed.record
-        self._db.execute(
-            "INSERT OR REPLACE INTO usage VALUES (?, ?, ?)",
-            (record.lease_id, record.sequence, signed.model_dump_json()),
-        )
+        with self._together():
+            self._db.execute(
+                "INSERT OR REPLACE INTO usage VALUES (?, ?, ?)",
+                (record.lease_id, record.sequence, signed.model_dump_json()),
+            )
+            self._db.execute(
+                f"INSERT OR REPLACE INTO earnings SELECT lease_id, ?, {_VAULT_OF}, ? FROM leases"  # noqa: S608 - a constant
+                " WHERE lease_id = ? AND receipt_json IS NULL",
+                (record.sequence, record.amount, record.lease_id),
+            )
 
     def usage(self, lease_id: LeaseId) -> list[SignedUsage]:
         rows = self._db.execute(
@@ -226,29 +247,28 @@ class Journal:
 
     def undecided_amount(self) -> int:
         """Base units countersigned for leases without a receipt: what this node has at stake now."""
-        rows = self._db.execute(
-            "SELECT signed_json FROM usage JOIN leases USING (lease_id) WHERE receipt_json IS NULL"
-        ).fetchall()
-        return sum(SignedUsage.model_validate_json(row[0]).record.amount for row in rows)
+        query = "SELECT SUM(amount) FROM earnings JOIN leases USING (lease_id) WHERE receipt_json IS NULL"
+        return int(self._db.execute(query).fetchone()[0] or 0)
+
+    def countersigned(self, lease_id: LeaseId) -> int:
+        """Base units of a lease that count so far."""
+        query = "SELECT SUM(amount) FROM earnings WHERE lease_id = ?"
+        return int(self._db.execute(query, (lease_id,)).fetchone()[0] or 0)
 
     def earned(self, fee_basis_points: int) -> dict[str, int]:
         """By vault, base units: what counts of all leases, less the fee, which is rounded down for each record.
 
         Of a lease with a receipt the receipt's records count, of one without those countersigned so far; none when it was taken away.
+        Asked each second: added up again only when something was written, by this process or another.
         """
-        rows = self._db.execute(
-            """
-            SELECT vault, SUM(amount - amount * ? / 10000) FROM (
-                SELECT json_extract(grant_json, '$.grant.commitment.vault') AS vault,
-                       json_extract(signed_json, '$.record.amount') AS amount
-                FROM leases JOIN usage USING (lease_id) WHERE receipt_json IS NULL
-                UNION ALL
-                SELECT json_extract(grant_json, '$.grant.commitment.vault'), json_extract(item.value, '$.record.amount')
-                FROM leases, json_each(receipt_json, '$.usage') AS item WHERE receipt_json <> '')
-            GROUP BY vault""",
-            (fee_basis_points,),
-        ).fetchall()
-        return {str(vault): int(amount) for vault, amount in rows}
+        version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
+        state = (version, self._db.total_changes, fee_basis_points)
+        if self._sums is None or self._sums[0] != state:
+            rows = self._db.execute(
+                "SELECT vault, SUM(amount - amount * ? / 10000) FROM earnings GROUP BY vault", (fee_basis_points,)
+            ).fetchall()
+            self._sums = state, {str(vault): int(amount) for vault, amount in rows}
+        return dict(self._sums[1])
 
     def add_capture(self, signature: str, vault: str, settled_until: int, paid: int) -> None:
         """`paid` to this node by a finalized capture that brought the vault's total to `settled_until`. Safe to repeat."""
@@ -265,7 +285,15 @@ class Journal:
         return int(row[0] or 0)
 
     def set_receipt(self, lease_id: LeaseId, receipt: SignedReceipt) -> None:
-        self._db.execute("UPDATE leases SET receipt_json = ? WHERE lease_id = ?", (receipt.model_dump_json(), lease_id))
+        with self._together():
+            self._db.execute(
+                "UPDATE leases SET receipt_json = ? WHERE lease_id = ?", (receipt.model_dump_json(), lease_id)
+            )
+            self._db.execute("DELETE FROM earnings WHERE lease_id = ?", (lease_id,))
+            self._db.executemany(
+                f"INSERT INTO earnings SELECT lease_id, ?, {_VAULT_OF}, ? FROM leases WHERE lease_id = ?",  # noqa: S608 - a constant
+                [(number, item.record.amount, lease_id) for number, item in enumerate(receipt.usage)],
+            )
 
     def keep_order(self, order: SignedOrder, now_ms: int) -> None:
         """The newest of each vault: of two that wait for the same total, the one that came last."""
@@ -293,6 +321,32 @@ class Journal:
 
     def add_checkpoint(self, lease_id: LeaseId, name: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO checkpoints VALUES (?, ?)", (lease_id, name))
+
+    def _fill_earnings(self) -> None:
+        """Of a journal that was written before there was this table; once."""
+        if self.fact("earnings_filled") is not None:
+            return
+        with self._together():
+            self._db.execute(
+                f"""
+                INSERT OR IGNORE INTO earnings
+                SELECT lease_id, sequence, {_VAULT_OF}, json_extract(signed_json, '$.record.amount')
+                FROM leases JOIN usage USING (lease_id) WHERE receipt_json IS NULL
+                UNION ALL
+                SELECT lease_id, item.key, {_VAULT_OF}, json_extract(item.value, '$.record.amount')
+                FROM leases, json_each(receipt_json, '$.usage') AS item WHERE receipt_json <> ''"""  # noqa: S608 - a constant
+            )
+            self.set_fact("earnings_filled", "yes")
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
     def _leases(self, where: str, values: tuple[object, ...]) -> list[LeaseEntry]:
         columns = "grant_json, state, reason, handle_json, starting, done, receipt_json"

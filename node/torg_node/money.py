@@ -73,7 +73,7 @@ def accruing(lease: Lease, now_ms: int) -> int:
         return 0
     grant, useful_ms = lease.grant, max(0, now_ms - lease.started_at_ms)
     earned = min(cost(grant.price_per_gpu_hour, grant.billable_gpus, useful_ms), grant.max_amount)
-    return max(0, earned - sum(item.record.amount for item in lease.node.journal.usage(lease.id)))
+    return max(0, earned - lease.node.journal.countersigned(lease.id))
 
 
 async def closes_too_soon(chain: ChainClient, vault: str) -> bool:

@@ -116,7 +116,7 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
                     entry.reason,
                     entry.receipt.receipt.amount
                     if entry.receipt
-                    else sum(item.record.amount for item in journal.usage(entry.signed.grant.lease_id)),
+                    else journal.countersigned(entry.signed.grant.lease_id),
                 )
                 for entry in entries
             ),

@@ -46,6 +46,7 @@ class PayoutState(enum.StrEnum):
     IN_FLIGHT = "in_flight"
     CONFIRMED = "confirmed"
     FINALIZED = "finalized"
+    LOST = "lost"  # the vault was closed before it was captured: nothing can pay it any more
 
 
 class SettlementState(enum.StrEnum):
@@ -100,13 +101,15 @@ LEASE_MOVES: Mapping[LeaseState, frozenset[LeaseState]] = {
 }
 
 PAYOUT_MOVES: Mapping[PayoutState, frozenset[PayoutState]] = {
-    PayoutState.PENDING: frozenset({PayoutState.IN_FLIGHT}),
+    PayoutState.PENDING: frozenset({PayoutState.IN_FLIGHT, PayoutState.LOST}),
     PayoutState.IN_FLIGHT: frozenset({PayoutState.PENDING, PayoutState.CONFIRMED}),
     PayoutState.CONFIRMED: frozenset(
         {PayoutState.PENDING, PayoutState.FINALIZED}
     ),  # back to PENDING: rolled back by a fork
     PayoutState.FINALIZED: frozenset(),
+    PayoutState.LOST: frozenset(),
 }
+OVER_PAYOUT_STATES = frozenset({PayoutState.FINALIZED, PayoutState.LOST})
 
 SETTLEMENT_MOVES: Mapping[SettlementState, frozenset[SettlementState]] = {
     SettlementState.BUILT: frozenset({SettlementState.UNKNOWN, SettlementState.DEAD}),

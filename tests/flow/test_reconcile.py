@@ -12,12 +12,13 @@ from tests.support.actors import TUSD, Client, join, make_client, spec
 from tests.support.market import World
 from torg_chain.vault import VaultState, token_account_of
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.reconcile import reconcile, unblock, watch_fee_payer, watch_vaults
+from torg_marketplace.flow.reconcile import lost_payouts, reconcile, unblock, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.money_models import PayoutRow, VaultRow
+from torg_marketplace.storage.money_models import PayoutRow, PostingRow, VaultRow
 from torg_protocol.errors import Conflict
 from torg_protocol.messages import OrderIssued
+from torg_protocol.states import PayoutState
 
 
 async def _earn_and_send(world: World) -> Client:
@@ -120,6 +121,54 @@ async def test_deposits_and_closings_by_any_wallet_are_booked_also_after_a_downt
         assert await ledger.balance(unit.session, ledger.chain(client.vault)) == 0
         assert await ledger.problems(unit.session) == []
     assert await reconcile(world.market) == []
+
+
+async def test_what_a_closed_vault_still_owed_is_written_off_once_with_its_cause(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await join(world, price=3 * TUSD)
+    client = await make_client(world, deposit=10 * TUSD)
+    await client.submit(spec(limits={"max_duration": "1h"}))
+    assert await match_pending(world.market) == 1
+    await node.accept_and_start()
+    world.advance(seconds=600)
+    await node.exit()
+    await node.ok(node.report(outputs={}))
+    node.read()
+    earned = 500_000
+
+    del world.chain.vaults[client.vault]  # its depositor was faster than any capture
+    await watch_vaults(world.market)
+    await watch_vaults(world.market)
+
+    assert await lost_payouts(world.market) == {client.vault: earned}
+    assert f"{earned} base units were earned and not captured: they are lost" in caplog.text
+    assert await settle_due(world.market, hurry=True) == 0
+    async with world.market.reading() as unit:
+        payouts = (await unit.session.scalars(select(PayoutRow))).all()
+        assert {payout.state for payout in payouts} == {PayoutState.LOST}
+        assert {payout.note for payout in payouts} == {"the vault was closed before it was captured"}
+        postings = (await unit.session.scalars(select(PostingRow.cause).where(PostingRow.key.like("lost:%")))).all()
+        assert set(postings) == {"lost: the vault was closed before it was captured"}
+        assert len(postings) == len(payouts)
+        assert await ledger.balance(unit.session, ledger.chain(client.vault)) == 0
+        assert await ledger.problems(unit.session) == []
+    assert await reconcile(world.market) == []
+
+
+async def test_what_was_captured_before_the_closing_is_no_loss_although_nobody_had_booked_it(world: World) -> None:
+    client = await _earn_and_send(world)
+    del world.chain.vaults[client.vault]
+    await watch_vaults(world.market)
+    for _ in range(4):
+        await advance_settlements(world.market)
+    await watch_vaults(world.market)
+
+    assert await lost_payouts(world.market) == {}
+    async with world.market.reading() as unit:
+        states = {str(state) for state in await unit.session.scalars(select(PayoutRow.state))}
+        assert states == {"finalized"}
+        assert await ledger.problems(unit.session) == []
 
 
 async def test_an_operator_is_told_when_fees_run_out(world: World, caplog: pytest.LogCaptureFixture) -> None:

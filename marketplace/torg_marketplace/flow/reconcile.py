@@ -11,10 +11,11 @@ from torg_chain.errors import ChainUnavailable
 from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.vaults import refresh_vault
+from torg_marketplace.flow.write_off import write_off
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.money_models import EntryRow, HoldRow, PayoutRow, SettlementRow, VaultRow
 from torg_protocol.errors import Conflict, NotFound, TorgError
-from torg_protocol.states import PayoutState, SettlementState
+from torg_protocol.states import OVER_PAYOUT_STATES, PayoutState, SettlementState
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,13 @@ async def blocked_vaults(market: Market) -> dict[str, str]:
     async with market.reading() as unit:
         query = select(VaultRow.address, VaultRow.blocked).where(VaultRow.blocked.is_not(None))
         return {str(address): str(why) for address, why in await unit.session.execute(query)}
+
+
+async def lost_payouts(market: Market) -> dict[str, int]:
+    """By vault, base units that were earned and never captured before the vault was closed."""
+    async with market.reading() as unit:
+        query = select(PayoutRow.vault, func.sum(PayoutRow.amount)).where(PayoutRow.state == PayoutState.LOST)
+        return {str(vault): int(total) for vault, total in await unit.session.execute(query.group_by(PayoutRow.vault))}
 
 
 async def unblock(market: Market, address: str, *, because: str) -> None:
@@ -97,6 +105,7 @@ async def watch_vaults(market: Market) -> int:
             raise
         except TorgError as problem:
             log.warning("vault %s cannot be used: %s", address, problem)
+    await write_off(market)
     return len(addresses)
 
 
@@ -144,7 +153,7 @@ async def _payable(unit: Unit, address: str) -> tuple[int, int]:
         EntryRow.account >= prefix, EntryRow.account < prefix[:-1] + chr(ord(prefix[-1]) + 1)
     )
     in_payouts = select(func.sum(PayoutRow.amount)).where(
-        PayoutRow.vault == address, PayoutRow.state != PayoutState.FINALIZED
+        PayoutRow.vault == address, PayoutRow.state.not_in(OVER_PAYOUT_STATES)
     )
     return int(await unit.session.scalar(in_ledger) or 0), int(await unit.session.scalar(in_payouts) or 0)
 

@@ -9,7 +9,14 @@ from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.money_models import CommitmentRow, PayoutRow, SettlementRow, VaultRow
 from torg_marketplace.storage.moves import MovedMeanwhile
-from torg_protocol.states import PAYOUT_MOVES, SETTLEMENT_MOVES, PayoutState, SettlementState, check_move
+from torg_protocol.states import (
+    OVER_PAYOUT_STATES,
+    PAYOUT_MOVES,
+    SETTLEMENT_MOVES,
+    PayoutState,
+    SettlementState,
+    check_move,
+)
 
 
 async def move_settlement(unit: Unit, settlement_id: str, to: SettlementState, *, detail: str = "") -> SettlementRow:
@@ -61,7 +68,7 @@ async def apply_finalized(unit: Unit, settlement_id: str, skipped: frozenset[str
         else:
             await _move_payout(unit, payout, PayoutState.FINALIZED)
     await unit.session.flush()
-    await _release_commitments(unit, row.vault)
+    await release_commitments(unit, row.vault)
     unit.wake("match")
 
 
@@ -98,9 +105,23 @@ async def bury(unit: Unit, settlement_id: str, detail: str) -> None:
     vault.active_settlement = None
 
 
-async def _release_commitments(unit: Unit, vault: str) -> None:
+async def lose(unit: Unit, payout: PayoutRow) -> None:
+    """Its vault is closed, and what it was owed has left with the depositor: said once in the ledger, and the payout is over."""
+    source = ledger.payable(payout.vault, payout.payout_address)
+    await ledger.post(
+        unit.session,
+        key=f"lost:{payout.payout_id}",
+        cause="lost: the vault was closed before it was captured",
+        entries=ledger.move(source, ledger.chain(payout.vault), payout.amount),
+        at_ms=unit.now_ms,
+    )
+    await _move_payout(unit, payout, PayoutState.LOST)
+    payout.note = "the vault was closed before it was captured"
+
+
+async def release_commitments(unit: Unit, vault: str) -> None:
     """Ranges of decided leases whose every payout is final are free for others."""
-    waiting = select(PayoutRow.lease_id).where(PayoutRow.vault == vault, PayoutRow.state != PayoutState.FINALIZED)
+    waiting = select(PayoutRow.lease_id).where(PayoutRow.vault == vault, PayoutRow.state.not_in(OVER_PAYOUT_STATES))
     await unit.session.execute(
         update(CommitmentRow)
         .where(CommitmentRow.vault == vault, CommitmentRow.decided.is_(True), CommitmentRow.lease_id.not_in(waiting))

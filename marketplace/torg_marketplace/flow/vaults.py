@@ -21,7 +21,7 @@ from torg_protocol.api import PayoutView, SettlementPage, SettlementView, VaultV
 from torg_protocol.caps import CapStatement, Commitment, SignedCap
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, LeaseId, VaultAddress
-from torg_protocol.states import PayoutState
+from torg_protocol.states import OVER_PAYOUT_STATES
 from torg_protocol.vault_messages import CapMessage, verify_message
 
 log = logging.getLogger(__name__)
@@ -280,7 +280,7 @@ async def _post_deposits(unit: Unit, row: VaultRow, total: int) -> None:
 
 
 async def _closed(unit: Unit, row: VaultRow) -> None:
-    """The depositor has taken the rest: what was free has left the chain."""
+    """The depositor has taken the rest: what was free has left the chain. What was owed is written off (flow/write_off.py)."""
     if row.closed:
         return
     left = await ledger.balance(unit.session, ledger.free(row.address))
@@ -290,13 +290,6 @@ async def _closed(unit: Unit, row: VaultRow) -> None:
             unit.session, key=f"closed:{row.address}", cause="vault closed", entries=entries, at_ms=unit.now_ms
         )
     row.closed, row.chain_balance, row.deposits = True, 0, row.deposits - left
-    unpaid = await unit.session.scalar(
-        select(func.sum(PayoutRow.amount)).where(
-            PayoutRow.vault == row.address, PayoutRow.state != PayoutState.FINALIZED
-        )
-    )
-    if unpaid:
-        log.error("vault %s was closed while %s base units were earned and not captured", row.address, unpaid)
 
 
 def _check_cap(unit: Unit, row: VaultRow, cap: SignedCap, lease_end_latest_s: int) -> None:
@@ -416,7 +409,7 @@ async def _view(unit: Unit, row: VaultRow) -> VaultView:
     ).scalar()
     unsettled = await unit.session.scalar(
         select(func.coalesce(func.sum(PayoutRow.amount), 0)).where(
-            PayoutRow.vault == row.address, PayoutRow.state != PayoutState.FINALIZED
+            PayoutRow.vault == row.address, PayoutRow.state.not_in(OVER_PAYOUT_STATES)
         )
     )
     return VaultView(
