@@ -25,6 +25,8 @@ class SmallMarket:
     folder: Path
     database_url: str | None = None  # of the marketplace; default: its own SQLite
     max_unpaid: str = "10"  # of the node, in tokens
+    price: str = "1.00"  # of the node, in tokens per hour
+    mint: str = ""  # default: the localnet's own
     usage_interval: str = "10m"
     egress: str = "none"  # of the node; with anything else it also lends this host's loopback, where tests serve
     proof_interval: str = "0s"  # of hardware: most tests want nobody to compute beside them
@@ -62,6 +64,7 @@ class SmallMarket:
         argv += ["--port", str(self.ports.get("marketplace", 0)), "--heartbeat", "500ms", "--settlement-age", "1s"]
         argv += ["--usage-interval", self.usage_interval, "--proof-interval", self.proof_interval, *self.options]
         env = {"TORG_MARKETPLACE_DATABASE_URL": self.database_url} if self.database_url else {}
+        env |= {"TORG_MARKETPLACE_MINT": self.mint} if self.mint else {}
         self.marketplace = await start("marketplace", argv, self.folder / "marketplace.log", env=env)
         self.url = self.marketplace.ready["url"]
         self.ports["marketplace"] = int(self.url.rsplit(":", 1)[1])
@@ -76,7 +79,7 @@ class SmallMarket:
                 "--marketplace",
                 self.url,
                 "--price",
-                "1.00",
+                self.price,
                 "--executor",
                 "sandbox",
                 "--max-unpaid",
