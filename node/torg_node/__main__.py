@@ -37,9 +37,10 @@ from torg_node.metrics import serve_metrics
 from torg_node.money import land_orders, look_at_captures
 from torg_node.owner import DRAIN_FACT
 from torg_node.proving import kept_status
+from torg_node.questions import answers_of, asker
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings, load_settings
-from torg_node.setup import DEFAULT_RENTAL_ADDRESS, initialise, market_at, market_of_chain
+from torg_node.setup import DEFAULT_RENTAL_ADDRESS, check_is_new, initialise
 from torg_node.status import read_status
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
@@ -87,23 +88,21 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    market = (
-        asyncio.run(market_of_chain(arguments.rpc_url, arguments.program, arguments.mint))
-        if arguments.marketplace is None
-        else market_at(arguments.marketplace)
-    )
+    check_is_new(arguments.data)
+    answers = answers_of(arguments, asker(arguments), lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
     settings = initialise(
         arguments.data,
-        market,
-        price=arguments.price,
-        payout=arguments.payout,
+        answers.market,
+        price=answers.price,
+        payout=answers.payout,
         slots=arguments.slots,
         executor=arguments.executor,
         max_unpaid=arguments.max_unpaid,
         engine_socket=arguments.engine_socket,
         egress=arguments.egress,
-        rental_address=arguments.rental_address or (None if arguments.marketplace else DEFAULT_RENTAL_ADDRESS),
+        rental_address=arguments.rental_address or (None if answers.market.url else DEFAULT_RENTAL_ADDRESS),
         rental_interval_s=arguments.rental_interval,
+        rules=answers.rules,
     )
     node = str(load_keypair(settings.key_path).pubkey())
     made = {"node": node, "payout_address": settings.payout_address, "data": str(settings.data)}
@@ -312,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_init_options(command: argparse.ArgumentParser) -> None:
-    market = command.add_mutually_exclusive_group(required=True)
+    market = command.add_mutually_exclusive_group()
     market.add_argument("--marketplace", help="its address")
     market.add_argument("--rpc-url", help="no marketplace, only direct rentals: an RPC node of the chain")
     command.add_argument("--program", default=LOCALNET_PROGRAM_ID, help="with --rpc-url: the vault program's address")
@@ -325,7 +324,12 @@ def _add_init_options(command: argparse.ArgumentParser) -> None:
         "--rental-interval", type=int, default=60, help="seconds that direct rentals are paid ahead; default 60"
     )
     command.add_argument(
-        "--price", required=True, help='tokens per GPU and hour (per slot and hour without one), for example "0.80"'
+        "--price",
+        help='tokens per GPU and hour (per slot and hour without one), for example "0.80"; default: what the market suggests',
+    )
+    command.add_argument("--kwh-price", help="tokens that a kWh costs you: for the break-even")
+    command.add_argument(
+        "--watts", type=int, help="what this machine draws when it works; default: its GPUs' power limits"
     )
     command.add_argument(
         "--payout", help="wallet that is paid; best one whose key is not on this machine. Default: the node's key"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from typing import assert_never
 
+from torg_node.journal import is_disk_full
 from torg_node.lease import Abandoned, Declined, Lease, LeaseEnded
 from torg_node.steps import Step
 from torg_node.steps.check_grant import CheckGrant
@@ -27,6 +29,7 @@ from torg_protocol import messages
 from torg_protocol.states import EndReason, LeaseState
 
 log = logging.getLogger(__name__)
+_LOOK_FOR_ROOM_EVERY_S = 2.0
 
 _BEFORE: tuple[Step, ...] = (CheckGrant(), Reserve(), PrepareImage(), MakeWorkspace(), FetchInputs(), OpenSecrets())
 _AFTER: tuple[Step, ...] = (CollectOutputs(), Report())
@@ -35,7 +38,22 @@ STEPS_OF_SEVERAL_TASKS: tuple[Step, ...] = (*_BEFORE, RunTasks(), *_AFTER)
 
 
 async def execute(lease: Lease) -> None:
-    """Runs the lease to its end. Only cancellation (the agent detaches: the container goes on) leaves it open."""
+    """Runs the lease to its end. Only cancellation (the agent detaches: the container goes on) leaves it open.
+
+    A host whose disk is full cannot write down what it does: the lease waits for room and goes through its steps again, as after a restart."""
+    while True:
+        try:
+            await _run(lease)
+            return
+        except (OSError, sqlite3.OperationalError) as error:
+            if not is_disk_full(error):
+                raise
+            log.error("%s: this host's disk is full (%s): waiting for room", lease.id, error)  # noqa: TRY400 - said again and again
+        await asyncio.sleep(_LOOK_FOR_ROOM_EVERY_S)
+
+
+async def _run(lease: Lease) -> None:
+    """Raises what `is_disk_full` knows once there is something to lose; and whatever the last words meet."""
     try:
         for step in steps_of(lease):
             log.info("%s: %s", lease.id, step.name)
@@ -45,6 +63,8 @@ async def execute(lease: Lease) -> None:
     except asyncio.CancelledError:
         raise
     except Exception as error:
+        if is_disk_full(error) and lease.started_at_ms is not None:
+            raise
         log.exception("%s: a step failed", lease.id)
         await _say_ending(lease, LeaseEnded(EndReason.START_FAILED, f"{type(error).__name__}: {error}"))
     await clean_up(lease)

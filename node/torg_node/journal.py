@@ -7,6 +7,7 @@ found again by their handle, events that nobody acknowledged are sent again, not
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,13 @@ class Decision:
     taken: bool
     code: str
     detail: str
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether nothing was written because the host has no room."""
+    if isinstance(error, sqlite3.OperationalError):
+        return str(getattr(error, "sqlite_errorname", "")).startswith(("SQLITE_FULL", "SQLITE_IOERR"))
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 class Journal:

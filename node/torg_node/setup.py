@@ -14,6 +14,7 @@ from torg_chain.network import Network
 from torg_chain.rpc import ChainClient
 from torg_chain.vault import MINIMUM_GRACE_S, find_config
 from torg_chain.wallet import create_keypair, load_keypair
+from torg_node.owner_rules import OwnerRules
 from torg_node.settings import CONFIG_NAME, Settings, write_settings
 from torg_protocol.api import MarketInfo
 from torg_protocol.errors import Conflict, Invalid, Unavailable
@@ -46,16 +47,10 @@ def initialise(
     egress: Literal["none", "allow", "open"] = "none",
     rental_address: str | None = None,
     rental_interval_s: int = 60,
+    rules: OwnerRules | None = None,
 ) -> Settings:
     """Makes the folder, the key (0600) and config.toml. Raises Conflict `node_exists`, Invalid `config_invalid`."""
-    if (data / CONFIG_NAME).exists():
-        raise Conflict(
-            "this folder holds a node already",
-            code="node_exists",
-            field="data",
-            value=str(data),
-            hint="choose another folder",
-        )
+    check_is_new(data)
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     key_path = data / "node.json"
     keypair = load_keypair(key_path) if key_path.exists() else create_keypair(key_path)
@@ -79,6 +74,7 @@ def initialise(
             min_vault_grace_s=market.min_vault_grace_s,
             rental_address=rental_address,
             rental_interval_s=rental_interval_s,
+            rules=rules or OwnerRules(),
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -86,6 +82,18 @@ def initialise(
         raise Invalid(f"{field}: {first['msg']}", code="config_invalid", field=field) from error
     write_settings(settings)
     return settings
+
+
+def check_is_new(data: Path) -> None:
+    """Raises Conflict `node_exists`."""
+    if (data / CONFIG_NAME).exists():
+        raise Conflict(
+            "this folder holds a node already",
+            code="node_exists",
+            field="data",
+            value=str(data),
+            hint="choose another folder",
+        )
 
 
 def market_at(url: str) -> Market:

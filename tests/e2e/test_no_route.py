@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scripts.market_processes import Running, call, remove_containers, script, start
-from tests.support.networks import MIDDLE_ADDRESS, Place, star
+from tests.support.networks import MIDDLE_ADDRESS, Place, link_of, star
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -105,7 +105,31 @@ async def test_commands_and_ports_reach_a_job_that_no_packet_reaches(tmp_path: P
             finally:
                 await forwarding.stop()
             await call([*torg, "cancel", job_id])
+            await call([*torg, "wait", job_id], check=False)
+            await _a_job_survives_a_network_that_flaps(torg, node, job_file)
     assert f"torg{os.getpid()}-" not in (await call(["ip", "netns", "list"]))[1]
+
+
+async def _a_job_survives_a_network_that_flaps(torg: list[str], node: Place, job_file: Path) -> None:
+    """Three times longer than the three heartbeats after which a node counts as unknown."""
+    count = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.25)"
+    job = {**json.loads(job_file.read_text()), "command": ["python", "-c", count]}
+    job_file.write_text(json.dumps(job))
+    job_id = json.loads((await call([*torg, "--json", "submit", str(job_file)]))[1])["job_id"]
+    async with asyncio.timeout(60):
+        while "2\n" not in (await call([*torg, "logs", job_id]))[1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    for _ in range(3):
+        for state in ("down", "up"):
+            await call(node.command("ip", "link", "set", link_of(node), state))
+            await asyncio.sleep(1.6 if state == "down" else 0.4)
+    # Routes went with the link.
+    await call(node.command("ip", "route", "replace", "default", "via", node.address.rsplit(".", 1)[0] + ".1"))
+    async with asyncio.timeout(90):
+        await call([*torg, "wait", job_id])
+    ended = json.loads((await call([*torg, "--json", "show", job_id]))[1])
+    assert (ended["state"], len(ended["leases"])) == ("succeeded", 1)
+    assert (await call([*torg, "logs", job_id]))[1] == "".join(f"{n}\n" for n in range(40))
 
 
 _ASK = (

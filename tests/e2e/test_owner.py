@@ -31,6 +31,7 @@ async def test_an_owner_drains_resumes_counts_and_says_what_is_not_wanted(tmp_pa
         await _what_was_earned(market)
         await _rules(market, client)
         await _back_up(market, tmp_path)
+        await _a_second_node_is_suggested_a_price(market, tmp_path)
 
 
 async def _drain_and_resume(market: SmallMarket, client: AsyncClient) -> None:
@@ -79,6 +80,15 @@ async def _back_up(market: SmallMarket, folder: Path) -> None:
     restored = str(folder / "restored")
     await call([script("torg-node"), "restore", str(folder / "backup"), *password, "--data", restored])
     assert (folder / "restored/node.json").read_text().split() == (folder / "node/node.json").read_text().split()
+
+
+async def _a_second_node_is_suggested_a_price(market: SmallMarket, folder: Path) -> None:
+    init = [script("torg-node"), "init", "--marketplace", market.url, "--yes", "--executor", "sandbox"]
+    await call([*init, "--data", str(folder / "second")])
+    assert "price_per_gpu_hour = 1000000\n" in (folder / "second/config.toml").read_text()
+    dear = ["--watts", "200", "--kwh-price", "10"]  # 2 per hour, and a fifth more
+    await call([*init, "--data", str(folder / "third"), *dear])
+    assert "price_per_gpu_hour = 2400000\n" in (folder / "third/config.toml").read_text()
 
 
 async def _until(client: AsyncClient, job_id: str, state: LeaseState) -> None:

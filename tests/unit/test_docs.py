@@ -242,7 +242,7 @@ def test_documents_speak_of_the_project_alone(file: Path) -> None:
         ("torg submit", True, "Missing argument 'FILE'."),
         ("torg submit --wiat job.yaml", True, "No such option '--wiat'."),
         ("torg ps --state gone", True, "Invalid value for '--state'"),
-        ("torg-node init --marketplace http://market", True, "the following arguments are required: --price"),
+        ("torg-node uncordon --json", True, "the following arguments are required: gpu"),
         ("torg-node begin", False, "no such command: begin"),
         ("torg-node start --port 1", False, "no such option: --port"),
         ("torg-marketplace serve --data x --prot 1", True, "unrecognized arguments: --prot 1"),

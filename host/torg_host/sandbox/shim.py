@@ -1,5 +1,5 @@
 # The shim is started for every container, and pathlib alone would cost it 6 ms.
-# ruff: noqa: PTH105, PTH106, PTH120, PTH123
+# ruff: noqa: PTH105, PTH106, PTH110, PTH120, PTH123
 """The process beside each container: `python -m torg_host.sandbox.shim STATE_DIR [REPORT_FD] [LIFELINE_FD]`.
 
 It outlives whoever started it. It reads `plan.json` from its state directory, starts bubblewrap, keeps the logs, enforces the
@@ -34,6 +34,7 @@ START_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 5.0
 IDLE_WAKE_S = 1.0  # looks for stop.json even when the signal got lost
 WATCH_INTERVAL_S = 1.0
+MAX_DETAIL, RESERVED_BYTES = 2000, 16 << 10  # characters, each of which JSON may write as six bytes
 
 
 def main(arguments: list[str]) -> None:
@@ -84,6 +85,7 @@ class Shim:
         signal.set_wakeup_fd(wake_far, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._reserve("exit.json")
         self._write_json("shim.json", processes.identity())
         failure = self._start()
         if failure:
@@ -324,7 +326,7 @@ class Shim:
             "started_at_ms": self._started_at_ms,
             "finished_at_ms": self._now_ms(),
             "peak_memory_bytes": self._cgroup.peak_memory_bytes() if self._cgroup is not None else None,
-            "detail": detail,
+            "detail": detail[:MAX_DETAIL],
         }
         if self._cgroup is not None:
             self._cgroup.remove()
@@ -342,11 +344,16 @@ class Shim:
             for descriptor, _ in poll.poll(100):
                 self._read_output(descriptor)
 
+    def _reserve(self, name: str) -> None:
+        """Room for the last word, which must be said on a full disk too."""
+        with open(f"{self._dir}/.{name}.partial", "w") as file:
+            file.write(" " * RESERVED_BYTES)
+
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         """Whole or not at all. Not fsynced: when the host itself goes down the container was killed, whatever was written."""
         partial = f"{self._dir}/.{name}.partial"
-        with open(partial, "w") as file:
-            json.dump(value, file)
+        with open(partial, "r+" if os.path.exists(partial) else "w") as file:
+            json.dump(value, file)  # over what was reserved, whose blanks behind it are JSON too
         os.replace(partial, f"{self._dir}/{name}")
 
 

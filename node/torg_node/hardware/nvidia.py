@@ -70,6 +70,12 @@ class Nvidia:
         readings = {reading.uuid: reading for reading in map(self._reading, self._handles()) if reading is not None}
         return tuple(readings.get(uuid, GpuReading(uuid, is_lost=True)) for uuid in expected)
 
+    def power_limit_watts(self) -> int | None:
+        """Of all GPUs together; None when one does not tell."""
+        limits = [self._optional(self._nvml.nvmlDeviceGetEnforcedPowerLimit, handle) for handle in self._handles()]
+        known = [int(limit) for limit in limits if limit is not None]
+        return sum(known) // 1000 if known and len(known) == len(limits) else None
+
     def processes(self) -> set[int]:
         """Ids of the processes that compute or draw on these GPUs, as the host numbers them."""
         nvml, found = self._nvml, set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -74,7 +76,8 @@ async def watched(
 
 async def _stop_when_asked(lease: Lease, stop: Callable[[], Awaitable[None]]) -> None:
     await lease.stop_requested.wait()
-    lease.set_state(LeaseState.STOPPING, lease.stop_reason)
+    with contextlib.suppress(sqlite3.OperationalError):  # a full disk keeps nothing from ending
+        lease.set_state(LeaseState.STOPPING, lease.stop_reason)
     await stop()
 
 
