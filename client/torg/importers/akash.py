@@ -118,7 +118,7 @@ def _expose(exposed: Part, container: Container) -> None:
         exposed.reading.wrong(exposed.at("port"), "is missing")
     elif (exposed.text("proto") or "tcp").lower() == "udp":
         exposed.lose("only TCP is passed on", "proto")
-    elif any(isinstance(to, dict) and to.get("global") for to in exposed.value.get("to") or ()):
+    elif any(isinstance(to, dict) and to.get("global") for to in exposed.items("to")):
         container.ports.append(({"port": port}, exposed.path))
     else:
         exposed.remark("only for other services, which have networks of their own", "port")

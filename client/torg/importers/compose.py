@@ -151,7 +151,7 @@ def _device(device: Part, container: Container) -> None:
 
 
 def _ports(part: Part, container: Container) -> None:
-    for number, item in enumerate(part.raw("ports") or ()):
+    for number, item in enumerate(part.items("ports")):
         path = f"{part.at('ports')}.{number}"
         if isinstance(item, dict):
             long = Part(part.reading, item, path)
@@ -180,7 +180,7 @@ def _ports(part: Part, container: Container) -> None:
 
 
 def _mounts(part: Part, container: Container, volumes: list[str]) -> None:
-    for number, item in enumerate(part.raw("volumes") or ()):
+    for number, item in enumerate(part.items("volumes")):
         path = f"{part.at('volumes')}.{number}"
         if isinstance(item, dict):
             long = Part(part.reading, item, path)
@@ -202,7 +202,7 @@ def _mounts(part: Part, container: Container, volumes: list[str]) -> None:
         else:
             _empty_folder(container, target, volumes)
     tmpfs = part.raw("tmpfs")
-    for target in [tmpfs] if isinstance(tmpfs, str) else tmpfs or ():
+    for target in [tmpfs] if isinstance(tmpfs, str) else part.items("tmpfs"):
         _empty_folder(container, str(target).partition(":")[0], volumes)
 
 

@@ -168,7 +168,7 @@ def _container(part: Part, volumes: dict[str, str | None]) -> Container:
         elif number is None:
             port.reading.wrong(port.at("containerPort"), "is missing")
         else:
-            health = {"health": probe[1]} if probe and probe[0] in {number, port.value.get("name")} else {}
+            health = {"health": probe[1]} if probe and probe[0] in (number, port.value.get("name")) else {}
             container.ports.append(({"port": number, **health}, port.path))
         port.remark("a job's port is reached under an address of its own", "name", "hostPort", "hostIP")
         port.finish()

@@ -84,6 +84,11 @@ class Part:
             else tuple(self._scalar(self.at(key), number, item) for number, item in enumerate(items))
         )
 
+    def items(self, key: str) -> list[Any]:
+        """Of a list, whatever they are."""
+        items: list[Any] = self._kind(key, self.raw(key), list, "a list is expected") or []
+        return items
+
     def part(self, key: str) -> Part:
         """An empty one when the key is absent."""
         value = self.raw(key)

@@ -24,7 +24,7 @@ def format_of(raw: dict[str, Any]) -> str | None:
         return "akash"
     if isinstance(raw.get("services"), dict):
         return "compose"
-    if raw.get("type") in _DSTACK_TYPES and "version" not in keys:
+    if str(raw.get("type")) in _DSTACK_TYPES and "version" not in keys:
         return "dstack"
     return None
 
