@@ -18,7 +18,7 @@ from torg_chain.errors import TransactionExpired, TransactionRejected
 from torg_chain.network import Network
 from torg_chain.rpc import ChainClient
 from torg_chain.vault import SALT_WINDOW_SLOTS, VaultState
-from torg_protocol.api import MarketInfo, SettlementPage, SettlementView, VaultView
+from torg_protocol.api import MarketInfo, SettlementPage, SettlementView, Statement, VaultView
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from torg_protocol.ids import VaultAddress
@@ -149,6 +149,13 @@ class Vaults:
         path = f"/v1/vaults/{address}/settlements"
         pages = [page.settlements async for page in self._transport.ask_pages(SettlementPage, path)]
         return tuple(settlement for page in pages for settlement in page)
+
+    async def statement(self, address: str, *, since_ms: int = 0) -> Statement:
+        """All that moved since then, with the causes, in one piece."""
+        path = f"/v1/vaults/{address}/statement"
+        pages = [page async for page in self._transport.ask_pages(Statement, path, {"since_ms": str(since_ms)})]
+        lines = tuple(line for page in pages for line in page.lines)
+        return pages[-1].model_copy(update={"lines": lines, "next_cursor": None})
 
     async def start_close(self, entry: VaultEntry, network: Network) -> None:
         """Starts the grace period after which everything that is not settled comes back. Needs no marketplace."""

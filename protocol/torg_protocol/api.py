@@ -258,6 +258,37 @@ class SettlementPage(Wire):
     next_cursor: str | None = None
 
 
+class StatementFigures(Wire):
+    """Base units. free + held + owed = in_vault, of balances and of movements alike."""
+
+    free: int  # the client's, for new jobs
+    held: int  # kept aside for open jobs
+    owed: int  # earned by nodes and the marketplace, not captured yet
+    in_vault: int  # tokens on chain, as the ledger has seen them
+
+
+class StatementLine(Wire):
+    """One posting of the ledger: why, for which job, and what it moved."""
+
+    at_ms: int
+    cause: str
+    job_id: JobId | None = None
+    lease_id: LeaseId | None = None
+    moved: StatementFigures
+
+
+class Statement(Wire):
+    """GET /v1/vaults/{address}/statement: all that moved between two balances, oldest first."""
+
+    vault: VaultAddress
+    since_ms: int
+    until_ms: int
+    opening: StatementFigures
+    closing: StatementFigures
+    lines: tuple[StatementLine, ...]
+    next_cursor: str | None = None
+
+
 class NodeView(Wire):
     """GET /v1/nodes/{id}, and one entry of GET /v1/offers"""
 

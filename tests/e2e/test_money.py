@@ -132,6 +132,22 @@ async def test_a_client_gets_its_rest_back_and_audits_with_nothing_but_an_rpc_no
         assert paid > 0
         await _until_booked(client, paid)
         await torg("receipts")
+        _, told = await torg("vault", "statement", "--since", "1d", "--json")
+        assert json.loads(told)["closing"] == {
+            "free": 5 * TUSD - paid,
+            "held": 0,
+            "owed": 0,
+            "in_vault": 5 * TUSD - paid,
+        }
+        _, words = await torg("vault", "statement")
+        assert [
+            cause
+            for line in words.splitlines()
+            for cause in ("deposits seen", "admitted", "usage countersigned", "work accepted", "ended", "captured by")
+            if cause in line
+        ] == ["deposits seen", "admitted", "usage countersigned", "work accepted", "ended", "captured by"]
+        code, refused = await torg("vault", "statement", "--since", "yesterday", check=False)
+        assert (code, "duration_invalid" in refused) == (1, True)
         await market.marketplace.kill()
 
         _, status = await torg("vault", "status", "--rpc-url", market.rpc_url, "--json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -13,7 +14,10 @@ from torg.client import AsyncClient
 from torg.config import pinned
 from torg.journal import VaultEntry
 from torg_chain.network import Network
-from torg_protocol.errors import Conflict
+from torg_protocol.api import StatementFigures
+from torg_protocol.errors import Conflict, Invalid
+from torg_protocol.money import format_amount
+from torg_protocol.quantities import parse_duration_ms
 
 ADDRESS = click.option("--vault", "address", metavar="ADDRESS", help="Default: the newest.")
 
@@ -135,6 +139,47 @@ async def status(session: Session, address: str | None, rpc_url: str | None) -> 
         left_ms = view.close_at_s * 1000 - session.now_ms()
         when = f"in {duration(left_ms)}" if left_ms > 0 else "now"
         session.hint(f"closing: the rest can be taken {when}:  torg vault close --vault {view.vault}")
+
+
+@vault.command()
+@ADDRESS
+@click.option("--since", metavar="DURATION", help="Only what moved lately, for example 7d; default: all.")
+@command
+async def statement(session: Session, address: str | None, since: str | None) -> None:
+    """Every movement of its money, with its cause, between two balances."""
+    since_ms = 0 if since is None else max(0, session.now_ms() - _duration_ms(since, "--since"))
+    async with session.client() as client:
+        market = await client.market()
+        entry = client.journal.vault(market.marketplace, address)
+        found = await client.vaults.statement(entry.address, since_ms=since_ms)
+    money = coin(market)
+
+    def row(when: str, cause: str, figures: StatementFigures) -> list[str]:
+        amounts = (figures.free, figures.held, figures.owed, figures.in_vault)
+        return [when, cause, *(format_amount(amount, money.decimals) for amount in amounts)]
+
+    rows = [row("", "balance before", found.opening)]
+    for line in found.lines:
+        about = f" ({line.job_id or line.lease_id})" if line.job_id or line.lease_id else ""
+        cause = line.cause if len(line.cause) <= _LONGEST_CAUSE else f"{line.cause[:_LONGEST_CAUSE]}…"
+        rows.append(row(_utc(line.at_ms), cause if about[2:-1] in cause else f"{cause}{about}", line.moved))
+    rows.append(row("", "balance now", found.closing))
+    headings = ("when (UTC)", "what", "free", "held", "owed", "in vault")
+    session.show(found.wire(), f"vault {found.vault}, {money.symbol}\n{table(headings, rows)}")
+
+
+_LONGEST_CAUSE = 44  # of a capture's, enough of its signature to find it; --json has all of it
+
+
+def _duration_ms(text: str, field: str) -> int:
+    try:
+        return parse_duration_ms(text)
+    except ValueError as error:
+        raise Invalid(str(error), code="duration_invalid", field=field, value=text) from error
+
+
+def _utc(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 async def _status_on_chain(session: Session, address: str | None, rpc_url: str) -> None:

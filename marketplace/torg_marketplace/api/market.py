@@ -10,6 +10,7 @@ from torg_marketplace.api.auth import Anybody, JobsReader
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.pages import Cursor, Limit
 from torg_marketplace.flow.prices import prices
+from torg_marketplace.flow.statements import statement
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.vaults import refresh_vault, settlement_page, vault_view
 from torg_marketplace.flow.views import OfferFilter, node_view, offer_page
@@ -21,6 +22,7 @@ from torg_protocol.api import (
     OfferPage,
     ReferencePrices,
     SettlementPage,
+    Statement,
     VaultView,
 )
 from torg_protocol.ids import NodeId
@@ -108,3 +110,21 @@ async def get_settlements(
     """The captures of a vault, oldest first: which transaction paid whom how much."""
     async with edge.market.reading() as unit:
         return await settlement_page(unit, caller.account, address, cursor=cursor, limit=limit)
+
+
+@router.get("/v1/vaults/{address}/statement")
+async def get_statement(
+    address: Address,
+    caller: JobsReader,
+    edge: TheEdge,
+    since_ms: Moment = None,
+    until_ms: Moment = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Statement:
+    """All that moved of a vault's money, oldest first, each with its cause, between an opening and a closing balance."""
+    async with edge.market.reading() as unit:
+        until = unit.now_ms + 1 if until_ms is None else until_ms
+        return await statement(
+            unit, caller.account, address, since_ms=since_ms or 0, until_ms=until, cursor=cursor, limit=limit
+        )
