@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from scripts.market_processes import call, remove_containers, script, start
 from tests.support.small_market import SmallMarket, run, running_market, submit
 from torg.client import AsyncClient
 from torg_node.steps.open_secrets import MEMORY
@@ -127,3 +130,51 @@ async def test_the_same_key_gives_the_same_job_although_it_is_sealed_anew(client
 
     assert jobs[0].job_id == jobs[1].job_id
     await client.wait(jobs[0].job_id)
+
+
+async def test_a_second_node_opens_them_when_the_first_one_fails_and_the_client_is_away(
+    market: SmallMarket, client: AsyncClient, secret: bytes
+) -> None:
+    """They were sealed to both when the job was submitted."""
+    other = market.folder / "other"
+    init = ["init", "--data", str(other), "--marketplace", market.url, "--price", "1.00", "--executor", "sandbox"]
+    await call([script("torg-node"), *init, "--yes"])
+    second = await start("other", [script("torg-node"), "start", "--data", str(other)], market.folder / "other.log")
+    try:
+        job = await submit(
+            client, ["python", "-u", "-c", READ], secrets={"TOKEN": {"env": "A_TOKEN"}}, env={"WAIT": "1"}
+        )
+        assert job.spec.secrets is not None
+        assert len(job.spec.secrets.nodes) == 2
+        first = await _killed(market.folder, set())
+        again = await _killed(market.folder, {first}, kill=False)
+        assert again.parts[-4] != first.parts[-4]  # another node's folder
+        (go,) = market.folder.glob(f"*/leases/{again.name.replace('-', '_', 1)}/disk/files/work")
+        (go / "go").touch()
+
+        job = await client.wait(job.job_id)
+        assert job.state is JobState.SUCCEEDED
+        assert [lease.reason for lease in job.leases] == [EndReason.HOST_PROTECTION, EndReason.COMPLETED]
+        assert f"TOKEN {len(secret)} 0o400" in await client.logs(job.job_id)
+    finally:
+        await second.stop()
+        await remove_containers(other)
+
+
+async def _killed(folder: Path, known: set[Path], *, kill: bool = True) -> Path:
+    """The folder of the container that runs now and is not `known`, killed as a person with root would do it."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for place in set(folder.glob("*/containers/sandbox/*")) - known:
+            if place.name.startswith("lease") and (place / "shim.json").exists() and b"fs 1" in _printed(place):
+                if kill:
+                    main = json.loads((place / "shim.json").read_text())["pid"]
+                    for child in Path(f"/proc/{main}/task/{main}/children").read_text().split():
+                        os.kill(int(child), signal.SIGKILL)
+                return place
+        await asyncio.sleep(0.1)
+    raise AssertionError("no further container came")
+
+
+def _printed(place: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in (place / "logs").rglob("*") if path.is_file())
