@@ -102,6 +102,7 @@ class Agent:
             cache=Cache(settings.cache_path, settings.cache_bytes),
             chain=self._chain,
             reservations=reservations,
+            gpu_energy_mj=sensors.gpu_energy_mj,
             offer=lambda: self._offer.offer,
             send=self._link.send,
             now_ms=_now_ms,
@@ -123,8 +124,7 @@ class Agent:
         )
         self._leases: dict[LeaseId, tuple[Lease, asyncio.Task[None]]] = {}
         self._tunnels = Tunnels(settings.marketplace_url, keypair, executor, self._lease)
-        self._heartbeat_s = 10.0
-        self._heartbeats = asyncio.Event()
+        self._heartbeat_s, self._heartbeats = 10.0, asyncio.Event()
         # To a marketplace; for a node without one: to whoever wants to rent it.
         self.connected = asyncio.Event()
         if self.rental is not None and not settings.marketplace_url:

@@ -6,7 +6,7 @@ Imported by the steps; knows nothing of them. Events are journalled before they 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Node:
     cache: Cache
     chain: ChainClient
     reservations: Reservations
+    gpu_energy_mj: Callable[[Sequence[str]], dict[str, int]]  # by UUID; blocks
     offer: Callable[[], Offer]
     send: Callable[[BaseModel], Awaitable[bool]]
     now_ms: Callable[[], int]

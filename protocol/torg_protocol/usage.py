@@ -70,6 +70,7 @@ class ResourceUse(Wire):
 
     egress_sent_bytes: int | None = Field(default=None, ge=0, exclude_if=_is_none)
     egress_received_bytes: int | None = Field(default=None, ge=0, exclude_if=_is_none)
+    gpu_energy_mj: int | None = Field(default=None, ge=0, exclude_if=_is_none)  # millijoules, all its GPUs together
 
 
 class Timeline(Wire):

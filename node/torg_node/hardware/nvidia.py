@@ -6,7 +6,7 @@ GPU that is cut into slices is none. NVML stays open while the agent lives: open
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -75,6 +75,16 @@ class Nvidia:
         limits = [self._optional(self._nvml.nvmlDeviceGetEnforcedPowerLimit, handle) for handle in self._handles()]
         known = [int(limit) for limit in limits if limit is not None]
         return sum(known) // 1000 if known and len(known) == len(limits) else None
+
+    def energy_mj(self, uuids: Sequence[str]) -> dict[str, int]:
+        """What each of these GPUs consumed since its driver was loaded, in millijoules; those that do not count are left out."""
+        found = {}
+        for handle in self._handles():
+            uuid = self._optional(self._nvml.nvmlDeviceGetUUID, handle)
+            energy = self._optional(self._nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+            if uuid is not None and energy is not None and _text(uuid) in uuids:
+                found[_text(uuid)] = int(energy)
+        return found
 
     def processes(self) -> set[int]:
         """Ids of the processes that compute or draw on these GPUs, as the host numbers them."""

@@ -34,6 +34,10 @@ class Sensors:
                 unfit[self._at_address[address]] = reason  # more telling than what follows from it
         return unfit
 
+    def gpu_energy_mj(self, uuids: Sequence[str]) -> dict[str, int]:
+        """See `Nvidia.energy_mj`. Blocks."""
+        return {} if self._nvidia is None else self._nvidia.energy_mj(uuids)
+
     @property
     def gpu_pids(self) -> Callable[[], set[int]] | None:
         """The processes on these GPUs; None where nobody can tell. Blocks like `look`."""

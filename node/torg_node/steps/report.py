@@ -7,6 +7,7 @@ from pathlib import Path
 from torg_node.egress.process import read_use
 from torg_node.executors.port import Exit, ExitReason
 from torg_node.lease import Lease, LeaseEnded
+from torg_node.steps.energy import energy_used_mj
 from torg_node.steps.task_containers import egress_folders, stored_logs
 from torg_node.usage import claim_usage
 from torg_protocol.jobspec import BlobRef, JobSpec
@@ -35,7 +36,7 @@ class Report:
                     finished_at_ms=ended.finished_at_ms,
                     peak_memory_bytes=ended.peak_memory_bytes,
                     detail=ended.detail,
-                    use=_use(lease),
+                    use=await _use(lease),
                 )
             )
             await claim_usage(lease, ended.started_at_ms, ended.finished_at_ms, final=True)
@@ -75,14 +76,15 @@ class Report:
         return await lease.node.blobs.store(path) if path.stat().st_size else None
 
 
-def _use(lease: Lease) -> ResourceUse | None:
+async def _use(lease: Lease) -> ResourceUse | None:
+    """None when nothing was measured."""
     found = [use for folder in egress_folders(lease) if (use := read_use(folder)) is not None]
-    if not found:
-        return None
-    return ResourceUse(
-        egress_sent_bytes=sum(use.sent_bytes for use in found),
-        egress_received_bytes=sum(use.received_bytes for use in found),
+    measured = ResourceUse(
+        egress_sent_bytes=sum(use.sent_bytes for use in found) if found else None,
+        egress_received_bytes=sum(use.received_bytes for use in found) if found else None,
+        gpu_energy_mj=await energy_used_mj(lease),
     )
+    return measured if measured != ResourceUse() else None
 
 
 def end_reason(ended: Exit, stop_reason: EndReason | None) -> EndReason:

@@ -11,6 +11,7 @@ from torg_node.egress.process import EgressOrder, start_proxy
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import PROXY_PORT, LaunchSpec, Mount, PreparedImage, ResourceLimits
 from torg_node.lease import CHECKPOINT, OUTPUT, SECRETS, TORG, WORK, Lease, LeaseEnded
+from torg_node.steps.energy import note_energy
 from torg_node.steps.fetch_inputs import input_mounts
 from torg_node.steps.open_secrets import secrets_folder
 from torg_protocol.canonical import digest_of
@@ -80,6 +81,7 @@ async def say_started(lease: Lease, started_at_ms: int) -> None:
     """Useful time begins. Said once."""
     if lease.node.journal.has_said(lease.id, ["started"]):
         return
+    await note_energy(lease)
     digests = [lease.image_of(image).digest for image in lease.spec.images]
     await lease.say(
         Started(

@@ -13,6 +13,7 @@ from torg_node.hardware.nvidia import GpuFacts, GpuReading, Nvidia
 from torg_node.hardware.sensors import Sensors
 from torg_node.hardware.survey import describe, disagreements
 from torg_node.hardware.topology import cpus_by_numa_node, numa_node_of_pci
+from torg_node.steps.energy import difference_mj
 from torg_protocol.offers import GpuInfo
 
 UNITS = """
@@ -33,6 +34,15 @@ import os
 units = nvidia.units()
 os.environ.update(LATER)
 print(json.dumps(Sensors(nvidia, units, KernelLog(Path("/dev/null"))).look()))
+"""
+
+
+ENERGY = """
+import json
+from torg_node.hardware.nvidia import Nvidia
+nvidia = Nvidia.open()
+one = ("GPU-SIMULATED-1",)
+print(json.dumps([nvidia.energy_mj(one), nvidia.energy_mj(one), nvidia.energy_mj(("GPU-ELSEWHERE",))]))
 """
 
 
@@ -188,3 +198,26 @@ def test_capacity_has_the_processors_of_this_process(tmp_path: Path) -> None:
     has = capacity_of(take_inventory(tmp_path, 1 << 30, ()), (), 2, time_slices=False)
     assert [cpu.number for cpu in has.cpus] == sorted(cpus_by_numa_node())
     assert has.cpu_millis == len(has.cpus) * 1000
+
+
+def test_energy_is_read_from_the_cards_own_counters(library: Path) -> None:
+    before, after, nothing = simulated_nvml.run(library, ENERGY, gpus=2)
+
+    assert set(before) == set(after) == {"GPU-SIMULATED-1"}
+    assert difference_mj(("GPU-SIMULATED-1",), before, after) == 2000  # each of the two cards was asked once in between
+    assert nothing == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "used_mj"),
+    [
+        ({"a": 5, "b": 7}, {"a": 6, "b": 9}, 3),
+        ({"a": 5}, {"a": 6, "b": 9}, None),  # one card does not count, or is a slice
+        ({"a": 5, "b": 7}, {"a": 6}, None),  # lost meanwhile
+        ({"a": 5, "b": 7}, {"a": 0, "b": 9}, None),  # its driver was loaded again
+    ],
+)
+def test_energy_that_cannot_be_told_is_not_guessed(
+    before: dict[str, int], after: dict[str, int], used_mj: int | None
+) -> None:
+    assert difference_mj(("a", "b"), before, after) == used_mj
