@@ -234,6 +234,7 @@ async def test_the_cli_shows_tasks(client: AsyncClient, tmp_path: Path) -> None:
     job_id = (await client.jobs(limit=1)).jobs[0].job_id
     _, shown = await call([*torg, "show", job_id])
     _, logged = await call([*torg, "logs", job_id, "--task", "one"])
+    _, top = await call([*torg, "top"])
 
     assert code == 3
     assert "one    | 1\n" in out
@@ -242,6 +243,8 @@ async def test_the_cli_shows_tasks(client: AsyncClient, tmp_path: Path) -> None:
         ["second", "failed", "1", "3"],
     ]
     assert logged == "1\n"
+    assert top.startswith("0 running, 0 others open")
+    assert job_id in top
 
 
 ONCE = """

@@ -31,6 +31,7 @@ _SECTIONS = {
     "Follow it": {
         "ps": ("jobs", "List jobs."),
         "show": ("jobs", "One job with its attempts."),
+        "top": ("top", "All your open jobs, live."),
         "watch": ("watch", "A job live: state, figures, newest output."),
         "logs": ("jobs", "A job's output; -f follows it."),
         "wait": ("jobs", "Wait for a job; its exit code becomes this command's."),
