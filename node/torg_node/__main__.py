@@ -38,6 +38,7 @@ from torg_node.money import land_orders, look_at_captures
 from torg_node.owner import DRAIN_FACT
 from torg_node.proving import kept_status
 from torg_node.questions import answers_of, asker
+from torg_node.reputation import as_text, fetch_reputation
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings, load_settings
 from torg_node.setup import DEFAULT_RENTAL_ADDRESS, check_is_new, initialise
@@ -77,6 +78,8 @@ def _run(arguments: argparse.Namespace) -> int:
             label = str(load_keypair(settings.key_path).pubkey())
             _print(asyncio.run(cache_command(settings, arguments, label)))
             return 0
+        case "reputation":
+            return _reputation(arguments)
         case "pause" | "resume":
             return _pause(load_settings(arguments.data), paused=arguments.command == "pause")
         case name if name in owner_commands.COMMANDS:
@@ -227,6 +230,13 @@ async def _doctor(settings: Settings, *, as_json: bool) -> int:
     return 0 if findings.is_sound else 1
 
 
+def _reputation(arguments: argparse.Namespace) -> int:
+    settings = load_settings(arguments.data)
+    found = fetch_reputation(settings.marketplace_url, str(load_keypair(settings.key_path).pubkey()))
+    _print(found.model_dump_json() if arguments.json else as_text(found))
+    return 0
+
+
 def _pause(settings: Settings, *, paused: bool) -> int:
     """Works beside a running agent, which says so with its next heartbeat and declines until then. Safe to repeat."""
     journal = Journal(settings.journal_path)
@@ -279,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
         ("start", "run the agent in the foreground"),
         ("status", "leases, earnings and what is not paid yet"),
         ("settle", "land the orders that this node holds; needs no marketplace, only an RPC node of the chain"),
+        ("reputation", "what the marketplace thinks of this node, and why"),
         ("pause", "take no further leases; those that run go on"),
         ("resume", "take leases again"),
         ("cache", "inputs and images that are kept for the next job"),

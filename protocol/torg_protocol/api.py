@@ -311,6 +311,27 @@ class NodeView(Wire):
     proof: ProofStatus | None = None  # what proofs of its hardware established
 
 
+class ReputationChange(Wire):
+    """One piece of evidence. `because`: why the lease ended."""
+
+    at_ms: int
+    lease_id: LeaseId
+    because: EndReason
+    was_permille: int
+    now_permille: int
+
+
+class NodeReputation(Wire):
+    """GET /v1/nodes/{id}/reputation. The share of its leases that the node saw through, as of late; `changes`: newest first."""
+
+    node: NodeId
+    permille: int
+    leases_kept: int
+    leases_broken: int
+    proof: ProofStatus
+    changes: tuple[ReputationChange, ...]
+
+
 class OfferPage(Wire):
     """GET /v1/offers, by node id."""
 

@@ -23,6 +23,9 @@ async def test_a_node_proves_its_hardware_and_its_owner_sees_it(tmp_path: Path) 
         assert offer.proof is not None
         assert offer.proof.state == "proven"
 
+        _, text = await call([script("torg-node"), "reputation", "--data", str(tmp_path / "node"), "--json"])
+        assert (json.loads(text)["permille"], json.loads(text)["proof"]["state"]) == (1000, "proven")
+
         options = ["--data", str(tmp_path / "marketplace"), "--rpc-url", market.rpc_url]
         _, listed = await call([script("torg-marketplace"), "proof", "list", status["node"], *options])
         done = [proof for proof in json.loads(listed) if proof["state"] == "judged"]

@@ -10,6 +10,7 @@ from torg_marketplace.api.auth import Anybody, JobsReader
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.pages import Cursor, Limit
 from torg_marketplace.flow.prices import prices
+from torg_marketplace.flow.reputation import node_reputation
 from torg_marketplace.flow.statements import statement
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.vaults import refresh_vault, settlement_page, vault_view
@@ -18,6 +19,7 @@ from torg_protocol import PROTOCOL_VERSION
 from torg_protocol.api import (
     ChainInfo,
     MarketInfo,
+    NodeReputation,
     NodeView,
     OfferPage,
     ReferencePrices,
@@ -86,6 +88,13 @@ async def get_node(node_id: Address, edge: TheEdge) -> NodeView:
     """One node and what it offers."""
     async with edge.market.reading() as unit:
         return await node_view(unit, NodeId(node_id))
+
+
+@router.get("/v1/nodes/{node_id}/reputation", dependencies=[Anybody])
+async def get_node_reputation(node_id: Address, edge: TheEdge) -> NodeReputation:
+    """What a node's reputation rests on: its newest changes, each with its reason."""
+    async with edge.market.reading() as unit:
+        return await node_reputation(unit, NodeId(node_id))
 
 
 @router.put("/v1/vaults/{address}")

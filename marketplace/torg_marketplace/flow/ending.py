@@ -15,8 +15,9 @@ from torg_marketplace.flow.rows import has_live_lease, leases_of_job, node_row, 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import record_usage
 from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node
-from torg_marketplace.rules.reputation import counted
+from torg_marketplace.rules.reputation import counted, reputation_permille
 from torg_marketplace.rules.verification import not_checked
+from torg_marketplace.storage.events import add_node_event
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow
 from torg_marketplace.storage.moves import move_job, move_lease
 from torg_protocol.states import OPEN_JOB_STATES, EndReason, JobState, LeaseState
@@ -122,7 +123,11 @@ async def _count(unit: Unit, lease: LeaseRow, reason: EndReason, decision: Endin
     was_kept = decision.lease is LeaseState.REPORTED
     if was_kept or is_fault_of_node(reason):
         node = await node_row(unit, lease.node_id)
+        was = reputation_permille(node.leases_kept, node.leases_broken)
         node.leases_kept, node.leases_broken = counted(node.leases_kept, node.leases_broken, was_kept=was_kept)
+        now = reputation_permille(node.leases_kept, node.leases_broken)
+        because = {"reputation": now, "was": was, "because": reason, "lease_id": lease.lease_id}
+        add_node_event(unit.session, node_id=lease.node, data=because, at_ms=unit.now_ms)
 
 
 def _is_held_back(lease: LeaseRow, job: JobRow, decision: Ending) -> bool:
