@@ -63,15 +63,8 @@ class RentalBook:
     def close(self) -> None:
         self._db.close()
 
-    def add(self, terms: RentalTerms, client_signature: str, cap: SignedCap) -> bool:
-        """False when this very rental is known. Raises Conflict `rental_exists` (other terms), `vault_rented` (another rental's)."""
-        known = self.entry(terms.rental_id)
-        if known is not None:
-            if known.terms != terms:
-                raise Conflict(
-                    "another rental has this id", code="rental_exists", field="rental_id", value=terms.rental_id
-                )
-            return False
+    def add(self, terms: RentalTerms, client_signature: str, cap: SignedCap) -> None:
+        """Raises Conflict `vault_rented` when the vault, or the id, is another rental's."""
         try:
             self._db.execute(
                 "INSERT INTO rentals (rental_id, vault, terms_json, client_signature, cap_json, state) VALUES (?, ?, ?, ?, ?, ?)",
@@ -91,7 +84,6 @@ class RentalBook:
                 field="vault",
                 value=terms.vault,
             ) from None
-        return True
 
     def entry(self, rental_id: str) -> RentalEntry | None:
         found = self._entries("WHERE rental_id = ?", (rental_id,))
@@ -111,10 +103,6 @@ class RentalBook:
 
     def all(self) -> list[RentalEntry]:
         return self._entries("ORDER BY rowid DESC", ())
-
-    def forget(self, rental_id: str) -> None:
-        """It was not taken after all: nothing has begun."""
-        self._db.execute("DELETE FROM rentals WHERE rental_id = ? AND starting = 0", (rental_id,))
 
     def raise_cap(self, rental_id: str, cap: SignedCap) -> None:
         self._db.execute("UPDATE rentals SET cap_json = ? WHERE rental_id = ?", (cap.model_dump_json(), rental_id))

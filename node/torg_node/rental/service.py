@@ -142,10 +142,13 @@ class Rentals:
         if re.fullmatch(RENTAL_ID_PATTERN, terms.rental_id) is None:
             raise Invalid("not a rental's id", code="rental_id_invalid", field="rental_id", value=terms.rental_id)
         async with self._accepting:
-            if self._book.entry(terms.rental_id) is None:
+            known = self._book.entry(terms.rental_id)
+            if known is None:
                 await self._accept(request)
-            elif self._book.entry(terms.rental_id) != self._book.by_vault(terms.vault):
-                raise Conflict("another rental has this id", code="rental_exists", field="rental_id")
+            elif known.terms != terms:
+                raise Conflict(
+                    "another rental has this id", code="rental_exists", field="rental_id", value=terms.rental_id
+                )
         return self.view(terms.rental_id, client)
 
     def view(self, rental_id: str, client: str) -> RentalView:
