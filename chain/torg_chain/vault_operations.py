@@ -157,6 +157,15 @@ async def rescue(chain: ChainClient, network: Network, *, depositor: Keypair, sa
     await _send(chain, rescuing, [depositor], FINALIZED)
 
 
+async def send_tokens(chain: ChainClient, network: Network, *, owner: Keypair, to: Pubkey, amount: int) -> str:
+    """From one wallet to another, whose token account is made if it is missing, at the sender's cost. Returns the finalized transaction's signature."""
+    sending = [
+        create_idempotent_associated_token_account(owner.pubkey(), to, network.mint_pubkey),
+        _transfer(network, owner.pubkey(), to, amount),
+    ]
+    return (await _send(chain, sending, [owner], FINALIZED)).signature
+
+
 async def set_capture_key(chain: ChainClient, network: Network, *, admin: Keypair, capture_key: Pubkey) -> None:
     """At once: orders that the old key signed are worth nothing from then on."""
     change = program.set_capture_key(network.program_pubkey, network.operator_pubkey, admin.pubkey(), capture_key)
@@ -249,6 +258,7 @@ __all__ = [
     "order_of",
     "rescue",
     "rotate_signer",
+    "send_tokens",
     "set_capture_key",
     "start_close",
 ]

@@ -1,4 +1,4 @@
-"""Commands of the owner's life with a node: drain, earnings, top, backup, restore, install-service."""
+"""Commands of the owner's life with a node: drain, earnings, top, sweep, backup, restore, install-service."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ COMMANDS = {
     "drain": "end running leases with their grace and take no more, until resume",
     "earnings": "what this node has earned, by month; --export for each record",
     "top": "live: leases, GPUs, earnings, and why grants were or were not taken",
+    "sweep": "send the tokens that the node's own key holds to another wallet",
     "backup": "key and config in one file under a password",
     "restore": "a node from such a file",
     "install-service": "a systemd unit that keeps the agent running",
@@ -41,6 +42,9 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
         case "top":
             command.add_argument("--once", action="store_true", help="print once and leave")
             command.add_argument("--every", type=float, default=2.0, metavar="SECONDS")
+        case "sweep":
+            command.add_argument("--to", required=True, metavar="WALLET", help="one whose key is not on this machine")
+            command.add_argument("--at-least", default="0", metavar="TOKENS", help="leave less than this where it is")
         case "backup" | "restore":
             command.add_argument("file", type=Path)
             command.add_argument("--password-file", type=Path, help="default: asked for, or TORG_BACKUP_PASSWORD")
@@ -61,6 +65,10 @@ def run(arguments: argparse.Namespace, say: Print) -> int:
             from torg_node.top import run_top
 
             return run_top(load_settings(arguments.data), once=arguments.once, every_s=arguments.every)
+        case "sweep":
+            from torg_node.sweep import sweep_command
+
+            return sweep_command(arguments, say)
         case "backup":
             back_up(load_settings(arguments.data), arguments.file, _password(arguments, twice=True))
             say(

@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.sandbox,
     pytest.mark.root,
     pytest.mark.slow,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(os.geteuid() != 0, reason="makes networks"),
 ]
 RELAY = """

@@ -9,13 +9,18 @@ import json
 from pathlib import Path
 
 import pytest
+from solders.keypair import Keypair
+from solders.pubkey import Pubkey
 
-from scripts.market_processes import call, script
+from scripts.market_processes import ProcessFailed, call, script
 from tests.support.small_market import SmallMarket, run, running_market, submit
 from torg.client import AsyncClient
-from torg_protocol.states import JobState, LeaseState
+from torg_chain.network import LOCALNET_MINT
+from torg_chain.rpc import ChainClient
+from torg_chain.wallet import load_keypair
+from torg_protocol.states import JobState, LeaseState, NodeState
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 FOREVER = ["python", "-c", "import time; time.sleep(600)"]
 
 
@@ -31,6 +36,7 @@ async def test_an_owner_drains_resumes_counts_and_says_what_is_not_wanted(tmp_pa
         await _what_was_earned(market)
         await _rules(market, client)
         await _back_up(market, tmp_path)
+        await _sweep(market)
         await _a_second_node_is_suggested_a_price(market, tmp_path)
 
 
@@ -41,6 +47,7 @@ async def _drain_and_resume(market: SmallMarket, client: AsyncClient) -> None:
     drained = await client.job(job.job_id)
     assert (drained.state, drained.leases[0].reason) == (JobState.QUEUED, "drained")
     await torg_node(market, "resume")
+    await _until_active(client)
     async with asyncio.timeout(
         60
     ):  # the same node is not asked again for this job: another one shows that it works again
@@ -66,6 +73,7 @@ async def _rules(market: SmallMarket, client: AsyncClient) -> None:
     assert market.node is not None
     await market.node.stop()
     await market.start_node()
+    await _until_active(client)
     job = await submit(client, ["true"], ports=[{"port": 80}], limits={"max_duration": "1m"})
     async with asyncio.timeout(60):
         while "kind_denied: its owner takes no jobs of kind service" not in await torg_node(market, "top", "--once"):  # noqa: ASYNC110
@@ -82,6 +90,22 @@ async def _back_up(market: SmallMarket, folder: Path) -> None:
     assert (folder / "restored/node.json").read_text().split() == (folder / "node/node.json").read_text().split()
 
 
+async def _sweep(market: SmallMarket) -> None:
+    cold, node = Keypair().pubkey(), load_keypair(market.folder / "node/node.json").pubkey()
+    mint = Pubkey.from_string(LOCALNET_MINT)
+    async with ChainClient(market.rpc_url) as chain, asyncio.timeout(60):
+        while not (earned := await chain.token_balance(node, mint)):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        with pytest.raises(ProcessFailed, match="fees_missing"):
+            await torg_node(market, "sweep", "--to", str(cold))
+        await chain.localnet("requestAirdrop", [str(node), 10**9])
+        while await chain.lamports(node) < 10**9:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        assert "nothing swept" in await torg_node(market, "sweep", "--to", str(cold), "--at-least", "1000")
+        assert json.loads(await torg_node(market, "sweep", "--to", str(cold), "--json"))["amount"] >= earned
+        assert await chain.token_balance(cold, mint) >= earned
+
+
 async def _a_second_node_is_suggested_a_price(market: SmallMarket, folder: Path) -> None:
     init = [script("torg-node"), "init", "--marketplace", market.url, "--yes", "--executor", "sandbox"]
     await call([*init, "--data", str(folder / "second")])
@@ -89,6 +113,13 @@ async def _a_second_node_is_suggested_a_price(market: SmallMarket, folder: Path)
     dear = ["--watts", "200", "--kwh-price", "10"]  # 2 per hour, and a fifth more
     await call([*init, "--data", str(folder / "third"), *dear])
     assert "price_per_gpu_hour = 2400000\n" in (folder / "third/config.toml").read_text()
+
+
+async def _until_active(client: AsyncClient) -> None:
+    """The agent looks each second, and the market hears it with the next heartbeat."""
+    async with asyncio.timeout(60):
+        while [offer.state for offer in await client.offers()] != [NodeState.ACTIVE]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def _until(client: AsyncClient, job_id: str, state: LeaseState) -> None:

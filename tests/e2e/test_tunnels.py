@@ -24,7 +24,12 @@ from torg_protocol.api import JobView
 from torg_protocol.errors import Conflict
 from torg_protocol.states import JobState, LeaseState
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pytest.mark.root]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.sandbox,
+    pytest.mark.root,
+    pytest.mark.timeout(300),
+]
 SERVER = (
     "import socket; s = socket.create_server(('127.0.0.1', 8888)); print('up', flush=True)\n"
     "while True:\n c, _ = s.accept(); c.sendall(c.recv(100).upper()); c.close()"
