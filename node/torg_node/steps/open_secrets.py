@@ -7,6 +7,7 @@ nothing of them but their names.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -40,7 +41,8 @@ class OpenSecrets:
         await asyncio.to_thread(_write, folder, values)
 
     async def undo(self, lease: Lease) -> None:
-        await asyncio.to_thread(shutil.rmtree, secrets_folder(lease), ignore_errors=True)
+        if lease.spec.secrets is not None:
+            await asyncio.to_thread(_remove, secrets_folder(lease))
 
 
 def secrets_folder(lease: Lease) -> Path:
@@ -60,6 +62,12 @@ def _of_node(data: Path) -> Path:
     return MEMORY / f"torg-{hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]}"
 
 
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()  # when it was the last
+
+
 def _write(folder: Path, values: dict[str, bytes]) -> None:
     """Readable for the job's user alone, and for nobody before they are complete."""
     if folder.exists():
@@ -70,7 +78,11 @@ def _write(folder: Path, values: dict[str, bytes]) -> None:
         raise LeaseEnded(EndReason.START_FAILED, f"{parent} is not this node's")
     partial = parent / f".{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(mode=0o700)
+    try:
+        partial.mkdir(mode=0o700)
+    except FileNotFoundError:  # another lease has just removed the empty parent
+        parent.mkdir(mode=0o711, exist_ok=True)
+        partial.mkdir(mode=0o700)
     for name, value in values.items():
         descriptor = os.open(partial / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o400)
         with os.fdopen(descriptor, "wb") as file:
