@@ -8,6 +8,7 @@ from tests.support.actors import Node, join, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.operate import inspect_anything
 from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.rows import node_row
 from torg_protocol.messages import Granted, Heartbeat
@@ -71,6 +72,13 @@ async def test_a_fleet_that_was_silent_is_alive_again(world: World) -> None:
     for node in nodes:
         beat(pulse, node)
     world.advance(ms=900)
+    statements: list[str] = []
+    engine = world.market.sessions.kw["bind"].sync_engine
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
     await pulse.renew(world.market)
+    assert len([text for text in statements if text.startswith("UPDATE")]) == 2
+    async with world.market.reading() as unit:
+        newest = (await inspect_anything(unit, nodes[7].id))["events"][0]
+    assert newest["data"] == {"liveness": "alive", "from": "unknown"}
     await sweep(world.market)
     assert {(await seen(world, node))[1] for node in nodes} == {Liveness.ALIVE}

@@ -1,7 +1,7 @@
 """Heartbeats of thousands of nodes, taken together: one transaction for all that came since the last one.
 
-Most say that nothing has changed, and cost one UPDATE for all of them. Who has leases, was thought silent, or changes its mind about draining
-is looked at by itself (`nodes.on_heartbeat`). A heartbeat that is lost with this process costs nothing: the next one says the same.
+Most say that nothing has changed, and cost one UPDATE for all of them; so do those that were thought silent, for after an outage that is
+everybody. Who has leases, or changes its mind about draining, is looked at by itself (`nodes.on_heartbeat`). A heartbeat that is lost with this process costs nothing: the next one says the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from sqlalchemy import select, update
 from torg_marketplace.flow.nodes import on_heartbeat
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.models import LeaseRow, NodeRow
+from torg_marketplace.storage.moves import revive_nodes
 from torg_protocol.ids import NodeId
 from torg_protocol.messages import Heartbeat
 from torg_protocol.states import LIVE_LEASE_STATES, Liveness, NodeState
@@ -43,7 +44,12 @@ class Pulse:
 
 
 async def _renew(unit: Unit, beats: dict[NodeId, Heartbeat], since_ms: int) -> None:
-    eventful = await _eventful(unit, beats)
+    eventful, silent = await _eventful(unit, beats)
+    if silent:
+        await revive_nodes(unit.session, silent, at_ms=unit.now_ms)
+        for node_id in silent:
+            unit.touch(node_id)
+        unit.wake("match")
     quiet = [node_id for node_id in beats if node_id not in eventful]
     if quiet:
         await unit.session.execute(
@@ -56,14 +62,19 @@ async def _renew(unit: Unit, beats: dict[NodeId, Heartbeat], since_ms: int) -> N
         await on_heartbeat(unit, node_id, beats[node_id])
 
 
-async def _eventful(unit: Unit, beats: dict[NodeId, Heartbeat]) -> set[NodeId]:
+async def _eventful(unit: Unit, beats: dict[NodeId, Heartbeat]) -> tuple[set[NodeId], dict[NodeId, Liveness]]:
+    """Who has to be looked at by itself; and of the others, who was thought silent."""
     rows = await unit.session.execute(
         select(NodeRow.node_id, NodeRow.state, NodeRow.liveness).where(NodeRow.node_id.in_(beats))
     )
-    found = set()
+    found: set[NodeId] = set()
+    silent: dict[NodeId, Liveness] = {}
     for node_id, state, liveness in rows.all():
         beat = beats[NodeId(node_id)]
-        if liveness != Liveness.ALIVE or beat.leases or beat.draining != (state == NodeState.DRAINING):
+        if liveness != Liveness.ALIVE:
+            silent[NodeId(node_id)] = Liveness(liveness)
+        if beat.leases or beat.draining != (state == NodeState.DRAINING):
             found.add(NodeId(node_id))
     working = select(LeaseRow.node_id).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.node_id.in_(beats))
-    return found | {NodeId(node_id) for node_id in await unit.session.scalars(working.distinct())}
+    found |= {NodeId(node_id) for node_id in await unit.session.scalars(working.distinct())}
+    return found, {node_id: before for node_id, before in silent.items() if node_id not in found}

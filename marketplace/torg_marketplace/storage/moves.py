@@ -6,16 +6,18 @@ deciders cannot both win), and leaves an event row. The row object given is up t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CursorResult, inspect, update
+from sqlalchemy import CursorResult, insert, inspect, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
 from torg_marketplace.storage.events import add_job_event, add_node_event
-from torg_marketplace.storage.models import JobRow, LeaseRow, NodeRow
+from torg_marketplace.storage.models import JobRow, LeaseRow, NodeEventRow, NodeRow
 from torg_protocol.errors import Conflict
+from torg_protocol.ids import NodeId
 from torg_protocol.states import (
     JOB_MOVES,
     LEASE_MOVES,
@@ -93,6 +95,21 @@ async def set_liveness(session: AsyncSession, node: NodeRow, to: Liveness, *, at
         return
     await _write(session, node, NodeRow.node_id == node.node_id, NodeRow.liveness == current, {"liveness": to})
     add_node_event(session, node_id=node.id, data={"liveness": to, "from": current}, at_ms=at_ms)
+
+
+async def revive_nodes(session: AsyncSession, silent: Mapping[NodeId, Liveness], *, at_ms: int) -> None:
+    """`set_liveness` to ALIVE of many at once, with what each was before: after an outage a whole fleet comes back within seconds."""
+    rows = [
+        {"node_id": node_id, "at_ms": at_ms, "data": {"liveness": Liveness.ALIVE, "from": before}}
+        for node_id, before in silent.items()
+    ]
+    await session.execute(
+        update(NodeRow)
+        .where(NodeRow.node_id.in_(silent))
+        .values(liveness=Liveness.ALIVE)
+        .execution_options(synchronize_session=False)
+    )
+    await session.execute(insert(NodeEventRow.metadata.tables[NodeEventRow.__tablename__]), rows)
 
 
 async def _write(session: AsyncSession, row: Any, is_row: Any, is_current: Any, values: dict[str, Any]) -> None:
