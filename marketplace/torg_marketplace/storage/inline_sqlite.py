@@ -41,7 +41,7 @@ class InlineSqlite(SQLiteDialect_pysqlite):
     is_async = True
     supports_statement_cache = True
 
-    def __init__(self, *, commit_in_thread: bool = True, **options: Any) -> None:
+    def __init__(self, commit_in_thread: bool = True, **options: Any) -> None:
         super().__init__(**options)
         self._commit_in_thread = commit_in_thread
 
