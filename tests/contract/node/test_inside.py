@@ -83,7 +83,9 @@ async def test_streams_exit_codes_and_environment_pass_through(bench: Bench) -> 
 @on_isolating_kinds
 async def test_a_terminal_has_a_size_and_hears_ctrl_c(bench: Bench) -> None:
     handle = await bench.start(*FOREVER)
-    script = "trap 'stty size; exit 5' INT; test -t 0 && stty size; echo ready; while :; do sleep 0.05; done"
+    # An engine's program may run for a moment before the engine has given its terminal the size.
+    sized = "while test \"$(stty size)\" = '0 0'; do sleep 0.05; done; stty size"
+    script = f"trap 'stty size; exit 5' INT; test -t 0 && {sized}; echo ready; while :; do sleep 0.05; done"
     async with _inside(bench, handle, "sh", "-c", script, terminal=(33, 99)) as program:
         said = b""
         while b"ready" not in said:
