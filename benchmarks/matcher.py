@@ -189,7 +189,7 @@ def main() -> int:
         "figures": figures,
         "targets": {"matches_per_s": LEAST_PER_S, "p99_us": MOST_P99_US},
         "aims": {"matches_per_s": AIM_PER_S, "p99_us": AIM_P99_US},
-        "ok": ok,
+        "ok": bool(ok),  # of NumPy
     }
     print("RESULT", json.dumps(result))
     return 0 if ok else 1
