@@ -13,7 +13,8 @@ from typing import IO
 from torg.errors import DigestMismatch
 from torg.transport import ByteProgress, Transport
 from torg_host.archive import Piece, sha256_file
-from torg_protocol.api import MAX_BLOB_PIECES, BlobDownload, BlobUpload
+from torg_host.uploads import Upload
+from torg_protocol.api import BlobDownload, BlobUpload
 from torg_protocol.errors import Conflict, Forbidden, Unavailable
 
 _TRIES_WITHOUT_PROGRESS = 5
@@ -31,16 +32,12 @@ class BlobTransfer:
         """Uploads what the store lacks of a file: all, or some of the pieces that make it up. Safe to repeat; a broken
         connection is tried again, and goes on after the last whole piece."""
         size = source.stat().st_size
-        pieces = pieces if 1 < len(pieces) <= MAX_BLOB_PIECES else ()
-        named = [{"digest": piece.digest, "size_bytes": piece.size_bytes} for piece in pieces]
-        body = {"digest": digest, "size_bytes": size, "pieces": named}
-        whole = Piece(digest, 0, size)
-        by_digest = {piece.digest: piece for piece in pieces}
+        upload = Upload.of(digest, size, pieces)
         tries = 0
         while True:
-            upload = await self._transport.ask(BlobUpload, "POST", "/v1/blobs", body=body, safe_to_repeat=True)
-            wanted = [(whole, upload.url)] if upload.url is not None else []
-            wanted += [(by_digest[item.digest], item.url) for item in upload.missing]
+            body = upload.request()
+            answer = await self._transport.ask(BlobUpload, "POST", "/v1/blobs", body=body, safe_to_repeat=True)
+            wanted = upload.wanted(answer)
             progress = _Sent(size, size - sum(piece.size_bytes for piece, _ in wanted), on_bytes)
             if not wanted:
                 progress.add(0)
@@ -55,7 +52,7 @@ class BlobTransfer:
                     raise
                 await asyncio.sleep(_PAUSE_S * tries)
                 continue
-            if upload.url is not None:
+            if answer.url is not None:
                 return
 
     async def _send(self, source: Path, wanted: list[tuple[Piece, str]], progress: _Sent) -> None:

@@ -8,15 +8,16 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 from solders.keypair import Keypair
 
-from torg_host.archive import Piece, sha256_file
-from torg_protocol.api import MAX_BLOB_PIECES, BlobDownload, BlobUpload
+from torg_host.archive import PackedTree, Piece, sha256_file
+from torg_host.uploads import Upload, part_of
+from torg_protocol.api import BlobDownload, BlobUpload
 from torg_protocol.errors import Invalid, TooLarge, TorgError, from_problem
 from torg_protocol.httpsig import RequestParts, sign_request
 from torg_protocol.ids import Digest
@@ -40,30 +41,25 @@ class BlobTransfer:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def store(self, path: Path, pieces: Sequence[Piece] = ()) -> BlobRef:
-        """Uploads what the store lacks of a file; returns its name and size."""
+    async def store(self, path: Path, packed: PackedTree | None = None) -> BlobRef:
+        """Uploads what the store lacks of a file; returns its name and size. `packed`: what `pack` said of it, if it made it."""
         size = path.stat().st_size
-        digest = Digest(await asyncio.to_thread(sha256_file, path))
-        pieces = pieces if 1 < len(pieces) <= MAX_BLOB_PIECES else ()
-        named = [{"digest": piece.digest, "size_bytes": piece.size_bytes} for piece in pieces]
-        whole, by_digest = Piece(digest, 0, size), {piece.digest: piece for piece in pieces}
+        digest = Digest(packed.digest if packed is not None else await asyncio.to_thread(sha256_file, path))
+        upload = Upload.of(digest, size, packed.pieces if packed is not None else ())
 
         async def once() -> BlobRef:
             while True:
-                body = {"digest": digest, "size_bytes": size, "pieces": named}
-                upload = BlobUpload.model_validate(await self._ask("POST", "/v1/blobs", body))
-                if upload.url is not None:
-                    await self._put(upload.url, path, whole)
-                for item in upload.missing:
-                    await self._put(item.url, path, by_digest[item.digest])
-                if not upload.missing:
+                answer = BlobUpload.model_validate(await self._ask("POST", "/v1/blobs", upload.request()))
+                for piece, url in upload.wanted(answer):
+                    await self._put(url, path, piece)
+                if not answer.missing:
                     return BlobRef(digest=digest, size_bytes=size)
 
         return await self._persistently(f"upload of {path.name}", once)
 
     async def _put(self, url: str, path: Path, piece: Piece) -> None:
         headers = {"content-length": str(piece.size_bytes)}
-        _check(await self._http.put(url, content=_bytes_of(path, piece), headers=headers))
+        _check(await self._http.put(url, content=part_of(path, piece.offset, piece.size_bytes), headers=headers))
 
     async def fetch(self, blob: BlobRef, path: Path, max_bytes: int | None = None) -> None:
         """Downloads to `path`. Raises Invalid `blob_digest_mismatch` when the store gives something else, TooLarge `blob_too_large` before anything is
@@ -122,15 +118,6 @@ class BlobTransfer:
                 log.warning("%s: %s; again in %.1f s", what, str(error) or type(error).__name__, pause_s)
             await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311 - jitter
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-
-
-async def _bytes_of(path: Path, piece: Piece) -> AsyncIterator[bytes]:
-    left = piece.size_bytes
-    with path.open("rb") as file:
-        file.seek(piece.offset)
-        while left and (data := file.read(min(left, 1 << 20))):
-            yield data
-            left -= len(data)
 
 
 def _check(response: httpx.Response) -> None:

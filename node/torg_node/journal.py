@@ -11,10 +11,12 @@ import errno
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torg_node import task_journal
+from torg_node.durable import exclusively, open_durable
 from torg_node.executors.port import Handle
 from torg_node.task_journal import TaskJournal
 from torg_protocol.caps import SignedOrder
@@ -82,12 +84,7 @@ class Journal:
     """Every method is one durable transaction; cheap enough for the event loop's thread."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA busy_timeout=5000")
-        self._db.executescript(_SCHEMA + task_journal.SCHEMA)
+        self._db = open_durable(path, _SCHEMA + task_journal.SCHEMA)
         self._fill_earnings()
         self._sums: tuple[tuple[int, ...], dict[str, int]] | None = None
         self.tasks = TaskJournal(self._db)
@@ -95,16 +92,9 @@ class Journal:
     def close(self) -> None:
         self._db.close()
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self) -> AbstractContextManager[None]:
         """What is written inside is written together or not at all."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        return exclusively(self._db)
 
     def next_offer_sequence(self) -> int:
         """Rises by one at each call, over restarts."""

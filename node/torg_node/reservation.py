@@ -8,13 +8,12 @@ for; a restarted agent finds the same GPUs for the same lease.
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
 from torg_node.allocation import Assignment, Capacity, Claim, Held, allocate
+from torg_node.durable import exclusively, open_durable
 from torg_protocol.ids import LeaseId
 
 _SCHEMA = """
@@ -28,19 +27,15 @@ class Reservations:
     """Every method is one durable transaction, exclusive among all nodes that share the file."""
 
     def __init__(self, path: Path, node: str, capacity: Capacity) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.capacity, self._node = capacity, node
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA busy_timeout=5000")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.executescript(_SCHEMA)
+        self._db = open_durable(path, _SCHEMA)
 
     def close(self) -> None:
         self._db.close()
 
     def reserve(self, lease_id: LeaseId, claim: Claim) -> Assignment:
         """Raises NoRoom. Reserving again for the same lease gives the same, whatever happened in between."""
-        with self._exclusively():
+        with exclusively(self._db):
             standing = self._held()
             for item in standing:
                 if item.lease_id == lease_id:
@@ -62,7 +57,7 @@ class Reservations:
 
     def keep_only(self, lease_ids: Collection[LeaseId]) -> tuple[str, ...]:
         """At start: drops what this node reserved for leases that its journal has ended. Returns them."""
-        with self._exclusively():
+        with exclusively(self._db):
             stale = tuple(
                 item.lease_id for item in self._held() if item.node == self._node and item.lease_id not in lease_ids
             )
@@ -104,16 +99,6 @@ class Reservations:
         return self._cordons()
 
     # --- parts ------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     def _held(self) -> list[Held]:
         rows = self._db.execute("SELECT lease_id, node, claim_json, assignment_json FROM reservations ORDER BY rowid")

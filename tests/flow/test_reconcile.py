@@ -8,7 +8,7 @@ import pytest
 from solders.pubkey import Pubkey
 from sqlalchemy import select
 
-from tests.support.actors import TUSD, Client, join, make_client, spec
+from tests.support.actors import TUSD, Client, Node, join, make_client, spec
 from tests.support.market import World
 from torg_chain.vault import VaultState, token_account_of
 from torg_marketplace.flow.match import match_pending
@@ -21,8 +21,8 @@ from torg_protocol.messages import OrderIssued
 from torg_protocol.states import PayoutState
 
 
-async def _earn_and_send(world: World) -> Client:
-    """A capture is sent, and final on chain; the books do not know that yet."""
+async def _earn(world: World) -> tuple[Node, Client]:
+    """Half a token of work is done, and not captured yet."""
     node = await join(world, price=3 * TUSD)
     client = await make_client(world, deposit=10 * TUSD)
     await client.submit(spec(limits={"max_duration": "1h"}))
@@ -32,6 +32,12 @@ async def _earn_and_send(world: World) -> Client:
     await node.exit()
     await node.ok(node.report(outputs={}))
     node.read()
+    return node, client
+
+
+async def _earn_and_send(world: World) -> Client:
+    """A capture is sent, and final on chain; the books do not know that yet."""
+    _, client = await _earn(world)
     await settle_due(world.market, hurry=True)
     await advance_settlements(world.market)
     return client
@@ -126,15 +132,7 @@ async def test_deposits_and_closings_by_any_wallet_are_booked_also_after_a_downt
 async def test_what_a_closed_vault_still_owed_is_written_off_once_with_its_cause(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    node = await join(world, price=3 * TUSD)
-    client = await make_client(world, deposit=10 * TUSD)
-    await client.submit(spec(limits={"max_duration": "1h"}))
-    assert await match_pending(world.market) == 1
-    await node.accept_and_start()
-    world.advance(seconds=600)
-    await node.exit()
-    await node.ok(node.report(outputs={}))
-    node.read()
+    _, client = await _earn(world)
     earned = 500_000
 
     del world.chain.vaults[client.vault]  # its depositor was faster than any capture
@@ -180,15 +178,7 @@ async def test_an_operator_is_told_when_fees_run_out(world: World, caplog: pytes
 
 
 async def test_a_node_that_was_away_gets_the_orders_that_pay_it_when_it_is_back(world: World) -> None:
-    node = await join(world, price=3 * TUSD)
-    client = await make_client(world, deposit=10 * TUSD)
-    await client.submit(spec(limits={"max_duration": "1h"}))
-    assert await match_pending(world.market) == 1
-    await node.accept_and_start()
-    world.advance(seconds=600)
-    await node.exit()
-    await node.ok(node.report(outputs={}))
-    node.read()
+    node, _ = await _earn(world)
     await node.disconnect()
     await settle_due(world.market, hurry=True)
 

@@ -7,6 +7,7 @@ import sqlite3
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torg_node.durable import open_durable
 from torg_node.executors.port import Handle
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict
@@ -54,11 +55,7 @@ class RentalBook:
     """Every method is one durable transaction."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, isolation_level=None)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
-            self._db.execute(f"PRAGMA {pragma}")
-        self._db.executescript(_SCHEMA)
+        self._db = open_durable(path, _SCHEMA)
 
     def close(self) -> None:
         self._db.close()

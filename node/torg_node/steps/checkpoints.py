@@ -60,7 +60,7 @@ class CheckpointKeeper:
         try:
             written_at_ms = item.stat().st_ctime_ns // 1_000_000
             packed = await asyncio.to_thread(pack, item, archive)
-            blob = await lease.node.blobs.store(archive, packed.pieces)
+            blob = await lease.node.blobs.store(archive, packed)
         except (OSError, TorgError):
             # The job removed it while it was being read: a newer one is there, or will be.
             lease.stored_checkpoints.add(item.name)
