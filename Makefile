@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXECUTOR ?= auto
 DEMO_ARGS ?=
+# One worker per core, whole files to each: a file's tests share what they started. Four are enough: engines and databases run beside them.
+PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 ARGS ?=
 
 .PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench nightly mutations corpora corpora-run lock clean
@@ -27,10 +29,10 @@ demo: setup
 	@$(BIN)/python -m scripts.demo --executor $(EXECUTOR) $(DEMO_ARGS)
 
 test: setup-test
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/$(PYTEST) $(ARGS)
 
 check: setup-test lint types contracts
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/$(PYTEST) $(ARGS)
 	@$(MAKE) --no-print-directory wheel-smoke
 	@$(MAKE) --no-print-directory demo DEMO_ARGS=--headless EXECUTOR=sandbox
 
