@@ -74,9 +74,9 @@ mutations: setup-test
 	@$(BIN)/python -m tests.simulation.mutate
 
 lock: setup-test
-	@$(BIN)/pip install --quiet pip-tools
-	@$(BIN)/pip-compile --quiet --generate-hashes --all-extras --unsafe-package torch --strip-extras --no-header --annotation-style=line \
-	  --no-emit-index-url --no-emit-find-links --output-file requirements.lock pyproject.toml
+	@$(BIN)/pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --all-extras --no-emit-package torch --no-header \
+	  --annotation-style line --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) .torg .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
