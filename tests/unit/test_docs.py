@@ -201,7 +201,11 @@ def test_the_readme_starts_with_what_ci_runs() -> None:
     assert commands == ["make demo", "make test", "make check"]
     assert "make check" in (ROOT / ".ci/run").read_text()
     assert "-m scripts.demo" in dry_run
-    assert re.search(r"bin/pytest *$", dry_run, re.MULTILINE), "the whole suite, with nothing left out"
+    tests = re.search(r"bin/pytest(.*)$", dry_run, re.MULTILINE)
+    assert tests is not None
+    assert tests[1].split() == ["--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile"], (
+        "nothing left out"
+    )
 
 
 @pytest.mark.parametrize("file", documents(), ids=lambda file: str(file.relative_to(ROOT)))
