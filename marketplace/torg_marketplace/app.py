@@ -11,15 +11,15 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 import uvicorn
 from fastapi import FastAPI
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
-from torg_chain.errors import ChainUnavailable
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import ChainClient
 from torg_chain.vault_operations import ensure_operator_config
@@ -38,14 +38,16 @@ from torg_marketplace.gateway.relay import Tunnels
 from torg_marketplace.metrics import serve_metrics
 from torg_marketplace.roles import check_roles, join_bus, working
 from torg_marketplace.settings import Settings
-from torg_marketplace.storage.blobs import local_blobs
+from torg_marketplace.storage.blobs import StoredBlobs, bucket_blobs, local_blobs
 from torg_marketplace.storage.engine import create_engine, create_sessions
 from torg_marketplace.storage.nonces import NonceStore
 from torg_marketplace.storage.schema import upgrade
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
 from torg_marketplace.workers.replayer import SandboxReplayer
+from torg_protocol.errors import Unavailable
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 _FEES_LAMPORTS = 10**9
 _SHUTDOWN_S = 3
@@ -80,6 +82,17 @@ def database_url(settings: Settings) -> str:
     return settings.database_url or f"sqlite:///{settings.data / 'marketplace.sqlite'}"
 
 
+def open_blobs(settings: Settings, identity: Keypair, url: str) -> StoredBlobs:
+    folder, bounds = settings.data / "blobs", {"max_bytes": settings.max_blob_bytes}
+    secret = hashlib.sha256(b"torg blob urls" + bytes(identity)).digest()
+    if settings.blobs is None:
+        blobs = local_blobs(folder, secret, **bounds)
+    else:
+        blobs = bucket_blobs(settings.blobs, settings.blobs_endpoint, folder, secret, **bounds)
+    blobs.base_url = url
+    return blobs
+
+
 async def serve(settings: Settings) -> None:
     """Runs the marketplace until SIGTERM or SIGINT; prints one JSON line when it is ready."""
     check_roles(settings)
@@ -88,6 +101,7 @@ async def serve(settings: Settings) -> None:
     url = settings.public_url or f"http://{host}:{port}"
     async with AsyncExitStack() as stack:
         edge = await stack.enter_async_context(open_edge(settings, url))
+        await _patiently(edge.blobs.probe)
         if settings.role == "all":
             await on_startup(edge.market)
         app = make_app(edge, settings.role)
@@ -143,9 +157,7 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
         engine = create_engine(database_url(settings))
         stack.push_async_callback(engine.dispose)
         await upgrade(engine)
-        secret = hashlib.sha256(b"torg blob urls" + bytes(identity)).digest()
-        blobs = local_blobs(settings.data / "blobs", secret, max_bytes=settings.max_blob_bytes)
-        blobs.base_url = url
+        blobs = open_blobs(settings, identity, url)
         catalogue = FolderCatalogue(settings.workloads)
         hub = Hub()
         bus = None
@@ -196,7 +208,7 @@ def make_app(edge: Edge | None, role: str = "all") -> FastAPI:
 
 async def _network(settings: Settings, chain: ChainClient, identity: Keypair, capture_key: Keypair) -> Network:
     """Waits for the RPC node, sees to the operator's config, and on a localnet to fees."""
-    genesis = await _patiently(chain)
+    genesis = await _patiently(chain.genesis_hash)
     program = Pubkey.from_string(settings.program_id or LOCALNET_PROGRAM_ID)
     mint = settings.mint or LOCALNET_MINT
     if settings.program_id is None:
@@ -216,11 +228,12 @@ async def _network(settings: Settings, chain: ChainClient, identity: Keypair, ca
     )
 
 
-async def _patiently(chain: ChainClient) -> str:
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """A marketplace that starts before what it needs waits for it."""
     while True:
         try:
-            return await chain.genesis_hash()
-        except ChainUnavailable as error:
+            return await ask()
+        except Unavailable as error:
             log.warning("%s; waiting for it", error.message)
             await asyncio.sleep(1)
 

@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     program_id: str | None = None  # default: the localnet's
     mint: str | None = None
     database_url: str | None = None  # default: SQLite in the data folder
+    blobs: str | None = None  # s3://bucket/prefix; default: files in the data folder
+    blobs_endpoint: str | None = None  # of an S3 service that is not Amazon's
     name: str = "torg"
     workloads: Path | None = None
     heartbeat: DurationMs = Field(default="10s", validate_default=True)

@@ -27,7 +27,7 @@ from torg_marketplace.flow.credit import grant_credit
 from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.storage.account_models import CreditVaultRow
-from torg_marketplace.storage.blobs import local_blobs
+from torg_marketplace.storage.blobs import StoredBlobs, local_blobs
 from torg_marketplace.storage.nonces import NonceStore
 from torg_protocol.accounts import ApiKeyRequest, NewApiKey
 from torg_protocol.httpsig import RequestParts, sign_request
@@ -84,12 +84,16 @@ class ServedWorld:
 
 @asynccontextmanager
 async def served_world(
-    folder: Path, *, requests_per_minute: int = 0, policy: MarketPolicy | None = None
+    folder: Path,
+    *,
+    requests_per_minute: int = 0,
+    policy: MarketPolicy | None = None,
+    blobs: StoredBlobs | None = None,  # default: files in the folder
 ) -> AsyncIterator[ServedWorld]:
     """Its clock stands at the time of the start: signatures made in the next minutes are fresh."""
     async with open_world(folder, policy=policy) as opened:
         opened.clock.time_ms = time.time_ns() // 1_000_000
-        blobs = local_blobs(folder / "blobs", b"secret", max_bytes=1 << 30)
+        blobs = blobs or local_blobs(folder / "blobs", b"secret", max_bytes=1 << 30)
         credit_key = opened.random.keypair()
         market = dataclasses.replace(opened.market, blobs=blobs, credit_key=credit_key)
         world = dataclasses.replace(opened, market=market)

@@ -1,4 +1,4 @@
-"""Content-addressed blobs on obstore (a folder, S3, ...), behind URLs that this process signs.
+"""Content-addressed blobs in a folder or a bucket, behind URLs that this process signs.
 
 An upload streams into a temporary file while it is hashed; only bytes that are what their name says get into the store. URLs carry an
 expiry and an HMAC, so that a party that was once allowed to read or write one blob can do that, for a while, and nothing else.
@@ -10,22 +10,20 @@ import asyncio
 import hashlib
 import hmac
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-import obstore
-from obstore.store import LocalStore, ObjectStore
 from pydantic import TypeAdapter
 
+from torg_marketplace.storage.objects import Objects, bucket_objects, folder_objects
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Forbidden, Invalid, NotFound, TooLarge
 from torg_protocol.ids import Digest, is_digest
 from torg_protocol.jobspec import BlobRef
 
 URL_LIFETIME_MS = 3_600_000
-_PIECE = 1 << 20
 _IN_MEMORY_BYTES = (
     5 << 20
 )  # an upload up to this size, which a piece of an archive has, goes to the store without a file between
@@ -36,21 +34,20 @@ _PIECES = TypeAdapter(tuple[BlobRef, ...])
 class StoredBlobs:
     """The BlobStore of a marketplace. `base_url` is where its own HTTP server is reached from outside."""
 
-    def __init__(self, store: ObjectStore, scratch: Path, secret: bytes, *, max_bytes: int) -> None:
-        self._store: Any = store
+    def __init__(self, objects: Objects, scratch: Path, secret: bytes, *, max_bytes: int) -> None:
+        self._objects = objects
         self._scratch = scratch
         self._secret = secret
         self._max_bytes = max_bytes
         self.base_url = ""
+        self.probe = objects.probe
         scratch.mkdir(parents=True, exist_ok=True)
 
     async def size(self, digest: Digest) -> int | None:
-        try:
-            head = await obstore.head_async(self._store, _path(digest))
-        except FileNotFoundError:
-            pieces = await self._pieces(digest)
-            return None if pieces is None else sum(piece.size_bytes for piece in pieces)
-        return int(head["size"])
+        size = await self._objects.size(_path(digest))
+        if size is None and (pieces := await self._pieces(digest)) is not None:
+            size = sum(piece.size_bytes for piece in pieces)
+        return size
 
     async def upload_url(self, digest: Digest, size_bytes: int, account: str, now_ms: int) -> str:
         _check_digest(digest)
@@ -91,7 +88,7 @@ class StoredBlobs:
                 file.write(piece)
             _check_name(digest, "sha256:" + hasher.hexdigest())
             file.seek(0)
-            await obstore.put_async(self._store, _path(digest), file)
+            await self._objects.put(_path(digest), file)
 
     async def put_together(self, blob: BlobRef, pieces: Sequence[BlobRef]) -> None:
         """Stores the list of the pieces, once their bytes were read and are what the name says. No byte is stored twice."""
@@ -101,19 +98,15 @@ class StoredBlobs:
             hasher.update(await self._object(piece.digest))
         _check_name(blob.digest, "sha256:" + hasher.hexdigest())
         listing = _PIECES.dump_json(tuple(pieces))
-        await obstore.put_async(self._store, _PIECES_OF + _path(blob.digest), listing)
+        await self._objects.put(_PIECES_OF + _path(blob.digest), listing)
 
-    async def stream(self, digest: Digest, start: int = 0) -> AsyncIterator[bytes]:
+    async def stream(self, digest: Digest, start: int = 0) -> AsyncGenerator[bytes, None]:
         """The bytes from `start` on, in pieces. Raises NotFound."""
-        options: Any = {"range": {"offset": start}} if start else None
-        try:
-            result = await obstore.get_async(self._store, _path(digest), options=options)
-        except FileNotFoundError:
-            async for data in self._stream_pieces(digest, start):
+        size = await self._objects.size(_path(digest))
+        found = self._stream_pieces(digest, start) if size is None else self._objects.stream(_path(digest), start, size)
+        async with aclosing(found):
+            async for data in found:
                 yield data
-            return
-        async for piece in result.stream(min_chunk_size=_PIECE):
-            yield bytes(piece)
 
     async def read(self, digest: Digest) -> bytes:
         return b"".join([piece async for piece in self.stream(digest)])
@@ -125,19 +118,18 @@ class StoredBlobs:
 
     async def write(self, data: bytes) -> Digest:
         digest = sha256_digest(data)
-        await obstore.put_async(self._store, _path(digest), data)
+        await self._objects.put(_path(digest), data)
         return digest
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
     async def _pieces(self, digest: Digest) -> tuple[BlobRef, ...] | None:
         try:
-            listing = await obstore.get_async(self._store, _PIECES_OF + _path(digest))
-        except FileNotFoundError:
+            return _PIECES.validate_json(await self._objects.get(_PIECES_OF + _path(digest)))
+        except NotFound:
             return None
-        return _PIECES.validate_json(bytes(await listing.bytes_async()))
 
-    async def _stream_pieces(self, digest: Digest, start: int) -> AsyncIterator[bytes]:
+    async def _stream_pieces(self, digest: Digest, start: int) -> AsyncGenerator[bytes, None]:
         pieces = await self._pieces(digest)
         if pieces is None:
             raise _missing(digest)
@@ -148,10 +140,9 @@ class StoredBlobs:
 
     async def _object(self, digest: Digest) -> bytes:
         try:
-            found = await obstore.get_async(self._store, _path(digest))
-        except FileNotFoundError:
-            raise _missing(digest) from None
-        return bytes(await found.bytes_async())
+            return await self._objects.get(_path(digest))
+        except NotFound as error:
+            raise _missing(digest) from error
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
@@ -175,8 +166,12 @@ class StoredBlobs:
 
 
 def local_blobs(folder: Path, secret: bytes, *, max_bytes: int) -> StoredBlobs:
-    (folder / "objects").mkdir(parents=True, exist_ok=True)
-    return StoredBlobs(LocalStore(folder / "objects"), folder / "incoming", secret, max_bytes=max_bytes)
+    return StoredBlobs(folder_objects(folder / "objects"), folder / "incoming", secret, max_bytes=max_bytes)
+
+
+def bucket_blobs(url: str, endpoint: str | None, folder: Path, secret: bytes, *, max_bytes: int) -> StoredBlobs:
+    """In a bucket (see `bucket_objects`); `folder` keeps uploads until they were checked."""
+    return StoredBlobs(bucket_objects(url, endpoint), folder / "incoming", secret, max_bytes=max_bytes)
 
 
 def _check_digest(digest: str) -> None:
