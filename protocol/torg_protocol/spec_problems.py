@@ -1,4 +1,4 @@
-"""Problems of a job spec in words: the field as its author wrote it, what is wrong with it, the way out."""
+"""Problems of a document in words: the field as its author wrote it, what is wrong with it, the way out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-_DISCRIMINATORS = ("policy", "kind")
+_DISCRIMINATORS = ("policy", "kind", "type")
 BETWEEN_FIELDS = "between_fields"  # an error of pydantic's that stands for several: `all` in its context
 
 
-def problems_of(items: Sequence[Any], raw: Mapping[Any, Any], model: type[BaseModel]) -> list[dict[str, Any]]:
+def problems_of(items: Sequence[Any], raw: object, model: type[BaseModel]) -> list[dict[str, Any]]:
     """Pydantic's list of errors. `raw`: what was validated as `model`."""
     problems = []
     for item in items:
@@ -24,7 +24,7 @@ def problems_of(items: Sequence[Any], raw: Mapping[Any, Any], model: type[BaseMo
     return problems
 
 
-def _problem(item: Any, raw: Mapping[Any, Any], model: type[BaseModel]) -> dict[str, Any]:
+def _problem(item: Any, raw: object, model: type[BaseModel]) -> dict[str, Any]:
     location = _written(item["loc"], raw)
     value = item["input"] if isinstance(item["input"], str | int | float | bool) else None
     message, hint = item["msg"].removeprefix("Value error, "), None
@@ -33,14 +33,16 @@ def _problem(item: Any, raw: Mapping[Any, Any], model: type[BaseModel]) -> dict[
             known = _siblings(item["loc"], model)
             close = difflib.get_close_matches(str(location[-1]), known, n=1)
             message = "unknown key"
-            hint = f'did you mean "{close[0]}"?' if close else "known here: " + ", ".join(known)
+            hint = f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(known)}"
         case "missing":
             message, value = "is missing", None
         case "string_type" if isinstance(value, bool | int | float):
             message, hint = "a text is expected", f'put it in quotes: "{value}"'
         case "string_type":
             message = "a text is expected"
-        case "tuple_type":
+        case "bool_type":
+            message = "true or false is expected"
+        case "tuple_type" | "list_type":
             message = "a list is expected"
             hint = f"write it like [{', '.join(value.split())}]" if isinstance(value, str) and value.strip() else None
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -83,8 +85,9 @@ def _siblings(location: tuple[int | str, ...], model: type[BaseModel]) -> list[s
     """The keys that the model at this place knows."""
     annotations: list[Any] = [model]
     for part in location[:-1]:
-        annotations = [inner for annotation in annotations for inner in _inside(annotation, part)]
-    return [name for annotation in annotations for one in _models(annotation) for name in one.model_fields]
+        annotations = [inner for annotation in annotations for inner in _inside(annotation, part)] or annotations
+    models = [one for annotation in annotations for one in _models(annotation)]
+    return list(dict.fromkeys(field.alias or name for one in models for name, field in one.model_fields.items()))
 
 
 def _inside(annotation: Any, part: int | str) -> list[Any]:
@@ -94,8 +97,7 @@ def _inside(annotation: Any, part: int | str) -> list[Any]:
     if get_origin(annotation) is dict:
         return [get_args(annotation)[1]]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        field = annotation.model_fields.get(str(part))
-        return [] if field is None else [field.annotation]
+        return [field.annotation for name, field in annotation.model_fields.items() if part in (name, field.alias)]
     models = _models(annotation)
     if len(models) == 1 and part == "list":
         return list(models)  # the one member of a union with plain words that is a mapping
