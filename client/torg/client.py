@@ -136,7 +136,8 @@ class AsyncClient:
     # --- jobs -------------------------------------------------------------------------------------------------------
 
     async def quote(self, spec: JobSpec) -> Quote:
-        """Whether, where and for how much this can run now; if not, which constraint removes how many nodes."""
+        """Whether, where and for how much this can run now; if not, which constraint removes how many nodes. `inputs`: what the names of
+        data in it stand for now."""
         await self.market()
         return await self._transport.ask(Quote, "POST", "/v1/quotes", body={"spec": spec.wire()}, safe_to_repeat=True)
 
@@ -154,10 +155,12 @@ class AsyncClient:
         the market can run. Raises Infeasible; Conflict `vault_underfunded`; NotFound `no_vault`; Unavailable
         `submission_unanswered` when nobody here can know whether the marketplace has it (its message says how to find out).
         """
-        file.check()
+        checked = file.check()
         submission = await self._rail(vault)
+        pinned = await self._pinned(checked, file)
         key = idempotency_key or secrets.token_hex(16)
-        with _packed(file) as (spec, archive, pieces):
+        with _packed(file) as (packed, archive, pieces):
+            spec = packed.model_copy(update={"inputs": pinned.inputs, "tasks": pinned.tasks})
             if (job := await submission.already_submitted(spec, key)) is not None:
                 return job
             if file.secrets:
@@ -170,6 +173,13 @@ class AsyncClient:
                 if quote.expires_at_ms - self._now_ms() < _REQUOTE_WHEN_LEFT_MS:
                     quote = await submission.quote(spec)
         return await submission.submit(spec, quote, key)
+
+    async def _pinned(self, spec: JobSpec, file: SpecFile) -> JobSpec:
+        """With blobs for names of data. Raises Invalid `data_unknown` with the line of the job file."""
+        try:
+            return await self._data.pin(spec) if spec.named_data() else spec
+        except Invalid as error:
+            raise file.explain(error) from error
 
     async def _with_secrets(self, spec: JobSpec, file: SpecFile) -> JobSpec:
         from torg.secret_sources import seal_secrets

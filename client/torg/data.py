@@ -12,7 +12,8 @@ from torg.blobs import BlobTransfer
 from torg.transport import ByteProgress, Transport
 from torg_host.archive import PackedTree, pack, unpack
 from torg_protocol.data import DataView
-from torg_protocol.errors import Conflict, Invalid
+from torg_protocol.errors import Conflict, Invalid, NotFound
+from torg_protocol.jobspec import BlobRef, JobSpec
 
 
 class DataNames:
@@ -51,6 +52,22 @@ class DataNames:
         finally:
             archive.unlink(missing_ok=True)
         return view
+
+    async def pin(self, spec: JobSpec) -> JobSpec:
+        """The spec with the blobs that its names stand for now. Raises Invalid `data_unknown`, which names the field."""
+        blobs: dict[str, BlobRef] = {}
+        for field, name in spec.named_data():
+            try:
+                view = await self._transport.ask(DataView, "GET", f"/v1/data/{_quoted(name)}")
+            except NotFound as error:
+                if error.code != "data_unknown":
+                    raise
+                problem = {"field": field, "message": error.message, "value": name, "hint": error.hint}
+                raise Invalid(
+                    error.message, code=error.code, field=field, value=name, hint=error.hint, problems=[problem]
+                ) from error
+            blobs[name] = BlobRef(digest=view.digest, size_bytes=view.size_bytes)
+        return spec.with_data(blobs) if blobs else spec
 
     async def remove(self, name: str) -> DataView:
         """Takes the name away; jobs that use the data keep it."""

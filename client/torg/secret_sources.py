@@ -17,7 +17,6 @@ from torg_protocol.api import NodeView
 from torg_protocol.errors import Infeasible, Invalid
 from torg_protocol.ids import AccountId
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.network import egress_kind
 from torg_protocol.secrets import MAX_RECIPIENTS, MAX_SECRET_BYTES, MAX_SECRETS, SealedSecrets, content_of
 from torg_protocol.states import NodeState
 
@@ -117,7 +116,7 @@ def _fits(spec: JobSpec, offer: NodeView) -> bool:
         and offer.memory_bytes >= asked.memory
         and offer.disk_bytes >= asked.disk
         and any(level in offer.isolation for level in _ISOLATION[_ISOLATION.index(spec.isolation) :])
-        and egress_kind(spec.network) in {"none", *offer.egress}
+        and spec.egress_wanted in {"none", *offer.egress}
         and (not spec.placement.regions or offer.region in spec.placement.regions)
     )
 

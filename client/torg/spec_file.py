@@ -19,7 +19,7 @@ from torg.workloads import names_a_workload, workload_file
 from torg_host.archive import sha256_file
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest
-from torg_protocol.jobspec import JobSpec, load_job_spec
+from torg_protocol.jobspec import JobSpec, check_secret_names, load_job_spec
 from torg_protocol.tasks import BLOB_IMAGE
 
 _IMAGE_FILE = "file:"
@@ -83,12 +83,18 @@ class SpecFile:
         archive = self.image_archive()
         image = {} if archive is None else {"image": f"{BLOB_IMAGE}{archive[0]}"}
         try:
-            return load_job_spec({**self.raw, "workspace": blob, **image})
+            spec = load_job_spec({**self.raw, "workspace": blob, **image})
+            names = [source.name for source in self.secrets]
+            check_secret_names(spec, [*names, *(spec.secrets.names if spec.secrets else ())])
         except Invalid as error:
-            if self.source is None:
-                raise
-            there = error if self.translation is None else _in_their_words(error, self.translation)
-            raise self.source.explain(there) from error
+            raise self.explain(error) from error
+        return spec
+
+    def explain(self, error: Invalid) -> Invalid:
+        """The same refusal in the words of the file, with the line of each problem."""
+        if self.source is None:
+            return error
+        return self.source.explain(error if self.translation is None else _in_their_words(error, self.translation))
 
 
 def read_spec_file(path: Path) -> SpecFile:

@@ -57,7 +57,8 @@ class Client:
         return self._run(self._client.offers())
 
     def quote(self, spec: JobSpec) -> Quote:
-        """Whether, where and for how much this can run now; if not, which constraint removes how many nodes."""
+        """Whether, where and for how much this can run now; if not, which constraint removes how many nodes. `inputs`: what the names of
+        data in it stand for now."""
         return self._run(self._client.quote(spec))
 
     def submit(

@@ -108,15 +108,24 @@ class InputClient:
 
         return await _persistently(url, once)
 
-    async def download(self, url: str, path: Path, *, digest: str | None, size_bytes: int | None = None) -> None:
-        """To `path`. A download that was cut off begins anew. Raises InputInvalid or InputUnavailable."""
+    async def download(
+        self,
+        url: str,
+        path: Path,
+        *,
+        digest: str | None,
+        size_bytes: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """To `path`. A download that was cut off begins anew. An `authorization` in `headers` goes to the address's own origin, not where
+        it redirects to. Raises InputInvalid or InputUnavailable."""
         path.parent.mkdir(parents=True, exist_ok=True)
         before = self.allowance.left_bytes
 
         async def once() -> None:
             self.allowance.left_bytes = before
             hasher = hashlib.sha256()
-            async with self._opened(url) as response:
+            async with self._opened(url, headers) as response:
                 with path.open("wb") as file:
                     async for piece in response.aiter_raw(1 << 20):
                         self.allowance.take(len(piece))
@@ -168,6 +177,10 @@ def _check(url: str, answer: httpx.Response) -> None:
         raise InputInvalid(f"{_shown(url)}: {_REFUSED}")
     if answer.status_code in {408, 425, 429} or answer.status_code >= 500:
         raise InputUnavailable(f"{_shown(url)}: HTTP status {answer.status_code}")
+    if answer.status_code in {401, 403}:
+        raise InputInvalid(
+            f"{_shown(url)}: HTTP status {answer.status_code}: not open to everybody, or not for these credentials"
+        )
     if answer.status_code != 200:
         raise InputInvalid(f"{_shown(url)}: HTTP status {answer.status_code}")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote
 
 import obstore
@@ -18,20 +20,30 @@ from torg_protocol.inputs import HuggingFaceInput, OllamaInput, S3Input, UrlInpu
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _OLLAMA_REGISTRY = "registry.ollama.ai"
 _MAX_FILES = 100_000
+_CLOSED = "not open to everybody, or not for these credentials"
 
 
-async def fetch_url(client: InputClient, item: UrlInput, target: Path) -> None:
-    await client.download(item.url, target, digest=item.digest)
+Credentials = Mapping[str, str]  # by field of the input: the values of the secrets that it names
+NONE: Credentials = MappingProxyType({})
 
 
-async def fetch_s3(client: InputClient, item: S3Input, target: Path) -> None:
+async def fetch_url(client: InputClient, item: UrlInput, target: Path, credentials: Credentials = NONE) -> None:
+    await client.download(item.url, target, digest=item.digest, headers=_bearer(credentials.get("bearer_token")))
+
+
+async def fetch_s3(client: InputClient, item: S3Input, target: Path, credentials: Credentials = NONE) -> None:
     """Without credentials: buckets that everybody may read. Raises InputInvalid or InputUnavailable."""
+    signing: dict[str, Any] = {
+        name: credentials.get(f"credentials.{name}")
+        for name in ("access_key_id", "secret_access_key", "session_token")
+        if f"credentials.{name}" in credentials
+    }
     store = S3Store(
         item.bucket,
         prefix=item.prefix or None,
         endpoint=item.endpoint or f"https://s3.{item.region}.amazonaws.com",
         region=item.region,
-        skip_signature=True,
+        **(signing or {"skip_signature": True}),
         virtual_hosted_style_request=False,
         client_options={"proxy_url": client.proxy_url, "allow_http": True, "timeout": "1h"},
         retry_config={"max_retries": 5},
@@ -53,7 +65,7 @@ async def fetch_s3(client: InputClient, item: S3Input, target: Path) -> None:
         if isinstance(error, FileNotFoundError) or "404 Not Found" in why:
             raise InputInvalid(f"{item.url}: not there: {why}") from error
         if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "403 Forbidden" in why:
-            raise InputInvalid(f"{item.url}: not open to everybody, or its host is refused: {why}") from error
+            raise InputInvalid(f"{item.url}: {_CLOSED}, or its host is refused: {why}") from error
         raise InputUnavailable(f"{item.url} cannot be fetched: {why}") from error
 
 
@@ -76,12 +88,15 @@ async def _s3_object(client: InputClient, store: S3Store, name: str, target: Pat
             await asyncio.to_thread(file.write, bytes(piece))
 
 
-async def fetch_hugging_face(client: InputClient, item: HuggingFaceInput, target: Path, site: str) -> None:
+async def fetch_hugging_face(
+    client: InputClient, item: HuggingFaceInput, target: Path, site: str, credentials: Credentials = NONE
+) -> None:
+    asking = _bearer(credentials.get("token"))
     revision = quote(item.revision, safe="")
     url: str | None = f"{site}/api/models/{item.repo}/tree/{revision}?recursive=true"
     wanted, there = set(item.files), set[str]()
     while url is not None:
-        listing, headers = await client.json(url)
+        listing, headers = await client.json(url, asking)
         if not isinstance(listing, list):
             raise InputInvalid(f"{item.repo}: the list of its files is no list")
         for entry in listing:
@@ -96,6 +111,7 @@ async def fetch_hugging_face(client: InputClient, item: HuggingFaceInput, target
                 _inside(target, name),
                 digest=digest,
                 size_bytes=entry.get("size"),
+                headers=asking,
             )
         url = _next_page(headers.get("link", ""))
     if missing := sorted(wanted - there):
@@ -127,6 +143,10 @@ def _inside(target: Path, name: str) -> Path:
     path = target / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _bearer(token: str | None) -> dict[str, str]:
+    return {} if token is None else {"authorization": f"Bearer {token}"}
 
 
 def _next_page(link: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from torg_protocol.caps import SignedCap
+from torg_protocol.data import InputFile
 from torg_protocol.documents import Wire
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
 from torg_protocol.jobspec import BlobRef, JobSpec
@@ -78,6 +79,10 @@ class StartEstimate(Wire):
     basis: tuple[str, ...] = ()
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 class Quote(Wire):
     """`feasible` False: nothing can run this now; `constraints` says why, the decisive one first."""
 
@@ -92,6 +97,7 @@ class Quote(Wire):
     max_amount: int | None = None  # base units that a submit will hold
     expires_at_ms: int
     start: StartEstimate | None = None  # of a feasible job
+    inputs: tuple[InputFile, ...] = Field(default=(), exclude_if=_is_empty)  # what names stand for now
     constraints: tuple[ConstraintFailure, ...] = ()
     hint: str | None = None
 

@@ -31,3 +31,11 @@ class DataPage(Wire):
     data: tuple[DataView, ...]
     next_cursor: str | None = None
     total_bytes: int  # of all names of the account; a blob with two names counts twice
+
+
+class InputFile(Wire):
+    """What a job reads at `path`, for good: named by its content. `name`: of the account's data, when it was asked for so."""
+
+    path: str
+    digest: Digest
+    name: str | None = None

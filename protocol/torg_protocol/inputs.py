@@ -3,6 +3,9 @@
 A blob comes from the marketplace's store, which every node reaches. Everything else comes from the internet, by the node's own strict
 client: only from the hosts that the input names, never from a private address, and only onto nodes whose owner lends a way out. Where a
 digest is known (blob, url, Ollama, large files of Hugging Face) the bytes are checked against it. All of it counts against `resources.disk`.
+
+Credentials are never written here: `credentials`, `token` and `bearer_token` name secrets of the job (torg_protocol.secrets), which only the
+node can open.
 """
 
 from __future__ import annotations
@@ -11,15 +14,21 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
+from torg_protocol.data import DATA_NAME
 from torg_protocol.ids import Digest, is_digest
+from torg_protocol.secrets import SecretName
 from torg_protocol.strict import Strict, check_container_path
 
 MAX_INPUTS = 64
 JOB_FOLDERS = ("/work", "/checkpoint", "/output", "/torg")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _S3 = "s3.amazonaws.com"
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class _Input(Strict):
@@ -33,6 +42,23 @@ class _Input(Strict):
             raise ValueError(f'"{path}" is in a folder of the job\'s own; choose another, such as /data')
         return path
 
+    @property
+    def secret_fields(self) -> tuple[tuple[str, str], ...]:
+        """Which of the job's secrets it needs: fields and names."""
+        return ()
+
+
+class DataInput(_Input):
+    """Data that the account keeps under a name (`torg data put`), as a tree at `path`. Written as `{data: NAME, path: PATH}`. At submission the
+    blob that the name stands for then takes its place, so that every attempt reads the same bytes, wherever the name moves later."""
+
+    kind: Literal["named"] = "named"
+    data: str = Field(pattern=DATA_NAME)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return ()
+
 
 class BlobInput(_Input):
     """A blob of the marketplace's store, as `torg data put` makes them: a file at `path`, or, with `unpack`, the tree that a tar + zstd
@@ -42,6 +68,8 @@ class BlobInput(_Input):
     digest: Digest
     size_bytes: int = Field(ge=0)
     unpack: bool = False
+    # The name by which it was asked for. Left out of the wire form when there was none: older specs keep their digests.
+    name: str | None = Field(default=None, pattern=DATA_NAME, exclude_if=_is_none)
 
     @field_validator("digest")
     @classmethod
@@ -59,6 +87,7 @@ class UrlInput(_Input):
     kind: Literal["url"]
     url: str = Field(max_length=2048)
     digest: Digest
+    bearer_token: SecretName | None = Field(default=None, exclude_if=_is_none)  # the secret that holds it
 
     @field_validator("url")
     @classmethod
@@ -74,16 +103,29 @@ class UrlInput(_Input):
     def hosts(self) -> tuple[str, ...]:
         return (_host(self.url),)
 
+    @property
+    def secret_fields(self) -> tuple[tuple[str, str], ...]:
+        return _given(bearer_token=self.bearer_token)
+
+
+class S3Credentials(Strict):
+    """Names of the job's secrets that hold an access key's two parts, and the token of a temporary one."""
+
+    access_key_id: SecretName
+    secret_access_key: SecretName
+    session_token: SecretName | None = None
+
 
 class S3Input(_Input):
-    """Objects of a bucket that everybody may read, as files below `path`; names are relative to the prefix. Without `files` everything below
-    it. `endpoint`: of an S3-compatible store; default Amazon's."""
+    """Objects of a bucket, as files below `path`; names are relative to the prefix. Without `files` everything below it. `endpoint`: of an
+    S3-compatible store; default Amazon's. Without `credentials` the bucket must be one that everybody may read."""
 
     kind: Literal["s3"]
     url: str = Field(max_length=1024, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}(/[^\x00]*)?$")  # s3://bucket/prefix
     endpoint: str | None = Field(default=None, max_length=1024)
     region: str = Field(default="us-east-1", pattern=r"^[a-z0-9-]{2,32}$")
     files: tuple[str, ...] = Field(default=(), max_length=1000)
+    credentials: S3Credentials | None = Field(default=None, exclude_if=_is_none)
 
     @field_validator("endpoint")
     @classmethod
@@ -94,6 +136,11 @@ class S3Input(_Input):
     @classmethod
     def _are_relative(cls, files: tuple[str, ...]) -> tuple[str, ...]:
         return _checked_files(files)
+
+    @property
+    def secret_fields(self) -> tuple[tuple[str, str], ...]:
+        parts = {} if self.credentials is None else self.credentials.model_dump()
+        return _given(**{f"credentials.{name}": secret for name, secret in parts.items()})
 
     @property
     def bucket(self) -> str:
@@ -114,18 +161,23 @@ class S3Input(_Input):
 
 
 class HuggingFaceInput(_Input):
-    """Files of a public repository at a revision, below `path`. Without `files` all of them. A commit as the revision stays the same for
-    ever; a branch moves."""
+    """Files of a repository at a revision, below `path`. Without `files` all of them. A commit as the revision stays the same for
+    ever; a branch moves. `token`: for private and gated repositories, the secret that holds it."""
 
     kind: Literal["huggingface"]
     repo: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=200)
     revision: str = Field(default="main", pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)
     files: tuple[str, ...] = Field(default=(), max_length=1000)
+    token: SecretName | None = Field(default=None, exclude_if=_is_none)
 
     @field_validator("files")
     @classmethod
     def _are_relative(cls, files: tuple[str, ...]) -> tuple[str, ...]:
         return _checked_files(files)
+
+    @property
+    def secret_fields(self) -> tuple[tuple[str, str], ...]:
+        return _given(token=self.token)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -146,7 +198,19 @@ class OllamaInput(_Input):
         return ("registry.ollama.ai:443", "*.r2.cloudflarestorage.com:443")
 
 
-Input = Annotated[BlobInput | UrlInput | S3Input | HuggingFaceInput | OllamaInput, Field(discriminator="kind")]
+FetchedInput = BlobInput | UrlInput | S3Input | HuggingFaceInput | OllamaInput  # what is left when names are resolved
+
+
+def _named_kind(value: object) -> object:
+    """`{data: NAME, path: PATH}` needs no `kind`."""
+    return {**value, "kind": "named"} if isinstance(value, dict) and "data" in value and "kind" not in value else value
+
+
+Input = Annotated[DataInput | FetchedInput, Field(discriminator="kind"), BeforeValidator(_named_kind)]
+
+
+def _given(**fields: str | None) -> tuple[tuple[str, str], ...]:
+    return tuple((field, secret) for field, secret in fields.items() if secret is not None)
 
 
 def _checked_digest(value: str) -> str:

@@ -6,8 +6,9 @@ out. The model's own JSON form (`spec.wire()`) is canonical: equal specs have eq
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,9 +22,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from torg_protocol.canonical import digest_of
+from torg_protocol.data import InputFile
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest, is_digest
-from torg_protocol.inputs import MAX_INPUTS, BlobInput, Input
+from torg_protocol.inputs import MAX_INPUTS, BlobInput, DataInput, Input, UrlInput
 from torg_protocol.network import EgressKind, Network, egress_kind
 from torg_protocol.placement import Placement
 from torg_protocol.ports import MAX_PORTS, Port, clashes
@@ -252,6 +254,33 @@ class JobSpec(Strict):
         blobs = [(field, item) for field, item in self.placed_inputs() if isinstance(item, BlobInput)]
         return found + [(field, BlobRef(digest=item.digest, size_bytes=item.size_bytes)) for field, item in blobs]
 
+    def named_data(self) -> list[tuple[str, str]]:
+        """The names that stand for blobs still, each with its field."""
+        return [(f"{field}.data", item.data) for field, item in self.placed_inputs() if isinstance(item, DataInput)]
+
+    def with_data(self, blobs: Mapping[str, BlobRef]) -> JobSpec:
+        """With the blob in the place of each name."""
+
+        def pinned(inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+            return tuple(_pinned(item, blobs) if isinstance(item, DataInput) else item for item in inputs)
+
+        tasks = tuple(task.model_copy(update={"inputs": pinned(task.inputs)}) for task in self.tasks)
+        return self.model_copy(update={"inputs": pinned(self.inputs), "tasks": tasks})
+
+    def input_files(self) -> tuple[InputFile, ...]:
+        """Of its inputs those whose bytes are fixed."""
+        return tuple(
+            InputFile(path=item.path, digest=item.digest, name=item.name if isinstance(item, BlobInput) else None)
+            for _, item in self.placed_inputs()
+            if isinstance(item, BlobInput | UrlInput)
+        )
+
+    def secrets_needed(self) -> list[tuple[str, str]]:
+        """The secrets that its inputs name, each with its field."""
+        return [
+            (f"{field}.{part}", secret) for field, item in self.placed_inputs() for part, secret in item.secret_fields
+        ]
+
     def wire(self) -> dict[str, Any]:
         """The canonical JSON form: base units, no defaults left out but those of later fields."""
         return self.model_dump(mode="json")
@@ -259,6 +288,30 @@ class JobSpec(Strict):
     @property
     def digest(self) -> Digest:
         return digest_of(self.wire())
+
+
+def _pinned(item: DataInput, blobs: Mapping[str, BlobRef]) -> BlobInput:
+    blob = blobs[item.data]
+    return BlobInput(
+        kind="blob", path=item.path, digest=blob.digest, size_bytes=blob.size_bytes, unpack=True, name=item.data
+    )
+
+
+def check_secret_names(spec: JobSpec, known: Collection[str]) -> None:
+    """Raises Invalid `secret_unknown`: an input names a secret that the job does not have."""
+    for field, name in spec.secrets_needed():
+        if name not in known:
+            close = difflib.get_close_matches(name, list(known), n=1)
+            hint = f'did you mean "{close[0]}"?' if close else f"write secrets: {{{name}: {{env: VARIABLE}}}}"
+            problem = {"field": field, "message": "the job has no secret of this name", "value": name, "hint": hint}
+            raise Invalid(
+                "the job has no secret of this name",
+                code="secret_unknown",
+                field=field,
+                value=name,
+                hint=hint,
+                problems=[problem],
+            )
 
 
 def load_job_spec(raw: object) -> JobSpec:

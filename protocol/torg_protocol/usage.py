@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from torg_protocol.data import InputFile
 from torg_protocol.documents import Document, Wire
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
 from torg_protocol.merkle import merkle_root
@@ -65,6 +66,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 class ResourceUse(Wire):
     """What a lease used beside its time, as the node measured it. Nothing is billed by it; None: not measured."""
 
@@ -110,7 +115,8 @@ class Receipt(Document):
     spec_digest: Digest
     image: str
     image_digest: str | None = None
-    input_digest: Digest | None = None
+    input_digest: Digest | None = None  # of the workspace
+    inputs: tuple[InputFile, ...] = Field(default=(), exclude_if=_is_empty)  # left out as `use` is
     resumed_from: Digest | None = None
     outputs: tuple[OutputFile, ...] = ()
     executor: str | None = None

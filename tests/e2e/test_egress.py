@@ -34,6 +34,12 @@ def origin(tmp_path: Path) -> Iterator[str]:
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments, directory=str(tmp_path))  # type: ignore[arg-type]  # the server's three
 
+        def do_GET(self) -> None:
+            if self.path == "/index.html?private" and self.headers["authorization"] != "Bearer t0ken":
+                self.send_error(401, f"not for {self.headers['authorization']}")
+            else:
+                super().do_GET()
+
         def log_message(self, *_: object) -> None:
             pass
 
@@ -50,19 +56,26 @@ async def test_inputs_are_fetched_by_the_node_and_the_job_reads_them_without_a_n
 ) -> None:
     digest = "sha256:" + hashlib.sha256(b"from outside").hexdigest()
     by_url = {"kind": "url", "url": f"http://{origin}/index.html", "digest": digest, "path": "/data/by-url"}
+    private = {**by_url, "url": f"{by_url['url']}?private", "bearer_token": "TOKEN", "path": "/data/private"}
+    (tmp_path / "token").write_text("t0ken\n")
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/note").write_text("from the store")
     kept = await client.put_data("kept", tmp_path / "kept")
     blob = {"kind": "blob", "digest": kept.digest, "size_bytes": kept.size_bytes, "unpack": True, "path": "/data/kept"}
     as_it_is = {**blob, "unpack": False, "path": "/data/kept.tar.zst"}
+    by_name = {"data": "kept", "path": "/data/by-name"}
     code = (
-        "for path in ('by-url', 'kept/note'): print(open('/data/' + path).read())\n"
+        "for path in ('by-url', 'private', 'kept/note', 'by-name/note'): print(open('/data/' + path).read())\n"
         "print(len(open('/data/kept.tar.zst', 'rb').read()))\n"
         "open('/data/by-url', 'a')"
     )
-    job = await run(client, ["python", "-c", code], inputs=[by_url, blob, as_it_is])
+    secrets = {"TOKEN": {"file": str(tmp_path / "token")}}
+    job = await run(client, ["python", "-c", code], inputs=[by_url, private, blob, as_it_is, by_name], secrets=secrets)
 
-    assert await client.logs(job.job_id) == f"from outside\nfrom the store\n{kept.size_bytes}\n"
+    assert await client.logs(job.job_id) == "from outside\n" * 2 + "from the store\n" * 2 + f"{kept.size_bytes}\n"
+    (receipt,) = await client.receipts(job.job_id)
+    assert [item.digest for item in receipt.receipt.inputs] == [digest, digest, *[kept.digest] * 3]
+    assert receipt.receipt.inputs[-1].name == "kept"
     assert "Read-only file system" in await client.logs(job.job_id, "stderr")
 
 
@@ -74,6 +87,19 @@ async def test_an_input_that_is_not_what_was_promised_fails_the_job_before_it_co
 
     assert (job.state, job.reason, job.final_amount) == (JobState.FAILED, EndReason.INPUT_INVALID, 0)
     assert "its digest is sha256:" in job.detail
+
+
+async def test_why_a_fetch_failed_is_told_without_the_secret_that_a_server_repeats(
+    client: AsyncClient, origin: str, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("wr0ng-t0ken")
+    url = f"http://{origin}/index.html?private"
+    private = {"kind": "url", "url": url, "digest": "sha256:" + "0" * 64, "path": "/data/x", "bearer_token": "TOKEN"}
+    job = await run(client, ["true"], inputs=[private], secrets={"TOKEN": {"file": str(tmp_path / "token")}})
+
+    assert job.reason is EndReason.INPUT_INVALID
+    assert "not for these credentials" in job.detail
+    assert "wr0ng-t0ken" not in job.model_dump_json()
 
 
 CODE = """

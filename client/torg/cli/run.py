@@ -58,6 +58,13 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     help="A file in $TORG_SECRETS_DIR, sealed to the nodes that may run the job; alone: the variable of that name.",
 )
 @click.option(
+    "--data",
+    "data_places",
+    multiple=True,
+    metavar="NAME:PATH",
+    help="Data that you keep (torg data ls), read-only at PATH; may be repeated.",
+)
+@click.option(
     "--keep", "outputs", multiple=True, metavar="PATH", help="A result below $TORG_OUTPUT_DIR; may be repeated."
 )
 @click.option(
@@ -92,6 +99,7 @@ async def run(
     \b
     torg run -- python train.py
     torg run --gpus 1 --min-vram 24GiB --keep model.bin -o results -- python train.py --epochs 3
+    torg run --data mnist:/data -- python train.py
     torg run --workload rnn -o results
     torg run job.yaml
     """
@@ -145,7 +153,9 @@ def _refuse_decided(options: dict[str, Any], message: str, hint: str) -> None:
     context = click.get_current_context()
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
-        option = "--" + {"outputs": "keep", "secret_sources": "secret"}.get(given[0], given[0]).replace("_", "-")
+        option = "--" + {"outputs": "keep", "secret_sources": "secret", "data_places": "data"}.get(
+            given[0], given[0]
+        ).replace("_", "-")
         raise Invalid(message, code="option_conflict", field=option, value=str(options[given[0]]), hint=hint)
 
 
@@ -167,6 +177,8 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     }
     if options["secret_sources"]:
         spec["secrets"] = dict(_secret(item) for item in options["secret_sources"])
+    if options["data_places"]:
+        spec["inputs"] = [_placed_data(item) for item in options["data_places"]]
     if not options["no_workspace"]:
         spec["workspace"] = str(options["workspace"])
     return spec
@@ -186,6 +198,19 @@ def _secret(item: str) -> tuple[str, dict[str, str]]:
             hint=f"write it like --secret {name}=env:{name} or --secret {name}=file:PATH",
         )
     return name, {kind: place}
+
+
+def _placed_data(item: str) -> dict[str, str]:
+    name, _, path = item.partition(":")
+    if not path.startswith("/"):
+        raise Invalid(
+            "not NAME:PATH",
+            code="data_place_invalid",
+            field="--data",
+            value=item,
+            hint=f"write it like --data {name or 'NAME'}:/data",
+        )
+    return {"data": name, "path": path}
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -165,6 +165,7 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
         f"  price per GPU-hour  {prices}, x {answer.billable_gpus}",
         f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)",
     ]
+    lines += [f"  input               {item.path}  {item.name or ''}  {item.digest}" for item in answer.inputs]
     if answer.start is not None:
         lines += _start_lines(answer.start)
     if answer.waiting and any(item.nodes_without_it for item in answer.constraints):

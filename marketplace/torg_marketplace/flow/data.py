@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 
 from sqlalchemy import func, select
@@ -13,7 +14,9 @@ from torg_marketplace.storage.data_models import DataRow
 from torg_protocol.data import DATA_NAME, MAX_NAMES_PER_ACCOUNT, DataPage, DataRequest, DataView
 from torg_protocol.errors import Conflict, Invalid, NotFound
 from torg_protocol.ids import AccountId, Digest
-from torg_protocol.jobspec import BlobRef
+from torg_protocol.jobspec import BlobRef, JobSpec
+
+_NO_DATA, _UNKNOWN = "you have no data of this name", "data_unknown"
 
 
 async def name_data(market: Market, account: AccountId, name: str, request: DataRequest) -> DataView:
@@ -58,13 +61,32 @@ async def forget_data(unit: Unit, account: AccountId, name: str) -> DataView:
     return _view(row)
 
 
+async def pin_data(unit: Unit, account: AccountId, spec: JobSpec) -> JobSpec:
+    """The spec with the blobs that its names stand for now. Raises Invalid `data_unknown`, which names the field."""
+    wanted = spec.named_data()
+    blobs = {}
+    for field, name in wanted:
+        row = await unit.session.get(DataRow, (account, name))
+        if row is None:
+            raise Invalid(_NO_DATA, code=_UNKNOWN, field=field, value=name, hint=await _instead(unit, account, name))
+        blobs[name] = BlobRef(digest=Digest(row.digest), size_bytes=row.size_bytes)
+    return spec.with_data(blobs) if wanted else spec
+
+
 async def _row(unit: Unit, account: AccountId, name: str) -> DataRow:
     row = await unit.session.get(DataRow, (account, name))
     if row is None:
-        raise NotFound(
-            "you have no data of this name", code="data_unknown", field="name", value=name, hint="see: torg data ls"
-        )
+        hint = await _instead(unit, account, name)
+        raise NotFound(_NO_DATA, code=_UNKNOWN, field="name", value=name, hint=hint)
     return row
+
+
+async def _instead(unit: Unit, account: AccountId, name: str) -> str:
+    names = (await unit.session.scalars(select(DataRow.name).where(DataRow.account == account))).all()
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return "see: torg data ls" if names else "you keep none yet: torg data put PATH --name NAME"
 
 
 async def _check_room(unit: Unit, account: AccountId) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from torg_marketplace.flow.data import pin_data
 from torg_marketplace.flow.estimate import start_estimate
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.rows import demand_for
@@ -31,8 +32,10 @@ class Appraisal:
 
 
 async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
-    """Keeps its price ceiling until it expires: submit with its id. Answers from the live book. Raises Invalid for malformed
-    amounts."""
+    """Keeps its price ceiling until it expires: submit with its id. Answers from the live book. It is for what names of data stand for
+    now: a job that is submitted after one has moved needs another quote. Raises Invalid for malformed amounts, `data_unknown`."""
+    async with market.reading() as unit:
+        spec = await pin_data(unit, account, spec)
     engine = await live_engine(market)
     appraisal = appraise(engine, account, spec, market.policy.decimals)
     explanation, ceiling = appraisal.explanation, appraisal.ceiling
@@ -56,6 +59,7 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
         max_amount=appraisal.max_amount,
         expires_at_ms=expires_at_ms,
         start=start,
+        inputs=spec.input_files(),
         constraints=explanation.failures,
         hint=None if explanation.free.size else explanation.hint,
     )

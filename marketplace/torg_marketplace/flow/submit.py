@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from torg_marketplace.flow import vaults
 from torg_marketplace.flow.blobs import check_readable, check_stored, use_blob
 from torg_marketplace.flow.credit import hold_credit, sign_credit_cap
+from torg_marketplace.flow.data import pin_data
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.quote import appraise
 from torg_marketplace.flow.rows import job_row
@@ -26,7 +27,7 @@ from torg_protocol.api import JobView, SubmitRequest
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, QuoteId
-from torg_protocol.jobspec import JobSpec, VerifyMetric, VerifyNone, VerifyReplay, load_job_spec
+from torg_protocol.jobspec import JobSpec, VerifyMetric, VerifyNone, VerifyReplay, check_secret_names, load_job_spec
 from torg_protocol.states import OPEN_JOB_STATES, JobState
 
 
@@ -58,6 +59,9 @@ async def submit(
             "a wallet signs a cap with each job", code="cap_missing", field="cap", hint="the torg client does"
         )
     spec = load_job_spec(request.spec)
+    check_secret_names(spec, spec.secrets.names if spec.secrets else ())
+    async with market.reading() as unit:
+        spec = await pin_data(unit, account, spec)
     for field, blob in spec.blobs():
         await check_stored(market, account, blob, field=f"{field}.digest")
     for digest in spec.image_archives:

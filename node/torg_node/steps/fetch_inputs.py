@@ -13,11 +13,21 @@ from typing import assert_never
 from torg_host.archive import UnpackLimits
 from torg_node.executors.port import Mount
 from torg_node.input_client import Allowance, InputClient, InputInvalid, InputUnavailable
-from torg_node.input_sources import fetch_hugging_face, fetch_ollama, fetch_s3, fetch_url
+from torg_node.input_sources import Credentials, fetch_hugging_face, fetch_ollama, fetch_s3, fetch_url
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.steps.make_workspace import bring, fetch, give_to_job
+from torg_node.steps.open_secrets import secrets_folder
 from torg_protocol.errors import TorgError
-from torg_protocol.inputs import BlobInput, HuggingFaceInput, Input, OllamaInput, S3Input, UrlInput
+from torg_protocol.inputs import (
+    BlobInput,
+    DataInput,
+    FetchedInput,
+    HuggingFaceInput,
+    Input,
+    OllamaInput,
+    S3Input,
+    UrlInput,
+)
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.states import EndReason
 
@@ -78,15 +88,20 @@ async def _unless_stopped(lease: Lease, fetching: Awaitable[None]) -> None:
 
 
 async def _fetched(lease: Lease, item: Input, target: Path, allowance: Allowance) -> None:
+    credentials: Credentials = {}
     try:
-        if isinstance(item, BlobInput):
-            await _blob(lease, item, target, allowance)
-        else:
-            await _from_outside(lease, item, target, allowance)
+        match item:
+            case BlobInput():
+                await _blob(lease, item, target, allowance)
+            case DataInput():
+                raise InputInvalid("its name was never resolved to a blob")
+            case _:
+                credentials = await asyncio.to_thread(_credentials, lease, item)
+                await _from_outside(lease, item, target, allowance, credentials)
     except (InputInvalid, TorgError) as error:
-        raise LeaseEnded(EndReason.INPUT_INVALID, f"input {item.path}: {error}") from error
+        raise LeaseEnded(EndReason.INPUT_INVALID, f"input {item.path}: {_told(error, credentials)}") from None
     except InputUnavailable as error:
-        raise LeaseEnded(EndReason.START_FAILED, f"input {item.path}: {error}") from error
+        raise LeaseEnded(EndReason.START_FAILED, f"input {item.path}: {_told(error, credentials)}") from None
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -110,8 +125,34 @@ async def _blob(lease: Lease, item: BlobInput, target: Path, allowance: Allowanc
             incoming.unlink(missing_ok=True)
 
 
+def _credentials(lease: Lease, item: FetchedInput) -> Credentials:
+    """Raises InputInvalid for a secret that is no text."""
+    found = {}
+    for field, name in item.secret_fields:
+        try:
+            text = (secrets_folder(lease) / name).read_text(encoding="ascii").strip()
+        except (FileNotFoundError, UnicodeDecodeError):
+            text = ""
+        if not text or not text.isprintable():
+            raise InputInvalid(f"{field}: the secret {name} is not one line of text")
+        found[field] = text
+    return found
+
+
+def _told(error: Exception, credentials: Credentials) -> str:
+    """What a server answers may repeat what it was given, and the marketplace reads why a lease ended."""
+    text = str(error)
+    for value in credentials.values():
+        text = text.replace(value, "...")
+    return text
+
+
 async def _from_outside(
-    lease: Lease, item: UrlInput | S3Input | HuggingFaceInput | OllamaInput, target: Path, allowance: Allowance
+    lease: Lease,
+    item: UrlInput | S3Input | HuggingFaceInput | OllamaInput,
+    target: Path,
+    allowance: Allowance,
+    credentials: Credentials,
 ) -> None:
     settings = lease.node.settings
     mirrors = tuple(f"{url.host}:{url.port}" for url in (settings.hugging_face_url, settings.ollama_url))
@@ -124,11 +165,12 @@ async def _from_outside(
     async with client:
         match item:
             case UrlInput():
-                await fetch_url(client, item, target)
+                await fetch_url(client, item, target, credentials)
             case S3Input():
-                await fetch_s3(client, item, target)
+                await fetch_s3(client, item, target, credentials)
             case HuggingFaceInput():
-                await fetch_hugging_face(client, item, target, str(settings.hugging_face_url).rstrip("/"))
+                site = str(settings.hugging_face_url).rstrip("/")
+                await fetch_hugging_face(client, item, target, site, credentials)
             case OllamaInput():
                 await fetch_ollama(client, item, target, str(settings.ollama_url).rstrip("/"))
             case _:

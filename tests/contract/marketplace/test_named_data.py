@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from scripts.market_processes import script
-from tests.support.actors import make_client
+from tests.support.actors import join, make_client, spec
 from tests.support.api_server import ServedWorld, served_world
 from torg.client import AsyncClient
 from torg.config import ClientConfig
+from torg.spec_file import read_spec_file
 from torg_chain.wallet import save_keypair
 from torg_protocol.accounts import Scope
 from torg_protocol.errors import Conflict, Invalid, NotFound
+from torg_protocol.jobspec import load_job_spec
 
 
 @pytest.fixture
@@ -95,6 +97,43 @@ async def test_what_cannot_be_done_is_said_and_nothing_is_touched(client: AsyncC
     for name in ("../jobs", "", "Ü", "x" * 33):
         with pytest.raises(Invalid):
             await client.remove_data(name)
+
+
+async def test_a_job_reads_what_a_name_stood_for_when_it_was_submitted(
+    served: ServedWorld, client: AsyncClient, tmp_path: Path
+) -> None:
+    await join(served.world)
+    first = await client.put_data("set", a_folder(tmp_path / "set"))
+    raw = spec(inputs=[{"data": "set", "path": "/data"}])
+
+    quoted = await client.quote(load_job_spec(raw))
+    job = await served.client.submit({**raw, "workspace": None})
+    (tmp_path / "set" / "notes.txt").write_text("changed")
+    second = await client.put_data("set", tmp_path / "set")
+    later = await served.client.submit({**raw, "workspace": None})
+
+    assert [(item.name, item.path, item.digest) for item in quoted.inputs] == [("set", "/data", first.digest)]
+    pinned = {"kind": "blob", "path": "/data", "unpack": True, "name": "set"}
+    assert job.spec.wire()["inputs"] == [{**pinned, "digest": first.digest, "size_bytes": first.size_bytes}]
+    assert later.spec.wire()["inputs"] == [{**pinned, "digest": second.digest, "size_bytes": second.size_bytes}]
+
+
+async def test_a_name_that_is_not_there_is_named_with_its_line_and_the_closest_one(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    await client.put_data("mnist", a_folder(tmp_path / "set"))
+    text = "version: 1\ncommand: [python]\ninputs:\n  - data: mnits\n    path: /data\n"
+    (tmp_path / "job.yaml").write_text(text)
+    file = read_spec_file(tmp_path / "job.yaml")
+
+    with pytest.raises(Invalid) as by_api:
+        await client.quote(file.check())
+    with pytest.raises(Invalid) as by_file:
+        await client._pinned(file.check(), file)
+
+    assert (by_api.value.code, by_api.value.field, by_api.value.value) == ("data_unknown", "inputs.0.data", "mnits")
+    assert by_api.value.hint == 'did you mean "mnist"?'
+    assert str(by_file.value).startswith(f"{tmp_path}/job.yaml, line 4: inputs.0.data: you have no data of this name")
 
 
 async def test_pages_and_scopes(served: ServedWorld, client: AsyncClient, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ PLAUSIBLE: dict[str, Any] = {
     "resumed_from": "sha256:" + "1" * 64,
     "usage_root": "sha256:" + "1" * 64,
     "outputs": [{"path": "a", "digest": "sha256:" + "1" * 64, "size_bytes": 1}],
+    "inputs": [{"path": "/data", "digest": "sha256:" + "1" * 64}],
     "gpu_uuids": ["GPU-x"],
     "use": {"egress_sent_bytes": 1},
 }

@@ -35,11 +35,14 @@ class Origin:
     def __init__(self) -> None:
         self.answers: dict[str, bytes | Answer | list[Answer]] = {}
         self.asked: list[str] = []
+        self.authorized: list[str] = []  # the paths that were asked for with the header, and it
         origin = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 origin.asked.append(self.path)
+                if "authorization" in self.headers:
+                    origin.authorized.append(f"{self.path} {self.headers['authorization']}")
                 found = origin.answers.get(self.path, (404, {}, b"no"))
                 if isinstance(found, list):
                     found = found.pop(0) if len(found) > 1 else found[0]
@@ -134,6 +137,22 @@ async def test_what_fails_for_now_is_tried_again(
     assert origin.asked == ["/file"] * 3 + ["/down"] * 5
 
 
+async def test_a_token_goes_to_the_address_and_not_where_it_redirects_to(origin: Origin, tmp_path: Path) -> None:
+    elsewhere = Origin()
+    try:
+        elsewhere.answers = {"/cdn": WEIGHTS}
+        origin.answers = {"/file": (302, {"location": f"{elsewhere.url}/cdn"}, b""), "/closed": (401, {}, b"no")}
+        async with client(origin.host, elsewhere.host) as source:
+            await fetch_url(source, a_url(origin), tmp_path / "file", {"bearer_token": "t0ken"})
+            with pytest.raises(InputInvalid, match="401: not open to everybody, or not for these credentials"):
+                await fetch_url(source, a_url(origin, "/closed"), tmp_path / "closed", {"bearer_token": "t0ken"})
+    finally:
+        elsewhere.close()
+
+    assert origin.authorized == ["/file Bearer t0ken", "/closed Bearer t0ken"]
+    assert (elsewhere.asked, elsewhere.authorized) == (["/cdn"], [])
+
+
 # --- S3 --------------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +190,16 @@ async def test_what_is_below_a_prefix_or_named_comes_from_s3(s3: str, tmp_path: 
 
     everything = {name: f"content of bert/{name}" for name in ("config.json", "weights/a.bin")}
     assert tree(tmp_path / "to") == ({"weights/a.bin": everything["weights/a.bin"]} if files else everything)
+
+
+async def test_a_private_bucket_opens_for_an_access_key(s3: str, tmp_path: Path) -> None:
+    """moto looks at who asks; whether the signature is right it does not check."""
+    item = an_s3(s3, "s3://models/secret")
+    key = {"credentials.access_key_id": "AKIA0", "credentials.secret_access_key": "s3cret"}
+    async with client(*item.hosts) as source:
+        await fetch_s3(source, item, tmp_path / "to", key)
+
+    assert tree(tmp_path / "to") == {"key": "mine"}
 
 
 @pytest.mark.parametrize(
@@ -234,6 +263,10 @@ async def test_a_repository_of_hugging_face_comes_whole_or_in_part(origin: Origi
         with pytest.raises(InputInvalid, match=r"has no nothing\.bin"):
             await fetch_hugging_face(source, missing, tmp_path / "missing", origin.url)
 
+    assert origin.authorized == []
+    async with client(origin.host) as source:
+        await fetch_hugging_face(source, part, tmp_path / "gated", origin.url, {"token": "hf_x"})
+    assert [line.rpartition(" ")[2] for line in origin.authorized] == ["hf_x"] * 3  # two pages of names, one file
     assert (tmp_path / "whole/onnx/model.bin").read_bytes() == WEIGHTS
     assert tree(tmp_path / "part") == {"config.json": "{}"}
 

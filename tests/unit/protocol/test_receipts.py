@@ -110,6 +110,7 @@ def test_no_field_of_a_receipt_can_be_changed(field: str) -> None:
             "state": LeaseState.REJECTED,
             "reason": EndReason.OOM,
             "billable_gpus": 2,
+            "inputs": ({"path": "/data", "digest": sha256_digest(b"a"), "name": "mnist"},),
             "outputs": ({"path": "a", "digest": sha256_digest(b"a"), "size_bytes": 1},),
             "gpu_uuids": ("GPU-1",),
             "timeline": Timeline(granted_at_ms=1),
