@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torg_protocol import states
-from torg_protocol.states import OUTCOMES, EndReason
+from torg_protocol.states import OUTCOMES, EndReason, Exclusion
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/reference/states.md"
 MACHINES: Mapping[str, tuple[str, Mapping[enum.StrEnum, frozenset[enum.StrEnum]]]] = {
@@ -31,7 +31,8 @@ ENDS = """\
 
 One table decides it all. "billed": `full`, every useful second; `checkpoint`, useful seconds up to the newest durable checkpoint from
 which a later attempt resumes; `none`, nothing. A job that goes back to `queued` ends as `failed` when its attempts are used up. "excluded":
-this node gets this job no more.
+whether this node gets this job again: `lasting`, no more; `passing`, after a minute, then two, four, up to sixteen
+([declines.py](../../marketplace/torg_marketplace/rules/declines.py) says which words of a node that declines are for good).
 """
 
 
@@ -55,7 +56,7 @@ def _outcomes() -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for reason in EndReason:
         outcome = OUTCOMES[reason]
-        excluded = "yes" if outcome.excludes_node else ""
+        excluded = outcome.excludes if outcome.excludes is not Exclusion.NO else ""
         cells = (reason, outcome.lease, outcome.job, outcome.billing, outcome.fault, excluded)
         yield "| " + " | ".join(cells) + " |"
 

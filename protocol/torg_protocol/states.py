@@ -179,16 +179,24 @@ class Fault(enum.StrEnum):
     NOBODY = "nobody"
 
 
+class Exclusion(enum.StrEnum):
+    """Whether the job may come to the same node again."""
+
+    NO = "no"
+    PASSING = "passing"  # not for a while, which grows when it happens again
+    LASTING = "lasting"  # never
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What follows from an end reason. `job` is the job's next state; QUEUED means another attempt on another node
-    (bounded by the spec's `retry.max_attempts`, then FAILED). `excludes_node`: this node gets this job no more."""
+    """What follows from an end reason. `job` is the job's next state; QUEUED means another attempt (bounded by the spec's
+    `retry.max_attempts`, then FAILED)."""
 
     lease: LeaseState
     job: JobState
     billing: Billing
     fault: Fault
-    excludes_node: bool = False
+    excludes: Exclusion = Exclusion.NO
 
 
 def _own(job: JobState = JobState.FAILED, billing: Billing = Billing.FULL) -> Outcome:
@@ -207,21 +215,22 @@ OUTCOMES: Mapping[EndReason, Outcome] = {
     EndReason.QUEUE_DEADLINE: Outcome(LeaseState.RELEASED, JobState.EXPIRED, Billing.NONE, Fault.NOBODY),
     EndReason.IMAGE_NOT_FOUND: Outcome(LeaseState.RELEASED, JobState.FAILED, Billing.NONE, Fault.JOB),
     EndReason.INPUT_INVALID: Outcome(LeaseState.RELEASED, JobState.FAILED, Billing.NONE, Fault.JOB),
-    EndReason.DECLINED: Outcome(LeaseState.RELEASED, JobState.QUEUED, Billing.NONE, Fault.NOBODY, excludes_node=True),
-    EndReason.START_FAILED: Outcome(LeaseState.RELEASED, JobState.QUEUED, Billing.NONE, Fault.NODE, excludes_node=True),
+    # For good where the node says a reason that does not pass.
+    EndReason.DECLINED: Outcome(LeaseState.RELEASED, JobState.QUEUED, Billing.NONE, Fault.NOBODY, Exclusion.PASSING),
+    EndReason.START_FAILED: Outcome(LeaseState.RELEASED, JobState.QUEUED, Billing.NONE, Fault.NODE, Exclusion.LASTING),
     EndReason.DRAINED: Outcome(
-        LeaseState.RELEASED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NOBODY, excludes_node=True
+        LeaseState.RELEASED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NOBODY, Exclusion.PASSING
     ),
     EndReason.PREEMPTED: Outcome(LeaseState.RELEASED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NOBODY),
     EndReason.HOST_PROTECTION: Outcome(
-        LeaseState.RELEASED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NODE, excludes_node=True
+        LeaseState.RELEASED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NODE, Exclusion.LASTING
     ),
     EndReason.EXPOSURE_LIMIT: Outcome(
-        LeaseState.RELEASED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NOBODY, excludes_node=True
+        LeaseState.RELEASED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NOBODY, Exclusion.PASSING
     ),
-    EndReason.NODE_LOST: Outcome(LeaseState.LOST, JobState.QUEUED, Billing.CHECKPOINT, Fault.NODE, excludes_node=True),
+    EndReason.NODE_LOST: Outcome(LeaseState.LOST, JobState.QUEUED, Billing.CHECKPOINT, Fault.NODE, Exclusion.LASTING),
     EndReason.STALE: Outcome(LeaseState.REVOKED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NODE),
     EndReason.VERIFICATION_REJECTED: Outcome(
-        LeaseState.REJECTED, JobState.QUEUED, Billing.NONE, Fault.NODE, excludes_node=True
+        LeaseState.REJECTED, JobState.QUEUED, Billing.NONE, Fault.NODE, Exclusion.LASTING
     ),
 }

@@ -7,13 +7,13 @@ import asyncio
 import pytest
 from sqlalchemy import update
 
-from tests.support.actors import TUSD, join, make_client, spec
+from tests.support.actors import TUSD, join, let_pass, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.storage.models import NodeRow
-from torg_protocol.messages import Granted
-from torg_protocol.states import JobState, NodeState
+from torg_protocol.messages import Declined, Granted
+from torg_protocol.states import EndReason, JobState, NodeState
 
 
 async def test_the_higher_bid_is_served_first_and_pays_the_ask(world: World) -> None:
@@ -100,3 +100,59 @@ async def test_fingerprints_are_read_page_by_page_and_nobody_waits_for_it(
     assert not looking.done()
     assert gone not in (await looking).fleet.row_of
     assert engine.fleet.live[engine.fleet.rows()].all()
+
+
+async def test_who_declined_for_a_reason_that_passes_is_asked_again(world: World) -> None:
+    client, node = await make_client(world), await join(world)
+    job = await client.submit(spec(limits={"queue_timeout": "1h"}))
+    for pause_s in (60, 120):
+        assert await match_pending(world.market) == 1
+        node.expect(Granted)
+        await node.ok(Declined(detail="no room", code="no_room"))
+        node.read()
+        await let_pass(world, seconds=pause_s - 10, nodes=(node,))
+        assert await match_pending(world.market) == 0
+        waits_for = (await client.job(job.job_id)).waiting_for
+        assert waits_for == "all 1 fitting node(s) are busy, or declined it lately (1)"
+        await let_pass(world, seconds=10, nodes=(node,))
+
+    assert await match_pending(world.market) == 1
+    await node.accept()
+
+
+async def test_declines_do_not_keep_a_job_beyond_its_queue_timeout(world: World) -> None:
+    client, node = await make_client(world), await join(world)
+    job = await client.submit(spec(limits={"queue_timeout": "70s"}))
+    for _ in range(2):
+        assert await match_pending(world.market) == 1
+        node.expect(Granted)
+        await node.ok(Declined(detail="no room", code="no_room"))
+        node.read()
+        await let_pass(world, seconds=60, nodes=(node,))
+
+    assert (await client.job(job.job_id)).state is JobState.EXPIRED
+
+
+async def test_a_grant_that_nobody_answers_until_after_the_queue_timeout_ends_in_the_same_sweep(world: World) -> None:
+    client, node = await make_client(world), await join(world)
+    job = await client.submit(spec(limits={"queue_timeout": "5s"}))
+    assert await match_pending(world.market) == 1
+
+    await let_pass(world, seconds=10, nodes=(node,))
+
+    node.read()
+    view = await client.job(job.job_id)
+    assert (view.state, view.leases[0].reason) == (JobState.EXPIRED, EndReason.DECLINED)
+
+
+async def test_who_declined_for_good_is_not_asked_again(world: World) -> None:
+    client, node = await make_client(world), await join(world)
+    await client.submit(spec(limits={"queue_timeout": "1h"}))
+    assert await match_pending(world.market) == 1
+    node.expect(Granted)
+    await node.ok(Declined(detail="no such jobs", code="kind_denied"))
+    node.read()
+
+    await let_pass(world, seconds=1800, nodes=(node,))
+
+    assert await match_pending(world.market) == 0

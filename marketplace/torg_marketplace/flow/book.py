@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 
 from torg_marketplace.matching.backlog import Backlog, Waiting
 from torg_marketplace.matching.engine import Engine
@@ -20,13 +21,25 @@ from torg_protocol.ids import NodeId
 Fingerprint = tuple[str, str, bool, int, int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """What a job asks for: as long as its generation is this one, and until a node may be asked again that had declined it."""
+
+    generation: int
+    until_ms: int | None
+    job: Waiting
+
+    def holds(self, generation: int, now_ms: int) -> bool:
+        return self.generation == generation and (self.until_ms is None or now_ms < self.until_ms)
+
+
 class Book:
     """One per process. Holds nothing that the database does not hold: it may be thrown away at any moment."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self.backlog = Backlog()
-        self.waiting: dict[str, tuple[int, Waiting]] = {}  # job -> (its generation, what it asks for)
+        self.waiting: dict[str, Queued] = {}  # by job
         self.notes: dict[str, str] = {}  # job -> what it was last told that it waits for
         self.explained: dict[Hashable, tuple[int, str]] = {}  # wish -> when and what that was worked out
         self.history: History | None = None  # what leases did lately

@@ -7,6 +7,8 @@ end_queued  a job ends without a lease
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from sqlalchemy import delete
 
 from torg_marketplace.flow import earnings, vaults
@@ -14,23 +16,27 @@ from torg_marketplace.flow.receipts import issue_receipt
 from torg_marketplace.flow.rows import has_live_lease, leases_of_job, node_row, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import record_usage
+from torg_marketplace.rules import declines
 from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node
 from torg_marketplace.rules.reputation import counted, reputation_permille
 from torg_marketplace.rules.verification import not_checked
 from torg_marketplace.storage.events import add_node_event
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow
 from torg_marketplace.storage.moves import move_job, move_lease
-from torg_protocol.states import OPEN_JOB_STATES, EndReason, JobState, LeaseState
+from torg_protocol.states import OPEN_JOB_STATES, EndReason, Exclusion, JobState, LeaseState
 from torg_protocol.usage import VerdictSummary
 
 
-async def end_lease(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, *, detail: str = "") -> None:
-    """Ends a live lease. Its job goes where the table of outcomes says, unless it has ended before (cancelled)."""
+async def end_lease(
+    unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, *, detail: str = "", code: str = ""
+) -> None:
+    """Ends a live lease. Its job goes where the table of outcomes says, unless it has ended before (cancelled). `code`: the node's
+    word for why it declined."""
     decision = _decide(job, reason)
     await record_usage(unit, lease, job, decision.billing, final=True)
     await unit.session.execute(delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id))
     await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=detail)
-    _remember(job, lease, decision)
+    _remember(unit, job, lease, decision, code)
     await _count(unit, lease, reason, decision)
     waits_for_verdict = decision.job is JobState.VERIFYING and job.state in OPEN_JOB_STATES
     if waits_for_verdict:
@@ -108,13 +114,34 @@ def _decide(job: JobRow, reason: EndReason) -> Ending:
     return ending(reason, spec_of(job).retry, history)
 
 
-def _remember(job: JobRow, lease: LeaseRow, decision: Ending) -> None:
+def _remember(unit: Unit, job: JobRow, lease: LeaseRow, decision: Ending, code: str = "") -> None:
     job.attempts += decision.counts
     job.own_failures += decision.own_failure
-    if decision.excludes_node and lease.node_id not in job.excluded_nodes:
-        job.excluded_nodes = [*job.excluded_nodes, lease.node_id]
+    match decision.excludes:
+        case Exclusion.NO:
+            pass
+        case Exclusion.PASSING:
+            _pause(unit, job, lease.node_id, code)
+        case Exclusion.LASTING:
+            _exclude(job, lease.node_id)
+        case _:
+            assert_never(decision.excludes)
     if decision.drops_checkpoint:
         job.checkpoint = None
+
+
+def _pause(unit: Unit, job: JobRow, node_id: str, code: str) -> None:
+    times = int(job.paused_nodes.get(node_id, {}).get("times", 0))
+    pause_ms = declines.pause_ms(code, times)
+    if pause_ms is None:
+        _exclude(job, node_id)
+    else:
+        job.paused_nodes = {**job.paused_nodes, node_id: {"until_ms": unit.now_ms + pause_ms, "times": times + 1}}
+
+
+def _exclude(job: JobRow, node_id: str) -> None:
+    if node_id not in job.excluded_nodes:
+        job.excluded_nodes = [*job.excluded_nodes, node_id]
 
 
 async def _count(unit: Unit, lease: LeaseRow, reason: EndReason, decision: Ending) -> None:
@@ -155,7 +182,7 @@ async def _reject(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSumm
     reason = EndReason.VERIFICATION_REJECTED
     decision = _decide(job, reason)
     await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=verdict.detail)
-    _remember(job, lease, decision)
+    _remember(unit, job, lease, decision)
     await _count(unit, lease, reason, decision)
     await conclude(unit, lease, job, verdict, passed=False)
     await _release_held_back(unit, job, passed=False)
@@ -164,7 +191,7 @@ async def _reject(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSumm
 
 async def _move_on(unit: Unit, job: JobRow, decision: Ending, reason: EndReason, detail: str) -> None:
     if job.state in OPEN_JOB_STATES:
-        if decision.job is JobState.QUEUED:
+        if decision.job is JobState.QUEUED and decision.renews_queue_timeout:
             job.queue_deadline_ms = unit.now_ms + spec_of(job).limits.queue_timeout
         await move_job(unit.session, job, decision.job, at_ms=unit.now_ms, reason=reason, detail=detail)
     await close_if_over(unit, job)

@@ -84,7 +84,7 @@ async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, Nod
     if not isinstance(claimed, CursorResult) or claimed.rowcount != 1:
         raise NotGrantable("no such node", field="node_id", value=node_id)
     snapshots = await node_snapshots(unit, only=[node_id])
-    rules = constraints(demand_of(job), unit.policy.decimals)
+    rules = constraints(demand_of(job, unit.now_ms), unit.policy.decimals)
     if not snapshots or not can_run(snapshots[0], rules):
         raise NotGrantable("the node cannot take this job any more", field="node_id", value=node_id)
     return await node_row(unit, node_id), snapshots[0]

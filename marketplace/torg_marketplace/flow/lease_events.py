@@ -122,7 +122,7 @@ async def _apply(unit: Unit, lease: LeaseRow, job: JobRow, body: LeaseEventBody)
         case Declined():
             _check_unstarted(lease)
             lease.reported_at_ms = unit.now_ms
-            await end_lease(unit, lease, job, EndReason.DECLINED, detail=body.detail)
+            await end_lease(unit, lease, job, EndReason.DECLINED, detail=body.detail, code=body.code)
         case Started():
             await _on_started(unit, lease, job, body)
         case TaskMoved():

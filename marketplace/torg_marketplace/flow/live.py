@@ -67,7 +67,7 @@ async def _build(market: Market, book: Book) -> Engine:
         engine = Engine(market.policy.decimals, await node_snapshots(unit))
         newest = select(JobRow).where(JobRow.generation > 0).order_by(JobRow.job_id.desc()).limit(_MIX_FROM_JOBS)
         for job in reversed((await unit.session.scalars(newest)).all()):
-            engine.observe(demand_of(job))
+            engine.observe(demand_of(job, unit.now_ms))
     if len(engine.fleet) >= engine.compiled_from:
         book.compiling = asyncio.create_task(asyncio.to_thread(kernel.compile_now))  # until it is done, columns do
     book.engine, book.checked_at_ms = engine, now_ms

@@ -15,6 +15,7 @@ from torg_marketplace.flow.ending import end_lease, end_queued
 from torg_marketplace.flow.rows import job_row, live_leases, node_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules import leases as rules
+from torg_marketplace.rules.declines import NO_ANSWER
 from torg_marketplace.rules.leases import End, LeaseClock, StopIt
 from torg_marketplace.storage.models import JobRow, LeaseRow, MarketRow, NodeRow, QuoteRow
 from torg_marketplace.storage.moves import MovedMeanwhile, set_liveness
@@ -43,10 +44,11 @@ async def sweep(market: Market) -> None:
         await _sweep_nodes(unit)
         await unit.session.execute(delete(QuoteRow).where(QuoteRow.expires_at_ms < unit.now_ms - _KEEP_QUOTES_MS))
         lease_ids = [lease.lease_id for lease in await live_leases(unit) if await _due(unit, lease) is not None]
-        overdue = select(JobRow.job_id).where(JobRow.state == JobState.QUEUED, JobRow.queue_deadline_ms <= unit.now_ms)
-        job_ids = (await unit.session.scalars(overdue)).all()
     for lease_id in lease_ids:
         await _sweep_lease(market, lease_id)
+    async with market.reading() as unit:  # a grant that nobody answered may just have gone back beyond its deadline
+        overdue = select(JobRow.job_id).where(JobRow.state == JobState.QUEUED, JobRow.queue_deadline_ms <= unit.now_ms)
+        job_ids = (await unit.session.scalars(overdue)).all()
     for job_id in job_ids:
         await _expire(market, job_id)
 
@@ -106,7 +108,7 @@ async def _end(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, deta
         if node.liveness == Liveness.ALIVE and node.last_seen_ms <= unit.now_ms - unit.policy.heartbeat_ms:
             await set_liveness(unit.session, node, Liveness.UNKNOWN, at_ms=unit.now_ms)
             unit.touch(node.id)
-    await end_lease(unit, lease, job, reason, detail=detail)
+    await end_lease(unit, lease, job, reason, detail=detail, code=NO_ANSWER)
     unit.send(lease.node, Abandon(lease_id=lease.id))
 
 

@@ -8,10 +8,11 @@ from collections.abc import Hashable
 
 from sqlalchemy import Float, cast, func, select
 
+from torg_marketplace.flow.book import Queued
 from torg_marketplace.flow.ending import end_queued
 from torg_marketplace.flow.grant import NotGrantable, NothingLeft, grant
 from torg_marketplace.flow.live import live_engine
-from torg_marketplace.flow.rows import demand_of, job_row
+from torg_marketplace.flow.rows import demand_of, job_row, next_pause_over_ms
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.backlog import AGEING_MS, Waiting
 from torg_marketplace.matching.engine import Decision, Engine
@@ -68,18 +69,19 @@ async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
     )
     found = (await unit.session.execute(query)).all()
     book = unit.market.book
-    book.waiting = {row[0]: book.waiting[row[0]] for row in found if book.waiting.get(row[0], (-1,))[0] == row[1]}
+    known = ((row[0], book.waiting.get(row[0]), row[1]) for row in found)
+    book.waiting = {job_id: job for job_id, job, generation in known if job and job.holds(generation, unit.now_ms)}
     unknown = [row[0] for row in found if row[0] not in book.waiting]
     for start in range(0, len(unknown), 500):
         for job in await unit.session.scalars(select(JobRow).where(JobRow.job_id.in_(unknown[start : start + 500]))):
-            demand = demand_of(job)
+            demand = demand_of(job, unit.now_ms)
             if job.generation == 0:
                 engine.observe(demand)
             priority = demand.spec.placement.priority
             waits = Waiting(job.job_id, demand, job.price_ceiling, job.created_at_ms, job.client, priority)
-            book.waiting[job.job_id] = job.generation, waits
+            book.waiting[job.job_id] = Queued(job.generation, next_pause_over_ms(job, unit.now_ms), waits)
     book.notes = {job_id: note for job_id, note in book.notes.items() if job_id in book.waiting}
-    return [book.waiting[row[0]][1] for row in found if row[0] in book.waiting]
+    return [book.waiting[row[0]].job for row in found if row[0] in book.waiting]
 
 
 async def _running(unit: Unit) -> dict[str, int]:

@@ -90,7 +90,7 @@ async def _bids(unit: Unit, engine: Engine) -> dict[str, list[Quantity]]:
     query = select(JobRow).where(JobRow.state == JobState.QUEUED).order_by(JobRow.price_ceiling.desc(), JobRow.job_id)
     waiting: Sequence[JobRow] = (await unit.session.scalars(query.limit(_JOBS_LOOKED_AT))).all()
     for job in waiting:
-        demand = demand_of(job)
+        demand = demand_of(job, unit.now_ms)
         lasting = [rule for rule in constraints(demand, unit.policy.decimals) if rule.permanent]
         rows = passing(fleet, fleet.rows(), lasting)
         if rows.size:

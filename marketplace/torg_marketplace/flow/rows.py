@@ -83,9 +83,15 @@ def offer_of(node: NodeRow) -> Offer:
     return Offer.model_validate(node.offer)
 
 
-def demand_of(job: JobRow) -> Demand:
+def demand_of(job: JobRow, now_ms: int) -> Demand:
     excluded = frozenset(NodeId(node) for node in job.excluded_nodes)
-    return demand_for(spec_of(job), job.client, job.price_ceiling, job.max_amount, excluded)
+    paused = frozenset(NodeId(node) for node, pause in job.paused_nodes.items() if pause["until_ms"] > now_ms)
+    return demand_for(spec_of(job), job.client, job.price_ceiling, job.max_amount, excluded, paused)
+
+
+def next_pause_over_ms(job: JobRow, now_ms: int) -> int | None:
+    """Until when `demand_of` stays as it is now; None: for good."""
+    return min((pause["until_ms"] for pause in job.paused_nodes.values() if pause["until_ms"] > now_ms), default=None)
 
 
 def demand_for(
@@ -94,11 +100,13 @@ def demand_for(
     price_limit: int | None,
     amount_limit: int | None,
     excluded: frozenset[NodeId] = frozenset(),
+    paused: frozenset[NodeId] = frozenset(),
 ) -> Demand:
     """What a spec asks of nodes, the same for a quote and for a job."""
     return Demand(
         spec=spec,
         excluded=excluded,
+        paused=paused,
         price_limit=price_limit,
         amount_limit=amount_limit,
         client=client,

@@ -149,4 +149,5 @@ def _wish(demand: Demand) -> Hashable:
         demand.min_reputation_permille,
         spec.placement.min_proven_gops,
         demand.all_excluded,
+        demand.paused,
     )

@@ -27,6 +27,7 @@ KNOWN = frozenset(
         "min_proven_gops",
         "nodes",
         "excluded_nodes",
+        "declined",
     }
 )
 
@@ -62,7 +63,7 @@ class CompiledSearch:
 def asked_of(demand: Demand, fleet: Fleet) -> kernel.Asked:
     spec, asked = demand.spec, demand.spec.resources
     wanted = [spec.image] if spec.workspace is None else [spec.image, spec.workspace.digest]
-    excluded = _rows(fleet, demand.all_excluded)
+    excluded = _rows(fleet, demand.all_excluded | demand.paused)
     network = egress_kind(spec.network)
     gpu_ms = spec.resources.billable_gpus * spec.limits.max_duration if is_paid_at_the_end(demand) else 0
     if not asked.gpus:

@@ -275,6 +275,14 @@ def _moment(demand: Demand) -> Iterator[Constraint]:
         permanent=False,
         in_search=True,
     )
+    if demand.paused:
+        yield Constraint(
+            "declined",
+            lambda: "not lately",
+            lambda fleet, rows: ~_one_of_nodes(fleet, rows, demand.paused),
+            lambda *_: "declined it lately",
+            permanent=False,
+        )
     yield Constraint(
         "capacity",
         lambda: "free",

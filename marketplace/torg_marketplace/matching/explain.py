@@ -17,12 +17,14 @@ from torg_protocol.money import format_amount
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Rows of nodes: `fitting` could ever run it; `live`: of those, alive and accepting; `free`: of those, with room now."""
+    """Rows of nodes: `fitting` could ever run it; `live`: of those, alive and accepting; `free`: of those, with room now; `paused`: of
+    the live ones, not asked now because they declined it lately."""
 
     considered: int
     fitting: Rows
     live: Rows
     free: Rows
+    paused: Rows
     fitting_prices: tuple[int, ...]  # per GPU-hour, cheapest first
     failures: tuple[ConstraintFailure, ...]
     hint: str | None
@@ -35,7 +37,8 @@ class Explanation:
         if self.free.size:
             return f"{self.free.size} node(s) can take it at any moment"
         if self.live.size:
-            return f"all {self.live.size} fitting node(s) are busy"
+            paused = f", or declined it lately ({self.paused.size})" if self.paused.size else ""
+            return f"all {self.live.size} fitting node(s) are busy{paused}"
         if self.fitting.size:
             return f"none of the {self.fitting.size} fitting node(s) is connected and accepting"
         first = self.failures[0]
@@ -55,6 +58,7 @@ def explain(nodes: Fleet | Iterable[NodeSnapshot], demand: Demand, decimals: int
         fitting=everybody[fitting],
         live=everybody[live],
         free=everybody[live & _all(passes, rules, everybody.size)],
+        paused=everybody[live & ~passes["declined"]] if "declined" in passes else everybody[:0],
         fitting_prices=tuple(np.sort(fleet.price[everybody[fitting]]).tolist()),
         failures=failures,
         hint=_hint(failures, has_nodes=everybody.size > 0),
@@ -126,7 +130,7 @@ def _hint(failures: Sequence[ConstraintFailure], *, has_nodes: bool) -> str | No
             return "no node that it may run on can take it: name others, or submit again (secrets are sealed to nodes of that moment)"
         case "excluded_nodes":
             return "only excluded nodes are left: wait for others to join"
-        case "liveness" | "accepting" | "capacity":
+        case "liveness" | "accepting" | "capacity" | "declined":
             return "wait: a fitting node exists, but not now"
         case _:
             return f"{first.constraint}: best available is {first.best_available}, you ask for {first.asked}"

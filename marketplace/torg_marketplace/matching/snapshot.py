@@ -66,6 +66,7 @@ class Demand:
 
     spec: JobSpec
     excluded: frozenset[NodeId] = frozenset()
+    paused: frozenset[NodeId] = frozenset()  # declined it lately: not now
     price_limit: int | None = None
     amount_limit: int | None = None  # what the job may cost at most
     client: str = ""

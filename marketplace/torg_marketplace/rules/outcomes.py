@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torg_protocol.jobspec import Retry
-from torg_protocol.states import OUTCOMES, Billing, EndReason, Fault, JobState, LeaseState
+from torg_protocol.states import OUTCOMES, Billing, EndReason, Exclusion, Fault, JobState, LeaseState
 
-# A declined grant costs nobody anything and excludes its node, so it is bounded by the number of nodes. A completed one counts
+# A declined grant costs nobody anything, and its job gets no further time in the queue, which bounds them. A completed one counts
 # when its verdict rejects it, not twice.
 _NOT_COUNTED = frozenset({EndReason.DECLINED, EndReason.COMPLETED})
 
@@ -29,7 +29,8 @@ class Ending:
     billing: Billing
     counts: bool  # as one of retry.max_attempts
     own_failure: bool
-    excludes_node: bool
+    excludes: Exclusion
+    renews_queue_timeout: bool  # when it goes back into the queue
     drops_checkpoint: bool
     detail: str = ""
 
@@ -53,7 +54,8 @@ def ending(reason: EndReason, retry: Retry, history: JobHistory) -> Ending:
         billing=outcome.billing,
         counts=counts,
         own_failure=own_failure,
-        excludes_node=outcome.excludes_node,
+        excludes=outcome.excludes,
+        renews_queue_timeout=reason is not EndReason.DECLINED,
         # Work that did not pass, and whatever it was built upon, is not built upon again.
         drops_checkpoint=reason is EndReason.VERIFICATION_REJECTED,
         detail=detail,

@@ -17,15 +17,10 @@ from torg_protocol.quantities import parse_duration_ms
 
 LIVE = {"granted", "preparing", "running", "stopping"}
 OPEN = {"queued", "leased", "verifying"}
-EXCLUDING = {
-    "declined",
-    "start_failed",
-    "drained",
-    "host_protection",
-    "exposure_limit",
-    "node_lost",
-    "verification_rejected",
-}
+EXCLUDING = {"start_failed", "host_protection", "node_lost", "verification_rejected"}
+PAUSING = {"declined", "drained", "exposure_limit"}
+PAUSE_MS = 60_000  # the first
+DECLINED_FOR_GOOD = "kind_denied"  # of what simulated nodes say
 UNBILLED = {"declined", "start_failed", "image_not_found", "input_invalid", "queue_deadline", "verification_rejected"}
 UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
 NOT_COUNTED = {"declined", "completed"}
@@ -67,7 +62,7 @@ def look(database: sqlite3.Connection) -> Tables:
 
 def broken(database: sqlite3.Connection, now_ms: int) -> list[str]:
     tables = look(database)
-    found = [*_leases(tables), *_capacity(tables), *_attempts(tables), *_times(tables, now_ms)]
+    found = [*_leases(tables), *_capacity(tables), *_attempts(tables), *_places(tables), *_times(tables, now_ms)]
     return [*found, *_ledger(tables), *_holds(tables), *_vaults(tables), *_payouts(tables), *_events(tables)]
 
 
@@ -136,16 +131,11 @@ def _capacity(tables: Tables) -> Iterator[str]:
 
 
 def _attempts(tables: Tables) -> Iterator[str]:
-    """Who may try again, where, and at what price."""
+    """Who may try again, and at what price."""
     for job_id, leases in tables.leases_of_job.items():
         job, limits = tables.jobs[job_id], _limits(tables, job_id)
-        excluded: set[str] = set()
         spent = counted = own = 0
         for lease in leases:
-            if lease["node_id"] in excluded:
-                yield f"{job_id} came again to {lease['node_id']}, which was excluded"
-            if lease["reason"] in EXCLUDING:
-                excluded.add(lease["node_id"])
             if lease["price_per_gpu_hour"] > job["price_ceiling"]:
                 yield f"{lease['lease_id']} costs more per hour than promised"
             if lease["max_amount"] > job["max_amount"] - spent:
@@ -163,6 +153,28 @@ def _attempts(tables: Tables) -> Iterator[str]:
             yield f"{job_id} is billed for longer than its max_duration"
         if job["state"] == "queued" and job["cancel_requested_at_ms"] is not None:
             yield f"{job_id} was cancelled and is queued"
+
+
+def _places(tables: Tables) -> Iterator[str]:
+    """Who does not get a job again: for good, or for a while."""
+    words = (
+        "SELECT lease_id FROM lease_events WHERE refusal IS NULL AND json_extract(event, '$.body.kind') = 'declined' "
+        "AND json_extract(event, '$.body.code') = ?"
+    )
+    for_good = {row[0] for row in tables.all(words, DECLINED_FOR_GOOD)}
+    for job_id, leases in tables.leases_of_job.items():
+        excluded: set[str] = set()
+        paused_until: Counter[str] = Counter()
+        for lease in leases:
+            node_id = lease["node_id"]
+            if node_id in excluded:
+                yield f"{job_id} came again to {node_id}, which was excluded"
+            if lease["granted_at_ms"] < paused_until[node_id]:
+                yield f"{job_id} came again to {node_id} too soon"
+            if lease["reason"] in EXCLUDING or lease["lease_id"] in for_good:
+                excluded.add(node_id)
+            if lease["reason"] in PAUSING:
+                paused_until[node_id] = lease["ended_at_ms"] + PAUSE_MS
 
 
 class _Limits(NamedTuple):

@@ -256,7 +256,8 @@ class SimulatedNode:
     def _work(self, held: Held, chance: random.Random, *, calm: bool = False) -> None:
         if held.state is LeaseState.GRANTED:
             accepts = calm or chance.random() < 0.9
-            self._say(held, Accepted() if accepts else Declined(detail="no"))
+            code = "" if accepts else chance.choice(["quiet_hours", "no_room", "kind_denied"])
+            self._say(held, Accepted() if accepts else Declined(detail="no", code=code))
             held.state = LeaseState.PREPARING if accepts else LeaseState.RELEASED
         elif held.state is LeaseState.PREPARING:
             if held.stop is not None:

@@ -63,7 +63,7 @@ class CheckGrant:
 
 async def _reserve(lease: Lease) -> None:
     """The marketplace counts a lease's room as free once it has reported; here its container may still be on its way out. A grant that
-    comes meanwhile waits for that: to decline it would keep its job from this node for good."""
+    comes meanwhile waits for that: to decline it would keep its job from this node for a minute."""
     loop = asyncio.get_running_loop()
     until = loop.time() + _LEAVING_WITHIN_S
     while True:

@@ -156,6 +156,13 @@ def test_every_constraint_of_a_search_is_known_to_it() -> None:
             "resources": {"gpus": 1, "gpu_class": "a100", "min_vram": "1GiB", "min_compute_capability": "8.0"},
         }
     )
-    demand = Demand(spec, price_limit=1, client="anna", regions=frozenset({"eu"}), min_reputation_permille=1)
+    demand = Demand(
+        spec,
+        paused=frozenset({NodeId("c")}),
+        price_limit=1,
+        client="anna",
+        regions=frozenset({"eu"}),
+        min_reputation_permille=1,
+    )
     for asked in (demand, replace(demand, gpu_milli=500), replace(demand, amount_limit=1)):
         assert {rule.name for rule in search_constraints(asked, DECIMALS)} == KNOWN

@@ -17,7 +17,7 @@ from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.rules.outcomes import JobHistory, ending
 from torg_protocol.jobspec import Retry
 from torg_protocol.messages import Declined, Granted, Released
-from torg_protocol.states import OUTCOMES, Billing, EndReason, Fault, JobState, LeaseState
+from torg_protocol.states import OUTCOMES, Billing, EndReason, Exclusion, Fault, JobState, LeaseState
 from torg_protocol.usage import verify_receipt
 
 PRICE = 3_600_000  # one base unit per useful millisecond
@@ -151,7 +151,8 @@ async def test_the_code_does_what_the_table_says(tmp_path: Path, reason: EndReas
         async with world.market.reading() as unit:
             row = await job_row(unit, job.job_id)
             if reason is not EndReason.QUEUE_DEADLINE:
-                assert (node.id in row.excluded_nodes) is outcome.excludes_node
+                assert (node.id in row.excluded_nodes) is (outcome.excludes is Exclusion.LASTING)
+                assert (node.id in row.paused_nodes) is (outcome.excludes is Exclusion.PASSING)
         (receipt,) = await client.receipts(job.job_id)
         assert verify_receipt(receipt, marketplace=world.market.public_key) == []
         assert receipt.receipt.amount == billed
@@ -180,7 +181,7 @@ def test_faults_of_nodes_are_bounded_by_max_attempts() -> None:
 
 def test_declined_grants_are_not_attempts() -> None:
     decision = ending(EndReason.DECLINED, Retry(max_attempts=1), history())
-    assert (decision.job, decision.counts, decision.excludes_node) == (JobState.QUEUED, False, True)
+    assert (decision.job, decision.counts, decision.excludes) == (JobState.QUEUED, False, Exclusion.PASSING)
 
 
 def test_own_failures_have_their_own_budget() -> None:

@@ -1,1 +1,0 @@
-"""Pages for people: a status page of the market. The room is here; nothing is in it yet."""
