@@ -27,6 +27,7 @@ from torg_node.executors.port import Exit, Handle, LaunchSpec, LogChunk, Mount, 
 DOCKER_FOLDER = Path(__file__).resolve().parents[2] / "docker"
 ENGINE_SCRIPT = DOCKER_FOLDER / "engine.py"
 MIB = 1 << 20
+running: Path | None = None  # this session's engine, by its state folder
 
 
 def load_script(path: Path) -> ModuleType:
@@ -48,10 +49,14 @@ def engine_socket() -> Iterator[Path]:
         pytest.skip("a private container engine needs root")
     if shutil.which("dockerd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
         pytest.skip("dockerd is not installed (Debian: docker.io)")
+    global running  # noqa: PLW0603  for whoever looks for leaks: a fixture cannot ask whether another one was used
     folder = Path(tempfile.mkdtemp(prefix="torg-engine-"))
     try:
-        yield Path(run_engine_script("start", folder / "engine"))
+        socket = Path(run_engine_script("start", folder / "engine"))
+        running = folder / "engine"
+        yield socket
     finally:
+        running = None
         run_engine_script("stop", folder / "engine")
         folder.rmdir()
 

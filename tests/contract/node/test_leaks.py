@@ -1,0 +1,99 @@
+"""The look-out for leaks sees each kind of thing that a node may leave on a host."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.leaks import nothing_left_behind
+from tests.support.networks import star
+from torg_host.disk import QuotaDisk
+from torg_host.sandbox.launch import cgroup_name
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounts and control groups need root")]
+Undo = Callable[[], object]
+
+
+def _process(base: Path, _temp: Path) -> Undo:
+    child = subprocess.Popen([sys.executable, "-c", "input()", str(base)], stdin=subprocess.PIPE)
+    return lambda: (child.kill(), child.communicate())
+
+
+def _disk(base: Path, _temp: Path) -> Undo:
+    disk = QuotaDisk(base / "disk", 8 << 20)
+    assert disk.open().enforced
+    return disk.remove
+
+
+def _control_group(base: Path, _temp: Path) -> Undo:
+    (base / "market/node/containers/sandbox").mkdir(parents=True)
+    found = [path for path in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")) if (path / "cgroup.procs").exists()]
+    group = found[0] / cgroup_name(base.resolve() / "market/node/containers/sandbox/job")
+    group.mkdir(parents=True)
+    return group.rmdir
+
+
+def _network(_base: Path, _temp: Path) -> Undo:
+    network = star("a")
+    network.__enter__()
+    return lambda: network.__exit__(None, None, None)
+
+
+def _temporary(_base: Path, temp: Path) -> Undo:
+    (temp / "torg-replay-x").mkdir()
+    return (temp / "torg-replay-x").rmdir
+
+
+def _state(base: Path, _temp: Path) -> Undo:
+    folder = base / "market/node/leases/one"
+    folder.mkdir(parents=True)
+    (base / "market/node/containers").mkdir()
+    return folder.rmdir
+
+
+def _reservation(base: Path, _temp: Path) -> Undo:
+    (base / "node/containers").mkdir(parents=True)
+    database = sqlite3.connect(base / "node/reservations.sqlite", isolation_level=None)
+    database.execute("CREATE TABLE reservations (lease_id TEXT)")
+    database.execute("INSERT INTO reservations VALUES ('lease-1')")
+    return lambda: (database.execute("DELETE FROM reservations"), database.close())
+
+
+@pytest.mark.parametrize(
+    ("leave", "named"),
+    [
+        (_process, "process "),
+        (_disk, "loop device "),
+        (_disk, "mount "),
+        (_control_group, "cgroup "),
+        (_network, "network namespace "),
+        (_temporary, "temporary "),
+        (_state, "state "),
+        (_reservation, "reservation "),
+    ],
+    ids=lambda value: value.strip() if isinstance(value, str) else "",
+)
+def test_what_is_left_is_named_and_what_was_there_before_is_not(
+    leave: Callable[[Path, Path], Undo], named: str, tmp_path: Path
+) -> None:
+    base, temp = tmp_path / "base", tmp_path / "temp"
+    base.mkdir()
+    temp.mkdir()
+    undo: list[Undo] = []
+    try:
+        with (
+            pytest.raises(AssertionError, match=f"\n{named}"),
+            nothing_left_behind(base, temp, within_s=0),
+        ):
+            undo.append(leave(base, temp))
+        with nothing_left_behind(base, temp, within_s=0):
+            pass
+    finally:
+        for step in undo:
+            step()

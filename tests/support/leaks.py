@@ -1,0 +1,188 @@
+"""What the processes and containers of a test leave on this host: looked for around every test that runs any.
+
+Only what carries this test session's own paths, process number or engine counts, so other runs on the machine neither hide a leak nor make one
+up. Whatever was there before a test (a market that a whole module shares) is no leak of that test; it is one of the module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import engine
+from torg_host.sandbox.launch import cgroup_name
+
+GONE_WITHIN_S = 60.0  # an agent cleans up after it has reported, and a busy machine takes its time
+_ENGINE_NETWORKS = {"bridge", "host", "none"}
+_ENGINE_CHILDREN = {"containerd-shim", "containerd-shim-runc-v2", "docker-proxy", "runsc-sandbox", "runsc-gofer"}
+_DEPTHS = ("*", "*/*", "*/*/*")  # below the session's folder, where data folders of nodes lie
+
+
+@pytest.fixture(scope="session")
+def own_temp() -> Iterator[Path]:
+    """Where the processes that tests start make their temporary files."""
+    folder = Path(tempfile.mkdtemp(prefix="torg-tmp-"))
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_leaves_nothing(own_temp: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with nothing_left_behind(tmp_path_factory.getbasetemp(), own_temp):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(
+    module_leaves_nothing: None, own_temp: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    with nothing_left_behind(tmp_path_factory.getbasetemp(), own_temp):
+        yield
+
+
+@contextlib.contextmanager
+def nothing_left_behind(base: Path, temp: Path, within_s: float = GONE_WITHIN_S) -> Iterator[None]:
+    """Fails with names when what was not there before is not gone soon after."""
+    before = survey(base, temp)
+    yield
+    deadline = time.monotonic() + within_s
+    while left := survey(base, temp) - before:
+        assert time.monotonic() < deadline, "left behind:\n" + "\n".join(sorted(left))
+        time.sleep(0.05)
+
+
+def survey(base: Path, temp: Path) -> frozenset[str]:
+    """Everything of this test session that a host would have to get rid of, one line each."""
+    base = base.resolve()
+    nodes = [folder.parent for depth in _DEPTHS for folder in base.glob(f"{depth}/containers")]
+    state_roots = [folder for depth in _DEPTHS for folder in base.glob(f"{depth}/sandbox") if folder.is_dir()]
+    found = [
+        *_processes((str(base), str(temp))),
+        *_cgroups([*state_roots, *(node / "containers" / "sandbox" for node in nodes)]),
+        *_mounts((str(base), str(temp))),
+        *_loop_devices((str(base), str(temp))),
+        *_networks(),
+        *(f"temporary {path}" for path in temp.iterdir()),
+    ]
+    for node in nodes:
+        found += _of_node(node)
+    if engine.running is not None:
+        found += _of_engine(engine.running)
+    return frozenset(found)
+
+
+# --- the host --------------------------------------------------------------------------------------------------------
+
+
+def _processes(marks: tuple[str, ...]) -> Iterator[str]:
+    """Those that name this session's folders: in their arguments, environment, working directory, or control group."""
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit() or int(directory.name) == os.getpid():
+            continue
+        try:
+            command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            said = command + (directory / "environ").read_bytes().decode(errors="replace")
+            said += str((directory / "cwd").readlink())
+        except OSError:  # it has just ended
+            continue
+        if command and any(mark in said for mark in marks) and not _is_engine(command):
+            yield f"process {directory.name}: {command[:200]}"
+
+
+def _is_engine(command: str) -> bool:
+    """The session's own engine stays; its containers' shims and proxies do not."""
+    return Path(command.split(maxsplit=1)[0]).name in {"dockerd", "containerd"}
+
+
+def _cgroups(state_roots: Iterable[Path]) -> Iterator[str]:
+    for root in set(state_roots):
+        prefix = cgroup_name(root / "any").removesuffix("any")
+        for path in (*Path("/sys/fs/cgroup").glob(f"{prefix}*"), *Path("/sys/fs/cgroup").glob(f"*/{prefix}*")):
+            yield f"cgroup {path}"
+
+
+def _mounts(marks: tuple[str, ...]) -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if any(mark in line for mark in marks):
+            yield f"mount {line.split()[4]}"
+
+
+def _loop_devices(marks: tuple[str, ...]) -> Iterator[str]:
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            file = backing.read_text().strip()
+            if any(mark in file for mark in marks):
+                yield f"loop device {backing.parents[1].name}: {file}"
+
+
+def _networks() -> Iterator[str]:
+    """Network namespaces that `tests.support.networks` names after this process."""
+    for path in Path("/run/netns").glob(f"torg{os.getpid()}-*"):
+        yield f"network namespace {path.name}"
+
+
+# --- a node's data folder --------------------------------------------------------------------------------------------
+
+
+def _of_node(node: Path) -> Iterator[str]:
+    for folder in ("leases", "rentals", "containers/sandbox", "containers/docker"):
+        for item in (node / folder).glob("*"):
+            yield f"state {item}"
+    secrets = Path("/dev/shm") / f"torg-{hashlib.sha256(os.fsencode(node)).hexdigest()[:16]}"
+    if secrets.exists():
+        yield f"secrets {secrets}"
+    ledger = node / "reservations.sqlite"
+    if ledger.exists():
+        with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=30)) as database:
+            for (lease_id,) in database.execute("SELECT lease_id FROM reservations"):
+                yield f"reservation {lease_id} of {node}"
+
+
+# --- the engine ------------------------------------------------------------------------------------------------------
+
+
+def _of_engine(state_dir: Path) -> Iterator[str]:
+    """Of the session's own engine every container counts, whoever started it, and every network and volume."""
+    for container in _ask(state_dir / "docker.sock", "/containers/json?all=1"):
+        yield f"container {container['Names'][0]} ({container['State']})"
+    for network in _ask(state_dir / "docker.sock", "/networks"):
+        if network["Name"] not in _ENGINE_NETWORKS:
+            yield f"engine network {network['Name']}"
+    for volume in _ask(state_dir / "docker.sock", "/volumes")["Volumes"] or ():
+        yield f"volume {volume['Name']}"
+    listing = subprocess.run(["ps", "-eo", "pid=,comm=,args="], capture_output=True, text=True, check=True).stdout
+    for line in listing.splitlines():
+        if str(state_dir) in line and any(name in line for name in _ENGINE_CHILDREN):
+            yield f"engine process {line.strip()[:200]}"
+
+
+def _ask(socket_path: Path, path: str) -> Any:
+    connection = http.client.HTTPConnection("engine", timeout=60)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(socket_path))
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+
+
+__all__ = ["leaves_nothing", "module_leaves_nothing", "nothing_left_behind", "own_temp", "survey"]
