@@ -55,8 +55,10 @@ class EngineFailed(Exception):
 class PrivateEngine:
     """One engine, wholly described by its state folder: any process may stop what another started."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, *, live_restore: bool = False) -> None:
+        """`live_restore`: containers outlive the engine's restarts."""
         self.state_dir = state_dir.resolve()
+        self._live_restore = live_restore
         self.socket_path = self.state_dir / "docker.sock"
         self.pid_file = self.state_dir / "docker.pid"
         self.log_file = self.state_dir / "engine.log"
@@ -81,6 +83,23 @@ class PrivateEngine:
         strays = [str(path) for path in (*STRAY_FILES, *STRAY_FOLDERS) if not path.exists()]
         self._strays_file.write_text(json.dumps(strays))
         self._config_file.write_text(json.dumps(self._config(), indent=2))
+        return self._come_up()
+
+    def start_again(self) -> Path:
+        """After `end_daemon`, on what it left. Raises EngineFailed."""
+        return self._come_up()
+
+    def end_daemon(self, number: signal.Signals) -> None:
+        """The engine alone, as an update or a crash ends it: what becomes of its containers is the engine's own business."""
+        end_processes(self._daemon_pids(), number)
+        # The containerd that it started dies with it, though not at once. The next dockerd would take a process that nobody has reaped
+        # for one that still runs.
+        containerd = str(self.state_dir / "exec" / "containerd" / "containerd.toml")
+        end_processes(processes_naming(containerd), signal.SIGKILL)
+        (self.state_dir / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
+        self.pid_file.unlink(missing_ok=True)
+
+    def _come_up(self) -> Path:
         process = self._launch(dockerd_path())
         if not wait_until(lambda: self.answers() or process.poll() is not None, START_TIMEOUT_S) or not self.answers():
             log = "\n".join(self.log_file.read_text(errors="replace").splitlines()[-8:])
@@ -138,14 +157,25 @@ class PrivateEngine:
             "ip-masq": False,
             "no-new-privileges": True,
             "shutdown-timeout": 5,
+            "live-restore": self._live_restore,
             "runtimes": _optional_runtimes(),
         }
 
     def _launch(self, dockerd: str) -> subprocess.Popen[bytes]:
         command = [dockerd, "--config-file", str(self._config_file)]
+        environment = {
+            **os.environ,
+            "TMPDIR": str(self.state_dir),
+        }  # both daemons dump their stacks there when they are slow to end
         with self.log_file.open("wb") as log:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                env=environment,
             )
 
     def _remove_containers(self) -> None:

@@ -243,6 +243,9 @@ class DockerExecutor:
             await supervision.end(Ending(ExitReason.STOPPED), grace_ms)
 
     async def remove(self, handle: Handle) -> None:
+        await self._containers.riding_over(lambda: self._remove(handle))
+
+    async def _remove(self, handle: Handle) -> None:
         if await self._containers.inspect(handle.ref) is not None:
             await self._containers.delete(handle.ref)
         for container in await self._containers.find(name=handle.name):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 import aiodocker
 import aiohttp
 
 from torg_node.executors.docker_engine import Engine, engine_errors
 from torg_node.executors.docker_request import LABEL_NAME, LABEL_NODE
-from torg_node.executors.errors import AlreadyRunning, ExecutorError
+from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUnavailable
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+ENGINE_AWAY_S = 600.0  # an engine that restarts, or is being updated, is waited for this long
 _POLL_S, _GONE_ATTEMPTS = 0.05, 600
 _RECONNECT_S = 0.5
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
@@ -28,16 +33,36 @@ class Listed:
 
 
 class NodeContainers:
-    """Every method but `anybodys` sees only containers that carry this node's label."""
+    """Every method but `anybodys` sees only containers that carry this node's label.
 
-    def __init__(self, engine: Engine, node_label: str) -> None:
+    `inspect`, `signal` and `wait` ride over restarts of the engine, since the container may well run on. What else is asked fails at once
+    with ExecutorUnavailable: a container that is only being made can be made on another node."""
+
+    def __init__(self, engine: Engine, node_label: str, *, away_s: float = ENGINE_AWAY_S) -> None:
         self._docker = engine.docker
         self._node_label = node_label
+        self._away_s = away_s
 
     async def inspect(self, ref: str) -> dict[str, Any] | None:
         """By id or name; None when there is none or it is not ours."""
-        container = await self.anybodys(ref)
+        container = await self.riding_over(lambda: self.anybodys(ref))
         return container if container and self.is_ours(container) else None
+
+    async def riding_over(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Calls again until the engine answers. Raises ExecutorUnavailable when the engine stays away for longer than it may."""
+        away_since: float | None = None
+        while True:
+            try:
+                answer = await call()
+            except ExecutorUnavailable as error:
+                if away_since is None:
+                    away_since = time.monotonic()
+                    log.warning("%s: waiting for it", error)
+                if time.monotonic() - away_since > self._away_s:
+                    raise
+            else:
+                return answer
+            await asyncio.sleep(_RECONNECT_S)
 
     async def anybodys(self, ref: str) -> dict[str, Any] | None:
         with engine_errors(f"looking for container {ref}"):
@@ -87,6 +112,9 @@ class NodeContainers:
 
     async def signal(self, ref: str, name: str) -> None:
         """No-op when the container is not running."""
+        await self.riding_over(lambda: self._signal(ref, name))
+
+    async def _signal(self, ref: str, name: str) -> None:
         with engine_errors(f"sending {name} to the container"):
             try:
                 await self._docker.containers.container(ref).kill(signal=name)
@@ -106,7 +134,7 @@ class NodeContainers:
                 }:  # conflict: somebody else is removing it right now
                     raise
         for _attempt in range(_GONE_ATTEMPTS):
-            if await self.inspect(ref) is None:
+            if (found := await self.anybodys(ref)) is None or not self.is_ours(found):
                 return
             await asyncio.sleep(_POLL_S)
         raise ExecutorError(f"the engine does not remove container {ref}")
