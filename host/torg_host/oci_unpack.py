@@ -3,7 +3,7 @@
 """Layers of an image applied below one directory, as a container engine would, for machines without an engine.
 
 The directory belongs to the caller alone while this runs. Names are resolved inside of it: an absolute link, or one that climbs, means
-the image's own root. What a container of a plain user cannot use anyway (devices, owners, set-user-id bits) is left out.
+the image's own root. What no container can use here (devices, set-user-id bits) is left out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tarfile
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from torg_host.oci_archive import HashingReader, ImageFile, image_invalid, image
 MAX_FILES = 500_000
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 _MOST_LINKS = 40
+_NOBODY = 65534
 
 
-def unpack_image(image: ImageFile, root: Path, max_bytes: int) -> None:
-    """Into `root`, which exists and is empty. Raises Invalid `image_archive_invalid`, TooLarge `image_too_large`; blocks for long."""
-    tree = _Tree(root.resolve(), max_bytes)
+def unpack_image(image: ImageFile, root: Path, max_bytes: int, first_id: int | None = None) -> None:
+    """Into `root`, which exists and is empty. `first_id`: owners are kept, as ids of the host from this one on (needs root). Raises Invalid `image_archive_invalid`, TooLarge `image_too_large`; blocks for long."""
+    tree = _Tree(root.resolve(), max_bytes, first_id)
     with image.path.open("rb") as file:
         for layer in image.layers:
             with layer_content(file, layer) as content:
@@ -35,9 +37,10 @@ def unpack_image(image: ImageFile, root: Path, max_bytes: int) -> None:
 
 
 class _Tree:
-    def __init__(self, root: Path, max_bytes: int) -> None:
-        self._root, self._max_bytes = str(root), max_bytes
+    def __init__(self, root: Path, max_bytes: int, first_id: int | None) -> None:
+        self._root, self._max_bytes, self._first_id = str(root), max_bytes, first_id
         self._bytes = self._files = 0
+        self._own(self._root)
 
     def apply(self, content: HashingReader) -> None:
         made: set[str] = set()  # by this very layer: whiteouts are about those below
@@ -79,11 +82,13 @@ class _Tree:
             if os.path.islink(place) or not os.path.isdir(place):
                 _remove(place)
                 os.mkdir(place)
-            os.chmod(place, mode | 0o700)
+            self._own(place, info.uid, info.gid)
+            os.chmod(place, mode | 0o700 | info.mode & stat.S_ISVTX)
             return
         if info.issym():
             _remove(place)
             os.symlink(info.linkname, place)
+            self._own(place, info.uid, info.gid)
         elif info.islnk():
             parts = [part for part in info.linkname.split("/") if part not in {"", "."}]
             source = f"{self._folder(parts[:-1])}/{parts[-1]}"
@@ -96,6 +101,7 @@ class _Tree:
             _remove(place)
             with open(place, "xb") as file:
                 shutil.copyfileobj(data, file, CHUNK_BYTES)
+            self._own(place, info.uid, info.gid)
             os.chmod(place, mode | 0o400)
 
     def _folder(self, parts: list[str]) -> str:
@@ -118,8 +124,15 @@ class _Tree:
             if not os.path.isdir(place):
                 _remove(place)
                 os.mkdir(place, 0o755)
+                self._own(place)
             at = place
         return at
+
+    def _own(self, place: str, uid: int = 0, gid: int = 0) -> None:
+        """Ids that no container has become nobody's."""
+        if self._first_id is not None:
+            uid, gid = (one if 0 <= one < _NOBODY else _NOBODY for one in (uid, gid))
+            os.chown(place, self._first_id + uid, self._first_id + gid, follow_symlinks=False)
 
     def _empty(self, folder: str, made: set[str]) -> None:
         for name in os.listdir(folder):

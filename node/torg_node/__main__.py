@@ -25,7 +25,7 @@ from torg_node.cache_command import add_cache_options, cache_command
 from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
-from torg_node.executors.probes import check_walls, with_egress
+from torg_node.executors.probes import check_walls, with_egress, with_own_root
 from torg_node.hardware.health import KernelLog
 from torg_node.hardware.inventory import capacity_of, take_inventory
 from torg_node.hardware.nvidia import GpuFacts, Nvidia
@@ -121,8 +121,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     executor, capabilities = await _executor(settings)
     if capabilities.failed:  # once more: a machine under load may be too slow for a probe
         capabilities = await executor.probe()
-    if settings.egress != "none":
-        capabilities = await with_egress(executor, capabilities)
+    capabilities = await _with_extras(settings, executor, capabilities)
     for failure in capabilities.failed:
         logging.getLogger(__name__).warning("a probe failed: %s", failure)
     check_walls(capabilities)
@@ -167,6 +166,13 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     if isinstance(failed, BaseExceptionGroup):
         raise failed.exceptions[0]
     return 0
+
+
+async def _with_extras(settings: Settings, executor: Executor, found: Capabilities) -> Capabilities:
+    """What its owner lends beside the walls, each tried before it is offered."""
+    if settings.egress != "none":
+        found = await with_egress(executor, found)
+    return await with_own_root(executor, found) if settings.own_root else found
 
 
 def _serve_metrics(settings: Settings, agent: Agent, capacity: Capacity) -> Callable[[], None]:
@@ -214,8 +220,7 @@ async def _settle(settings: Settings, rpc_url: str | None, *, as_json: bool) -> 
 
 async def _doctor(settings: Settings, *, as_json: bool) -> int:
     executor, capabilities = await _executor(settings)
-    if settings.egress != "none":
-        capabilities = await with_egress(executor, capabilities)
+    capabilities = await _with_extras(settings, executor, capabilities)
     await executor.close()
     nvidia = Nvidia.open()
     units = nvidia.units() if nvidia else ()

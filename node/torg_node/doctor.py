@@ -31,6 +31,7 @@ class Findings:
                 "executor": found.executor,
                 "verified": found.verified,
                 "failed": found.failed,
+                "not_offered": found.not_offered,
                 "hardware": self.hardware,
                 "disagreements": self.disagreements,
                 "cordons": self.cordons,
@@ -50,4 +51,5 @@ class Findings:
         lines += [f"{found.executor} {found.version}, isolation {found.isolation}"]
         lines += [f"  holds   {name}" for name in found.verified]
         lines += [f"  FAILED  {text}" for text in found.failed]
+        lines += [f"  not offered  {text}" for text in found.not_offered]
         return "\n".join(["this machine", *lines])

@@ -74,6 +74,11 @@ def why_not(signed: SignedGrant, facts: NodeFacts) -> Refusal | None:
             f'the job wants network "{wanted}", which this node does not lend',
         ),
         (
+            grant.spec.root and not facts.offer.own_root,
+            "root_not_offered",
+            "the job wants to be root in its container, which this node does not give",
+        ),
+        (
             grant.spec.secrets is not None and facts.node not in grant.spec.secrets.nodes,
             "secrets_for_others",
             "the job's secrets are not sealed to this node",

@@ -7,7 +7,7 @@ from typing import Literal
 from solders.keypair import Keypair
 
 from torg_node.executors.port import Capabilities
-from torg_node.executors.probes import EGRESS_PROBE
+from torg_node.executors.probes import EGRESS_PROBE, OWN_ROOT_PROBE
 from torg_node.settings import Settings
 from torg_protocol.ids import NodeId
 from torg_protocol.offers import Inventory, Offer, SignedOffer
@@ -33,6 +33,7 @@ def make_offer(
         max_unpaid=settings.max_unpaid,
         region=settings.region,
         egress=_egress(settings) if EGRESS_PROBE in capabilities.verified else (),
+        own_root=settings.own_root and OWN_ROOT_PROBE in capabilities.verified,
     )
     return SignedOffer(offer=offer, signature=offer.sign(keypair))
 

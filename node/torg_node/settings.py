@@ -32,6 +32,7 @@ class Settings(BaseModel):
     container_runtime: str | None = None  # of the engine, for all jobs; "runsc" is gVisor
     region: str = "unknown"
     egress: Literal["none", "allow", "open"] = "none"  # the most that a job may reach through this node's proxy
+    own_root: bool = True  # whether jobs may be root of a user namespace, where this host was found to keep them in
     egress_bytes_per_s: int = Field(default=12_500_000, ge=0)  # of one lease, both directions together; 0: no limit
     hugging_face_url: HttpUrl = HttpUrl("https://huggingface.co")  # inputs of this kind come from there; or a mirror
     ollama_url: HttpUrl = HttpUrl("https://registry.ollama.ai")
@@ -137,6 +138,8 @@ max_image_bytes = {settings.max_image_bytes}
 """
     text += _network_lent(settings)
     text += f"""\
+# Whether jobs may run as their images want: as root of a user namespace, which is nobody outside, writing to their own copy of its files.
+own_root = {str(settings.own_root).lower()}
 # For the docker executor: images of this host, by name or id, that jobs may use although no registry knows them.
 local_images = [{", ".join(map(_toml, settings.local_images))}]
 # container_runtime = "runsc"   # gVisor, when the engine has it

@@ -312,6 +312,7 @@ class NodeView(Wire):
     executor: str
     isolation: tuple[str, ...]
     egress: tuple[str, ...] = ()  # networks beside "none" that a job may ask for
+    own_root: bool = False  # whether a job may ask for `root: true`
     region: str
     inventory_source: str
     proof: ProofStatus | None = None  # what proofs of its hardware established

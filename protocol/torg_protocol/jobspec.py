@@ -38,7 +38,7 @@ from torg_protocol.tasks import BLOB_IMAGE, HOST_PYTHON, MAX_TASKS, TASK_NAME, T
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 # Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
 # nodes understand them.
-_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "inputs", "secrets")
+_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "inputs", "secrets", "root")
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
 
@@ -134,6 +134,8 @@ class JobSpec(Strict):
     limits: Limits = Limits()
     network: Network = "none"  # what it may reach, through the node's proxy
     isolation: Literal["sandbox", "container", "gvisor"] = "sandbox"  # the least that will do
+    # As the image's own user (root, of a user namespace, when it names none), writing to all of its files; not as nobody on read-only ones.
+    root: bool = False
     checkpoint: Checkpoint = Checkpoint()
     outputs: tuple[str, ...] = Field(
         default=(), max_length=256

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from torg_protocol.documents import Document, Wire
 from torg_protocol.ids import NodeId
-
-
-def _is_empty(value: tuple[str, ...]) -> bool:
-    return not value
 
 
 class GpuInfo(Wire):
@@ -53,7 +50,8 @@ class Offer(Document):
     max_unpaid: int = Field(gt=0)  # base units of unsettled work at which the node stops taking more
     region: str = Field(default="unknown", max_length=32)
     # Left out of the signed form when empty, so that offers from before it verify. "allow": listed destinations; "open": all public.
-    egress: tuple[Literal["allow", "open"], ...] = Field(default=(), exclude_if=_is_empty)
+    egress: tuple[Literal["allow", "open"], ...] = Field(default=(), exclude_if=operator.not_)
+    own_root: bool = Field(default=False, exclude_if=operator.not_)  # takes jobs with `root: true`; likewise left out
 
 
 class SignedOffer(Wire):

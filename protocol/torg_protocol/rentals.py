@@ -8,6 +8,7 @@ client what it authorised ahead, the node what it worked ahead (each rounded to 
 from __future__ import annotations
 
 import enum
+import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -91,6 +92,7 @@ class RentalOffer(Document):
     interval_ms: int = Field(ge=500, le=3_600_000)
     min_grace_s: int = Field(ge=0)
     isolation: tuple[str, ...]
+    own_root: bool = Field(default=False, exclude_if=operator.not_)  # left out of the signed form: older ones verify
     executor: str
     gpu_class: str
     gpus: int = Field(ge=0)

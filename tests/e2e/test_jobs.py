@@ -17,7 +17,7 @@ import zstandard
 
 from scripts.market_processes import call, script
 from tests.support.image_files import BUSYBOX, busybox, write_image
-from tests.support.small_market import SmallMarket, run, running_market, submit
+from tests.support.small_market import SmallMarket, run, running_market, submit, submit_raw
 from torg.client import AsyncClient
 from torg.errors import Conflict, Invalid
 from torg_protocol.errors import Infeasible
@@ -121,6 +121,39 @@ async def test_an_image_comes_along_as_a_file_and_the_receipt_names_it(
     write_image(tmp_path / "bad.tar", [busybox()], diff_ids=["sha256:" + "0" * 64])
     bad = await run(client, ["true"], image=f"file:{tmp_path / 'bad.tar'}")
     assert (bad.state, bad.reason, bad.final_amount) == (JobState.FAILED, EndReason.INPUT_INVALID, 0)
+
+
+@pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox is not installed (Debian: busybox-static)")
+async def test_an_image_that_wants_to_be_root_is_it_where_the_node_found_that_safe(
+    client: AsyncClient, market: SmallMarket, tmp_path: Path
+) -> None:
+    applets = [(f"bin/{name}", "-> busybox") for name in ("chown", "stat", "dd", "env", "mkdir")]
+    write_image(tmp_path / "image.tar", [busybox(*applets)], config={"Env": ["PATH=/bin"]})
+    image = f"file:{tmp_path / 'image.tar'}"
+    script_ = "id -u; echo new > /etc/motd; chown 33:33 /etc/motd; stat -c %u /etc/motd; cat /etc/motd; pwd; echo x > $TORG_OUTPUT_DIR/r"
+    (offer,) = await client.offers()
+    assert offer.own_root
+
+    job = await run(client, ["sh", "-c", script_], image=image, root=True, outputs=["r"])
+    assert (await client.logs(job.job_id), job.state) == ("0\n33\nnew\n/work\n", JobState.SUCCEEDED)
+    as_nobody = await run(client, ["sh", "-c", "id -u; echo new > /etc/motd"], image=image)
+    assert (as_nobody.state, (await client.logs(as_nobody.job_id)).splitlines()[0]) == (JobState.FAILED, "65534")
+
+    shared = {"volumes": [{"volume": "v", "path": "/shared"}]}
+    tasks = [
+        {"name": "a", "command": ["sh", "-c", "id -u > /shared/id; chown 5 /shared/id"], **shared},
+        {
+            "name": "b",
+            "depends_on": [{"task": "a", "until": "succeeded"}],
+            "command": ["sh", "-c", "test $(cat /shared/id) = 0 && test $(stat -c %u /shared/id) = 5"],
+            **shared,
+        },
+    ]
+    job = await submit_raw(client, {"image": image, "root": True, "tasks": tasks, "volumes": {"v": {}}})
+    job = await client.wait(job.job_id)
+    assert job.state is JobState.SUCCEEDED
+    full = await run(client, ["dd", "if=/dev/zero", "of=/etc/fill", "bs=1024k"], image=image, root=True, resources={"disk": "32MiB"})  # fmt: skip
+    assert (full.state, full.reason) == (JobState.FAILED, EndReason.DISK_FULL)
 
 
 async def test_a_workspace_is_fetched_once_and_kept_within_the_owners_budget(

@@ -33,6 +33,7 @@ _ORDERS: dict[str, Callable[[NodeView], Any]] = {
 @click.option(
     "--isolation", metavar="LEVEL", help="Only nodes with this isolation verified: sandbox, container, gvisor."
 )
+@click.option("--root", is_flag=True, help="Only nodes where a job may run as root of its container.")
 @click.option("--region", metavar="TEXT", help="Only this region.")
 @click.option("--free", is_flag=True, help="Only nodes that could start a job now.")
 @command
@@ -56,7 +57,7 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
             format_cpu_millis(node.cpu_millis),
             size(node.memory_bytes),
             size(node.disk_bytes),
-            ",".join(node.isolation),
+            ",".join(node.isolation) + ("+root" if node.own_root else ""),
             node.region or "-",
             _state(node),
         )
@@ -72,6 +73,7 @@ def _fits(node: NodeView, max_price: int | None, least_memory: int, wanted: dict
         and node.memory_bytes >= least_memory
         and node.gpus >= (wanted["gpus"] or 0)
         and (wanted["gpu_class"] or "").lower() in node.gpu_class.lower()
+        and (node.own_root or not wanted["root"])
         and (wanted["isolation"] is None or wanted["isolation"] in node.isolation)
         and (wanted["region"] is None or wanted["region"] == node.region)
         and (not wanted["free"] or (node.slots_free > 0 and _state(node) == "ready"))

@@ -46,6 +46,7 @@ _JOB_FILES = (".json", ".yaml", ".yml")
 @click.option("--cpus", default="1", show_default=True, help='Cores, for example 4 or "0.5".')
 @click.option("--memory", default="1GiB", show_default=True, help="More than this, and the job is stopped.")
 @click.option("--disk", default="1GiB", show_default=True, help="For the workspace and all that it writes.")
+@click.option("--root", is_flag=True, help="As the image's own user, or root, writing to all of its files.")
 @click.option("--max-duration", default="1h", show_default=True, help="It is stopped then.")
 @click.option("--max-cost", metavar="AMOUNT", help='Never pay more, for example "0.50".')
 @click.option("--max-price", metavar="AMOUNT", help="Per GPU-hour.")
@@ -175,6 +176,8 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         "env": dict(_pair(item) for item in options["env"]),
         "outputs": list(options["outputs"]),
     }
+    if options["root"]:
+        spec["root"] = True
     if options["secret_sources"]:
         spec["secrets"] = dict(_secret(item) for item in options["secret_sources"])
     if options["data_places"]:

@@ -60,6 +60,7 @@ def _become_bubblewrap(plan: dict[str, Any], state_dir: str, pipes: Pipes, cgrou
             cgroup.add(os.getpid())
         if plan["cpus"]:
             os.sched_setaffinity(0, plan["cpus"])
+        user_namespace = _make_user_namespace(plan)
         _enter_private_root(plan, state_dir)
         for name, limit in plan["rlimits"].items():
             _lower_limit(getattr(resource, name), limit)
@@ -69,11 +70,13 @@ def _become_bubblewrap(plan: dict[str, Any], state_dir: str, pipes: Pipes, cgrou
             os.setresuid(plan["uid"], plan["uid"], plan["uid"])
         os.umask(0o022)
         options = ["--seccomp", str(seccomp), "--json-status-fd", str(pipes.status_far), *plan["options"]]
+        for descriptor in user_namespace:
+            options = ["--userns", str(descriptor), *options]
         if plan["listener_port"]:
             options += ["--block-fd", str(pipes.go_far)]
             os.set_inheritable(pipes.go_far, True)
         options_file = _options_in_memory(options)
-        for descriptor in (seccomp, pipes.status_far, options_file):
+        for descriptor in (seccomp, pipes.status_far, options_file, *user_namespace):
             os.set_inheritable(descriptor, True)
         for source, target in ((stdin, 0), (pipes.stdout_far, 1), (pipes.stderr_far, 2)):
             os.dup2(source, target)
@@ -89,7 +92,17 @@ def _enter_private_root(plan: dict[str, Any], state_dir: str) -> None:
         return
     from torg_host.sandbox import private_root
 
-    private_root.enter(f"{state_dir}/root", root["binds"], root["links"])
+    private_root.enter(f"{state_dir}/root", root["binds"], root["links"], root["layers"])
+
+
+def _make_user_namespace(plan: dict[str, Any]) -> list[int]:
+    """Its descriptor, of a container that has a root of its own; otherwise bubblewrap makes one, of a single id."""
+    if plan["user_namespace"] is None:
+        return []
+    from torg_host.sandbox import user_namespace
+
+    first_host_id, ids = plan["user_namespace"]
+    return [user_namespace.make(first_host_id, ids, plan["uid"], plan["gid"])]
 
 
 def _lower_limit(which: int, limit: int) -> None:

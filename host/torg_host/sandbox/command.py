@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from torg_host.sandbox.images import Image, SandboxMount
+from torg_host.sandbox.own_root import FIRST_HOST_ID, IDS, OwnRoot
 from torg_protocol.errors import Invalid
 
 HOSTNAME = "torg"
 TMP, SHM = "/tmp", "/dev/shm"  # noqa: S108  in the container, where both are new, sized and its own
+ROOT_PLACE = "/m/root"  # in the private root: what `own_root` mounts
 MIN_TMP_BYTES = 16 << 20
 OWN_PROCESSES = 2  # bubblewrap's two, which share the job's control group
 DEADLINE_GRACE_MS = 2000
@@ -46,6 +48,7 @@ class ContainerSpec:
         int, ...
     ] = ()  # processors to run on; empty: any. Advice: a job may undo it, its CPU quota holds all the same
     listener_port: int = 0  # on its loopback, handed over to `launch`'s channel before the program runs; 0: none
+    own_root: OwnRoot | None = None  # None: the job's user, and nothing writable but mounts and /tmp
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,14 @@ def plan(spec: ContainerSpec, state_dir: Path, isolation: Isolation, cgroup_name
     binds = [*spec.image.binds, *spec.mounts]
     if not spec.image.has_etc:
         binds += [SandboxMount(state_dir / "etc" / name, f"/etc/{name}") for name in ETC_FILES]
+    if spec.own_root is not None and spec.own_root.image is not None:
+        binds = list(spec.mounts)  # the image's own files are below them
     places = {str(bind.source): str(bind.source) for bind in binds}
-    private_root = None
+    private_root, own_root = None, spec.own_root
     if isolation.user is not None:
         places = {source: f"/m/{number}" for number, source in enumerate(places)}
         private_root = _private_root(places)
+        private_root["layers"] = [own_root.mount(ROOT_PLACE)] if own_root is not None else []
     limits = spec.limits
     cgroup = {
         "name": cgroup_name,
@@ -93,6 +99,9 @@ def plan(spec: ContainerSpec, state_dir: Path, isolation: Isolation, cgroup_name
         "cpu_millis": limits.cpu_millis,
     }
     uid, gid = isolation.user or (None, None)
+    inside = isolation.user
+    if own_root is not None:
+        uid, gid, inside = own_root.host_uid, own_root.host_gid, (own_root.uid, own_root.gid)
     return {
         "bwrap": str(isolation.bwrap),
         "options": _options(spec, binds, places),
@@ -100,6 +109,9 @@ def plan(spec: ContainerSpec, state_dir: Path, isolation: Isolation, cgroup_name
         "private_root": private_root,
         "uid": uid,
         "gid": gid,
+        "inside": inside,
+        "capabilities": list(own_root.capabilities.values()) if own_root is not None else [],
+        "user_namespace": [FIRST_HOST_ID, IDS] if own_root is not None else None,
         "cpus": list(spec.cpus),
         "listener_port": spec.listener_port,
         "rlimits": _rlimits(limits, isolation),
@@ -124,18 +136,28 @@ def etc_files(uid: int, gid: int) -> dict[str, str]:
 
 
 def _options(spec: ContainerSpec, binds: list[SandboxMount], places: Mapping[str, str]) -> list[str]:
-    options = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
-    options += ["--clearenv", "--cap-drop", "ALL", "--hostname", HOSTNAME]
-    options += ["--perms", "1777", "--size", str(tmp_bytes(spec.limits)), "--tmpfs", TMP]
+    own_root = spec.own_root
+    options = ["--die-with-parent", "--new-session", "--clearenv", "--hostname", HOSTNAME]
+    if own_root is not None:
+        options += own_root.options(ROOT_PLACE)
+    else:
+        options += ["--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
+        options += ["--perms", "1777", "--size", str(tmp_bytes(spec.limits)), "--tmpfs", TMP]
     options += ["--proc", "/proc", "--dev", "/dev"]
     options += ["--perms", "1777", "--size", str(spec.limits.shm_bytes), "--tmpfs", SHM]
     options += ["--dir", "/run", "--dir", "/var"] if not spec.image.covers("/var") else ["--dir", "/run"]
-    for says, place in spec.image.links:
-        options += ["--symlink", says, place]
+    if own_root is None or own_root.image is None:
+        for says, place in spec.image.links:
+            options += ["--symlink", says, place]
+    if own_root is not None:  # else bubblewrap makes them for its own user alone
+        parents = {str(parent) for bind in binds for parent in list(Path(bind.target).parents)[:-1]}
+        options += [word for parent in sorted(parents) for word in ("--dir", parent)]
     for bind in binds:
         options += ["--bind" if bind.writable else "--ro-bind", places[str(bind.source)], bind.target]
-    options += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", spec.workdir]
-    environment = {"HOME": TMP, "LANG": "C.UTF-8", "USER": "job", **dict(spec.image.env), **spec.env}
+    # Of /proc, root of a user namespace would own some settings; bubblewrap covers none of them for it.
+    options += ["--remount-ro", "/dev", "--remount-ro", "/" if own_root is None else "/proc", "--chdir", spec.workdir]
+    whose = {"HOME": TMP, "USER": "job"} if own_root is None else {"HOME": own_root.home}
+    environment = {"LANG": "C.UTF-8", **whose, **dict(spec.image.env), **spec.env}
     for name, text in sorted(environment.items()):
         options += ["--setenv", name, text]
     return options

@@ -21,6 +21,7 @@ import socket
 import struct
 import sys
 import termios
+import warnings  # noqa: F401  what searches PATH imports it, when only the container's files can be seen
 
 from torg_host.cgroups import Cgroup, detect
 from torg_host.sandbox.child import OOM_SCORE
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 NS_GET_USERNS = 0xB701  # the user namespace that owns this namespace
 TIOCSPTLCK, TIOCGPTPEER = 0x40045431, 0x5441  # unlock a terminal; get it by its master, whatever the file system shows
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 22, 24, 38, 47
-PR_CAP_AMBIENT_CLEAR_ALL, SECCOMP_MODE_FILTER = 4, 2
+PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL, SECCOMP_MODE_FILTER = 2, 4, 2
 LAST_CAPABILITY = 63  # more than any kernel has; unknown ones are refused, which is as good
 NAMESPACES = ("net", "ipc", "uts", "cgroup", "mnt")
 MAX_REQUEST_BYTES = 1 << 20
@@ -114,7 +115,7 @@ def _become_program(
             os._exit(126)
         os.setsid()
         _enter(plan, place)
-        _give_up_privileges()
+        _give_up_privileges(plan["capabilities"])
         if request["terminal"] is not None:
             _take_terminal(control, *request["terminal"])
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -148,18 +149,23 @@ def _enter(plan: dict[str, Any], place: _Place) -> None:
     os.fchdir(place.root)
     os.chroot(".")
     _setns(place.namespaces["user"])
-    if plan["uid"] is not None:
-        os.setresgid(plan["gid"], plan["gid"], plan["gid"])
-        os.setresuid(plan["uid"], plan["uid"], plan["uid"])
+    if plan["inside"] is not None:
+        uid, gid = plan["inside"]
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
 
 
-def _give_up_privileges() -> None:
+def _give_up_privileges(kept: list[int]) -> None:
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    for capability in range(LAST_CAPABILITY + 1):
+    for capability in set(range(LAST_CAPABILITY + 1)) - set(kept):
         _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     header = struct.pack("=Ii", 0x20080522, 0)  # version 3, this thread
-    if _libc.capset(ctypes.create_string_buffer(header), ctypes.create_string_buffer(24)):
+    low = sum(1 << capability for capability in kept)
+    sets = struct.pack("=6I", low, low, low, 0, 0, 0)  # effective, permitted, inheritable; then those above 31
+    if _libc.capset(ctypes.create_string_buffer(header), ctypes.create_string_buffer(sets)):
         raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
+    for capability in kept:
+        _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0)
     if _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "new privileges cannot be ruled out")
 

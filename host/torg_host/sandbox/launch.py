@@ -29,6 +29,7 @@ from torg_host.sandbox.command import ContainerSpec, Isolation, check, etc_files
 from torg_host.sandbox.container import Container
 from torg_host.sandbox.errors import SandboxStartFailed, SandboxUnavailable
 from torg_host.sandbox.images import SandboxMount
+from torg_host.sandbox.own_root import give_to
 from torg_host.seccomp import bpf_program
 from torg_protocol.errors import Conflict, Invalid, Unavailable
 
@@ -122,6 +123,13 @@ def sweep(state_root: Path) -> None:
 def _launch(spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline: int, channel: int) -> Container:
     state_dir = state_dir.parent.resolve() / state_dir.name
     check(spec)
+    if spec.own_root is not None and isolation.user is None:
+        raise Invalid(
+            "a root of its own can be given to a container by a node that runs as root only",
+            code="own_root_unavailable",
+            field="root",
+            value=True,
+        )
     _check_sources(spec.mounts)
     try:
         state_dir.mkdir(mode=0o700)
@@ -151,11 +159,17 @@ def _prepare(spec: ContainerSpec, state_dir: Path, isolation: Isolation) -> None
     (state_dir / "stdin").write_bytes(spec.stdin)
     (state_dir / "seccomp.bpf").write_bytes(bpf_program())
     steps = plan(spec, state_dir, isolation, cgroup_name(state_dir))
+    if (own_root := spec.own_root) is not None:
+        own_root.lay_out()
+        guard = "quotas" if _is_quota(own_root.layer, spec.limits.disk_bytes) else "watched"
+        steps["disk"][guard].append(str(own_root.layer))
+        for bind in spec.mounts:
+            give_to(bind.source, own_root.host_uid, own_root.host_gid)
     for bind in spec.mounts:
         if bind.writable:
             guard = "quotas" if _is_quota(bind.source, spec.limits.disk_bytes) else "watched"
             steps["disk"][guard].append(str(bind.source))
-            if isolation.user is not None:
+            if isolation.user is not None and own_root is None:
                 _give_to(bind.source, uid, gid)
     plan_file = state_dir / "plan.json"
     plan_file.touch(mode=0o600)  # it holds the job's environment

@@ -24,8 +24,14 @@ PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter(directory: str, binds: Sequence[Sequence[str]], links: Sequence[Sequence[str]]) -> None:
-    """Call in a forked child, as root, single-threaded. `binds`: (source, place, "tree" or "one"); `links`: (target, place).
+def enter(
+    directory: str,
+    binds: Sequence[Sequence[str]],
+    links: Sequence[Sequence[str]],
+    layers: Sequence[Sequence[str | None]] = (),
+) -> None:
+    """Call in a forked child, as root, single-threaded. `binds`: (source, place, "tree" or "one"); `links`: (target, place); `layers`:
+    (place, lower directory or None, directory that takes what is written, overlayfs's own next to it).
 
     A source that is a link, or is reached through one, is refused: the job of an earlier task may have planted it.
     `directory` must exist; nothing appears in it outside this process.
@@ -35,6 +41,8 @@ def enter(directory: str, binds: Sequence[Sequence[str]], links: Sequence[Sequen
     _mount("tmpfs", directory, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     for source, place, extent in binds:
         _bind(source, directory + place, MS_BIND | MS_REC if extent == "tree" else MS_BIND)
+    for at, lower, upper, work in layers:
+        _layer(f"{directory}{at}", lower, str(upper), str(work))
     for target, place in links:
         os.symlink(target, directory + place)
     os.makedirs(directory + "/tmp", exist_ok=True)  # noqa: S108  bubblewrap's own mount point
@@ -46,12 +54,38 @@ def enter(directory: str, binds: Sequence[Sequence[str]], links: Sequence[Sequen
     _mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def _bind(source: str, place: str, flags: int) -> None:
-    descriptor = os.open(source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _layer(place: str, lower: str | None, upper: str, work: str) -> None:
+    """The mount dies with this process's mount namespace. By descriptors: paths may hold what overlayfs's options cannot say, and the
+    container's list of mounts shows them."""
+    if lower is None:
+        _bind(upper, place, MS_BIND)
+        return
+    os.makedirs(place)
+    held = [_open_source(path) for path in (lower, upper, work)]
+    lower_fd, upper_fd, work_fd = (f"/proc/self/fd/{descriptor}" for descriptor in held)
+    # What is off would let a layer that a job wrote point elsewhere, or hold less than whole files.
+    options = (
+        f"lowerdir={lower_fd},upperdir={upper_fd},workdir={work_fd},index=off,metacopy=off,redirect_dir=off,xino=off"
+    )
     try:
-        found = os.readlink(f"/proc/self/fd/{descriptor}")
-        if found != source:
-            raise OSError(0, f"mount source {source} is a link to {found}")
+        _mount("overlay", place, "overlay", MS_NOSUID | MS_NODEV, options)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def _open_source(source: str) -> int:
+    descriptor = os.open(source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.readlink(f"/proc/self/fd/{descriptor}")
+    if found != source:
+        os.close(descriptor)
+        raise OSError(0, f"mount source {source} is a link to {found}")
+    return descriptor
+
+
+def _bind(source: str, place: str, flags: int) -> None:
+    descriptor = _open_source(source)
+    try:
         if os.path.isdir(source):
             os.makedirs(place, exist_ok=True)
         else:

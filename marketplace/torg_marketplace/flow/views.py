@@ -226,6 +226,7 @@ def _node_view(node: NodeSnapshot) -> NodeView:
         executor=node.offer.executor,
         isolation=node.offer.isolation,
         egress=node.offer.egress,
+        own_root=node.offer.own_root,
         region=node.offer.region,
         inventory_source=inventory.source,
         proof=node.proof,

@@ -138,6 +138,7 @@ def _wish(demand: Demand) -> Hashable:
         demand.gpu_milli,
         demand.client if demand.gpu_milli < WHOLE_MILLI else "",
         spec.isolation,
+        spec.root,
         egress_kind(spec.network),
         demand.only_on,
         spec.verify.policy,

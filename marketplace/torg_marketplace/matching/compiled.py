@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from torg_marketplace.matching import kernel
-from torg_marketplace.matching.constraints import ISOLATION_SATISFIED_BY, Constraint, is_paid_at_the_end
+from torg_marketplace.matching.constraints import Constraint, is_paid_at_the_end, isolation_levels_for
 from torg_marketplace.matching.fleet import MOST, Fleet, egress_bits, isolation_bits, version_code
 from torg_marketplace.matching.packing import Outlook
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, units_needed
@@ -20,6 +20,7 @@ KNOWN = frozenset(
         "min_vram",
         "min_compute_capability",
         "isolation",
+        "root",
         "network",
         "region",
         "max_unpaid",
@@ -77,7 +78,7 @@ def asked_of(demand: Demand, fleet: Fleet) -> kernel.Asked:
         cpus=asked.cpus,
         memory=asked.memory,
         disk=asked.disk,
-        isolation=isolation_bits(ISOLATION_SATISFIED_BY[spec.isolation]),
+        isolation=isolation_bits(isolation_levels_for(spec)),
         egress=egress_bits([network]) if network != "none" else 0,
         proven_gops=spec.placement.min_proven_gops,
         reputation=demand.min_reputation_permille,

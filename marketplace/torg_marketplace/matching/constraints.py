@@ -15,9 +15,20 @@ from typing import NamedTuple
 import numpy as np
 
 from torg_marketplace.matching import words
-from torg_marketplace.matching.fleet import MOST, Fleet, Ints, Mask, Rows, egress_bits, isolation_bits, version_code
+from torg_marketplace.matching.fleet import (
+    MOST,
+    OWN_ROOT,
+    Fleet,
+    Ints,
+    Mask,
+    Rows,
+    egress_bits,
+    isolation_bits,
+    version_code,
+)
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, NodeSnapshot, units_needed
 from torg_protocol.ids import NodeId
+from torg_protocol.jobspec import JobSpec
 from torg_protocol.money import cost, format_amount
 from torg_protocol.quantities import format_cpu_millis
 
@@ -180,6 +191,14 @@ def _host(demand: Demand) -> Iterator[Constraint]:
         lambda fleet, rows: _isolates(fleet, rows, demand.spec.isolation),
         words.isolation_levels,
     )
+    if demand.spec.root:
+        levels = isolation_bits(isolation_levels_for(demand.spec))
+        yield Constraint(
+            "root",
+            lambda: "a container that may be root",
+            lambda fleet, rows: np.asarray(fleet.isolation[rows] & levels != 0),
+            lambda *_: "none that may",
+        )
     if (network := demand.spec.egress_wanted) != "none":
         yield Constraint(
             "network",
@@ -194,6 +213,11 @@ def _host(demand: Demand) -> Iterator[Constraint]:
             lambda fleet, rows: _one_of(fleet.region[rows], [fleet.code(f"region {name}") for name in demand.regions]),
             words.regions,
         )
+
+
+def isolation_levels_for(spec: JobSpec) -> list[str]:
+    """Any of which will do."""
+    return [f"{level}{OWN_ROOT if spec.root else ''}" for level in ISOLATION_SATISFIED_BY[spec.isolation]]
 
 
 def _isolates(fleet: Fleet, rows: Rows, level: str) -> Mask:

@@ -369,6 +369,14 @@ class DockerExecutor:
 def _refuse(launch: LaunchSpec) -> None:
     if _NAME.fullmatch(launch.name) is None:
         raise LaunchRefused("not a container name", field="name", value=launch.name, hint="letters, digits, _ . -")
+    if launch.own_root is not None:
+        raise LaunchRefused(
+            "the docker executor bounds no writable root directory, so it gives none",
+            code="own_root_unavailable",
+            field="own_root",
+            value=str(launch.own_root),
+            hint="The sandbox executor, as root, does.",
+        )
     for mount in launch.mounts:
         source = str(mount.source)
         if os.path.realpath(source) != source or not mount.source.exists():

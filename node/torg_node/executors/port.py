@@ -67,6 +67,9 @@ class LaunchSpec:
     )
     labels: Mapping[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()  # after the command; with neither, the image's own
+    # Of a container that runs as the image's own user, root of a user namespace if it names none, and may write to all of its files: an
+    # own folder on the job's disk, which takes what it writes. None: as nobody, on read-only files.
+    own_root: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class Capabilities:
     ]  # names of probes that passed, for example "no-network", "memory-limit", "no-new-privileges"
     failed: tuple[str, ...]  # names of probes that did not, each with its reason after a colon
     gpu: bool = False
+    not_offered: tuple[str, ...] = ()  # what this host cannot give, and need not: each with its reason after a colon
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +194,8 @@ class Executor(Protocol):
         ...
 
     async def start(self, launch: LaunchSpec) -> Handle:
-        """Starts the container; returns once it runs. Calling it again with a live name raises `AlreadyRunning`."""
+        """Starts the container; returns once it runs. Calling it again with a live name raises `AlreadyRunning`; with `own_root` LaunchRefused
+        `own_root_unavailable` where it cannot be given safely."""
         ...
 
     async def reattach(self, handle: Handle) -> bool:

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import socket
+import stat
 import sys
 import time
 
@@ -35,6 +36,7 @@ CALLS = {
 }
 PIECE = bytes(1 << 20)
 PR_GET_NO_NEW_PRIVS = 39
+OWN_ROOT_CAPABILITIES = 0x4FB  # over its own files, processes, ids and low ports
 
 
 def inspect(host_port: int, agent_start_time: str) -> dict[str, str | None]:
@@ -55,6 +57,21 @@ def inspect(host_port: int, agent_start_time: str) -> dict[str, str | None]:
         "own-processes-only": _processes(agent_start_time),
         "no-host-files": _host_files(),
     }
+
+
+def inspect_own_root(host_port: int, agent_start_time: str, limit_bytes: int) -> str | None:
+    """As root of a user namespace, with a root directory of its own: the first thing that was not refused, or not given."""
+    walls = inspect(host_port, agent_start_time)
+    given = (
+        "no-new-privileges",
+        "root-read-only",
+        "no-host-files",
+    )  # here there are some, and files of the container's own
+    found = [f"{name}: {reason}" for name, reason in walls.items() if reason is not None and name not in given]
+    found += [reason for reason in (_few_privileges(), _devices(), _kernel_memory()) if reason is not None]
+    if not found and (reason := fill("/", limit_bytes)) is not None:
+        found.append(reason)
+    return "; ".join(found) or None
 
 
 def fill(directory: str, limit_bytes: int) -> str | None:
@@ -143,6 +160,37 @@ def _privileges() -> str | None:
     return ", ".join(wrong) or None
 
 
+def _few_privileges() -> str | None:
+    status = _status()
+    wrong = [
+        f"{name} {status[name]}"
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+        if int(status.get(name, "0"), 16) & ~OWN_ROOT_CAPABILITIES
+    ]
+    if ctypes.CDLL(None).prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
+        wrong.append("new privileges are possible")
+    if os.getuid() != 0:
+        wrong.append(f"it is user {os.getuid()} and not root")
+    return ", ".join(wrong) or None
+
+
+def _devices() -> str | None:
+    """Made by root, a device would be the host's own."""
+    for kind, number in ((stat.S_IFBLK, os.makedev(7, 0)), (stat.S_IFCHR, os.makedev(1, 1))):
+        try:
+            os.mknod("/torg-probe-device", kind | 0o600, number)
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                continue
+            return f"mknod: {_error(error.errno or 0)}"
+        return "a device file was made"
+    return None
+
+
+def _kernel_memory() -> str | None:
+    return _first_readable("/proc/kcore", "/dev/mem", "/dev/kmsg", "/proc/kmsg")
+
+
 def _host_root() -> str | None:
     """A setting that makes the host run a file as root. Which user the host sees, the agent reads off a file made here:
     from inside, nested user namespaces show only the next one's view."""
@@ -204,7 +252,11 @@ def _processes(agent_start_time: str) -> str | None:
 
 
 def _host_files() -> str | None:
-    for path in ("/proc/kcore", "/dev/mem", "/dev/kmsg", "/proc/1/root/etc/shadow", "/etc/shadow"):
+    return _first_readable("/proc/kcore", "/dev/mem", "/dev/kmsg", "/proc/1/root/etc/shadow", "/etc/shadow")
+
+
+def _first_readable(*paths: str) -> str | None:
+    for path in paths:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
@@ -274,6 +326,9 @@ def main(arguments: list[str]) -> None:
         case ["kernel", host_release]:
             own = os.uname().release
             findings = {"own-kernel": None if own != host_release else f"the host's kernel answers: {own}"}
+        case ["own-root", host_port, agent_start_time, limit_bytes]:
+            reason = inspect_own_root(int(host_port), agent_start_time, int(limit_bytes))
+            findings = {"own-root": reason}
         case ["egress", proxy_port, host_port]:
             findings = {"egress": egress(int(proxy_port), int(host_port))}
         case _:

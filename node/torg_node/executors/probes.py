@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from torg_host.disk import QuotaDisk
 from torg_host.sandbox.images import HOST_PYTHON
 from torg_host.sandbox.processes import start_time
 from torg_node.egress.process import EgressOrder, start_proxy
@@ -31,6 +32,7 @@ from torg_node.executors.port import (
     Mount,
     ResourceLimits,
 )
+from torg_protocol.errors import TorgError
 
 PROGRAM = Path(__file__).with_name("probe_inside.py")
 MIB = 1 << 20
@@ -77,6 +79,9 @@ KERNEL_PROBES = frozenset(
     }
 )
 DEADLINE_PROBE = "deadline-without-agent"  # a job of a dead agent runs on beyond its time, until the agent is back
+OWN_ROOT_PROBE = (
+    "own-root"  # containers may run as their images want: as root, of a user namespace, and write to their own files
+)
 EGRESS_PROBE = "egress"  # a job reaches its proxy, and nothing else. Without it no egress is offered
 
 
@@ -175,8 +180,40 @@ async def with_egress(executor: Executor, found: Capabilities, image: str = HOST
     return dataclasses.replace(found, failed=(*found.failed, f"{EGRESS_PROBE}: {reason}"))
 
 
+async def with_own_root(executor: Executor, found: Capabilities, image: str = HOST_PYTHON) -> Capabilities:
+    """What was `found`, and whether containers may run as root of a user namespace: it is nobody outside, may nothing outside, and what it
+    writes is bounded by a disk of its own."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        tempfile.TemporaryDirectory(prefix="torg-probe-") as folder,
+    ):
+        disk = QuotaDisk(Path(folder) / "disk", LIMITS.disk_bytes)
+        try:
+            state = await asyncio.to_thread(disk.open)
+            arguments = ("own-root", str(listener.getsockname()[1]), str(start_time(os.getpid())))
+            probe = Probe((OWN_ROOT_PROBE,), (*arguments, str(LIMITS.disk_bytes)))
+            if state.enforced:
+                reason = (await _run(executor, image, probe, state.files, own_root=state.files / "root"))[
+                    OWN_ROOT_PROBE
+                ]
+            else:
+                reason = state.why
+        except (OSError, TorgError) as error:
+            reason = f"no disk to bound it: {error}"
+        finally:
+            await asyncio.to_thread(disk.remove)
+    if reason is None:
+        return dataclasses.replace(found, verified=(*found.verified, OWN_ROOT_PROBE))
+    return dataclasses.replace(found, not_offered=(*found.not_offered, f"{OWN_ROOT_PROBE}: {reason}"))
+
+
 async def _run(
-    executor: Executor, image: str, probe: Probe, scratch: Path, proxy: socket.socket | None = None
+    executor: Executor,
+    image: str,
+    probe: Probe,
+    scratch: Path,
+    proxy: socket.socket | None = None,
+    own_root: Path | None = None,
 ) -> dict[str, str | None]:
     writable = scratch.resolve() / probe.arguments[0]
     writable.mkdir()
@@ -191,11 +228,13 @@ async def _run(
         limits=LIMITS,
         max_duration_ms=MAX_DURATION_MS,
         proxy=proxy,
+        own_root=own_root,
     )
     try:
         findings = probe.judge(await _ran(executor, launch))
         if (owned := writable / "owner").exists() and owned.stat().st_uid == 0:
-            findings["not-host-root"] = "what the job writes belongs to the host's root"
+            name = "not-host-root" if own_root is None else OWN_ROOT_PROBE
+            findings[name] = "what the job writes belongs to the host's root"
         return findings
     except ExecutorError as error:
         return dict.fromkeys(probe.names, f"the container failed: {error.message}")

@@ -84,6 +84,10 @@ class ProcessExecutor:
         state_dir = self._state_root / launch.name
         if not launch.command or state_dir.parent != self._state_root:
             raise LaunchRefused("not a container name, or no command", field="name", value=launch.name)
+        if launch.own_root is not None:
+            raise LaunchRefused(
+                "without isolation there is no root to give", code="own_root_unavailable", field="own_root"
+            )
         try:
             (state_dir / "logs").mkdir(parents=True)
         except FileExistsError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
 import time
@@ -31,6 +32,7 @@ from torg_host.sandbox.images import (
 )
 from torg_host.sandbox.inside import connect_inside, main_pid, start_inside
 from torg_host.sandbox.launch import bwrap_version, isolation_here, launch, sweep
+from torg_host.sandbox.own_root import FIRST_HOST_ID, OwnRoot, ids_are_shifted, user_of
 from torg_node.executors.errors import (
     AlreadyRunning,
     ExecutorError,
@@ -108,7 +110,8 @@ class SandboxExecutor:
         return await asyncio.to_thread(_load, archive, folder, max_bytes)
 
     async def prepare_loaded(self, folder: Path, loaded: LoadedImage) -> PreparedImage:
-        if not (folder / _ROOT).is_dir():
+        root = folder / _ROOT
+        if not root.is_dir() or (os.geteuid() == 0 and not ids_are_shifted(root)):  # of an older release: loaded again
             raise ImageNotFound("the image is not on this host (any more)", field="image", value=loaded.digest)
         return PreparedImage(f"{_LOADED}{folder}", loaded.digest)
 
@@ -120,6 +123,7 @@ class SandboxExecutor:
         state_dir = self._state_root / launch_spec.name
         started_at_ms = self._now_ms()
         image, command, workdir = self._what_to_run(launch_spec)
+        own_root = _own_root(launch_spec)
         spec = ContainerSpec(
             command=command,
             image=image,
@@ -130,6 +134,7 @@ class SandboxExecutor:
             cpus=launch_spec.cpus,
             listener_port=PROXY_PORT if launch_spec.proxy else 0,
             mounts=tuple(SandboxMount(mount.source, mount.target, mount.writable) for mount in launch_spec.mounts),
+            own_root=own_root,
         )
         try:
             channel = launch_spec.proxy.fileno() if launch_spec.proxy else -1
@@ -253,10 +258,35 @@ class SandboxExecutor:
 def _load(archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
     image = read_image(archive)
     (folder / _ROOT).mkdir()
-    unpack_image(image, folder / _ROOT, max_bytes)
+    unpack_image(image, folder / _ROOT, max_bytes, FIRST_HOST_ID if os.geteuid() == 0 else None)
     (folder / _ROOT).chmod(0o755)
     (folder / _CONFIG).write_text(json.dumps(image.config))
     return LoadedImage(image.digest)
+
+
+def _own_root(launch_spec: LaunchSpec) -> OwnRoot | None:
+    """Raises LaunchRefused for an image whose files a root of the container would not own."""
+    if launch_spec.own_root is None:
+        return None
+    if launch_spec.image == HOST_PYTHON:
+        return OwnRoot(launch_spec.own_root)
+    root, user = Path(launch_spec.image.removeprefix(OCI_DIRECTORY)), ""
+    if launch_spec.image.startswith(_LOADED):
+        folder = Path(launch_spec.image.removeprefix(_LOADED))
+        root, user = folder / _ROOT, str(json.loads((folder / _CONFIG).read_text()).get("User") or "")
+    if not ids_are_shifted(root):
+        raise LaunchRefused(
+            "this image's files do not belong to the ids of containers with a root of their own",
+            code="own_root_unavailable",
+            field="image",
+            value=launch_spec.image,
+            hint=f"Unpack it with owners from {FIRST_HOST_ID} on, or let jobs bring it as an archive (image: file:PATH).",
+        )
+    try:
+        uid, gid, home = user_of(user, root)
+    except Invalid as error:
+        raise LaunchRefused(error.message, code=error.code, field=error.field, value=error.value) from error
+    return OwnRoot(launch_spec.own_root, root, uid, gid, home)
 
 
 def _limits(limits: ResourceLimits) -> SandboxLimits:

@@ -29,7 +29,7 @@ from torg_node.lease import CHECKPOINT, OUTPUT, TORG, WORK
 from torg_node.rental.book import RentalBook, RentalEntry
 from torg_node.reservation import Reservations
 from torg_node.steps.make_workspace import give_to_job
-from torg_node.steps.start_container import workdir_in
+from torg_node.steps.start_container import ROOTS, workdir_in
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest, LeaseId
 from torg_protocol.rentals import RentalEnd, RentalOutputs, RentalTerms
@@ -156,9 +156,10 @@ class RentalContainer:
     def _launch(self, image: PreparedImage) -> LaunchSpec:
         spec, resources = self._terms.spec, self._terms.spec.resources
         assignment = self._host.reservations.assignment(LeaseId(self._terms.rental_id))
+        home = {} if spec.root else {"HOME": WORK}
         env = {
             **spec.env,
-            "HOME": WORK,
+            **home,
             "TORG_CHECKPOINT_DIR": CHECKPOINT,
             "TORG_OUTPUT_DIR": OUTPUT,
             "TORG_PROGRESS_FILE": f"{TORG}/progress.jsonl",
@@ -182,6 +183,7 @@ class RentalContainer:
             gpu_uuids=assignment.gpu_uuids,
             cpus=assignment.cpus,
             labels={"torg.rental": self._terms.rental_id},
+            own_root=self._files / ROOTS / "job" if spec.root else None,
         )
 
     async def _copy_logs(self, handle: Handle) -> None:

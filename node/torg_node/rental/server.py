@@ -14,6 +14,7 @@ from solders.pubkey import Pubkey
 from torg_chain.rpc import ChainClient
 from torg_chain.vault import find_config
 from torg_node.executors.port import Capabilities, Executor
+from torg_node.executors.probes import OWN_ROOT_PROBE
 from torg_node.offer import levels
 from torg_node.rental.api import RentalApi
 from torg_node.rental.book import RentalBook
@@ -100,6 +101,7 @@ def make_rental_server(
             interval_ms=settings.rental_interval_s * 1000,
             min_grace_s=settings.min_vault_grace_s,
             isolation=levels(capabilities.isolation),
+            own_root=settings.own_root and OWN_ROOT_PROBE in capabilities.verified,
             executor=capabilities.executor,
             gpu_class=inventory.gpu_class,
             gpus=len(inventory.gpus),

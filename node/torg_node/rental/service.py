@@ -126,7 +126,8 @@ class Rentals:
 
     def check_room(self, spec: JobSpec, client: str) -> None:
         """Whether this could start now. Raises Conflict `no_room`, `node_paused`; Invalid `rental_unsupported`."""
-        check_spec(spec, self.offer().offer.isolation)
+        offer = self.offer().offer
+        check_spec(spec, offer.isolation, own_root=offer.own_root)
         if self._is_paused():
             raise Conflict("the node's owner takes no further work now", code="node_paused", hint="try again later")
         try:

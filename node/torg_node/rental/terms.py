@@ -48,7 +48,7 @@ def check_terms(terms: RentalTerms, cap: SignedCap, offer: RentalOffer, now_ms: 
             raise Conflict("the node does not take these terms", code=code, field=name, value=value, hint=hint)
 
 
-def check_spec(spec: JobSpec, isolation: tuple[str, ...]) -> None:
+def check_spec(spec: JobSpec, isolation: tuple[str, ...], *, own_root: bool) -> None:
     """Raises Invalid for what a rental does not give."""
     for is_wrong, name, value, hint in (
         (
@@ -61,6 +61,7 @@ def check_spec(spec: JobSpec, isolation: tuple[str, ...]) -> None:
         (bool(spec.tasks), "tasks", len(spec.tasks), "a rental runs one container"),
         (bool(spec.ports), "ports", len(spec.ports), "a rental serves no ports"),
         (spec.secrets is not None, "secrets", "", "a rental opens no secrets"),
+        (spec.root and not own_root, "root", "true", "this node gives no job a root of its own"),
         (spec.isolation not in isolation, "isolation", spec.isolation, f"this node has {', '.join(isolation)}"),
     ):
         if is_wrong:

@@ -20,6 +20,7 @@ from torg_protocol.network import EgressList
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.tasks import HOST_PYTHON
 
+ROOTS = "roots"  # what containers with `root: true` write to their own files
 _PROXY_URL = f"http://127.0.0.1:{PROXY_PORT}"
 # No ALL_PROXY: libraries that lack SOCKS support refuse to start when they see it.
 _PROXY_ENV = {
@@ -97,10 +98,11 @@ async def say_started(lease: Lease, started_at_ms: int) -> None:
 
 def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -> LaunchSpec:
     spec, resources, assignment = lease.spec, lease.spec.resources, lease.assignment
+    home = {} if spec.root else {"HOME": WORK}  # root's is where its image says, as other platforms have it
     env = {
         **(_PROXY_ENV if proxy else {}),
         **spec.env,
-        "HOME": WORK,
+        **home,
         "TORG_CHECKPOINT_DIR": CHECKPOINT,
         "TORG_OUTPUT_DIR": OUTPUT,
         "TORG_PROGRESS_FILE": f"{TORG}/progress.jsonl",
@@ -134,6 +136,7 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
         cpus=assignment.cpus,
         proxy=proxy,
         labels={"torg.lease": lease.id, "torg.job": lease.grant.job_id},
+        own_root=lease.files / ROOTS / "job" if spec.root else None,
     )
 
 

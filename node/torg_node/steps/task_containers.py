@@ -12,7 +12,7 @@ from torg_node.executors.port import Handle, LaunchSpec, Mount
 from torg_node.lease import Lease
 from torg_node.steps.fetch_inputs import input_mounts
 from torg_node.steps.make_workspace import VOLUMES
-from torg_node.steps.start_container import launch_of, proxy_of, workdir_in
+from torg_node.steps.start_container import ROOTS, launch_of, proxy_of, workdir_in
 from torg_node.task_results import results_of
 from torg_protocol.expressions import fill_in, fill_in_list
 from torg_protocol.messages import MAX_TASK_LOGS, TaskLog
@@ -75,6 +75,7 @@ def launch_of_task(
         max_duration_ms=max_duration_ms,
         gpu_uuids=whole.gpu_uuids if task.gpu else (),
         labels={**whole.labels, "torg.task": task.name},
+        own_root=lease.files / ROOTS / f"task-{task.name}" if lease.spec.root else None,
     )
 
 

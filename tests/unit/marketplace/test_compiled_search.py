@@ -64,6 +64,7 @@ def snapshots(draw: st.DrawFn, number: int) -> NodeSnapshot:
         max_unpaid=draw(st.sampled_from([10**4, 10**15])),
         region=draw(st.sampled_from(["eu", "us"])),
         egress=draw(st.sampled_from([(), ("open",)])),
+        own_root=draw(st.booleans()),
     )
     return NodeSnapshot(
         offer.node,
@@ -99,6 +100,7 @@ def demands(draw: st.DrawFn) -> Demand:
             "image": draw(st.sampled_from(IMAGES)),
             "isolation": draw(st.sampled_from(["sandbox", "container"])),
             "network": draw(st.sampled_from(["none", "none", "open"])),
+            "root": draw(st.sampled_from([False, False, True])),
             "placement": {
                 "min_proven_gops": draw(st.sampled_from([0, 0, 50])),
                 "nodes": draw(st.sampled_from([[], [], ["node1", "node2"]])),
@@ -151,6 +153,7 @@ def test_every_constraint_of_a_search_is_known_to_it() -> None:
             "command": ["x"],
             "isolation": "container",
             "network": "open",
+            "root": True,
             "placement": {"min_proven_gops": 1, "nodes": ["b"]},
             "excluded_nodes": ["a"],
             "resources": {"gpus": 1, "gpu_class": "a100", "min_vram": "1GiB", "min_compute_capability": "8.0"},

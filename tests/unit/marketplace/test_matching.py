@@ -195,6 +195,26 @@ def test_a_node_that_lends_no_network_is_told_apart_from_one_that_does() -> None
     assert explain([closed], demand(network=some_names), 6).hint == "network: best available is none, you ask for allow"
 
 
+def test_a_job_that_wants_to_be_root_runs_where_it_may_at_its_isolation_level() -> None:
+    closed, weak, strong = node("closed"), node("weak"), node("strong")
+    weak = replace(weak, offer=weak.offer.model_copy(update={"own_root": True}))
+    strong = replace(
+        strong, offer=strong.offer.model_copy(update={"own_root": True, "isolation": ("sandbox", "container")})
+    )
+    everybody = [closed, weak, strong]
+
+    def fitting(**members: object) -> list[str]:
+        return [item.node_id for item in everybody if could_run(item, constraints(demand(**members), 6))]
+
+    assert fitting() == ["closed", "weak", "strong"]
+    assert fitting(root=True) == ["weak", "strong"]
+    assert fitting(root=True, isolation="container") == ["strong"]
+    found = explain([closed], demand(root=True), 6)
+    assert found.in_words == (
+        "no node satisfies root: asked a container that may be root; best available: none that may"
+    )
+
+
 def test_a_job_whose_secrets_are_sealed_runs_on_no_other_node() -> None:
     everybody = [node("a"), node("b"), node("c")]
     sealed = {"names": ["TOKEN"], "nodes": ["a", "b", "gone"], "sealed": "YQ=="}

@@ -89,6 +89,7 @@ def test_terms_that_do_not_fit_the_offer_are_refused(changes: dict[str, Any], fi
     [
         ("network", "open"),
         ("isolation", "gvisor"),
+        ("root", True),
         ("ports", [{"port": 8000, "name": "web"}]),
         ("verify", {"policy": "metric", "catalogue": "cnn", "metric": "accuracy", "target": "0.9"}),
     ],
@@ -96,7 +97,7 @@ def test_terms_that_do_not_fit_the_offer_are_refused(changes: dict[str, Any], fi
 def test_what_a_rental_does_not_give_is_said_by_field(field: str, value: object) -> None:
     spec = load_job_spec({"version": 1, "command": ["true"], field: value})
     with pytest.raises(Invalid) as caught:
-        check_spec(spec, ("sandbox",))
+        check_spec(spec, ("sandbox",), own_root=False)
     assert (caught.value.code, caught.value.field) == ("rental_unsupported", field)
 
 
