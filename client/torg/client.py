@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from solders.keypair import Keypair
 
 from torg.config import ClientConfig, load_config, pin_or_check
-from torg.errors import JobFailed
+from torg.errors import JobFailed, ReceiptInvalid
 from torg.journal import Journal
 from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
@@ -32,6 +32,7 @@ from torg_protocol.data import DataPage, DataView
 from torg_protocol.errors import Conflict, Invalid, TorgError
 from torg_protocol.ids import AccountId
 from torg_protocol.jobspec import JobSpec
+from torg_protocol.refunds import RefundPage, RefundView
 from torg_protocol.states import JobState
 from torg_protocol.usage import SignedReceipt
 
@@ -349,6 +350,23 @@ class AsyncClient:
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def refunds(self, job_id: str | None = None) -> tuple[RefundView, ...]:
+        """What was given back to this account, oldest first, each with the marketplace's verified signature. Raises ReceiptInvalid
+        `refund_invalid`."""
+        query = {} if job_id is None else {"job_id": _id(job_id)}
+        market = await self.market()
+        pages = self._transport.ask_pages(RefundPage, "/v1/refunds", query)
+        found = [item async for page in pages for item in page.refunds]
+        for item in found:
+            if problems := item.signed.problems(marketplace=market.marketplace):
+                raise ReceiptInvalid(
+                    f"a refund does not hold: {'; '.join(problems)}",
+                    code="refund_invalid",
+                    field="refund_id",
+                    value=item.signed.refund.refund_id,
+                )
+        return tuple(found)
 
     async def receipts(self, job_id: str) -> tuple[SignedReceipt, ...]:
         """All receipts of a job, each verified, and kept in a wallet's journal. Raises ReceiptInvalid when one does not hold."""

@@ -20,6 +20,7 @@ from torg.spec_file import SpecFile
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, Quote
 from torg_protocol.data import DataView
 from torg_protocol.jobspec import JobSpec
+from torg_protocol.refunds import RefundView
 from torg_protocol.usage import SignedReceipt
 
 
@@ -166,6 +167,11 @@ class Client:
     ) -> Iterator[R]:
         """One job per item, at most `at_once` open, results in the order of `items`. The first failure is raised, and cancels the rest."""
         return self._iterate(self._client.map(function, items, spec=spec, vault=vault, at_once=at_once))
+
+    def refunds(self, job_id: str | None = None) -> tuple[RefundView, ...]:
+        """What was given back to this account, oldest first, each with the marketplace's verified signature. Raises ReceiptInvalid
+        `refund_invalid`."""
+        return self._run(self._client.refunds(job_id))
 
     def receipts(self, job_id: str) -> tuple[SignedReceipt, ...]:
         """All receipts of a job, each verified, and kept in a wallet's journal. Raises ReceiptInvalid when one does not hold."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from torg_marketplace import operator_nodes
+from torg_marketplace import operator_cases, operator_nodes
 from torg_marketplace.app import configure_logging, database_url, make_app, make_keys, open_edge, serve
 from torg_marketplace.flow.judge_proof import lift_ban, proofs_of, replay
 from torg_marketplace.flow.reconcile import blocked_vaults, lost_payouts, reconcile, unblock, watch_fee_payer
@@ -68,6 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return 0
         case "migrate":
             return asyncio.run(_migrate(settings, arguments.to))
+        case name if name in operator_cases.COMMANDS:
+            return asyncio.run(operator_cases.run_case_command(arguments, settings, _print))
         case name if name in operator_nodes.COMMANDS:
             return asyncio.run(operator_nodes.run_node_command(arguments, settings, _print))
         case _:
@@ -137,7 +139,9 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, value in vars(arguments).items()
         if value is not None
         and name
-        not in {"command", "json", "vault", "because", "action", "id", "stop", "to"} | options_of(arguments.command)
+        not in {"command", "json", "vault", "because", "action", "id", "stop", "to"}
+        | options_of(arguments.command)
+        | operator_cases.options_of(arguments.command)
     }
 
 
@@ -154,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         ("unblock", "let payouts of a vault go on, once books and chain agree again"),
         ("migrate", "bring the database to a schema revision; for going back, stop the marketplace first"),
         *operator_nodes.COMMANDS.items(),
+        *operator_cases.COMMANDS.items(),
         *COMMANDS.items(),
     ):
         command = commands.add_parser(name, help=text)
@@ -175,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--because", required=True, help="what you found; it goes to the log")
         elif name in operator_nodes.COMMANDS:
             operator_nodes.add_options(name, command)
+        elif name in operator_cases.COMMANDS:
+            operator_cases.add_options(name, command)
         elif name in COMMANDS:
             add_options(name, command)
     return parser

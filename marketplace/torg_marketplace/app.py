@@ -24,8 +24,8 @@ from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import ChainClient
 from torg_chain.vault_operations import ensure_operator_config
 from torg_chain.wallet import create_keypair, load_keypair
+from torg_marketplace.api import account, channel, contract, health, jobs, keys, market, problems, webhooks
 from torg_marketplace.api import blobs as blob_routes
-from torg_marketplace.api import channel, contract, health, jobs, keys, market, problems, webhooks
 from torg_marketplace.api import data as data_routes
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
@@ -194,7 +194,7 @@ def make_app(edge: Edge | None, role: str = "all") -> FastAPI:
     app.state.edge, app.state.tunnels = edge, Tunnels()
     parts = [health]
     if role in {"all", "api"}:
-        parts = [market, health, jobs, blob_routes, data_routes, keys, webhooks, channel]
+        parts = [market, health, jobs, account, blob_routes, data_routes, keys, webhooks, channel]
     if role in {"all", "gateway"}:
         parts.append(tunnels)
     routers = [module.router for module in parts]

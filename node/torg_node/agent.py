@@ -49,6 +49,7 @@ from torg_protocol.messages import (
     OrderIssued,
     ReceiptIssued,
     ReceiptSigned,
+    RefundIssued,
     Refused,
     SignedGrant,
     Stop,
@@ -286,7 +287,7 @@ class Agent:
                     self._leases[message.lease_id][0].request_stop(message.reason, message.grace_ms)
             case Abandon():
                 await self._abandon(message.lease_id)
-            case Acknowledge() | UsageCountersigned() | OrderIssued():
+            case Acknowledge() | UsageCountersigned() | OrderIssued() | RefundIssued():
                 self._keep(message)
             case ReceiptIssued():
                 await self._on_receipt(message)
@@ -301,7 +302,7 @@ class Agent:
             case _:
                 assert_never(message)
 
-    def _keep(self, message: Acknowledge | UsageCountersigned | OrderIssued) -> None:
+    def _keep(self, message: Acknowledge | UsageCountersigned | OrderIssued | RefundIssued) -> None:
         match message:
             case Acknowledge():
                 self._journal.acknowledge(message.lease_id, message.sequence)
@@ -309,6 +310,8 @@ class Agent:
                 self._journal.add_usage(message.usage)
             case OrderIssued():
                 self._keep_order(message)
+            case RefundIssued():
+                self._keep_refund(message)
             case _:
                 assert_never(message)
 
@@ -324,6 +327,15 @@ class Agent:
                 lease_id=receipt.lease_id, receipt_digest=receipt.digest, signature=receipt.sign(self._keypair)
             )
         )
+
+    def _keep_refund(self, message: RefundIssued) -> None:
+        """The marketplace's signed word that part of a lease's price went back: this node is owed so much less."""
+        refund = message.refund.refund
+        if problems := message.refund.problems(marketplace=self._settings.marketplace_key):
+            log.error("refund %s does not hold: %s", refund.refund_id, "; ".join(problems))
+            return
+        if self._journal.lease(refund.lease_id) is not None:
+            self._journal.add_refund(message.refund)
 
     def _keep_order(self, message: OrderIssued) -> None:
         """What the marketplace is about to land anyway; held in case it never does."""

@@ -22,6 +22,7 @@ from torg_node.task_journal import TaskJournal
 from torg_protocol.caps import SignedOrder
 from torg_protocol.ids import LeaseId
 from torg_protocol.messages import LeaseEvent, LeaseEventBody, SignedGrant
+from torg_protocol.refunds import SignedRefund
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import SignedReceipt, SignedUsage
 
@@ -43,6 +44,9 @@ CREATE TABLE IF NOT EXISTS captures (
     PRIMARY KEY (vault, settled_until)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS orders (
     vault TEXT PRIMARY KEY, expected_settled INTEGER NOT NULL, order_json TEXT NOT NULL, kept_at_ms INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refunds (
+    refund_id TEXT PRIMARY KEY, lease_id TEXT NOT NULL, vault TEXT NOT NULL, amount INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+    signed_json TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS checkpoints (lease_id TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (lease_id, name)) WITHOUT ROWID;
 """
 
@@ -254,7 +258,7 @@ class Journal:
         return int(self._db.execute(query, (lease_id,)).fetchone()[0] or 0)
 
     def earned(self, fee_basis_points: int) -> dict[str, int]:
-        """By vault, base units: what counts of all leases, less the fee, which is rounded down for each record.
+        """By vault, base units: what counts of all leases, less the fee, which is rounded down for each record, and less refunds.
 
         Of a lease with a receipt the receipt's records count, of one without those countersigned so far; none when it was taken away.
         Asked each second: added up again only when something was written, by this process or another.
@@ -265,8 +269,31 @@ class Journal:
             rows = self._db.execute(
                 "SELECT vault, SUM(amount - amount * ? / 10000) FROM earnings GROUP BY vault", (fee_basis_points,)
             ).fetchall()
-            self._sums = state, {str(vault): int(amount) for vault, amount in rows}
+            sums = {str(vault): int(amount) for vault, amount in rows}
+            for vault, amount in self._db.execute("SELECT vault, SUM(amount) FROM refunds GROUP BY vault").fetchall():
+                sums[str(vault)] = sums.get(str(vault), 0) - int(amount)
+            self._sums = state, sums
         return dict(self._sums[1])
+
+    def add_refund(self, signed: SignedRefund) -> None:
+        """What this node is owed less. Safe to repeat."""
+        refund = signed.refund
+        self._db.execute(
+            "INSERT OR IGNORE INTO refunds VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                refund.refund_id,
+                refund.lease_id,
+                refund.vault,
+                refund.from_node,
+                refund.at_ms,
+                signed.model_dump_json(),
+            ),
+        )
+
+    def refunds(self) -> list[SignedRefund]:
+        """Oldest first."""
+        rows = self._db.execute("SELECT signed_json FROM refunds ORDER BY at_ms, refund_id").fetchall()
+        return [SignedRefund.model_validate_json(row[0]) for row in rows]
 
     def add_capture(self, signature: str, vault: str, settled_until: int, paid: int) -> None:
         """`paid` to this node by a finalized capture that brought the vault's total to `settled_until`. Safe to repeat."""

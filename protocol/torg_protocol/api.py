@@ -13,12 +13,18 @@ from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.ports import PortState
 from torg_protocol.proofs import ProofStatus
+from torg_protocol.refunds import RefundCause
 from torg_protocol.results import ResultValue
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
 from torg_protocol.tasks import TaskState
 from torg_protocol.usage import OutputFile, SignedReceipt
 
 MAX_BLOB_PIECES = 8_192
+
+
+def _is_nothing(value: object) -> bool:
+    """Members that came later are left out where they say nothing: clients from before refuse what they do not know."""
+    return not value
 
 
 class ChainInfo(Wire):
@@ -271,6 +277,8 @@ class StatementFigures(Wire):
     held: int  # kept aside for open jobs
     owed: int  # earned by nodes and the marketplace, not captured yet
     in_vault: int  # tokens on chain, as the ledger has seen them
+    # Refunds of what was captured already: later captures are lower by it. Outside of the sum above; left out when there is none.
+    credit: int = Field(default=0, exclude_if=_is_nothing)
 
 
 class StatementLine(Wire):
@@ -280,6 +288,7 @@ class StatementLine(Wire):
     cause: str
     job_id: JobId | None = None
     lease_id: LeaseId | None = None
+    refund: RefundCause | None = Field(default=None, exclude_if=_is_nothing)
     moved: StatementFigures
 
 

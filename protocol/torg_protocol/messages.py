@@ -26,6 +26,7 @@ from torg_protocol.proofs import (
     ProofReady,
     ProofWanted,
 )
+from torg_protocol.refunds import SignedRefund
 from torg_protocol.results import MAX_RESULTS, ResultValue
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.tasks import MAX_TASKS, TASK_NAME, TaskState
@@ -343,6 +344,13 @@ class OrderIssued(Wire):
     order: SignedOrder
 
 
+class RefundIssued(Wire):
+    """Part of what a lease cost was given back; `refund.from_node` is what this node is owed less. Repeated at each hello for a while."""
+
+    type: Literal["refund"] = "refund"
+    refund: SignedRefund
+
+
 class OpenTunnel(Wire):
     """The lease's client waits at the gateway: dial `torg_protocol.tunnels.node_path(tunnel_id)`, also to refuse."""
 
@@ -370,6 +378,7 @@ ToNode = Annotated[
     | UsageCountersigned
     | ReceiptIssued
     | OrderIssued
+    | RefundIssued
     | OpenTunnel
     | Refused
     | ProofWanted

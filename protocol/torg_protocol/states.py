@@ -47,6 +47,7 @@ class PayoutState(enum.StrEnum):
     CONFIRMED = "confirmed"
     FINALIZED = "finalized"
     LOST = "lost"  # the vault was closed before it was captured: nothing can pay it any more
+    REFUNDED = "refunded"  # given back to the client before it was captured, all of it
 
 
 class SettlementState(enum.StrEnum):
@@ -101,15 +102,16 @@ LEASE_MOVES: Mapping[LeaseState, frozenset[LeaseState]] = {
 }
 
 PAYOUT_MOVES: Mapping[PayoutState, frozenset[PayoutState]] = {
-    PayoutState.PENDING: frozenset({PayoutState.IN_FLIGHT, PayoutState.LOST}),
+    PayoutState.PENDING: frozenset({PayoutState.IN_FLIGHT, PayoutState.LOST, PayoutState.REFUNDED}),
     PayoutState.IN_FLIGHT: frozenset({PayoutState.PENDING, PayoutState.CONFIRMED}),
     PayoutState.CONFIRMED: frozenset(
         {PayoutState.PENDING, PayoutState.FINALIZED}
     ),  # back to PENDING: rolled back by a fork
     PayoutState.FINALIZED: frozenset(),
     PayoutState.LOST: frozenset(),
+    PayoutState.REFUNDED: frozenset(),
 }
-OVER_PAYOUT_STATES = frozenset({PayoutState.FINALIZED, PayoutState.LOST})
+OVER_PAYOUT_STATES = frozenset({PayoutState.FINALIZED, PayoutState.LOST, PayoutState.REFUNDED})
 
 SETTLEMENT_MOVES: Mapping[SettlementState, frozenset[SettlementState]] = {
     SettlementState.BUILT: frozenset({SettlementState.UNKNOWN, SettlementState.DEAD}),

@@ -11,6 +11,7 @@ from torg.cli.session import Session, command
 from torg.config import pinned
 from torg.errors import Unavailable
 from torg.journal import JobEntry, Journal
+from torg_protocol.refunds import RefundView
 from torg_protocol.usage import SignedReceipt
 
 
@@ -19,9 +20,12 @@ from torg_protocol.usage import SignedReceipt
 @click.option("--offline", is_flag=True, help="Do not ask the marketplace for receipts that are missing here.")
 @command
 async def cost(session: Session, address: str | None, offline: bool) -> None:
-    """What jobs have cost, and what open ones may. Ended jobs count with their verified receipts."""
+    """What jobs have cost, and what open ones may. Ended jobs count with their verified receipts; what was given back is beside
+    it, with its cause."""
+    refunds: tuple[RefundView, ...] = ()
     if not offline:
         await bring_up_to_date(session, address)
+        refunds = await _refunds(session)
     pin = pinned(session.config)
     journal = Journal(session.config.journal_path)
     vaults = [entry for entry in journal.all_vaults(pin["marketplace"]) if address in (None, entry.address)]
@@ -29,10 +33,11 @@ async def cost(session: Session, address: str | None, offline: bool) -> None:
     receipts: dict[str, list[SignedReceipt]] = {}
     for stored in journal.receipts():
         receipts.setdefault(stored.job_id, []).append(SignedReceipt.model_validate_json(stored.body))
-    found = [_entry(job, receipts.get(str(job.job_id), [])) for job in jobs]
+    found = [_entry(job, receipts.get(str(job.job_id), []), refunds) for job in jobs]
     total = {
         "spent": sum(item["cost"] or 0 for item in found),
         "open_maximum": sum(item["at_most"] for item in found if item["cost"] is None),
+        "refunded": sum(item["refunded"] for item in found),
         "billed_ms": sum(item["billed_ms"] for item in found),
         "unbilled_ms": sum(item["unbilled_ms"] for item in found),
     }
@@ -48,11 +53,13 @@ async def cost(session: Session, address: str | None, offline: bool) -> None:
             duration(item["billed_ms"]),
             duration(item["unbilled_ms"]),
             money.text(item["cost"]) if item["cost"] is not None else f"≤ {money.text(item['at_most'])}",
+            f"{money.text(item['refunded'])} ({', '.join(item['refund_causes'])})" if item["refunded"] else "",
         )
         for item in found
     ]
-    headings = ("job", "name", "attempts", "billed", "not billed", "cost")
+    headings = ("job", "name", "attempts", "billed", "not billed", "cost", "given back")
     sums = f"spent {money.text(total['spent'])} for {duration(total['billed_ms'])}"
+    sums += f"; {money.text(total['refunded'])} was given back" if total["refunded"] else ""
     sums += f"; {duration(total['unbilled_ms'])} of work was not billed" if total["unbilled_ms"] else ""
     sums += f"; open jobs may cost {money.text(total['open_maximum'])} more" if total["open_maximum"] else ""
     session.show({"jobs": found, **total}, f"{table(headings, rows)}\n\n{sums}")
@@ -70,7 +77,16 @@ async def bring_up_to_date(session: Session, address: str | None) -> None:
             session.hint(f"torg: {error.message}; this is what was known at the last contact")
 
 
-def _entry(job: JobEntry, receipts: list[SignedReceipt]) -> dict[str, Any]:
+async def _refunds(session: Session) -> tuple[RefundView, ...]:
+    async with session.client() as client:
+        try:
+            return await client.refunds()
+        except Unavailable:
+            return ()  # said already
+
+
+def _entry(job: JobEntry, receipts: list[SignedReceipt], refunds: tuple[RefundView, ...]) -> dict[str, Any]:
+    mine = [item.signed.refund for item in refunds if item.signed.refund.job_id == job.job_id]
     return {
         "job_id": job.job_id,
         "name": job.name,
@@ -80,5 +96,7 @@ def _entry(job: JobEntry, receipts: list[SignedReceipt]) -> dict[str, Any]:
         "billed_ms": sum(signed.receipt.billed_ms for signed in receipts),
         "unbilled_ms": sum(signed.receipt.unbilled_ms for signed in receipts),
         "cost": job.final_amount,
+        "refunded": sum(refund.amount for refund in mine),
+        "refund_causes": sorted({str(refund.cause) for refund in mine}),
         "at_most": job.max_amount,
     }

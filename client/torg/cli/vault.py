@@ -164,8 +164,12 @@ async def statement(session: Session, address: str | None, since: str | None) ->
         cause = line.cause if len(line.cause) <= _LONGEST_CAUSE else f"{line.cause[:_LONGEST_CAUSE]}…"
         rows.append(row(_utc(line.at_ms), cause if about[2:-1] in cause else f"{cause}{about}", line.moved))
     rows.append(row("", "balance now", found.closing))
+    credit = f"\n{format_amount(found.closing.credit, money.decimals)} is credit: fees of later jobs are lower by it"
     headings = ("when (UTC)", "what", "free", "held", "owed", "in vault")
-    session.show(found.wire(), f"vault {found.vault}, {money.symbol}\n{table(headings, rows)}")
+    session.show(
+        found.wire(),
+        f"vault {found.vault}, {money.symbol}\n{table(headings, rows)}{credit if found.closing.credit else ''}",
+    )
 
 
 _LONGEST_CAUSE = 44  # of a capture's, enough of its signature to find it; --json has all of it

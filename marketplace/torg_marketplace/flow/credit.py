@@ -7,12 +7,12 @@ what every other job goes through.
 from __future__ import annotations
 
 from solders.pubkey import Pubkey
-from sqlalchemy import CursorResult, Update, select, update
+from sqlalchemy import CursorResult, Update, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.account_models import ApiKeyRow, CreditHoldRow, CreditRow, CreditVaultRow
-from torg_marketplace.storage.money_models import HoldRow, VaultRow
+from torg_marketplace.storage.money_models import HoldRow, RefundRow, VaultRow
 from torg_protocol.accounts import CreditView
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Invalid, Unavailable
@@ -129,11 +129,13 @@ async def close_credit(unit: Unit, hold: HoldRow) -> None:
         return
     held.open = False
     await unit.session.flush()
+    refunded = await unit.session.scalar(select(func.sum(RefundRow.amount)).where(RefundRow.job_id == hold.job_id))
+    cost = hold.billed - int(refunded or 0)
     for table, is_it in ((ApiKeyRow, ApiKeyRow.key_id == held.key_id), (CreditRow, CreditRow.account == held.account)):
         await unit.session.execute(
             update(table)
             .where(is_it)
-            .values(held=table.held - held.max_amount, spent=table.spent + hold.billed)
+            .values(held=table.held - held.max_amount, spent=table.spent + cost)
             .execution_options(synchronize_session=False)
         )
 

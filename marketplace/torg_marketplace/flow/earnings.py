@@ -14,6 +14,7 @@ from torg_marketplace.storage import ledger
 from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.money_models import CommitmentRow, EarningRow, HoldRow, PayoutRow
 from torg_protocol.ids import LeaseId
+from torg_protocol.refunds import RefundCause
 from torg_protocol.states import PayoutState
 from torg_protocol.usage import UsageRecord
 
@@ -102,7 +103,11 @@ async def _refund(unit: Unit, earning: EarningRow) -> None:
     amount = earning.node_amount + earning.fee_amount
     entries = ledger.move(ledger.pending(earning.lease_id), ledger.held(earning.job_id), amount)
     await ledger.post(
-        unit.session, key=f"refund:{_name(earning)}", cause="work not accepted", entries=entries, at_ms=unit.now_ms
+        unit.session,
+        key=f"refund:{_name(earning)}",
+        cause=ledger.refund_of(RefundCause.VERIFICATION_FAILED, earning.job_id),
+        entries=entries,
+        at_ms=unit.now_ms,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from torg_chain.network import LOCALNET_PROGRAM_ID
 from torg_marketplace.flow.ending import end_lease
 from torg_marketplace.flow.receipts import issued_receipt
+from torg_marketplace.flow.refunds import remind_of_refunds
 from torg_marketplace.flow.rows import job_row, live_leases, node_row, signed_grant_of
 from torg_marketplace.flow.settlement_plan import orders_in_flight
 from torg_marketplace.flow.unit import Unit
@@ -61,6 +62,7 @@ async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
     directives = [await _directive(unit, node_id, item) for item in hello.leases]
     for order in await orders_in_flight(unit, node_id):
         unit.send(node_id, OrderIssued(order=order))
+    await remind_of_refunds(unit, node_id)
     unit.wake("match")
     return Welcome(
         protocol_version=PROTOCOL_VERSION,

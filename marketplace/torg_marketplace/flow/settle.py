@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
 from torg_marketplace.flow.landed import catch_up
+from torg_marketplace.flow.refunds import work_credit_off
 from torg_marketplace.flow.settlement_moves import apply_finalized, bury, move_settlement, skipped_addresses
 from torg_marketplace.flow.settlement_plan import IN_FLIGHT, build, make_plan
 from torg_marketplace.flow.unit import Market
@@ -30,6 +31,7 @@ async def settle_due(market: Market, *, hurry: bool = False) -> int:
 
     `hurry`: do not wait for age or threshold. One vault's trouble does not hold up the others. Raises ChainUnavailable.
     """
+    await work_credit_off(market)
     async with market.reading() as unit:
         query = select(PayoutRow.vault).where(PayoutRow.state == PayoutState.PENDING).distinct()
         vaults = (await unit.session.scalars(query)).all()

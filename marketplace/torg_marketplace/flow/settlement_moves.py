@@ -119,6 +119,14 @@ async def lose(unit: Unit, payout: PayoutRow) -> None:
     payout.note = "the vault was closed before it was captured"
 
 
+async def give_back(unit: Unit, payout: PayoutRow, amount: int) -> None:
+    """A payout that waits is worth so much less; at nothing it is over. The caller posts it."""
+    payout.amount -= amount
+    payout.refunded += amount
+    if payout.amount == 0:
+        await _move_payout(unit, payout, PayoutState.REFUNDED)
+
+
 async def release_commitments(unit: Unit, vault: str) -> None:
     """Ranges of decided leases whose every payout is final are free for others."""
     waiting = select(PayoutRow.lease_id).where(PayoutRow.vault == vault, PayoutRow.state.not_in(OVER_PAYOUT_STATES))

@@ -272,7 +272,10 @@ async def _store(unit: Unit, signed: _Signed) -> None:
         .values(state=PayoutState.IN_FLIGHT, settlement_id=settlement_id)
         .execution_options(synchronize_session=False)
     )
-    if _count(claimed) != 1 or _count(taken) != len(plan.batch.payout_ids):
+    worth = await unit.session.scalar(
+        select(func.sum(PayoutRow.amount)).where(PayoutRow.payout_id.in_(plan.batch.payout_ids))
+    )
+    if _count(claimed) != 1 or _count(taken) != len(plan.batch.payout_ids) or worth != plan.batch.amount:
         raise Unavailable(
             "another settlement of this vault was faster", code="settlement_raced", field="vault", value=plan.vault
         )

@@ -18,9 +18,10 @@ from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.money_models import CommitmentRow, EntryRow, HoldRow, PostingRow
 from torg_protocol.api import Statement, StatementFigures, StatementLine
 from torg_protocol.ids import AccountId, JobId, LeaseId, VaultAddress
+from torg_protocol.refunds import RefundCause
 
 # What one posting makes possible for another comes after it, also within one millisecond.
-_STAGES = {"hold": 1, "earn": 2, "refund": 3, "payable": 3, "release": 4, "capture": 5, "closed": 6}
+_STAGES = {"hold": 1, "earn": 2, "refund": 3, "payable": 3, "release": 4, "refunded": 5, "capture": 6, "closed": 7}
 _STAGE = case(*((PostingRow.key.startswith(f"{name}:"), stage) for name, stage in _STAGES.items()), else_=0)
 
 
@@ -55,7 +56,7 @@ def _is_of(vault: str) -> ColumnElement[bool]:
     jobs = select(literal(ledger.held("")) + HoldRow.job_id).where(HoldRow.vault == vault)
     leases = select(literal(ledger.pending("")) + CommitmentRow.lease_id).where(CommitmentRow.vault == vault)
     return or_(
-        EntryRow.account.in_([ledger.free(vault), ledger.chain(vault)]),
+        EntryRow.account.in_([ledger.free(vault), ledger.chain(vault), ledger.credit(vault)]),
         EntryRow.account.startswith(ledger.payable(vault, ""), autoescape=True),
         EntryRow.account.in_(jobs),
         EntryRow.account.in_(leases),
@@ -102,6 +103,7 @@ def _line(posting: PostingRow, entries: Iterable[EntryRow], jobs: Mapping[str, s
     return StatementLine(
         at_ms=posting.at_ms,
         cause=posting.cause,
+        refund=RefundCause(code) if (code := ledger.refund_cause(posting.cause)) is not None else None,
         job_id=JobId(job_id) if job_id is not None else None,
         lease_id=LeaseId(named["pending"]) if "pending" in named else None,
         moved=_figures(amounts),
@@ -116,5 +118,6 @@ def _figures(amounts: Iterable[tuple[str, int]]) -> StatementFigures:
         free=sums["free"],
         held=sums["held"],
         owed=sums["pending"] + sums["payable"],
+        credit=sums["credit"],
         in_vault=-sums["chain"],  # tokens that left, minus those that came
     )

@@ -189,12 +189,12 @@ async def close_job(unit: Unit, *, job_id: JobId) -> None:
         .where(VaultRow.address == hold.vault)
         .values(
             open_maximum=VaultRow.open_maximum - hold.max_amount,
-            final_total=VaultRow.final_total + hold.billed,
+            final_total=VaultRow.final_total + hold.billed - hold.refunded,
         )
         .execution_options(synchronize_session=False)
     )
     await close_credit(unit, hold)
-    rest = hold.max_amount - hold.billed
+    rest = hold.max_amount - hold.billed + hold.refunded
     if rest:
         entries = ledger.move(ledger.held(job_id), ledger.free(hold.vault), rest)
         await ledger.post(

@@ -221,7 +221,7 @@ def _ledger(tables: Tables) -> Iterator[str]:
         yield f"posting {key} adds up to {total}"
     accounts = tables.sums("SELECT account, SUM(amount) FROM ledger_entries GROUP BY account")
     for account, balance in accounts.items():
-        if balance < 0 and not account.startswith("chain:"):
+        if balance < 0 and not account.startswith(("chain:", "promised:")):
             yield f"{account} is overdrawn by {-balance}"
     earned = "SELECT e.lease_id, e.job_id, e.state, SUM(e.node_amount + e.fee_amount) FROM earnings e GROUP BY 1, 2, 3"
     pending: Counter[str] = Counter()
@@ -232,7 +232,7 @@ def _ledger(tables: Tables) -> Iterator[str]:
     for lease_id, amount in pending.items():
         if accounts.get(f"pending:{lease_id}", 0) != amount:
             yield f"pending:{lease_id} holds {accounts.get(f'pending:{lease_id}', 0)}, its earnings say {amount}"
-    for job_id, most, is_open in tables.all("SELECT job_id, max_amount, open FROM holds"):
+    for job_id, most, is_open in tables.all("SELECT job_id, max_amount + refunded, open FROM holds"):
         kept = most - taken[job_id] if is_open else 0
         if accounts.get(f"held:{job_id}", 0) != kept:
             yield f"held:{job_id} holds {accounts.get(f'held:{job_id}', 0)}, its hold says {kept}"
@@ -261,7 +261,7 @@ def _holds(tables: Tables) -> Iterator[str]:
 
 def _vaults(tables: Tables) -> Iterator[str]:
     open_sums = tables.sums("SELECT vault, SUM(max_amount) FROM holds WHERE open GROUP BY vault")
-    final_sums = tables.sums("SELECT vault, SUM(billed) FROM holds WHERE NOT open GROUP BY vault")
+    final_sums = tables.sums("SELECT vault, SUM(billed - refunded) FROM holds WHERE NOT open GROUP BY vault")
     caps = tables.sums("SELECT vault, MAX(cap) FROM caps GROUP BY vault")
     query = "SELECT address, open_maximum, final_total, chain_settled, chain_balance, blocked, deposits FROM vaults"
     for address, open_maximum, final_total, settled, balance, blocked, deposits in tables.all(query):
@@ -286,7 +286,7 @@ def _vaults(tables: Tables) -> Iterator[str]:
 
 
 def _payouts(tables: Tables) -> Iterator[str]:
-    paid = tables.sums("SELECT lease_id, SUM(amount) FROM payouts GROUP BY lease_id")
+    paid = tables.sums("SELECT lease_id, SUM(amount + refunded) FROM payouts GROUP BY lease_id")
     payable = tables.sums(
         "SELECT lease_id, SUM(node_amount + fee_amount) FROM earnings WHERE state = 'payable' GROUP BY 1"
     )

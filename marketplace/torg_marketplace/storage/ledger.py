@@ -7,6 +7,8 @@ Accounts, and what a positive balance means:
     held:JOB                  kept aside for a job
     pending:LEASE             earned, waiting for a verdict
     payable:VAULT:ADDRESS     owed to an address, to be captured from that vault
+    credit:VAULT              refunds that nothing which waited could cover: later fees out of this vault work them off
+    promised:VAULT            the marketplace's side of that credit, negative
 """
 
 from __future__ import annotations
@@ -55,6 +57,27 @@ def pending(lease_id: str) -> str:
 
 def payable(vault: str, address: str) -> str:
     return f"payable:{vault}:{address}"
+
+
+def credit(vault: str) -> str:
+    return f"credit:{vault}"
+
+
+def promised(vault: str) -> str:
+    return f"promised:{vault}"
+
+
+_REFUND_OF = "refund: "
+
+
+def refund_of(cause: str, job_id: str) -> str:
+    """A posting's cause that programs can read again: `refund_cause`."""
+    return f"{_REFUND_OF}{cause} of {job_id}"
+
+
+def refund_cause(cause: str) -> str | None:
+    """The code of a refund's cause; None for other postings."""
+    return cause.removeprefix(_REFUND_OF).partition(" ")[0] if cause.startswith(_REFUND_OF) else None
 
 
 def move(source: str, target: str, amount: int) -> list[Entry]:
@@ -113,7 +136,7 @@ async def problems(session: AsyncSession) -> list[str]:
     found += [f"posting {key} does not add up to zero" for key in await session.scalars(unbalanced)]
     overdrawn = (
         select(EntryRow.account, func.sum(EntryRow.amount))
-        .where(EntryRow.account.not_like("chain:%"))
+        .where(EntryRow.account.not_like("chain:%"), EntryRow.account.not_like("promised:%"))
         .group_by(EntryRow.account)
         .having(func.sum(EntryRow.amount) < 0)
     )

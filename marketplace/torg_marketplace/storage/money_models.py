@@ -40,6 +40,7 @@ class VaultRow(Base):
     open_maximum: Mapped[Amount] = mapped_column(default=0)
     commitments: Mapped[int] = mapped_column(default=0)  # sequence of the newest commitment
     active_settlement: Mapped[Key | None]  # at most one capture in flight
+    credit: Mapped[Amount] = mapped_column(default=0)  # refunds that nothing of later captures has covered yet
     blocked: Mapped[str | None] = mapped_column(Text)
 
 
@@ -80,6 +81,7 @@ class HoldRow(Base):
     vault: Mapped[Key] = mapped_column(ForeignKey("vaults.address"), index=True)
     max_amount: Mapped[Amount]
     billed: Mapped[Amount] = mapped_column(default=0)
+    refunded: Mapped[Amount] = mapped_column(default=0)  # of what was billed, not captured after all
     open: Mapped[bool] = mapped_column(default=True)
 
 
@@ -135,11 +137,40 @@ class PayoutRow(Base):
     lease_id: Mapped[Key]
     payout_address: Mapped[Key]
     amount: Mapped[Amount]
+    refunded: Mapped[Amount] = mapped_column(default=0)  # taken off `amount` before it was captured
     record_digest: Mapped[DigestText]
     state: Mapped[State]
     settlement_id: Mapped[Key | None]
     created_at_ms: Mapped[Ms]
     note: Mapped[str] = mapped_column(Text, default="")
+
+
+class RefundRow(Base):
+    """Part of what a lease cost, given back. `from_node` and `from_fees` were taken off payouts that waited; `outstanding` is credit
+    that later fees out of the vault work off. The id names its cause and what it is about, so it happens once."""
+
+    __tablename__ = "refunds"
+    __table_args__ = (
+        Index("ix_refunds_lease", "lease_id"),
+        Index("ix_refunds_client", "client", "at_ms"),
+        Index("ix_refunds_node", "node_id", "at_ms"),
+        Index("ix_refunds_vault", "vault"),
+    )
+
+    refund_id: Mapped[str] = mapped_column(String(96), primary_key=True)
+    cause: Mapped[str] = mapped_column(String(32))
+    lease_id: Mapped[Key]
+    job_id: Mapped[Key]
+    client: Mapped[Key]
+    node_id: Mapped[Key]
+    vault: Mapped[Key] = mapped_column(ForeignKey("vaults.address"))
+    amount: Mapped[Amount]
+    from_node: Mapped[Amount]
+    from_fees: Mapped[Amount]
+    outstanding: Mapped[Amount]
+    postings: Mapped[int]
+    at_ms: Mapped[Ms]
+    signed: Mapped[dict[str, Any]] = mapped_column(JSON)  # SignedRefund
 
 
 class SettlementRow(Base):

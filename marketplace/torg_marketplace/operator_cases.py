@@ -1,0 +1,101 @@
+"""What the operator decides at the command line about cases: refunds. Safe beside a marketplace that runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from torg_marketplace.app import open_edge
+from torg_marketplace.flow.refunds import all_refunds, refund_lease
+from torg_marketplace.flow.unit import Market
+from torg_marketplace.settings import Settings
+from torg_marketplace.storage.models import LeaseRow
+from torg_protocol.errors import Invalid, NotFound
+from torg_protocol.money import parse_amount
+from torg_protocol.refunds import RefundCause
+
+COMMANDS = {
+    "refund": "give back part of what a lease cost",
+    "refunds": "what was given back, newest first",
+}
+_OPTIONS = ("lease", "amount", "cause", "subject", "note")
+
+
+def add_options(name: str, command: argparse.ArgumentParser) -> None:
+    if name == "refund":
+        command.add_argument("lease", help="lease_...; torg-marketplace inspect job_... shows those of a job")
+        command.add_argument(
+            "--amount", required=True, help='tokens, for example "1.50", or a share of its price: "40%%"'
+        )
+        command.add_argument("--cause", required=True, choices=[str(cause) for cause in RefundCause])
+        command.add_argument("--note", default="", help="for the client and the node")
+        command.add_argument(
+            "--subject", help="what the refund is about; the same cause and subject happen once (default: the lease)"
+        )
+
+
+def options_of(command: str) -> frozenset[str]:
+    """Names of its arguments that are no settings of the process."""
+    return frozenset(_OPTIONS) if command in COMMANDS else frozenset()
+
+
+async def run_case_command(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> int:
+    """Answers with JSON. Raises TorgError."""
+    async with open_edge(settings, "") as edge:
+        answer = await _COMMANDS[arguments.command](edge.market, arguments)
+    say(json.dumps(answer, indent=2, default=str))
+    return 0
+
+
+async def _refund(market: Market, arguments: argparse.Namespace) -> Any:
+    async with market.transaction() as unit:
+        lease = await unit.session.get(LeaseRow, arguments.lease)
+        if lease is None:
+            raise NotFound("no such lease", code="lease_unknown", field="lease", value=arguments.lease)
+        amount = amount_of(arguments.amount, lease.amount, market.network.decimals)
+        signed = await refund_lease(
+            unit,
+            arguments.lease,
+            amount,
+            RefundCause(arguments.cause),
+            subject=arguments.subject,
+            note=arguments.note,
+        )
+    return {**signed.wire(), "credit": signed.refund.credit}
+
+
+async def _refunds(market: Market, arguments: argparse.Namespace) -> Any:
+    del arguments
+    async with market.reading() as unit:
+        return [
+            {
+                "refund_id": row.refund_id,
+                "cause": row.cause,
+                "job_id": row.job_id,
+                "lease_id": row.lease_id,
+                "client": row.client,
+                "node": row.node_id,
+                "amount": row.amount,
+                "from_node": row.from_node,
+                "from_fees": row.from_fees,
+                "outstanding": row.outstanding,
+                "at_ms": row.at_ms,
+                "note": row.signed["refund"]["note"],
+            }
+            for row in await all_refunds(unit)
+        ]
+
+
+def amount_of(text: str, price: int, decimals: int, *, field: str = "--amount") -> int:
+    """ "40%" of a price, rounded down, or tokens. Raises Invalid share_invalid, amount_invalid, ..."""
+    if not text.endswith("%"):
+        return parse_amount(text, decimals, field=field)
+    share = text[:-1]
+    if not share.isdigit() or not 0 < int(share) <= 100:
+        raise Invalid("not a share", code="share_invalid", field=field, value=text, hint="1% to 100%, whole percents")
+    return price * int(share) // 100
+
+
+_COMMANDS = {"refund": _refund, "refunds": _refunds}
