@@ -58,13 +58,12 @@ def pack(
     """
     limits = limits or UnpackLimits()
     try:
-        with destination_file.open("wb") as file:
-            writer = PieceWriter(file)
+        with destination_file.open("wb") as file, PieceWriter(file) as writer:
             with tarfile.open(fileobj=cast("IO[bytes]", writer), mode="w", format=tarfile.PAX_FORMAT) as tar:
                 tar.copybufsize = CHUNK_BYTES  # type: ignore[attr-defined]  # typeshed does not know it
                 packer = TreeWriter(tar, writer, limits, skip_odd=skip_odd)
                 packer.add_tree(root, ignore=ignore)
-            writer.cut()
+            writer.finish()
     except BaseException:
         destination_file.unlink(missing_ok=True)
         raise

@@ -9,24 +9,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
-from torg_marketplace.storage.objects import Objects, bucket_objects, folder_objects
+from torg_marketplace.storage.objects import Hash, Objects, bucket_objects, folder_objects
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Forbidden, Invalid, NotFound, TooLarge
 from torg_protocol.ids import Digest, is_digest
 from torg_protocol.jobspec import BlobRef
 
 URL_LIFETIME_MS = 3_600_000
-_IN_MEMORY_BYTES = (
-    5 << 20
-)  # an upload up to this size, which a piece of an archive has, goes to the store without a file between
+_BLOCK_BYTES = 1 << 20
 _PIECES_OF = "pieces/"  # a folder beside the blobs': the lists of those that are stored as pieces
 _PIECES = TypeAdapter(tuple[BlobRef, ...])
 
@@ -76,26 +76,26 @@ class StoredBlobs:
 
     async def receive(self, digest: Digest, size_bytes: int, pieces: AsyncIterator[bytes]) -> None:
         """Takes an upload. Raises Invalid blob_digest_mismatch or TooLarge; then nothing is stored."""
-        hasher, received = hashlib.sha256(), 0
-        with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=str(self._scratch)) as file:
-            async for piece in pieces:
-                received += len(piece)
-                if received > size_bytes:
-                    raise TooLarge(
-                        "more bytes than announced", code="blob_too_large", field="size_bytes", value=size_bytes
-                    )
-                hasher.update(piece)
-                file.write(piece)
+        hasher = hashlib.sha256()
+        descriptor, name = await asyncio.to_thread(tempfile.mkstemp, dir=self._scratch)
+        try:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                async for block in _blocks(pieces, size_bytes):
+                    await asyncio.to_thread(_keep, block, hasher, file)
             _check_name(digest, "sha256:" + hasher.hexdigest())
-            file.seek(0)
-            await self._objects.put(_path(digest), file)
+            await self._objects.take(_path(digest), Path(name))
+        finally:
+            await asyncio.to_thread(Path(name).unlink, missing_ok=True)
 
     async def put_together(self, blob: BlobRef, pieces: Sequence[BlobRef]) -> None:
         """Stores the list of the pieces, once their bytes were read and are what the name says. No byte is stored twice."""
         self._check_size(blob.size_bytes)
         hasher = hashlib.sha256()
         for piece in pieces:
-            hasher.update(await self._object(piece.digest))
+            try:
+                await self._objects.hash_into(_path(piece.digest), hasher)
+            except NotFound as error:
+                raise _missing(piece.digest) from error
         _check_name(blob.digest, "sha256:" + hasher.hexdigest())
         listing = _PIECES.dump_json(tuple(pieces))
         await self._objects.put(_PIECES_OF + _path(blob.digest), listing)
@@ -163,6 +163,29 @@ class StoredBlobs:
     def _sign(self, method: str, digest: str, size_bytes: int, account: str, expires_ms: int) -> str:
         text = f"torg-blob-url-v2\n{method}\n{digest}\n{size_bytes}\n{account}\n{expires_ms}".encode()
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
+
+
+async def _blocks(pieces: AsyncIterator[bytes], size_bytes: int) -> AsyncGenerator[list[bytes], None]:
+    """What arrives, in blocks that are worth another thread's while. Raises TooLarge for more than was announced."""
+    received, block, room = 0, list[bytes](), _BLOCK_BYTES
+    async for piece in pieces:
+        received += len(piece)
+        if received > size_bytes:
+            raise TooLarge("more bytes than announced", code="blob_too_large", field="size_bytes", value=size_bytes)
+        block.append(piece)
+        room -= len(piece)
+        if room <= 0:
+            yield block
+            block, room = [], _BLOCK_BYTES
+    yield block
+
+
+def _keep(block: list[bytes], hasher: Hash, file: IO[bytes]) -> None:
+    for data in block:
+        hasher.update(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 def local_blobs(folder: Path, secret: bytes, *, max_bytes: int) -> StoredBlobs:

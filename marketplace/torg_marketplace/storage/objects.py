@@ -8,12 +8,13 @@ middle of gigabytes costs one range, and nothing waits for a store that has stop
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
 import obstore
@@ -24,6 +25,7 @@ from torg_protocol.errors import Invalid, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
 _RANGE_BYTES = 4 << 20  # of one request; the next one is asked for while it is used
+_BLOCK_BYTES = 1 << 20
 _PROBE = "probe"
 _RETRIES: Any = {
     "max_retries": 10,
@@ -33,11 +35,17 @@ _RETRIES: Any = {
 _CLIENT: Any = {"connect_timeout": "5s", "timeout": "60s"}  # of one request: at most a range, or a part of an upload
 
 
+class Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+
 class Objects:
     """Every method raises Unavailable `blob_store_unavailable`; those that read also NotFound `object_missing`."""
 
-    def __init__(self, store: ObjectStore, where: str) -> None:
+    def __init__(self, store: ObjectStore, where: str, folder: Path | None = None) -> None:
+        """`folder`: where the objects are files, if they are."""
         self._store: Any = store
+        self._folder = folder
         self.where = where
 
     async def size(self, name: str) -> int | None:
@@ -51,6 +59,22 @@ class Objects:
         """All or nothing. A large file goes in parts, several at a time."""
         with self._translated(name):
             await obstore.put_async(self._store, name, data)
+
+    async def take(self, name: str, file: Path) -> None:
+        """Puts a file that nobody needs afterwards; in a folder it is only renamed. All or nothing."""
+        with self._translated(name):
+            if self._folder is not None and await asyncio.to_thread(_renamed, file, self._folder / name):
+                return
+            with await asyncio.to_thread(file.open, "rb") as opened:
+                await obstore.put_async(self._store, name, opened)
+
+    async def hash_into(self, name: str, hasher: Hash) -> None:
+        """Feeds all bytes of a small object to `hasher`."""
+        if self._folder is None:
+            await asyncio.to_thread(hasher.update, await self.get(name))
+            return
+        with self._translated(name):
+            await asyncio.to_thread(_read_into, self._folder / name, hasher)
 
     async def get(self, name: str) -> bytes:
         """Whole: for small objects."""
@@ -123,9 +147,26 @@ class Objects:
             ) from error
 
 
+def _renamed(file: Path, target: Path) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the two are on different file systems: a copy then
+            raise
+        return False
+    return True
+
+
+def _read_into(file: Path, hasher: Hash) -> None:
+    with file.open("rb", buffering=0) as opened:
+        while data := opened.read(_BLOCK_BYTES):
+            hasher.update(data)
+
+
 def folder_objects(folder: Path) -> Objects:
     folder.mkdir(parents=True, exist_ok=True)
-    return Objects(LocalStore(folder), str(folder))
+    return Objects(LocalStore(folder), str(folder), folder)
 
 
 def bucket_objects(url: str, endpoint: str | None) -> Objects:

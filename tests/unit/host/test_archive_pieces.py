@@ -102,16 +102,27 @@ def test_whatever_is_written_comes_out_again(
     tmp_path_factory: pytest.TempPathFactory, writes: list[bytes], cuts: set[int]
 ) -> None:
     path = tmp_path_factory.mktemp("pieces") / "file"
-    with path.open("wb") as file:
-        writer = PieceWriter(file)
+    with path.open("wb") as file, PieceWriter(file) as writer:
         for number, data in enumerate(writes):
             if number in cuts:
                 writer.cut()
             assert writer.write(data) == len(data)
-        writer.cut()
+        writer.finish()
 
     data = path.read_bytes()
     assert b"".join(zstandard.decompress(data[p.offset : p.offset + p.size_bytes]) for p in writer.pieces) == b"".join(
         writes
     )
     assert (writer.digest, writer.size_bytes, writer.tell()) == (sha256_digest(data), len(data), sum(map(len, writes)))
+
+
+def test_what_does_not_compress_costs_no_more_than_its_frame_and_text_is_compressed(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    root.mkdir()
+    (root / "weights.bin").write_bytes(noise(8 * MIB, 2))
+    weights = pack(root, tmp_path / "weights")
+    (root / "weights.bin").write_bytes(b"the same words again\n" * 400_000)
+
+    assert 8 * MIB < weights.size_bytes < 8 * MIB + 8192
+    assert pack(root, tmp_path / "text").size_bytes < MIB
+    assert pack(root, tmp_path / "again") == pack(root, tmp_path / "text")  # whichever thread took which piece
