@@ -18,6 +18,7 @@ MACHINES: Mapping[str, tuple[str, Mapping[enum.StrEnum, frozenset[enum.StrEnum]]
     "Lease": ("One try at a job on one node.", {**states.LEASE_MOVES}),
     "Payout": ("One payment to one payee.", {**states.PAYOUT_MOVES}),
     "Settlement": ("One capture transaction with its payouts.", {**states.SETTLEMENT_MOVES}),
+    "Slash": ("What is taken of a node's collateral after a failed audit.", {**states.SLASH_MOVES}),
     "Node": ("Whether a node gets new leases.", {**states.NODE_MOVES}),
 }
 HEAD = """\

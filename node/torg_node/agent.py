@@ -33,6 +33,7 @@ from torg_node.proving import Proving
 from torg_node.rental.server import make_rental_server
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
+from torg_node.stake import COLLATERAL_FACT
 from torg_node.steps.open_secrets import forget_secrets
 from torg_node.tunnels import Tunnels
 from torg_protocol import PROTOCOL_VERSION
@@ -231,7 +232,8 @@ class Agent:
 
     def _new_offer(self) -> SignedOffer:
         sequence = self._journal.next_offer_sequence()
-        return make_offer(self._settings, self._keypair, self._inventory, self._capabilities, sequence)
+        collateral = self._journal.fact(COLLATERAL_FACT) or None
+        return make_offer(self._settings, self._keypair, self._inventory, self._capabilities, sequence, collateral)
 
     def _hello(self) -> Hello:
         return Hello(

@@ -17,7 +17,12 @@ _LEVELS = ("sandbox", "container", "gvisor")
 
 
 def make_offer(
-    settings: Settings, keypair: Keypair, inventory: Inventory, capabilities: Capabilities, sequence: int
+    settings: Settings,
+    keypair: Keypair,
+    inventory: Inventory,
+    capabilities: Capabilities,
+    sequence: int,
+    collateral: str | None = None,
 ) -> SignedOffer:
     offer = Offer(
         node=NodeId(str(keypair.pubkey())),
@@ -34,6 +39,7 @@ def make_offer(
         region=settings.region,
         egress=_egress(settings) if EGRESS_PROBE in capabilities.verified else (),
         own_root=settings.own_root and OWN_ROOT_PROBE in capabilities.verified,
+        collateral=collateral,
     )
     return SignedOffer(offer=offer, signature=offer.sign(keypair))
 

@@ -26,6 +26,8 @@ COMMANDS = {
     "earnings": "what this node has earned, by month; --export for each record",
     "top": "live: leases, GPUs, earnings, and why grants were or were not taken",
     "sweep": "send the tokens that the node's own key holds to another wallet",
+    "stake": "put tokens at stake behind this node's work: audits become rarer, and a failed one takes of it",
+    "unstake": "ask for what is at stake back, and take it when its grace is over",
     "backup": "key and config in one file under a password",
     "restore": "a node from such a file",
     "install-service": "a systemd unit that keeps the agent running",
@@ -45,6 +47,12 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
         case "sweep":
             command.add_argument("--to", required=True, metavar="WALLET", help="one whose key is not on this machine")
             command.add_argument("--at-least", default="0", metavar="TOKENS", help="leave less than this where it is")
+        case "stake" | "unstake":
+            if name == "stake":
+                command.add_argument("amount", help="in tokens; added to what is there")
+            command.add_argument(
+                "--wallet", type=Path, help="that stakes, and gets the rest back; default: this node's key"
+            )
         case "backup" | "restore":
             command.add_argument("file", type=Path)
             command.add_argument("--password-file", type=Path, help="default: asked for, or TORG_BACKUP_PASSWORD")
@@ -69,6 +77,10 @@ def run(arguments: argparse.Namespace, say: Print) -> int:
             from torg_node.sweep import sweep_command
 
             return sweep_command(arguments, say)
+        case "stake" | "unstake":
+            from torg_node.stake import stake_command
+
+            return stake_command(arguments, say)
         case "backup":
             back_up(load_settings(arguments.data), arguments.file, _password(arguments, twice=True))
             say(

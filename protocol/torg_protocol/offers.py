@@ -52,6 +52,8 @@ class Offer(Document):
     # Left out of the signed form when empty, so that offers from before it verify. "allow": listed destinations; "open": all public.
     egress: tuple[Literal["allow", "open"], ...] = Field(default=(), exclude_if=operator.not_)
     own_root: bool = Field(default=False, exclude_if=operator.not_)  # takes jobs with `root: true`; likewise left out
+    # A vault of kind collateral whose session key is the node: what it loses when it cheats. Left out when there is none, as above.
+    collateral: str | None = Field(default=None, max_length=44, exclude_if=operator.not_)
 
 
 class SignedOffer(Wire):

@@ -60,6 +60,16 @@ class SettlementState(enum.StrEnum):
     DEAD = "dead"  # its blockhash expired and it provably never landed; its order still may, by somebody else's hand
 
 
+class SlashState(enum.StrEnum):
+    """What is taken of a node's collateral after a failed audit; each move but the first follows what the chain shows, finalized."""
+
+    WANTED = "wanted"
+    PROPOSED = "proposed"  # on chain; the node has a day to object, and the operator to cancel
+    EXECUTED = "executed"  # the client has it
+    CANCELLED = "cancelled"  # by the operator
+    FAILED = "failed"  # nothing is left to take, or it closes too soon
+
+
 class NodeState(enum.StrEnum):
     JOINING = "joining"
     ACTIVE = "active"
@@ -120,6 +130,16 @@ SETTLEMENT_MOVES: Mapping[SettlementState, frozenset[SettlementState]] = {
     SettlementState.FINALIZED: frozenset(),
     SettlementState.DEAD: frozenset({SettlementState.CONFIRMED}),  # a payee landed the order itself
 }
+
+SLASH_MOVES: Mapping[SlashState, frozenset[SlashState]] = {
+    SlashState.WANTED: frozenset({SlashState.PROPOSED, SlashState.CANCELLED, SlashState.FAILED}),
+    # Back: nobody executed it in time, and it left the chain.
+    SlashState.PROPOSED: frozenset({SlashState.WANTED, SlashState.EXECUTED, SlashState.CANCELLED, SlashState.FAILED}),
+    SlashState.EXECUTED: frozenset(),
+    SlashState.CANCELLED: frozenset(),
+    SlashState.FAILED: frozenset(),
+}
+OPEN_SLASH_STATES = frozenset({SlashState.WANTED, SlashState.PROPOSED})
 
 NODE_MOVES: Mapping[NodeState, frozenset[NodeState]] = {
     NodeState.JOINING: frozenset({NodeState.ACTIVE, NodeState.SUSPENDED}),

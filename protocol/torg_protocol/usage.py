@@ -89,7 +89,8 @@ class Timeline(Wire):
 
 
 class VerdictSummary(Wire):
-    """`result`: passed | failed | inconclusive | not_checked. `measured` are decimal strings by metric name."""
+    """`result`: passed | failed | inconclusive | not_checked. `measured` are decimal strings by metric name, and of an audit
+    how it was drawn (`torg_protocol.audits`)."""
 
     policy: str
     result: str = Field(pattern=r"^(passed|failed|inconclusive|not_checked)$")

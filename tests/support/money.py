@@ -15,10 +15,12 @@ from solders.transaction import VersionedTransaction
 
 from torg_chain.captures import LandedCapture, captures_in
 from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
-from torg_chain.network import Network
+from torg_chain.network import LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import SignatureStatus, TransactionStatus
 from torg_chain.vault import OperatorConfig, VaultState
 from torg_marketplace.simulation.chain import fresh_vault
+from torg_marketplace.simulation.collateral import SimulatedCollaterals
+from torg_marketplace.simulation.world import START_MS
 
 BLOCKHASH_LIFE = 150
 
@@ -41,7 +43,12 @@ class FakeChain:
     landed: dict[str, frozenset[int]] = field(default_factory=dict)
     raw: dict[str, bytes] = field(default_factory=dict)
     recent_priority_fee: int = 0
+    collaterals: SimulatedCollaterals = field(init=False)
     fee_payer_lamports: int = 10**9
+    time_s: int = START_MS // 1000
+
+    def __post_init__(self) -> None:
+        self.collaterals = SimulatedCollaterals(self.vaults)
 
     async def vault(self, address: str) -> VaultState | None:
         self._answer()
@@ -76,7 +83,7 @@ class FakeChain:
         if self.lose_next:
             self.lose_next -= 1
             return signature
-        self.landed[signature] = self._capture(transaction)
+        self.landed[signature] = self._effect(transaction)
         self.raw[signature] = raw
         if self.answer_lost_next:
             self.answer_lost_next -= 1
@@ -104,6 +111,10 @@ class FakeChain:
         self._answer()
         return self.fee_payer_lamports
 
+    async def unix_time_s(self) -> int:
+        self._answer()
+        return self.time_s
+
     async def skipped_payees(self, signature: str) -> frozenset[int] | None:
         self._answer()
         return self.landed.get(signature)
@@ -118,6 +129,11 @@ class FakeChain:
     def _answer(self) -> None:
         if self.down:
             raise ChainUnavailable("the chain's RPC node does not answer")
+
+    def _effect(self, transaction: VersionedTransaction) -> frozenset[int]:
+        if self.collaterals.take(transaction, Pubkey.from_string(LOCALNET_PROGRAM_ID), self.time_s):
+            return frozenset()
+        return self._capture(transaction)
 
     def _capture(self, transaction: VersionedTransaction) -> frozenset[int]:
         message = transaction.message

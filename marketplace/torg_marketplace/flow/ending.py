@@ -14,6 +14,7 @@ from sqlalchemy import delete
 from torg_marketplace.flow import earnings, vaults
 from torg_marketplace.flow.receipts import issue_receipt
 from torg_marketplace.flow.rows import has_live_lease, leases_of_job, node_row, spec_of
+from torg_marketplace.flow.slash import want_slash
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import record_usage
 from torg_marketplace.rules import declines
@@ -152,6 +153,7 @@ async def _count(unit: Unit, lease: LeaseRow, reason: EndReason, decision: Endin
         node = await node_row(unit, lease.node_id)
         was = reputation_permille(node.leases_kept, node.leases_broken)
         node.leases_kept, node.leases_broken = counted(node.leases_kept, node.leases_broken, was_kept=was_kept)
+        node.clean_leases = 0 if reason is EndReason.VERIFICATION_REJECTED else node.clean_leases + was_kept
         now = reputation_permille(node.leases_kept, node.leases_broken)
         because = {"reputation": now, "was": was, "because": reason, "lease_id": lease.lease_id}
         add_node_event(unit.session, node_id=lease.node, data=because, at_ms=unit.now_ms)
@@ -184,6 +186,7 @@ async def _reject(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSumm
     await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=verdict.detail)
     _remember(unit, job, lease, decision)
     await _count(unit, lease, reason, decision)
+    await want_slash(unit, lease, job, verdict)
     await conclude(unit, lease, job, verdict, passed=False)
     await _release_held_back(unit, job, passed=False)
     await _move_on(unit, job, decision, reason, decision.detail or verdict.detail)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torg_chain.network import LOCALNET_PROGRAM_ID
+from torg_marketplace.flow.collateral import note_collateral
 from torg_marketplace.flow.ending import end_lease
 from torg_marketplace.flow.receipts import issued_receipt
 from torg_marketplace.flow.refunds import remind_of_refunds
@@ -149,6 +150,7 @@ async def _register(unit: Unit, node_id: NodeId, hello: Hello) -> NodeRow:
             offer_sequence=offer.sequence,
         )
         unit.session.add(node)
+        named = None
     elif offer.sequence < node.offer_sequence or (offer.sequence == node.offer_sequence and offer.wire() != node.offer):
         raise Conflict(
             "a newer offer of this node is known",
@@ -158,6 +160,11 @@ async def _register(unit: Unit, node_id: NodeId, hello: Hello) -> NodeRow:
             hint=f"sign the next one with a sequence above {node.offer_sequence}",
             offer_sequence=node.offer_sequence,
         )
+    else:
+        named = node.offer.get("collateral")
+    if offer.collateral != named:
+        await unit.session.flush()
+        await note_collateral(unit, node_id, offer.collateral)
     node.offer, node.offer_signature, node.offer_sequence = offer.wire(), signature, offer.sequence
     node.node_version = hello.node_version[:64]
     if hello.warm is not None:

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from torg_marketplace.flow.cancel import stop_lease
 from torg_marketplace.flow.rows import job_row, leases_of_job, live_leases, node_row
 from torg_marketplace.flow.unit import Unit
+from torg_marketplace.storage.audit_models import SlashRow
 from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseEventRow, LeaseRow, NodeEventRow, NodeRow
 from torg_marketplace.storage.moves import move_node
@@ -80,6 +81,11 @@ async def inspect_anything(unit: Unit, key: str) -> dict[str, Any]:
             "events": await _newest(unit, NodeEventRow, NodeEventRow.node_id == key),
         }
     raise NotFound("no such job, lease or node", code="nothing_known", field="id", value=key)
+
+
+async def newest_slashes(unit: Unit) -> list[dict[str, Any]]:
+    query = select(SlashRow).order_by(SlashRow.created_at_ms.desc()).limit(_EVENTS)
+    return [_columns(row) for row in await unit.session.scalars(query)]
 
 
 async def _newest(unit: Unit, table: Any, condition: Any) -> list[dict[str, Any]]:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from torg_marketplace.flow.rows import grant_of, job_row, node_row, spec_of
+from torg_marketplace.flow.audit import Drawn, draw_audit
+from torg_marketplace.flow.rows import grant_of, job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.ports import EvaluationFailed
 from torg_marketplace.rules.replay import (
     VERIFIERS,
     Distance,
     Segment,
-    audit_permille,
     judge_replays,
     not_drawn,
     segments_of,
@@ -37,25 +37,26 @@ class ReplayTask:
     spec: JobSpec
     segments: tuple[Segment, ...]
     model: Digest | None
-    permille: int
+    drawn: Drawn
 
 
 async def replay_task(unit: Unit, lease: LeaseRow, policy: VerifyReplay) -> ReplayTask:
-    spec, node = spec_of(await job_row(unit, lease.job_id)), await node_row(unit, lease.node_id)
-    permille = audit_permille(node.leases_kept, 0, lease.amount)  # a stake on chain is not looked up yet: 0
+    job = await job_row(unit, lease.job_id)
+    stored = await _stored(unit, lease)
+    drawn = await draw_audit(unit, lease, job, [item.blob.digest for item in stored])
     files = {item.path: item.digest for item in map(OutputFile.model_validate, lease.outputs)}
     segments: tuple[Segment, ...] = ()
-    if unit.market.random.bits(32) % 1000 < permille:
-        every = segments_of(grant_of(lease).resume_from, await _stored(unit, lease))
-        segments = tuple(_draw(unit, every, policy.segments))
-    return ReplayTask(spec, segments, files.get(_MODEL), permille)
+    if drawn.audited:
+        every = segments_of(grant_of(lease).resume_from, stored)
+        segments = tuple(every[number] for number in drawn.dice.choose(len(every), policy.segments))
+    return ReplayTask(spec_of(job), segments, files.get(_MODEL), drawn)
 
 
 async def verdict_of(market: Market, task: ReplayTask) -> VerdictSummary:
     """The first segment that fails decides. Raises EvaluationFailed."""
     if market.replayer is None:
         raise EvaluationFailed("this marketplace cannot execute segments again any more")
-    verdict = not_drawn(task.permille)
+    verdict = not_drawn(task.drawn.permille)
     for segment in task.segments:
         found: list[Distance] = []
         judged: VerdictSummary | None = None
@@ -67,7 +68,7 @@ async def verdict_of(market: Market, task: ReplayTask) -> VerdictSummary:
         verdict = judged
         if verdict.result == "failed":
             break
-    return verdict
+    return verdict.model_copy(update={"measured": verdict.measured | task.drawn.shown})
 
 
 async def _stored(unit: Unit, lease: LeaseRow) -> list[CheckpointRef]:
@@ -78,10 +79,3 @@ async def _stored(unit: Unit, lease: LeaseRow) -> list[CheckpointRef]:
     )
     bodies = [LeaseEvent.model_validate(row.event).body for row in await unit.session.scalars(query)]
     return [body.checkpoint for body in bodies if isinstance(body, CheckpointStored)]
-
-
-def _draw(unit: Unit, every: list[Segment], count: int) -> list[Segment]:
-    """Different ones, evenly, in order."""
-    left = list(every)
-    drawn = [left.pop(unit.market.random.bits(64) % len(left)) for _ in range(min(count, len(left)))]
-    return sorted(drawn, key=lambda segment: segment.number)

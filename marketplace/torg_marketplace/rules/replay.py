@@ -1,4 +1,4 @@
-"""Replay: segments of a training are executed again and compared; how often, and what the comparison means.
+"""Replay: segments of a training are executed again and compared; what the comparison means. How often: rules/audit.py.
 
 A lease's stored checkpoints are its commitment: each was taken, digest-checked, before anybody knew which would be looked at. A segment
 leads from one to the next (or from nothing to the first, or from the last to the outputs). The measure is the relative step distance
@@ -20,9 +20,6 @@ from torg_protocol.usage import VerdictSummary
 
 TOLERANCE = 1.5e-3
 VERIFIERS = 3  # a segment that differs is executed twice more; two of three decide
-FIRST_LEASES_ALL = 10  # of a node: all of them are audited
-LEAST_PERMILLE = 50
-COST_PERMILLE = 800  # of a job's reward, what honest work costs its node: C of p (R + S) >= C
 _ALLOWED_ENV = frozenset({"OMP_NUM_THREADS"})
 
 
@@ -58,15 +55,6 @@ def segments_of(resumed_from: CheckpointRef | None, stored: Sequence[CheckpointR
     points: list[CheckpointRef | None] = [resumed_from, *stored]
     ends: list[CheckpointRef | None] = [*stored, None]
     return [Segment(number, start, end) for number, (start, end) in enumerate(zip(points, ends, strict=True))]
-
-
-def audit_permille(leases_kept: int, stake: int, reward: int) -> int:
-    """The chance that a lease is audited: p (R + S) >= C makes every amount of cheating unprofitable when at least one segment is looked at.
-    `stake` and `reward` in base units."""
-    if leases_kept < FIRST_LEASES_ALL or reward <= 0:
-        return 1000
-    needed = -(-COST_PERMILLE * reward // (reward + stake))
-    return min(max(needed, LEAST_PERMILLE), 1000)
 
 
 def judge_replays(segment: Segment, found: Sequence[Distance]) -> VerdictSummary | None:

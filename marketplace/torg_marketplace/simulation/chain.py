@@ -20,14 +20,16 @@ from solders.transaction import VersionedTransaction
 
 from torg_chain.captures import LandedCapture, captures_in
 from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
-from torg_chain.network import Network
+from torg_chain.network import LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import SignatureStatus, TransactionStatus
 from torg_chain.vault import OperatorConfig, VaultState, find_vault, token_account_of
+from torg_marketplace.simulation.collateral import SimulatedCollaterals
 from torg_protocol.vault_messages import CAP_DOMAIN
 
 BLOCKHASH_LIFE_SLOTS = 150
 FINAL_AFTER_SLOTS, CONFIRMED_AFTER_SLOTS = 32, 2
 SLOT_MS = 400
+_SLASH_STEPS = (b"\x09", b"\x0a", b"\x0b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,11 @@ class SimulatedChain:
     lose: float = 0.0
     delay: float = 0.0
     lose_answer: float = 0.0
+    collaterals: SimulatedCollaterals = field(init=False)
     fee_owner: Pubkey = field(default_factory=lambda: Pubkey(hashlib.sha256(b"fees").digest()))
+
+    def __post_init__(self) -> None:
+        self.collaterals = SimulatedCollaterals(self.finalized)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -123,6 +129,8 @@ class SimulatedChain:
         self._answer()
         transaction = VersionedTransaction.from_bytes(raw)
         signature = str(transaction.signatures[0])
+        if any(bytes(item.data)[:1] in _SLASH_STEPS for item in transaction.message.instructions):
+            return self._slash(transaction, signature)
         if signature in self.captures or any(item.signature == signature for _, item in self.landed + self.late):
             return signature
         capture = self._decode(transaction, signature, raw)
@@ -173,6 +181,10 @@ class SimulatedChain:
         self._answer()
         return 10**9
 
+    async def unix_time_s(self) -> int:
+        self._answer()
+        return self.now_ms // 1000
+
     # --- what depositors do --------------------------------------------------------------------------------------------
 
     def open_vault(self, network: Network, depositor: Pubkey, balance: int) -> str:
@@ -190,6 +202,15 @@ class SimulatedChain:
     def _answer(self) -> None:
         if self.down:
             raise ChainUnavailable("the chain's RPC node does not answer")
+
+    def _slash(self, transaction: VersionedTransaction, signature: str) -> str:
+        """Final at once, or lost; its answer may be lost too."""
+        if self.chance.random() < self.lose:
+            return signature
+        self.collaterals.take(transaction, Pubkey.from_string(LOCALNET_PROGRAM_ID), self.now_ms // 1000)
+        if self.chance.random() < self.lose_answer:
+            raise ChainUnavailable("the answer got lost")
+        return signature
 
     def _decode(self, transaction: VersionedTransaction, signature: str, raw: bytes) -> _Capture:
         message = transaction.message

@@ -158,4 +158,10 @@ def random_spec(world: World, chance: random.Random) -> dict[str, Any]:
             "verify": {"policy": "metric", "catalogue": WORKLOAD, "metric": "accuracy", "target": "0.95"},
             "outputs": ["model.safetensors"],
         }
+    elif chance.random() < 0.3 and raw["checkpoint"]["enabled"]:
+        raw |= {
+            "workspace": world.workspace.model_dump(mode="json"),
+            "verify": {"policy": "replay", "catalogue": WORKLOAD},
+            "outputs": ["model.safetensors"],
+        }
     return raw

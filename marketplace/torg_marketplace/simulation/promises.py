@@ -51,6 +51,7 @@ def broken_promises(parties: Parties, tables: Tables, kind: Kind) -> list[str]:
         *_bills(parties, tables),
         *_seals(tables),
         *_chain(parties, tables),
+        *_slashes(parties, tables),
         *parties.world.chain.attempts,
     ]
 
@@ -184,11 +185,12 @@ def _new_burials(parties: Parties, tables: Tables) -> Iterator[str]:
 
 def _verdict(parties: Parties, tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
     query = "SELECT json_extract(spec, '$.verify.policy') FROM jobs WHERE job_id = ?"
-    measured = tables.all(query, lease["job_id"])[0][0] == "metric"
+    measured = tables.all(query, lease["job_id"])[0][0] in {"metric", "replay"}
     truth = parties.node(lease["node_id"]).truth.get(lease["lease_id"])
     if not measured or truth is None:
         return
-    if lease["state"] == "verified" and lease["reason"] == "completed" and not truth.good:
+    drawn = '"not_checked"' not in (lease["verdict"] or "")  # a replay is not drawn each time
+    if lease["state"] == "verified" and lease["reason"] == "completed" and drawn and not truth.good:
         yield f"{lease['lease_id']} was verified, and its result is wrong"
     if lease["state"] == "rejected" and truth.good:
         yield f"{lease['lease_id']} was rejected, and its result is right"
@@ -251,14 +253,14 @@ def _seals(tables: Tables) -> Iterator[str]:
     query = (
         "SELECT l.lease_id FROM leases l JOIN jobs j USING (job_id), json_each(l.outputs) o "
         "JOIN blob_uses b ON b.job_id = l.job_id AND b.digest = json_extract(o.value, '$.digest') "
-        "WHERE json_extract(j.spec, '$.verify.policy') = 'metric' AND b.client_may_read "
+        "WHERE json_extract(j.spec, '$.verify.policy') != 'none' AND b.client_may_read "
         "AND l.state IN ('reported', 'rejected', 'inconclusive')"
     )
     for (lease_id,) in tables.all(query):
         yield f"{lease_id}: the client may read results before the verdict"
     early = (
         "SELECT DISTINCT l.lease_id FROM payouts p JOIN leases l USING (lease_id) JOIN jobs j USING (job_id) "
-        "WHERE json_extract(j.spec, '$.verify.policy') = 'metric' AND j.state IN ('queued', 'leased', 'verifying') "
+        "WHERE json_extract(j.spec, '$.verify.policy') != 'none' AND j.state IN ('queued', 'leased', 'verifying') "
         "AND l.state IN ('released', 'lost', 'revoked')"
     )
     for (lease_id,) in tables.all(early):
@@ -280,6 +282,37 @@ def _chain(parties: Parties, tables: Tables) -> Iterator[str]:
         if not settled[account] <= chain.paid.get(account, 0) <= earned[account]:
             paid = chain.paid.get(account, 0)
             yield f"{account} has {paid}: it earned {earned[account]}, the books say {settled[account]} was paid"
+
+
+def _slashes(parties: Parties, tables: Tables) -> Iterator[str]:
+    """Stake is lost for a failed audit alone: once, by who lied, to the client it was, and never more than is there."""
+    chain = parties.world.chain
+    query = "SELECT slash_id, lease_id, node_id, evidence_root, amount FROM slashes"
+    names = ("slash_id", "lease_id", "node_id", "evidence_root", "amount")
+    rows = [dict(zip(names, row, strict=True)) for row in tables.all(query)]
+    by_root = {row["evidence_root"]: row for row in rows}
+    leases = {lease["lease_id"]: lease for lease in tables.leases}
+    for row in rows:
+        lease, truth = leases[row["lease_id"]], parties.node(row["node_id"]).truth[row["lease_id"]]
+        if lease["state"] != "rejected" or truth.good:
+            yield f"{row['slash_id']} takes {row['amount']} of {row['node_id']}, whose work was right"
+    for (collateral, root), times in Counter((item[0], item[1]) for item in chain.collaterals.executed).items():
+        found = by_root.get(f"sha256:{root.hex()}")
+        if found is None or times > 1:
+            yield f"{collateral} was slashed {times} times for {root.hex()[:8]}, which the books know as {found}"
+    for _, root, amount, beneficiary in chain.collaterals.executed:
+        found = by_root[f"sha256:{root.hex()}"]
+        job = tables.jobs[leases[found["lease_id"]]["job_id"]]
+        if (str(beneficiary), amount) != (job["client"], found["amount"]):
+            yield f"{found['slash_id']}: {amount} went to {beneficiary}, {found['amount']} is {job['client']}'s"
+    at_stake = (
+        "SELECT c.address, (SELECT COALESCE(SUM(amount), 0) FROM slashes s WHERE s.collateral = c.address AND s.state IN "
+        "('wanted', 'proposed')) + (SELECT COALESCE(SUM(stake), 0) FROM leases l WHERE l.node_id = c.node_id AND "
+        "l.decided_at_ms IS NULL) FROM collaterals c"
+    )
+    for address, amount in tables.all(at_stake):
+        if amount > chain.finalized[address].balance:
+            yield f"{amount} of {address} is at stake, which holds {chain.finalized[address].balance}"
 
 
 def unfinished(parties: Parties, tables: Tables) -> Iterator[str]:

@@ -14,14 +14,18 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 
 from torg_chain.errors import ChainUnavailable
+from torg_chain.vault import DISPUTE_DELAY_S
+from torg_marketplace.flow.collateral import look_at_collaterals
 from torg_marketplace.flow.grant import grant
 from torg_marketplace.flow.liveness import on_startup, sweep
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.reconcile import reconcile
 from torg_marketplace.flow.settle import advance_settlements, settle_due
+from torg_marketplace.flow.slash import RESEND_AFTER_MS, advance_slashes
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.simulation.client import make_client
+from torg_marketplace.simulation.collateral import stake
 from torg_marketplace.simulation.invariants import broken, look
 from torg_marketplace.simulation.node import Character, SimulatedNode, make_node
 from torg_marketplace.simulation.plan import Kind, Plan, Step, make_plan
@@ -40,6 +44,7 @@ POLICY = MarketPolicy(
     settlement_threshold=50_000,
     verify_attempts=3,
 )
+_OPEN = {"wanted", "proposed"}
 _SWEEP_AT_LEAST_EVERY_MS = 15_000
 _CALM_ROUNDS, _CALM_ROUND_MS = 80, 15_000
 
@@ -152,6 +157,11 @@ async def _assemble(world: World, plan: Plan) -> Parties:
         price = PRICE + number * chance.choice([0, 1_000, 400_000])
         slots, gpus = chance.randrange(1, 4), chance.choice([0, 0, 1, 2])
         nodes.append(make_node(world, price=price, slots=slots, gpus=gpus, character=character, skew_ms=skew_ms))
+    for node in nodes[::2]:
+        owner = world.randomness.keypair().pubkey()
+        amount = chance.choice([5_000, 10**6, 10**9])
+        address = stake(world.chain.finalized, world.market.network, node.key.pubkey(), owner, amount)
+        node.offer = node.offer.model_copy(update={"collateral": address})
     clients = [await make_client(world, deposit=chance.choice([10**6, 10**9])) for _ in range(plan.clients)]
     await on_startup(world.market)
     for node in nodes:
@@ -236,6 +246,7 @@ async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: rando
         case Kind.VERIFY:
             world.evaluator.failing = chance.choice([0.0, 0.0, 0.3])
             await verify_pending(world.market)
+            await _slash(world)
         case Kind.SETTLE:
             await _settle(world, hurry=chance.random() < 0.3)
         case Kind.RECONCILE:
@@ -263,6 +274,14 @@ async def _settle(world: World, *, hurry: bool) -> None:
         await advance_settlements(world.market)
     except (ChainUnavailable, Unavailable):
         pass  # the worker logs it and comes back
+
+
+async def _slash(world: World) -> None:
+    try:
+        await look_at_collaterals(world.market)
+        await advance_slashes(world.market)
+    except ChainUnavailable:
+        pass
 
 
 async def _reconcile(world: World) -> None:
@@ -321,10 +340,27 @@ async def _finish(parties: Parties, plan: Plan) -> list[str]:
             if not any(unfinished(parties, look(world.database))):
                 break
         await _reconcile(world)
+        await _slash_in_the_end(world)
     except Exception:  # noqa: BLE001 - as above
         return [traceback.format_exc(limit=-6)]
     tables = look(world.database)
-    return [*unfinished(parties, tables), *unpaid_work(parties, tables)]
+    late = [
+        f"{row[0]} is {row[1]} for ever" for row in tables.all("SELECT slash_id, state FROM slashes") if row[1] in _OPEN
+    ]
+    problems = _problems(parties, Kind.SETTLE)
+    return [*unfinished(parties, tables), *unpaid_work(parties, tables), *late, *problems]
+
+
+async def _slash_in_the_end(world: World) -> None:
+    """As many days as one collateral could have slashes; each is proposed, waits its day, and is executed."""
+    for _ in range(len(look(world.database).all("SELECT 1 FROM slashes WHERE state IN ('wanted', 'proposed')"))):
+        for _ in range(4):
+            world.advance(RESEND_AFTER_MS)
+            await _slash(world)
+        world.advance(DISPUTE_DELAY_S * 1000)
+        for _ in range(4):
+            await _slash(world)
+            world.advance(RESEND_AFTER_MS)
 
 
 def _describe(report: Report, parties: Parties) -> None:

@@ -17,13 +17,14 @@ from torg_marketplace.flow.blobs import note_upload
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed, Measurement
 from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.rules.replay import Distance, Segment
 from torg_marketplace.simulation.chain import SimulatedChain
 from torg_marketplace.simulation.memory_database import empty_market
 from torg_marketplace.storage.engine import create_sessions
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import Digest, NodeId
-from torg_protocol.jobspec import BlobRef
+from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.messages import ToNode
 
 START_MS = 1_800_000_000_000
@@ -147,6 +148,21 @@ class SimulatedEvaluator:
         return Measurement(values={metric: "0.97" if data.startswith(GOOD) else "0.5"})
 
 
+@dataclass
+class SimulatedReplayer:
+    """Executes a segment by looking at what the model is; fails as the evaluator does."""
+
+    evaluator: SimulatedEvaluator
+
+    async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
+        del spec, segment
+        evaluator = self.evaluator
+        if evaluator.chance.random() < evaluator.failing:
+            raise EvaluationFailed("no sandbox")
+        data = b"" if model is None else await evaluator.blobs.read(model)
+        return Distance(0.0, bit_equal=True) if data.startswith(GOOD) else Distance(None, detail="another model")
+
+
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     only: CatalogueEntry
@@ -154,8 +170,8 @@ class Catalogue:
     def entry(self, name: str) -> CatalogueEntry | None:
         return self.only if name == self.only.name else None
 
-    def replayable(self, name: str) -> None:
-        del name  # nothing is trained in a simulation
+    def replayable(self, name: str) -> Digest | None:
+        return self.only.workspace_digest if name == self.only.name else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +212,7 @@ def open_world(seed: int, policy: MarketPolicy) -> World:
         catalogue=Catalogue(entry),
         evaluator=evaluator,
         policy=policy,
+        replayer=SimulatedReplayer(evaluator),
     )
     return World(market, clock, randomness, links, blobs, evaluator, chain, database, workspace)
 

@@ -35,6 +35,7 @@ class NodeRow(Base):
     claims: Mapped[int] = mapped_column(default=0)
     leases_kept: Mapped[int] = mapped_column(default=0)  # as `rules/reputation.py` counts
     leases_broken: Mapped[int] = mapped_column(default=0)
+    clean_leases: Mapped[int] = mapped_column(default=0)  # kept since its last failed audit
     warm: Mapped[JsonList] = mapped_column(default=list)  # images and workspaces that it ran lately, newest first
     proof: Mapped[Json] = mapped_column(default=dict)  # `rules/proof.py` ProofRecord
     proof_due_ms: Mapped[Ms] = mapped_column(default=0)  # 0: not scheduled yet
@@ -160,6 +161,7 @@ class LeaseRow(Base):
     verify_at_ms: Mapped[Ms | None]
     verify_deadline_ms: Mapped[Ms | None]
     verify_attempts: Mapped[int] = mapped_column(default=0)
+    stake: Mapped[Amount] = mapped_column(default=0)  # of its node's collateral, kept aside until it is decided
 
     @property
     def id(self) -> LeaseId:

@@ -14,6 +14,7 @@ from sqlalchemy import CursorResult, insert, inspect, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
+from torg_marketplace.storage.audit_models import SlashRow
 from torg_marketplace.storage.events import add_job_event, add_node_event
 from torg_marketplace.storage.models import JobRow, LeaseRow, NodeEventRow, NodeRow
 from torg_protocol.errors import Conflict
@@ -24,11 +25,13 @@ from torg_protocol.states import (
     LIVE_LEASE_STATES,
     NODE_MOVES,
     OPEN_JOB_STATES,
+    SLASH_MOVES,
     EndReason,
     JobState,
     LeaseState,
     Liveness,
     NodeState,
+    SlashState,
     check_move,
 )
 
@@ -86,6 +89,15 @@ async def move_node(session: AsyncSession, node: NodeRow, to: NodeState, *, at_m
     check_move(NODE_MOVES, current, to)
     await _write(session, node, NodeRow.node_id == node.node_id, NodeRow.state == current, {"state": to})
     add_node_event(session, node_id=node.id, data={"state": to, "from": current, "detail": detail}, at_ms=at_ms)
+
+
+async def move_slash(session: AsyncSession, slash: SlashRow, to: SlashState, *, at_ms: int, detail: str = "") -> None:
+    current = SlashState(slash.state)
+    check_move(SLASH_MOVES, current, to)
+    values = {"state": to, "moved_at_ms": at_ms, "sent_at_ms": 0, "detail": detail[:2_000]}
+    await _write(session, slash, SlashRow.slash_id == slash.slash_id, SlashRow.state == current, values)
+    data = {"slash": to, "from": current, "lease_id": slash.lease_id, "amount": slash.amount, "detail": detail[:2_000]}
+    add_node_event(session, node_id=NodeId(slash.node_id), data=data, at_ms=at_ms)
 
 
 async def set_liveness(session: AsyncSession, node: NodeRow, to: Liveness, *, at_ms: int) -> None:

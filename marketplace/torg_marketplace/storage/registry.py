@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from torg_marketplace.storage import account_models, data_models, models, money_models, proof_models, webhook_models
+from torg_marketplace.storage import (
+    account_models,
+    audit_models,
+    data_models,
+    models,
+    money_models,
+    proof_models,
+    webhook_models,
+)
 from torg_marketplace.storage.base import Base
 
-TABLE_MODULES = (models, money_models, account_models, webhook_models, proof_models, data_models)
+TABLE_MODULES = (models, money_models, account_models, webhook_models, proof_models, data_models, audit_models)
 
 metadata = Base.metadata

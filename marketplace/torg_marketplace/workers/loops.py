@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torg_chain.errors import ChainUnavailable
+from torg_marketplace.flow.collateral import look_at_collaterals
 from torg_marketplace.flow.judge_proof import judge_opened
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
@@ -21,6 +22,7 @@ from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.reconcile import reconcile, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.retention import forget_history
 from torg_marketplace.flow.settle import advance_settlements, settle_due
+from torg_marketplace.flow.slash import advance_slashes
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.stages import measured
@@ -53,6 +55,8 @@ def worker_loops(market: Market) -> list[Loop]:
         Loop("sweep", sweep, pulse_s),
         Loop("settle", _settle, 0.5),  # not woken: every receipt would, and a capture is due after minutes
         Loop("watch", watch_vaults, 5.0),
+        Loop("collateral", look_at_collaterals, 30.0, "collateral"),
+        Loop("slash", advance_slashes, 5.0, "slash"),
         Loop("prove", _prove, pulse_s, "proof"),
         Loop("webhooks", deliver_webhooks, 1.0, "webhooks"),
         Loop("forget history", forget_history, 600.0),
