@@ -22,6 +22,7 @@ from torg_node import owner_commands
 from torg_node.agent import Agent
 from torg_node.allocation import Capacity
 from torg_node.cache_command import add_cache_options, cache_command
+from torg_node.clock import SteadyClock, wall_ms
 from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
@@ -118,14 +119,15 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     set_up_logging(log_format)
     keypair = load_keypair(settings.key_path)
     settings.leases_path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    executor, capabilities = await _executor(settings)
+    journal = Journal(settings.journal_path)
+    clock = SteadyClock(journal)
+    executor, capabilities = await _executor(settings, clock.now_ms)
     if capabilities.failed:  # once more: a machine under load may be too slow for a probe
         capabilities = await executor.probe()
     capabilities = await _with_extras(settings, executor, capabilities)
     for failure in capabilities.failed:
         logging.getLogger(__name__).warning("a probe failed: %s", failure)
     check_walls(capabilities)
-    journal = Journal(settings.journal_path)
     journal.set_fact("agent_pid", str(os.getpid()))
     nvidia = Nvidia.open()
     units = nvidia.units() if nvidia else ()
@@ -133,7 +135,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
         logging.getLogger(__name__).warning("hardware: %s", doubt)
     inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, units)
     sensors, reservations = Sensors(nvidia, units, KernelLog()), _ledger(settings, inventory, units)
-    agent = Agent(settings, keypair, journal, executor, capabilities, inventory, reservations, sensors)
+    agent = Agent(settings, keypair, journal, executor, capabilities, inventory, reservations, sensors, clock)
     stop_metrics = _serve_metrics(settings, agent, reservations.capacity)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -269,7 +271,7 @@ def _ledger(settings: Settings, inventory: Inventory, units: Sequence[GpuFacts])
     return Reservations(settings.host_ledger_path, str(load_keypair(settings.key_path).pubkey()), capacity)
 
 
-async def _executor(settings: Settings) -> tuple[Executor, Capabilities]:
+async def _executor(settings: Settings, now_ms: Callable[[], int] = wall_ms) -> tuple[Executor, Capabilities]:
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     node_label = str(load_keypair(settings.key_path).pubkey())
     chosen = await choose_executor(
@@ -279,6 +281,7 @@ async def _executor(settings: Settings) -> tuple[Executor, Capabilities]:
         docker_socket=settings.engine_socket,
         docker_runtime=settings.container_runtime,
         local_images=settings.local_images,
+        now_ms=now_ms,
     )
     logging.getLogger(__name__).info("executor %s: %s", chosen.executor.name, chosen.why)
     return chosen.executor, await chosen.executor.probe()

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-import time
 from typing import assert_never
 
 from solders.keypair import Keypair
@@ -20,6 +19,7 @@ from torg_chain.rpc import ChainClient
 from torg_node import __version__
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.cache import Cache, digests_in_use, trim, warm_names
+from torg_node.clock import SteadyClock, wall_ms
 from torg_node.execute import clean_up, execute
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.hardware.sensors import Sensors
@@ -30,7 +30,7 @@ from torg_node.money import FEE_FACT, accruing, closes_too_soon, exposure, land_
 from torg_node.offer import make_offer
 from torg_node.owner import OwnerWatch
 from torg_node.proving import Proving
-from torg_node.rental.server import make_rental_server
+from torg_node.rental.server import RentalServer, make_rental_server
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
 from torg_node.stake import COLLATERAL_FACT
@@ -85,8 +85,10 @@ class Agent:
         inventory: Inventory,
         reservations: Reservations,
         sensors: Sensors,
+        clock: SteadyClock,
     ) -> None:
         self._settings, self._keypair, self._journal, self._executor = settings, keypair, journal, executor
+        self._clock = clock
         self._inventory, self._capabilities, self._sensors = inventory, capabilities, sensors
         self._offer = self._new_offer()
         self._link = Link(
@@ -107,23 +109,11 @@ class Agent:
             gpu_energy_mj=sensors.gpu_energy_mj,
             offer=lambda: self._offer.offer,
             send=self._link.send,
-            now_ms=_now_ms,
+            now_ms=wall_ms,
+            steady_ms=clock.now_ms,
         )
         self._proving = Proving(self._offer.offer.node, inventory, journal, self._link.send)
-        self.rental = (
-            make_rental_server(
-                settings,
-                keypair,
-                executor,
-                capabilities,
-                inventory,
-                reservations,
-                self._chain,
-                lambda: self._takes_no_work,
-            )
-            if settings.rental_address is not None
-            else None
-        )
+        self.rental = self._rental_server() if settings.rental_address is not None else None
         self._leases: dict[LeaseId, tuple[Lease, asyncio.Task[None]]] = {}
         self._tunnels = Tunnels(settings.marketplace_url, keypair, executor, self._lease)
         self._heartbeat_s, self._heartbeats = 10.0, asyncio.Event()
@@ -132,9 +122,22 @@ class Agent:
         if self.rental is not None and not settings.marketplace_url:
             self.connected = self.rental.listening
         wake = self._heartbeats.set
-        self._owner = OwnerWatch(settings.rules, journal, self._with_container, sensors.gpu_pids, _now_ms, wake)
+        self._owner = OwnerWatch(settings.rules, journal, self._with_container, sensors.gpu_pids, wall_ms, wake)
         self.draining = False
         self._is_unfit = False  # every GPU is out of service
+
+    def _rental_server(self) -> RentalServer:
+        node = self._node
+        return make_rental_server(
+            node.settings,
+            node.keypair,
+            node.executor,
+            self._capabilities,
+            self._inventory,
+            node.reservations,
+            node.chain,
+            lambda: self._takes_no_work,
+        )
 
     async def run(self) -> None:
         """Until cancelled; then detaches: containers go on, and the next agent on this folder takes them over."""
@@ -199,6 +202,8 @@ class Agent:
         return frozenset(handle.name for handle in handles if handle is not None)
 
     def _spawn(self, signed: SignedGrant, entry: LeaseEntry | None = None) -> None:
+        if entry is None and not self._leases:
+            self._clock.set()
         lease = Lease(self._node, signed)
         if entry is not None:
             lease.handle = entry.handle
@@ -357,7 +362,7 @@ class Agent:
 
     async def _beat(self) -> None:
         while True:
-            await self._link.send(Heartbeat(at_ms=_now_ms(), leases=self._held(), draining=self._takes_no_work))
+            await self._link.send(Heartbeat(at_ms=wall_ms(), leases=self._held(), draining=self._takes_no_work))
             self._heartbeats.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
@@ -417,7 +422,7 @@ class Agent:
                 lease.request_stop(EndReason.EXPOSURE_LIMIT, lease.stop_grace_ms)
         await look_at_captures(self._chain, self._settings, self._journal)
         payout = Pubkey.from_string(self._settings.payout_address)
-        overdue = _now_ms() - self._settings.land_orders_after_s * 1000
+        overdue = wall_ms() - self._settings.land_orders_after_s * 1000
         network, key = self._settings.network, self._keypair
         for landing in await land_orders(
             self._chain, network, self._journal, payout=payout, fee_payer=key, older_than_ms=overdue
@@ -431,7 +436,7 @@ class Agent:
             running = [lease for lease, _ in self._leases.values() if lease.started_at_ms is not None]
             if not running:
                 continue
-            at_stake = exposure(self._journal) + sum(accruing(lease, _now_ms()) for lease in running)
+            at_stake = exposure(self._journal) + sum(accruing(lease, self._clock.now_ms()) for lease in running)
             if at_stake < self._settings.max_unpaid:
                 continue
             for lease in running:
@@ -443,7 +448,3 @@ class Agent:
         for event in self._journal.unacknowledged():
             if not await self._link.send(event):
                 return
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -71,6 +71,7 @@ class Node:
     offer: Callable[[], Offer]
     send: Callable[[BaseModel], Awaitable[bool]]
     now_ms: Callable[[], int]
+    steady_ms: Callable[[], int]  # by which leases are timed, see `clock`
 
 
 @dataclass

@@ -72,6 +72,7 @@ class Shim:
         self._stderr_head = b""
         self._bwrap = self._bwrap_fd = self._main_fd = -1
         self._started_at_ms = now_ms()
+        self._started = time.monotonic()
         self._ending: str | None = None  # the reason, once this shim has decided to end it
         self._kill_at: float | None = None
         self._is_abandoned = False
@@ -122,7 +123,7 @@ class Shim:
         except Exception as error:  # noqa: BLE001  the reason goes to the starter, whatever it is
             return f"{error}"
         self._bwrap_fd = os.pidfd_open(self._bwrap)
-        self._started_at_ms = self._now_ms()
+        self._started_at_ms, self._started = self._now_ms(), time.monotonic()
         try:
             if self._wait_for_program() or self._status.exit_code() is not None:
                 return None
@@ -146,7 +147,7 @@ class Shim:
                     if processes.command_name(pid) not in {"bwrap", ""}:
                         self._main_fd = processes.open_pidfd(pid)
                         self._write_json("program.json", processes.identity(pid))
-                        self._started_at_ms = self._now_ms()
+                        self._started_at_ms, self._started = self._now_ms(), time.monotonic()
                         return True
             if ended.poll(1):
                 self._status.read()
@@ -324,7 +325,7 @@ class Shim:
             "reason": reason,
             "code": code,
             "started_at_ms": self._started_at_ms,
-            "finished_at_ms": self._now_ms(),
+            "finished_at_ms": self._started_at_ms + round((time.monotonic() - self._started) * 1000),
             "peak_memory_bytes": self._cgroup.peak_memory_bytes() if self._cgroup is not None else None,
             "detail": detail[:MAX_DETAIL],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
@@ -12,7 +12,7 @@ from torg_host.sandbox.errors import SandboxUnavailable
 from torg_host.sandbox.launch import isolation_here
 from torg_node.executors.errors import ExecutorUnavailable
 from torg_node.executors.port import Executor
-from torg_node.executors.sandbox import SandboxExecutor
+from torg_node.executors.sandbox import SandboxExecutor, wall_clock_ms
 from torg_protocol.errors import TorgError
 
 TRIAL_LIMITS = SandboxLimits(memory_bytes=64 << 20)
@@ -36,28 +36,29 @@ async def choose_executor(
     docker_runtime: str | None = None,
     local_images: Collection[str] = (),
     image_root: Path | None = None,
+    now_ms: Callable[[], int] = wall_clock_ms,
 ) -> Chosen:
     """`auto`: docker when its engine answers, else the sandbox, else ExecutorUnavailable with both reasons.
 
     `state_root`: this node's own directory for executors. `node_label` marks this node's containers on a shared engine.
-    `docker_runtime` and `local_images` as in `DockerExecutor.connect`.
+    `now_ms`: by which containers' times are told. `docker_runtime` and `local_images` as in `DockerExecutor.connect`.
     """
 
     async def docker() -> Chosen:
-        return await _docker(state_root, node_label, docker_socket, docker_runtime, local_images)
+        return await _docker(state_root, node_label, docker_socket, docker_runtime, local_images, now_ms)
 
     match kind:
         case "docker":
             return await docker()
         case "sandbox":
-            return await _sandbox(state_root, image_root, "chosen by the owner")
+            return await _sandbox(state_root, image_root, "chosen by the owner", now_ms)
         case "auto":
             try:
                 return await docker()
             except TorgError as no_docker:
                 reason = no_docker.message
             try:
-                return await _sandbox(state_root, image_root, f"no container engine ({reason})")
+                return await _sandbox(state_root, image_root, f"no container engine ({reason})", now_ms)
             except ExecutorUnavailable as no_sandbox:
                 raise ExecutorUnavailable(
                     f"nothing here can isolate a job: docker: {reason}; sandbox: {no_sandbox.message}",
@@ -68,19 +69,24 @@ async def choose_executor(
 
 
 async def _docker(
-    state_root: Path, node_label: str, socket: Path | None, runtime: str | None, local_images: Collection[str]
+    state_root: Path,
+    node_label: str,
+    socket: Path | None,
+    runtime: str | None,
+    local_images: Collection[str],
+    now_ms: Callable[[], int],
 ) -> Chosen:
     try:
         from torg_node.executors.docker import DockerExecutor
     except ImportError as error:
         raise ExecutorUnavailable(f"the docker executor needs {error.name}", hint="pip install 'torg[node]'") from error
     executor = await DockerExecutor.connect(
-        socket, node_label, state_dir=state_root / "docker", runtime=runtime, local_images=local_images
+        socket, node_label, state_dir=state_root / "docker", runtime=runtime, local_images=local_images, now_ms=now_ms
     )
     return Chosen(executor, "a container engine answers")
 
 
-async def _sandbox(state_root: Path, image_root: Path | None, why: str) -> Chosen:
+async def _sandbox(state_root: Path, image_root: Path | None, why: str, now_ms: Callable[[], int]) -> Chosen:
     try:
         isolation = isolation_here()
         # Installed is not enough: hosts may forbid user namespaces (Ubuntu 24.04, containers).
@@ -88,5 +94,5 @@ async def _sandbox(state_root: Path, image_root: Path | None, why: str) -> Chose
     except SandboxUnavailable as error:
         raise ExecutorUnavailable(error.message, code=error.code, hint=error.hint) from error
     guard = "control groups" if isolation.cgroups else "rlimits, which bound memory per process only"
-    executor = SandboxExecutor(state_root / "sandbox", image_root=image_root, isolation=isolation)
+    executor = SandboxExecutor(state_root / "sandbox", image_root=image_root, isolation=isolation, now_ms=now_ms)
     return Chosen(executor, f"{why}; limits by {guard}")

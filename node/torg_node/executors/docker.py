@@ -18,7 +18,6 @@ import re
 import secrets
 import shutil
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,13 @@ from torg_host.seccomp import docker_profile
 from torg_node.executors import docker_request as request
 from torg_node.executors.docker_containers import NodeContainers
 from torg_node.executors.docker_engine import Engine, connect_engine
-from torg_node.executors.docker_exit import Ending, engine_time_ms, has_ended, never_ran
+from torg_node.executors.docker_exit import Ending, has_ended, never_ran
 from torg_node.executors.docker_gpu import verify_gpus
 from torg_node.executors.docker_images import DockerImages
 from torg_node.executors.docker_inside import start_in_container
 from torg_node.executors.docker_network import hand_over_listener
 from torg_node.executors.docker_supervise import Supervision
+from torg_node.executors.docker_watch import running_since_ms
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUnavailable, LaunchRefused
 from torg_node.executors.inside import dialled
 from torg_node.executors.port import (
@@ -52,15 +52,12 @@ from torg_node.executors.port import (
     ProgressCallback,
     ResourceLimits,
 )
+from torg_node.executors.sandbox import wall_clock_ms
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,200}")
 _GPU_PROBE_LIMITS = ResourceLimits(memory_bytes=256 << 20, cpu_millis=1000, disk_bytes=16 << 20)
 _LOOK_AGAIN_S = 0.05
 _KERNEL_OF_ITS_OWN = "runsc"  # gVisor's containers cannot share a PID namespace with another
-
-
-def wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class DockerExecutor:
@@ -328,9 +325,9 @@ class DockerExecutor:
         container = await self._containers.inspect(ref)
         if container is None:
             raise ExecutorError("the container vanished while it started", code="unknown_container")
-        started_at_ms = engine_time_ms(container["State"]["StartedAt"])
-        if started_at_ms - began_at_ms > request.ALARM_ALLOWANCE_MS:
-            took_ms = started_at_ms - began_at_ms
+        started_at_ms = running_since_ms(container, self._now_ms)
+        took_ms = started_at_ms - began_at_ms
+        if took_ms > request.ALARM_ALLOWANCE_MS:
             raise ExecutorError(f"the engine took {took_ms} ms to start the container", code="start_too_slow")
         if launch.gpu_uuids:
             await verify_gpus(self._engine.docker, ref, launch.gpu_uuids)

@@ -25,6 +25,7 @@ from torg_node.executors.docker_exit import (
     engine_time_ms,
     exit_of,
     has_ended,
+    timed,
 )
 from torg_node.executors.docker_log_files import LogFiles
 from torg_node.executors.docker_watch import EndingFile, Watched, watch_container, watched
@@ -53,6 +54,7 @@ class Supervision:
         self._now_ms = now_ms
         self._ending = EndingFile(folder / "ending.json")
         self._memory = MemoryReading()
+        self._ran_ms: int | None = None  # as this agent saw it; None: it had ended before
         self.files = LogFiles(folder / "logs", int(labels[request.LABEL_LOG]))
         self.capture = Capture(containers, ref, self.files)
         self.task: asyncio.Task[None] | None = None
@@ -97,7 +99,7 @@ class Supervision:
             disk_full=await asyncio.to_thread(self._watched(container).disk_is_full),
             killed_by_others=looks_killed and await self._was_killed_by_others(container),
         )
-        return exit_of(container, witness)
+        return timed(exit_of(container, witness), self._ran_ms)
 
     async def _run(self) -> None:
         capturing = asyncio.create_task(self.capture.run())
@@ -113,10 +115,10 @@ class Supervision:
         if container is None or has_ended(container):
             return
         ended = asyncio.create_task(self._containers.wait(self._ref))
+        target = self._watched(container)
         try:
-            await watch_container(
-                self._watched(container), ended, now_ms=self._now_ms, saw=self._saw_memory, end=self.end
-            )
+            await watch_container(target, ended, now_ms=self._now_ms, saw=self._saw_memory, end=self.end)
+            self._ran_ms = self._now_ms() - target.started_at_ms
         finally:
             ended.cancel()
             await asyncio.gather(ended, return_exceptions=True)
@@ -125,7 +127,9 @@ class Supervision:
         self._memory = self._memory.merged(reading)
 
     def _watched(self, container: Mapping[str, Any]) -> Watched:
-        return watched(container, max_duration_ms=self._max_duration_ms, disk_bytes=self._disk_bytes)
+        return watched(
+            container, max_duration_ms=self._max_duration_ms, disk_bytes=self._disk_bytes, now_ms=self._now_ms
+        )
 
     async def _was_killed_by_others(self, container: Mapping[str, Any]) -> bool:
         """Through the engine, which remembers; or together with its alarm, when the engine or the host went down. A job that ends

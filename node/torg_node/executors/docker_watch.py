@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torg_host.sandbox import watch
+from torg_host.sandbox import processes, watch
 from torg_node.executors.docker_cgroup import MemoryReading, container_cgroup, read_memory
-from torg_node.executors.docker_exit import Ending, engine_time_ms
+from torg_node.executors.docker_exit import CLOCKS_APART_MS, Ending, engine_time_ms
 from torg_node.executors.port import ExitReason
 
 _INTERVAL_S = 1.0
@@ -73,13 +73,26 @@ class Watched:
         return sum(watch.used_bytes(str(folder)) for folder in self.plain_folders)
 
 
-def watched(container: Mapping[str, Any], *, max_duration_ms: int, disk_bytes: int) -> Watched:
+def running_since_ms(container: Mapping[str, Any], now_ms: Callable[[], int]) -> int:
+    """By the caller's clock. The engine tells the host's time of then: where that has been set since, the age of the container's first process
+    counts, which is a little older than the job."""
+    said_ms, pid = engine_time_ms(container["State"]["StartedAt"]), int(container["State"]["Pid"])
+    if not pid or (ticks := processes.start_time(pid)) is None:
+        return said_ms
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    aged_ms = now_ms() - round(age_s * 1000)
+    return said_ms if abs(said_ms - aged_ms) <= CLOCKS_APART_MS else aged_ms
+
+
+def watched(
+    container: Mapping[str, Any], *, max_duration_ms: int, disk_bytes: int, now_ms: Callable[[], int]
+) -> Watched:
     mounts = container["HostConfig"].get("Mounts") or []
     writable = [Path(mount["Source"]) for mount in mounts if not mount.get("ReadOnly")]
     quotas = tuple(folder for folder in writable if _is_no_larger(folder, disk_bytes))
     return Watched(
         pid=int(container["State"]["Pid"]),
-        started_at_ms=engine_time_ms(container["State"]["StartedAt"]),
+        started_at_ms=running_since_ms(container, now_ms),
         max_duration_ms=max_duration_ms,
         disk_bytes=disk_bytes,
         quota_folders=quotas,

@@ -64,7 +64,7 @@ _ROOT, _CONFIG = "rootfs", "config.json"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 
-def _wall_clock_ms() -> int:
+def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
@@ -81,7 +81,7 @@ class SandboxExecutor:
         image_root: Path | None = None,
         host_python_allowed: bool = True,
         isolation: Isolation | None = None,
-        now_ms: Callable[[], int] = _wall_clock_ms,
+        now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         state_root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._state_root = state_root.resolve()

@@ -11,6 +11,7 @@ import contextlib
 from dataclasses import dataclass, field, replace
 
 from torg_node import task_rules
+from torg_node.clock import on_line
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import Exit, ExitReason, Handle
 from torg_node.lease import Lease, LeaseEnded
@@ -111,7 +112,7 @@ class Crew:
             self._states,
             self._last,
             started_at_ms=started_at_ms,
-            ended_at_ms=self._lease.node.now_ms(),
+            ended_at_ms=self._lease.node.steady_ms(),
             time_is_up=self._time_is_up,
         )
 
@@ -150,7 +151,7 @@ class Crew:
     @property
     def _deadline_ms(self) -> int:
         started_at_ms = self._lease.started_at_ms
-        begun = self._lease.node.now_ms() if started_at_ms is None else started_at_ms
+        begun = self._lease.node.steady_ms() if started_at_ms is None else started_at_ms
         return begun + self._lease.grant.max_duration_ms
 
     def _task(self, name: str) -> Task:
@@ -159,7 +160,7 @@ class Crew:
     async def _start(self, task: Task) -> None:
         """The intent is journalled first: a start that the agent does not survive is not repeated."""
         lease, tasks, run = self._lease, self._journal.tasks, self._runs[task.name] + 1
-        left_ms = self._deadline_ms - lease.node.now_ms()
+        left_ms = self._deadline_ms - lease.node.steady_ms()
         if left_ms <= 0:
             self._time_is_up = True
             return
@@ -195,7 +196,7 @@ class Crew:
         await self._on_not_startable(task, run, str(error))
 
     async def _on_not_startable(self, task: Task, run: int, why: str) -> None:
-        now_ms = self._lease.node.now_ms()
+        now_ms = self._lease.node.steady_ms()
         ended = Exit(ExitReason.EXITED, task_rules.NOT_STARTED, now_ms, now_ms, None, why)
         self._journal.tasks.set_exit(self._lease.id, task.name, run, ended)
         await self._on_end(task, run, ended)
@@ -222,7 +223,8 @@ class Crew:
             follow_logs(lease, running.handle, ended, task=running.task.name, run=running.run)
         )
         try:
-            found = await lease.node.executor.wait(running.handle)
+            ended_by_host_clock = await lease.node.executor.wait(running.handle)
+            found = on_line(ended_by_host_clock, running.handle.started_at_ms)
             ended.set()
             await following
         finally:
@@ -240,7 +242,7 @@ class Crew:
 
     async def _next_news(self) -> None:
         """Until a container ends, the lease is to stop, time is up, or a pause before a restart is over."""
-        now_ms = self._lease.node.now_ms()
+        now_ms = self._lease.node.steady_ms()
         pauses = {
             name: self._last[name].finished_at_ms + task_rules.pause_ms(self._runs[name])
             for name, state in self._states.items()
@@ -259,7 +261,7 @@ class Crew:
                 wake.cancel()
         for running in [item for item in self._running.values() if item.waiter.done()]:
             await self._on_container_ended(running)
-        now_ms = self._lease.node.now_ms()
+        now_ms = self._lease.node.steady_ms()
         self._time_is_up = self._time_is_up or now_ms >= self._deadline_ms
         for name, at_ms in pauses.items():
             if now_ms >= at_ms and not self._must_end and self._states[name] is TaskState.RESTARTING:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from torg_node.clock import on_line
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import Exit
 from torg_node.lease import Lease, LeaseEnded
@@ -31,7 +32,7 @@ class Watch:
         async def stop() -> None:
             await executor.stop(handle, lease.stop_grace_ms)
 
-        lease.exit = await watched(
+        ended_by_host_clock = await watched(
             lease,
             executor.wait(handle),
             stop,
@@ -39,6 +40,7 @@ class Watch:
             follow_logs(lease, handle, ended),
             watch_ports(lease, handle, ended),
         )
+        lease.exit = on_line(ended_by_host_clock, handle.started_at_ms)
 
     async def undo(self, lease: Lease) -> None:
         """Nothing of its own is left."""
@@ -85,7 +87,7 @@ async def _claim_regularly(lease: Lease) -> None:
     while True:
         await asyncio.sleep(lease.grant.usage_interval_ms / 1000)
         if lease.started_at_ms is not None:
-            await claim_usage(lease, lease.started_at_ms, lease.node.now_ms(), final=False)
+            await claim_usage(lease, lease.started_at_ms, lease.node.steady_ms(), final=False)
 
 
 async def _stop_at_budget(lease: Lease) -> None:
@@ -93,5 +95,5 @@ async def _stop_at_budget(lease: Lease) -> None:
     limit_ms = budget_ms(lease.grant)
     if limit_ms is None or lease.started_at_ms is None:
         return
-    await asyncio.sleep(max(0, lease.started_at_ms + limit_ms - lease.node.now_ms()) / 1000)
+    await asyncio.sleep(max(0, lease.started_at_ms + limit_ms - lease.node.steady_ms()) / 1000)
     lease.request_stop(EndReason.BUDGET, lease.stop_grace_ms)
