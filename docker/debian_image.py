@@ -18,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ class Recipe(NamedTuple):
     packages: tuple[str, ...]
     entries: tuple[Entry, ...] = ()  # what the packages' scripts would have made
     cmd: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    workdir: str = ""
     volumes: tuple[str, ...] = ()
 
 
@@ -62,6 +65,33 @@ RECIPES = {
          "libncursesw6", "libreadline8", "media-types"),
         (*_SH, Link("usr/bin/python", "python3")),
         cmd=("python3",),
+    ),
+    "redis": Recipe(
+        (*_SHELL, "redis-server", "redis-tools", "util-linux", "libcap-ng0", "libatomic1", "libjemalloc2", "liblzf1", "libssl3", "libsystemd0",
+         "libcap2", "libgcrypt20", "libgpg-error0", "liblzma5", "libzstd1", "liblz4-1", "libhiredis0.14", "liblua5.1-0", "lua-bitop",
+         "lua-cjson", "libstdc++6", "libgcc-s1"),
+        (
+            *_SH,
+            File("etc/passwd", _ACCOUNTS[0].data + b"redis:x:999:999::/data:/bin/sh\n"),
+            File("etc/group", _ACCOUNTS[1].data + b"redis:x:999:\n"),
+            Folder("data"),
+            # What the official image's entrypoint does: gives the data to its own account and becomes it, when it is root.
+            File(
+                "usr/local/bin/docker-entrypoint.sh",
+                b'#!/bin/sh\nset -e\nif [ "$(id -u)" = 0 ]; then\n  find . \\! -user redis -exec chown redis "{}" +\n'
+                b'  exec setpriv --reuid=redis --regid=redis --clear-groups "$0" "$@"\nfi\nexec "$@"\n',
+                0o755,
+            ),
+        ),
+        entrypoint=("docker-entrypoint.sh",),
+        cmd=("redis-server", "--save", "", "--dir", "/data"),
+        workdir="/data",
+    ),
+    "dpkg": Recipe(  # Debian with what installs packages into it
+        (*_SHELL, "dpkg", "libc-bin", "tar", "libbz2-1.0", "liblzma5", "libmd0", "libzstd1", "zlib1g", "diffutils", "debconf", "perl-base"),
+        (*_SH, File("var/lib/dpkg/status", b""), Folder("var/lib/dpkg/info"), Folder("var/lib/dpkg/updates"),
+         Folder("var/lib/dpkg/triggers")),
+        cmd=("bash",),
     ),
     "nginx": Recipe(
         (*_SHELL, "nginx", "nginx-common", "libssl3", "zlib1g"),
@@ -93,6 +123,7 @@ def debian_image(name: str, tag: str | None = None) -> ImageArchive:
         entries |= {entry.path: entry for entry in unpacked(package)}
     entries |= {entry.path: entry for entry in (*_ACCOUNTS, *recipe.entries)}
     config = ImageConfig(architecture, env=(_PATH, "LANG=C.UTF-8"), volumes=recipe.volumes, cmd=recipe.cmd)
+    config = replace(config, entrypoint=recipe.entrypoint, workdir=recipe.workdir)
     return image_archive(tag or f"{name}:latest", with_folders(entries), config)
 
 

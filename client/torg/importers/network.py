@@ -36,6 +36,11 @@ def network_of(job: Mapping[str, Any]) -> tuple[str | None, Dropped]:
     return "open", Dropped("network", "open", why, changes_meaning=False)
 
 
-def _is_plain(image: str) -> bool:
+def official_name(image: str) -> str | None:
+    """Of an image of the official library, without registry, tag and digest."""
     match = _OFFICIAL.fullmatch(image)
-    return image == "host-python" or (match is not None and match.group(1) in _PLAIN)
+    return match.group(1) if match is not None else None
+
+
+def _is_plain(image: str) -> bool:
+    return image == "host-python" or official_name(image) in _PLAIN

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from torg.importers.network import network_of
+from torg.importers.root import root_of
 from torg.importers.translation import Translation
 
 KNOWN = "Nosana job definitions, docker-compose files, Kubernetes Jobs, Akash SDL, dstack tasks"
@@ -40,5 +41,7 @@ def translation_of(raw: dict[str, Any]) -> Translation | None:
         return None
     translation: Translation = importlib.import_module(f"torg.importers.{name}").translate(raw)
     network, remark = network_of(translation.spec)
-    spec = {**translation.spec, **({"network": network} if network else {})}
-    return replace(translation, spec=spec, dropped=(*translation.dropped, remark))
+    is_root, about_root = root_of(translation.spec)
+    spec = {**translation.spec, **({"network": network} if network else {}), **({"root": True} if is_root else {})}
+    remarks = (about_root, remark) if about_root is not None else (remark,)
+    return replace(translation, spec=spec, dropped=(*translation.dropped, *remarks))

@@ -65,6 +65,8 @@ def _become_bubblewrap(plan: dict[str, Any], state_dir: str, pipes: Pipes, cgrou
         for name, limit in plan["rlimits"].items():
             _lower_limit(getattr(resource, name), limit)
         if plan["uid"] is not None:
+            for pipe in (pipes.stdout_far, pipes.stderr_far):  # so that /dev/stdout can be opened by its name
+                os.fchown(pipe, plan["uid"], plan["gid"])
             os.setgroups([])
             os.setresgid(plan["gid"], plan["gid"], plan["gid"])
             os.setresuid(plan["uid"], plan["uid"], plan["uid"])

@@ -73,7 +73,7 @@ def check(spec: ContainerSpec) -> None:
         if not name or "=" in name or "\0" in name + text:
             raise Invalid("not a name or value of an environment variable", code="bad_env", field="env", value=name)
     for bind in spec.mounts:
-        _check_target(bind.target, spec.image)
+        _check_target(bind.target, spec.image, hides=spec.own_root is not None and spec.own_root.image is not None)
     if not spec.workdir.startswith("/"):
         raise Invalid("the working directory is not absolute", code="bad_workdir", field="workdir", value=spec.workdir)
 
@@ -185,11 +185,12 @@ def _rlimits(limits: SandboxLimits, isolation: Isolation) -> dict[str, int]:
     return {**always, "RLIMIT_AS": limits.memory_bytes, "RLIMIT_NPROC": limits.pids}
 
 
-def _check_target(target: str, image: Image) -> None:
+def _check_target(target: str, image: Image, *, hides: bool) -> None:
+    """`hides`: mounts may lie on the image's own files, which are one tree then."""
     parts = target.split("/")
     if parts[0] != "" or len(parts) < 2 or any(part in {"", ".", ".."} for part in parts[1:]) or "\0" in target:
         raise Invalid("a mount's target is an absolute plain path", code="bad_mount", field="mounts", value=target)
-    if parts[1] in {"proc", "dev", "sys", "etc"} or image.covers(target):
+    if parts[1] in {"proc", "dev", "sys"} or (not hides and (parts[1] == "etc" or image.covers(target))):
         raise Invalid(
             f"/{parts[1]} belongs to the image or the sandbox",
             code="bad_mount",

@@ -17,7 +17,7 @@ import numpy as np
 from torg_marketplace.matching import words
 from torg_marketplace.matching.fleet import (
     MOST,
-    OWN_ROOT,
+    SANDBOX_WITH_ROOT,
     Fleet,
     Ints,
     Mask,
@@ -195,9 +195,11 @@ def _host(demand: Demand) -> Iterator[Constraint]:
         levels = isolation_bits(isolation_levels_for(demand.spec))
         yield Constraint(
             "root",
-            lambda: "a container that may be root",
+            lambda: f"root{_with(demand.spec)}",
             lambda fleet, rows: np.asarray(fleet.isolation[rows] & levels != 0),
-            lambda *_: "none that may",
+            lambda fleet, rows: (
+                "without" if (fleet.isolation[rows] & isolation_bits([SANDBOX_WITH_ROOT])).any() else "none"
+            ),
         )
     if (network := demand.spec.egress_wanted) != "none":
         yield Constraint(
@@ -215,9 +217,18 @@ def _host(demand: Demand) -> Iterator[Constraint]:
         )
 
 
-def isolation_levels_for(spec: JobSpec) -> list[str]:
+def _with(spec: JobSpec) -> str:
+    """What no container has beside a root of its own."""
+    beside = [f"isolation {spec.isolation}"] if spec.isolation != "sandbox" else []
+    beside += ["GPUs"] if spec.resources.gpus else []
+    return f" with {' and '.join(beside)}" if beside else ""
+
+
+def isolation_levels_for(spec: JobSpec) -> tuple[str, ...]:
     """Any of which will do."""
-    return [f"{level}{OWN_ROOT if spec.root else ''}" for level in ISOLATION_SATISFIED_BY[spec.isolation]]
+    if not spec.root:
+        return ISOLATION_SATISFIED_BY[spec.isolation]
+    return (SANDBOX_WITH_ROOT,) if spec.isolation == "sandbox" and not spec.resources.gpus else ()
 
 
 def _isolates(fleet: Fleet, rows: Rows, level: str) -> Mask:

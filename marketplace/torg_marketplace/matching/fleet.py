@@ -24,11 +24,10 @@ Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 MOST = 2**62  # larger amounts and times are as good as this
-OWN_ROOT = "+root"  # a level with it: containers there may be root of a user namespace
-ISOLATION_LEVELS = (
-    *("sandbox", "container", "gvisor"),
-    *(f"{level}{OWN_ROOT}" for level in ("sandbox", "container", "gvisor")),
+SANDBOX_WITH_ROOT = (
+    "sandbox+root"  # containers there may be root of a user namespace; at no other level, and without GPUs
 )
+ISOLATION_LEVELS = ("sandbox", "container", "gvisor", SANDBOX_WITH_ROOT)
 WARM_ITEMS = 16  # images and blobs remembered per node; of more, those whose names sort first
 
 NUMBERS = (
@@ -186,7 +185,7 @@ class Fleet:
         self.cpu_total[row], self.memory_total[row] = inventory.cpu_millis, inventory.memory_bytes
         self.disk_total[row], self.slots_total[row] = inventory.disk_bytes, offer.slots
         self.gpus_total[row] = len(inventory.gpus)
-        with_root = [f"{level}{OWN_ROOT}" for level in offer.isolation] if offer.own_root else []
+        with_root = [SANDBOX_WITH_ROOT] if offer.own_root else []
         self.isolation[row] = isolation_bits([*offer.isolation, *with_root])
         self.egress[row] = egress_bits(offer.egress)
         self.vram[row], self.capability[row] = 0, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torg_marketplace.matching.fleet import ISOLATION_LEVELS, OWN_ROOT, Fleet, Rows
+from torg_marketplace.matching.fleet import ISOLATION_LEVELS, SANDBOX_WITH_ROOT, Fleet, Rows
 from torg_protocol.network import EGRESS_KINDS
 
 
@@ -28,7 +28,7 @@ def regions(fleet: Fleet, rows: Rows) -> str:
 def isolation_levels(fleet: Fleet, rows: Rows) -> str:
     bits = {int(value) for value in fleet.isolation[rows]}
     levels = {level for place, level in enumerate(ISOLATION_LEVELS) if any(value >> place & 1 for value in bits)}
-    return ", ".join(sorted(level for level in levels if not level.endswith(OWN_ROOT))) or "none"
+    return ", ".join(sorted(levels - {SANDBOX_WITH_ROOT})) or "none"
 
 
 def networks(fleet: Fleet, rows: Rows) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
 from torg_host.sandbox import SandboxLimits, run_sandboxed
+from torg_host.sandbox.command import Isolation
 from torg_host.sandbox.errors import SandboxUnavailable
 from torg_host.sandbox.launch import isolation_here
 from torg_node.executors.errors import ExecutorUnavailable
@@ -83,16 +85,30 @@ async def _docker(
     executor = await DockerExecutor.connect(
         socket, node_label, state_dir=state_root / "docker", runtime=runtime, local_images=local_images, now_ms=now_ms
     )
-    return Chosen(executor, "a container engine answers")
+    if os.geteuid() != 0:
+        return Chosen(executor, "a container engine answers")
+    try:
+        await _try_sandbox()
+    except SandboxUnavailable as error:
+        return Chosen(executor, f"a container engine answers; no job is root, as there is no sandbox: {error.message}")
+    from torg_node.executors.rooted import RootedExecutor
+
+    rooted = RootedExecutor(executor, state_root / "rooted", now_ms)
+    return Chosen(rooted, "a container engine answers, and a sandbox for root")
 
 
 async def _sandbox(state_root: Path, image_root: Path | None, why: str, now_ms: Callable[[], int]) -> Chosen:
     try:
-        isolation = isolation_here()
-        # Installed is not enough: hosts may forbid user namespaces (Ubuntu 24.04, containers).
-        await run_sandboxed(["true"], limits=TRIAL_LIMITS, timeout_s=TRIAL_TIMEOUT_S)
+        isolation = await _try_sandbox()
     except SandboxUnavailable as error:
         raise ExecutorUnavailable(error.message, code=error.code, hint=error.hint) from error
     guard = "control groups" if isolation.cgroups else "rlimits, which bound memory per process only"
     executor = SandboxExecutor(state_root / "sandbox", image_root=image_root, isolation=isolation, now_ms=now_ms)
     return Chosen(executor, f"{why}; limits by {guard}")
+
+
+async def _try_sandbox() -> Isolation:
+    """Installed is not enough: hosts may forbid user namespaces (Ubuntu 24.04, containers). Raises SandboxUnavailable."""
+    isolation = isolation_here()
+    await run_sandboxed(["true"], limits=TRIAL_LIMITS, timeout_s=TRIAL_TIMEOUT_S)
+    return isolation

@@ -153,6 +153,10 @@ class DockerExecutor:
     async def forget_image(self, reference: str) -> None:
         await self._images.forget(reference)
 
+    async def save_image(self, reference: str, target: Path) -> None:
+        """As an archive, whole. Raises ImageNotFound."""
+        await self._images.save((await self._images.runnable(reference)).image_id, target)
+
     async def start(self, launch: LaunchSpec) -> Handle:
         """Beside the port's: LaunchRefused for what this engine cannot keep; ExecutorError "gpu_mismatch" when the container
         does not see its GPUs. Whatever is raised, nothing of the attempt is left."""
@@ -368,11 +372,11 @@ def _refuse(launch: LaunchSpec) -> None:
         raise LaunchRefused("not a container name", field="name", value=launch.name, hint="letters, digits, _ . -")
     if launch.own_root is not None:
         raise LaunchRefused(
-            "the docker executor bounds no writable root directory, so it gives none",
+            "a container engine bounds no writable root directory, so it gives none",
             code="own_root_unavailable",
             field="own_root",
             value=str(launch.own_root),
-            hint="The sandbox executor, as root, does.",
+            hint="Beside an engine, a sandbox does: as root, with bubblewrap installed.",
         )
     for mount in launch.mounts:
         source = str(mount.source)

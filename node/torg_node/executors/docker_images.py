@@ -26,6 +26,7 @@ from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFo
 from torg_node.executors.port import LoadedImage, PreparedImage, ProgressCallback
 
 _NOT_FOUND = 404
+_PIECE_BYTES = 1 << 20
 _REFERENCE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,511}")
 _REFUSED = ("denied", "unauthorized", "authentication required", "403 forbidden")
 
@@ -86,6 +87,12 @@ class DockerImages:
                 "the engine loaded the image under another id", code="image_id_differs", value=image.digest
             )
         return LoadedImage(image.digest, found["Id"], int(found.get("Size") or 0))
+
+    async def save(self, image_id: str, target: Path) -> None:
+        with engine_errors(f"saving image {image_id}"), target.open("wb") as file:
+            async with self._docker.images.export_image(image_id) as content:
+                async for piece in content.iter_chunked(_PIECE_BYTES):
+                    await asyncio.to_thread(file.write, piece)
 
     async def forget(self, reference: str) -> None:
         with engine_errors(f"removing image {reference}"):

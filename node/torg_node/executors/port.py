@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+OWN_ROOT_EXECUTOR = OWN_ROOT_ISOLATION = (
+    "sandbox"  # what runs containers with a root of their own, beside an engine too
+)
 PROXY_PORT = 3128  # a container's network has no route; all it may have is a listener on its own loopback
 
 

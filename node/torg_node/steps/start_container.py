@@ -9,7 +9,15 @@ from pathlib import Path
 
 from torg_node.egress.process import EgressOrder, start_proxy
 from torg_node.executors.errors import ExecutorError
-from torg_node.executors.port import PROXY_PORT, LaunchSpec, Mount, PreparedImage, ResourceLimits
+from torg_node.executors.port import (
+    OWN_ROOT_EXECUTOR,
+    OWN_ROOT_ISOLATION,
+    PROXY_PORT,
+    LaunchSpec,
+    Mount,
+    PreparedImage,
+    ResourceLimits,
+)
 from torg_node.lease import CHECKPOINT, OUTPUT, SECRETS, TORG, WORK, Lease, LeaseEnded
 from torg_node.steps.energy import note_energy
 from torg_node.steps.fetch_inputs import input_mounts
@@ -88,8 +96,8 @@ async def say_started(lease: Lease, started_at_ms: int) -> None:
         Started(
             started_at_ms=started_at_ms,
             image_digest=digests[0] if len(digests) == 1 else digest_of(digests),
-            executor=lease.node.executor.name,
-            isolation=lease.node.isolation,
+            executor=OWN_ROOT_EXECUTOR if lease.spec.root else lease.node.executor.name,
+            isolation=OWN_ROOT_ISOLATION if lease.spec.root else lease.node.isolation,
             gpu_uuids=lease.assignment.gpu_uuids,
         )
     )

@@ -208,11 +208,12 @@ def test_a_job_that_wants_to_be_root_runs_where_it_may_at_its_isolation_level() 
 
     assert fitting() == ["closed", "weak", "strong"]
     assert fitting(root=True) == ["weak", "strong"]
-    assert fitting(root=True, isolation="container") == ["strong"]
-    found = explain([closed], demand(root=True), 6)
-    assert found.in_words == (
-        "no node satisfies root: asked a container that may be root; best available: none that may"
+    assert fitting(root=True, isolation="container") == []
+    assert (
+        explain([closed], demand(root=True), 6).in_words == "no node satisfies root: asked root; best available: none"
     )
+    found = explain([closed, strong], demand(root=True, isolation="container"), 6)
+    assert found.hint == "root: best available is without, you ask for root with isolation container"
 
 
 def test_a_job_whose_secrets_are_sealed_runs_on_no_other_node() -> None:
