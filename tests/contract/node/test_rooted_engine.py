@@ -107,13 +107,12 @@ async def test_the_probe_holds(rooted: RootedExecutor) -> None:
 async def test_its_way_out_is_its_proxy(rooted: RootedExecutor, disk: Path, tmp_path: Path) -> None:
     folder = tmp_path / "egress"
     folder.mkdir()
-    with start_proxy(EgressOrder(allow=("nowhere.example",), bytes_per_s=0), folder) as proxy:
-        spec = await a_launch(
-            rooted,
-            disk,
-            "root",
-            f"(printf 'CONNECT 127.0.0.1:22 HTTP/1.1\\r\\nHost: 127.0.0.1:22\\r\\n\\r\\n'; sleep 3) | nc 127.0.0.1 {PROXY_PORT}",
+    with start_proxy(EgressOrder(allow=None, bytes_per_s=0), folder) as proxy:
+        ask = (
+            f"import socket; s = socket.create_connection(('127.0.0.1', {PROXY_PORT}), 10);"
+            "s.sendall(b'CONNECT 127.0.0.1:22 HTTP/1.1\\r\\nHost: 127.0.0.1:22\\r\\n\\r\\n'); print(s.recv(100).decode())"
         )
+        spec = launch("root", ["python", "-c", ask], own_root=disk / "roots" / "job", workdir="/")
         text = await said(rooted, replace(spec, proxy=proxy))
     assert text.startswith("HTTP/1.1 403"), text
 
