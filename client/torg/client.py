@@ -28,6 +28,7 @@ from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
+from torg_protocol.cases import AbuseView, AccountView, DisputePage, DisputeView
 from torg_protocol.data import DataPage, DataView
 from torg_protocol.errors import Conflict, Invalid, TorgError
 from torg_protocol.ids import AccountId
@@ -367,6 +368,26 @@ class AsyncClient:
                     value=item.signed.refund.refund_id,
                 )
         return tuple(found)
+
+    async def account(self) -> AccountView:
+        """Who this is at the marketplace, and how much of what it may do is used."""
+        return await self._transport.ask(AccountView, "GET", "/v1/account")
+
+    async def dispute(self, job_id: str, reason: str) -> DisputeView:
+        """Objects to what a finished job cost; a person decides. Safe to repeat. Raises Conflict dispute_too_early, dispute_too_late,
+        dispute_exists, nothing_to_dispute."""
+        return await self._transport.ask(
+            DisputeView, "POST", f"/v1/jobs/{_id(job_id)}/dispute", body={"reason": reason}, safe_to_repeat=True
+        )
+
+    async def disputes(self) -> tuple[DisputeView, ...]:
+        """Newest first, with their decisions."""
+        return (await self._transport.ask(DisputePage, "GET", "/v1/disputes")).disputes
+
+    async def report_abuse(self, subject: str, reason: str) -> AbuseView:
+        """Tells the operator of a job (its id) or a node (its address) that does harm. Safe to repeat."""
+        body = {"subject": subject, "reason": reason}
+        return await self._transport.ask(AbuseView, "POST", "/v1/abuse-reports", body=body, safe_to_repeat=True)
 
     async def receipts(self, job_id: str) -> tuple[SignedReceipt, ...]:
         """All receipts of a job, each verified, and kept in a wallet's journal. Raises ReceiptInvalid when one does not hold."""

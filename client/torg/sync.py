@@ -18,6 +18,7 @@ from torg.client import AsyncClient, R, StageProgress, T
 from torg.config import ClientConfig
 from torg.spec_file import SpecFile
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, Quote
+from torg_protocol.cases import AbuseView, AccountView, DisputeView
 from torg_protocol.data import DataView
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.refunds import RefundView
@@ -172,6 +173,23 @@ class Client:
         """What was given back to this account, oldest first, each with the marketplace's verified signature. Raises ReceiptInvalid
         `refund_invalid`."""
         return self._run(self._client.refunds(job_id))
+
+    def account(self) -> AccountView:
+        """Who this is at the marketplace, and how much of what it may do is used."""
+        return self._run(self._client.account())
+
+    def dispute(self, job_id: str, reason: str) -> DisputeView:
+        """Objects to what a finished job cost; a person decides. Safe to repeat. Raises Conflict dispute_too_early, dispute_too_late,
+        dispute_exists, nothing_to_dispute."""
+        return self._run(self._client.dispute(job_id, reason))
+
+    def disputes(self) -> tuple[DisputeView, ...]:
+        """Newest first, with their decisions."""
+        return self._run(self._client.disputes())
+
+    def report_abuse(self, subject: str, reason: str) -> AbuseView:
+        """Tells the operator of a job (its id) or a node (its address) that does harm. Safe to repeat."""
+        return self._run(self._client.report_abuse(subject, reason))
 
     def receipts(self, job_id: str) -> tuple[SignedReceipt, ...]:
         """All receipts of a job, each verified, and kept in a wallet's journal. Raises ReceiptInvalid when one does not hold."""

@@ -1,4 +1,4 @@
-"""What the operator decides at the command line about cases: refunds. Safe beside a marketplace that runs."""
+"""What the operator decides at the command line about cases: refunds, disputes, bans, reports of abuse. Safe beside a marketplace that runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torg_marketplace.app import open_edge
+from torg_marketplace.flow.bans import KINDS, abuse_reports, ban, bans, close_report, lift
+from torg_marketplace.flow.disputes import all_disputes, decide_dispute
 from torg_marketplace.flow.refunds import all_refunds, refund_lease
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.settings import Settings
@@ -19,8 +21,13 @@ from torg_protocol.refunds import RefundCause
 COMMANDS = {
     "refund": "give back part of what a lease cost",
     "refunds": "what was given back, newest first",
+    "dispute": "what clients object to: list, or decide one",
+    "ban": "an image, a wallet or a node that is not served any more",
+    "unban": "take a ban back",
+    "bans": "what is banned, and why",
+    "abuse": "reports of abuse: list, or close one",
 }
-_OPTIONS = ("lease", "amount", "cause", "subject", "note")
+_OPTIONS = ("lease", "amount", "cause", "subject", "note", "refund", "kind")
 
 
 def add_options(name: str, command: argparse.ArgumentParser) -> None:
@@ -34,6 +41,18 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--subject", help="what the refund is about; the same cause and subject happen once (default: the lease)"
         )
+
+    elif name in {"dispute", "abuse"}:
+        verb = "decide" if name == "dispute" else "close"
+        command.add_argument("action", choices=["list", verb])
+        command.add_argument("id", nargs="?", help=f"of the one to {verb}")
+        command.add_argument("--note", default="", help="why; both sides read it")
+        if name == "dispute":
+            command.add_argument("--refund", help='share of the price that goes back: "40%%"; "0%%" rejects')
+    elif name in {"ban", "unban"}:
+        command.add_argument("kind", choices=KINDS)
+        command.add_argument("subject", help="an image (name, name:tag, digest), a wallet's or a node's address")
+        command.add_argument("--because", required=True, help="why; those who are refused read it")
 
 
 def options_of(command: str) -> frozenset[str]:
@@ -88,6 +107,48 @@ async def _refunds(market: Market, arguments: argparse.Namespace) -> Any:
         ]
 
 
+async def _dispute(market: Market, arguments: argparse.Namespace) -> Any:
+    if arguments.action == "list":
+        async with market.reading() as unit:
+            return [view.wire() for view in await all_disputes(unit)]
+    share = (arguments.refund or "").removesuffix("%")
+    if not share.isdigit():
+        raise Invalid("say how much goes back", code="share_invalid", field="--refund", hint='"40%", or "0%" to reject')
+    async with market.transaction() as unit:
+        decided = await decide_dispute(unit, _wanted(arguments), share_percent=int(share), note=arguments.note)
+    return decided.wire()
+
+
+async def _abuse(market: Market, arguments: argparse.Namespace) -> Any:
+    if arguments.action == "list":
+        async with market.reading() as unit:
+            return await abuse_reports(unit)
+    async with market.transaction() as unit:
+        return await close_report(unit, _wanted(arguments), note=arguments.note)
+
+
+async def _ban(market: Market, arguments: argparse.Namespace) -> Any:
+    async with market.transaction() as unit:
+        return await ban(unit, arguments.kind, arguments.subject, because=arguments.because)
+
+
+async def _unban(market: Market, arguments: argparse.Namespace) -> Any:
+    async with market.transaction() as unit:
+        return await lift(unit, arguments.kind, arguments.subject, because=arguments.because)
+
+
+async def _bans(market: Market, arguments: argparse.Namespace) -> Any:
+    del arguments
+    async with market.reading() as unit:
+        return await bans(unit)
+
+
+def _wanted(arguments: argparse.Namespace) -> str:
+    if arguments.id is None:
+        raise Invalid("say which", code="id_missing", field="id", hint=f"torg-marketplace {arguments.command} list")
+    return str(arguments.id)
+
+
 def amount_of(text: str, price: int, decimals: int, *, field: str = "--amount") -> int:
     """ "40%" of a price, rounded down, or tokens. Raises Invalid share_invalid, amount_invalid, ..."""
     if not text.endswith("%"):
@@ -98,4 +159,12 @@ def amount_of(text: str, price: int, decimals: int, *, field: str = "--amount") 
     return price * int(share) // 100
 
 
-_COMMANDS = {"refund": _refund, "refunds": _refunds}
+_COMMANDS = {
+    "refund": _refund,
+    "refunds": _refunds,
+    "dispute": _dispute,
+    "ban": _ban,
+    "unban": _unban,
+    "bans": _bans,
+    "abuse": _abuse,
+}

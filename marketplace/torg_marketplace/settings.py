@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
     requests_per_minute: int = Field(default=6_000, ge=0)  # of one account, API key or address; 0: no limit
+    max_submissions_per_day: int = Field(default=0, ge=0)  # of one account; 0: no limit
+    max_spend_per_hour: int = Field(default=0, ge=0)  # base units, of one account's jobs; 0: no limit
+    dispute_window: DurationMs = Field(default="14d", validate_default=True)  # after a job's end
     webhook_networks: tuple[IPvAnyNetwork, ...] = ()  # JSON list; private networks that webhooks may reach
     role: str = Field(default="all", pattern="^(all|api|matcher|worker|gateway)$")  # of this process
     bus_url: str | None = None  # of a NATS server; processes with one role each need it
@@ -70,6 +73,9 @@ class Settings(BaseSettings):
             proof_first_within_ms=max(min(60_000, self.proof_interval // 10), 1),
             fee_basis_points=self.fee_basis_points,
             keep_history_ms=self.keep_history,
+            max_submissions_per_day=self.max_submissions_per_day,
+            max_spend_per_hour=self.max_spend_per_hour,
+            dispute_window_ms=self.dispute_window,
             min_vault_grace_s=self.min_vault_grace_s,
             webhook_networks=tuple(str(network) for network in self.webhook_networks),
         )

@@ -103,6 +103,9 @@ class Quote(Wire):
     max_amount: int | None = None  # base units that a submit will hold
     expires_at_ms: int
     start: StartEstimate | None = None  # of a feasible job
+    # Throughput of the slowest class that it may land on, 10^9 int8 operations per second and unit; left out when one of them is unproven.
+    # A lease that is measured below its own class is given back in proportion.
+    least_proven_gops: int = Field(default=0, exclude_if=_is_nothing)
     inputs: tuple[InputFile, ...] = Field(default=(), exclude_if=_is_empty)  # what names stand for now
     constraints: tuple[ConstraintFailure, ...] = ()
     hint: str | None = None

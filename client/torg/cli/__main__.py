@@ -48,6 +48,8 @@ _SECTIONS = {
         "wallet": ("wallet", "The key that is your wallet and your identity."),
         "vault": ("vault", "Open, fund, inspect and close the vault that pays for jobs."),
         "cost": ("cost", "What jobs have cost, and what open ones may."),
+        "dispute": ("account", "Object to what a job cost; a person decides."),
+        "disputes": ("account", "Your disputes and their decisions."),
         "receipt": ("receipts", "Show a job's receipts, or verify a receipt file without network."),
         "receipts": ("receipts", "All receipts that this computer keeps."),
         "audit": ("audit", "Check all receipts, and the chain, without trusting the marketplace."),
@@ -55,6 +57,8 @@ _SECTIONS = {
     "Set up": {
         "login": ("market", "Choose the marketplace and pin its identity."),
         "offers": ("market", "What nodes offer."),
+        "account": ("account", "Who you are at the marketplace, and what of your quotas is used."),
+        "report-abuse": ("account", "Tell the operator of a job or a node that does harm."),
         "keys": ("wallet", "Your public keys in every form that others ask for."),
         "completion": ("completion", "Completion for bash, zsh or fish."),
     },

@@ -165,6 +165,9 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
         f"  price per GPU-hour  {prices}, x {answer.billable_gpus}",
         f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)",
     ]
+    if answer.least_proven_gops:
+        proven = f"at least {answer.least_proven_gops:,} billion int8 operations/s of each GPU (or machine)"
+        lines.append(f"  proven class        {proven}; slower is given back in proportion")
     lines += [f"  input               {item.path}  {item.name or ''}  {item.digest}" for item in answer.inputs]
     if answer.start is not None:
         lines += _start_lines(answer.start)

@@ -15,6 +15,7 @@ from torg_marketplace.flow import earnings, vaults
 from torg_marketplace.flow.receipts import issue_receipt
 from torg_marketplace.flow.rows import has_live_lease, leases_of_job, node_row, spec_of
 from torg_marketplace.flow.slash import want_slash
+from torg_marketplace.flow.slowness import refund_if_slow
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import record_usage
 from torg_marketplace.rules import declines
@@ -85,6 +86,7 @@ async def conclude(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSum
     lease.verdict = verdict.wire()
     lease.decided_at_ms = unit.now_ms
     await issue_receipt(unit, lease, job)
+    await refund_if_slow(unit, lease)
 
 
 async def end_queued(unit: Unit, job: JobRow, reason: EndReason, detail: str = "") -> None:

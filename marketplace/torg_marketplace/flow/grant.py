@@ -12,6 +12,7 @@ from sqlalchemy import CursorResult, select, update
 
 from torg_marketplace.flow import vaults
 from torg_marketplace.flow.rows import demand_of, leases_of_job, node_row, node_snapshots, offer_of, spec_of
+from torg_marketplace.flow.slowness import sold_as
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.constraints import can_run, constraints
 from torg_marketplace.matching.snapshot import NodeSnapshot, units_needed
@@ -65,7 +66,9 @@ async def grant(unit: Unit, job: JobRow, node_id: NodeId) -> SignedGrant:
     unit.session.add(lease)
     await unit.session.flush()
     add_lease_born(unit.session, lease, at_ms=unit.now_ms)
-    for name in snapshot.free_units(spec.resources)[: units_needed(spec.resources)]:
+    units = snapshot.free_units(spec.resources)[: units_needed(spec.resources)]
+    lease.sold_as = sold_as(node, units)
+    for name in units:
         unit.session.add(AllocationRow(node_id=node_id, unit=name, lease_id=lease_id))
     await unit.session.flush()
     unit.touch(node_id)

@@ -12,6 +12,7 @@ from torg_marketplace.flow.rows import job_row, leases_of_job, live_leases, node
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.audit_models import SlashRow
 from torg_marketplace.storage.base import Base
+from torg_marketplace.storage.case_models import BanRow
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseEventRow, LeaseRow, NodeEventRow, NodeRow
 from torg_marketplace.storage.moves import move_node
 from torg_protocol.errors import Conflict, Invalid, NotFound
@@ -46,6 +47,14 @@ async def resume_node(unit: Unit, node_id: NodeId, *, because: str) -> dict[str,
     node = await node_row(unit, node_id)
     if node.state != NodeState.SUSPENDED:
         raise Conflict("this node is not suspended", code="node_not_suspended", field="node", value=node_id)
+    if await unit.session.get(BanRow, ("node", node_id)) is not None:
+        raise Conflict(
+            "this node is banned",
+            code="node_banned",
+            field="node",
+            value=node_id,
+            hint="torg-marketplace unban node lifts it",
+        )
     newest = await _newest(unit, NodeEventRow, NodeEventRow.node_id == node_id)
     moves = [event["data"] for event in newest if event["data"].get("state") == NodeState.SUSPENDED]
     if not moves or not str(moves[0].get("detail", "")).startswith("by the operator: "):

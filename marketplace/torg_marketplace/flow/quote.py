@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from torg_marketplace.flow.bans import check_allowed
 from torg_marketplace.flow.data import pin_data
 from torg_marketplace.flow.estimate import start_estimate
 from torg_marketplace.flow.live import live_engine
@@ -35,6 +36,7 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
     """Keeps its price ceiling until it expires: submit with its id. Answers from the live book. It is for what names of data stand for
     now: a job that is submitted after one has moved needs another quote. Raises Invalid for malformed amounts, `data_unknown`."""
     async with market.reading() as unit:
+        await check_allowed(unit, account, spec)
         spec = await pin_data(unit, account, spec)
     engine = await live_engine(market)
     appraisal = appraise(engine, account, spec, market.policy.decimals)
@@ -59,6 +61,7 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
         max_amount=appraisal.max_amount,
         expires_at_ms=expires_at_ms,
         start=start,
+        least_proven_gops=_least_proven(engine, explanation),
         inputs=spec.input_files(),
         constraints=explanation.failures,
         hint=None if explanation.free.size else explanation.hint,
@@ -74,6 +77,11 @@ def appraise(engine: Engine, account: AccountId, spec: JobSpec, decimals: int) -
     ceiling = pricing.price_ceiling(explanation.fitting_prices, spec_cap, spec.retry.max_attempts)
     amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
     return Appraisal(demand, explanation, ceiling, amount)
+
+
+def _least_proven(engine: Engine, explanation: Explanation) -> int:
+    rows = explanation.live
+    return int(engine.fleet.proven_gops[rows].min()) if rows.size else 0
 
 
 def _keep(unit: Unit, account: AccountId, spec: JobSpec, appraisal: Appraisal, expires_at_ms: int) -> QuoteId:

@@ -8,10 +8,12 @@ from typing import assert_never
 from sqlalchemy import func, select
 
 from torg_marketplace.flow import vaults
+from torg_marketplace.flow.bans import check_allowed
 from torg_marketplace.flow.blobs import check_readable, check_stored, use_blob
 from torg_marketplace.flow.credit import hold_credit, sign_credit_cap
 from torg_marketplace.flow.data import pin_data
 from torg_marketplace.flow.live import live_engine
+from torg_marketplace.flow.quotas import check_quotas
 from torg_marketplace.flow.quote import appraise
 from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.unit import Market, Unit
@@ -49,7 +51,8 @@ async def submit(
     """The job, queued; the same one again for the same idempotency key and body. Without a cap, the API key's credit pays.
 
     Raises Invalid (spec_invalid, blob_missing, ...), Infeasible when no registered node could ever run it, Conflict
-    (idempotency_key_reused, cap_stale, vault_underfunded, quote_expired, too_many_jobs, spend_cap_reached, credit_exhausted). What only has to wait is queued.
+    (idempotency_key_reused, cap_stale, vault_underfunded, quote_expired, too_many_jobs, spend_cap_reached, credit_exhausted), Forbidden (wallet_banned,
+    image_banned), RateLimited (submissions_per_day_reached, spend_per_hour_reached). What only has to wait is queued.
     """
     async with market.reading() as unit:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
@@ -71,8 +74,10 @@ async def submit(
     async with market.transaction() as unit:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
             return known
+        await check_allowed(unit, account, spec)
         await _check_open_jobs(unit, account)
         terms = await _terms(unit, engine, account, spec, request.quote_id)
+        await check_quotas(unit, account, terms.max_amount)
         job = await _admit(unit, account, spec, request.cap, terms, api_key)
         if idempotency_key is not None:
             unit.session.add(

@@ -34,6 +34,10 @@ class MarketPolicy(BaseModel):
     quote_ttl_ms: int = Field(default=_MINUTE_MS, gt=0)
     max_open_jobs_per_account: int = Field(default=1_000, gt=0)
 
+    max_submissions_per_day: int = Field(default=0, ge=0)  # of one account; 0: no limit
+    max_spend_per_hour: int = Field(default=0, ge=0)  # base units of the maxima of one account's jobs; 0: no limit
+    dispute_window_ms: int = Field(default=14 * _DAY_MS, gt=0)  # after a job is closed
+
     # verification
     verification_window_s: int = Field(default=600, gt=0)
     verify_attempts: int = Field(default=5, ge=1)

@@ -129,6 +129,8 @@ class LeaseRow(Base):
     ended_at_ms: Mapped[Ms | None]  # not live any more
     decided_at_ms: Mapped[Ms | None]  # money and receipt are final
 
+    sold_as: Mapped[Json] = mapped_column(default=dict)  # unit -> 10^9 operations/s that were proven of it at the grant
+
     claimed_ms: Mapped[Ms] = mapped_column(default=0)  # useful time in all, as the node claims it
     claim: Mapped[dict[str, Any] | None] = mapped_column(
         JSON(none_as_null=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torg_marketplace.storage import (
     account_models,
     audit_models,
+    case_models,
     data_models,
     models,
     money_models,
@@ -13,6 +14,15 @@ from torg_marketplace.storage import (
 )
 from torg_marketplace.storage.base import Base
 
-TABLE_MODULES = (models, money_models, account_models, webhook_models, proof_models, data_models, audit_models)
+TABLE_MODULES = (
+    models,
+    money_models,
+    account_models,
+    webhook_models,
+    proof_models,
+    data_models,
+    audit_models,
+    case_models,
+)
 
 metadata = Base.metadata

@@ -1,0 +1,83 @@
+"""`torg account`, `dispute`, `disputes`, `report-abuse`: what an account may do, and what it brings before the operator."""
+
+from __future__ import annotations
+
+import click
+
+from torg.cli.present import coin, duration, table
+from torg.cli.session import Session, command
+
+_REASON = click.option("--reason", required=True, metavar="TEXT", help="What went wrong, for a person to read.")
+
+
+@click.command()
+@command
+async def account(session: Session) -> None:
+    """Who you are at the marketplace, and how much of your quotas is used."""
+    async with session.client() as client:
+        market = await client.market()
+        view = await client.account()
+    money = coin(market)
+
+    def figure(amount: int | None, unit: str) -> str:
+        if amount is None:
+            return "no limit"
+        return money.text(amount) if unit == "base_units" else str(amount)
+
+    rows = [
+        (
+            quota.name,
+            figure(quota.used, quota.unit),
+            figure(quota.limit, quota.unit),
+            "" if quota.frees_at_ms is None else f"in {duration(max(0, quota.frees_at_ms - session.now_ms()))}",
+        )
+        for quota in view.quotas
+    ]
+    banned = f"\nbanned: {view.banned}" if view.banned is not None else ""
+    text = f"account {view.account}\n{table(('quota', 'used', 'limit', 'some is free again'), rows)}{banned}"
+    session.show(view.wire(), text)
+
+
+@click.command()
+@click.argument("job")
+@_REASON
+@command
+async def dispute(session: Session, job: str, reason: str) -> None:
+    """Object to what a finished JOB cost: once per job, within the marketplace's window. A person decides."""
+    async with session.client() as client:
+        view = await client.dispute(job, reason)
+    session.show(view.wire(), f"{view.dispute_id} about {view.job_id} is {view.state}")
+    session.hint("the decision:  torg disputes")
+
+
+@click.command()
+@command
+async def disputes(session: Session) -> None:
+    """Your disputes and their decisions, newest first."""
+    async with session.client() as client:
+        market = await client.market()
+        found = await client.disputes()
+    money = coin(market)
+    rows = [
+        (
+            item.dispute_id,
+            item.job_id,
+            item.state,
+            money.text(item.refunded) if item.state == "decided" else "",
+            item.note or item.reason,
+        )
+        for item in found
+    ]
+    text = table(("dispute", "job", "state", "given back", "note"), rows) if rows else "no disputes"
+    session.show([item.wire() for item in found], text)
+
+
+@click.command()
+@click.argument("subject", metavar="JOB|NODE")
+@_REASON
+@command
+async def report_abuse(session: Session, subject: str, reason: str) -> None:
+    """Tell the operator of a job or a node that does harm."""
+    async with session.client() as client:
+        view = await client.report_abuse(subject, reason)
+    session.show(view.wire(), f"{view.report_id} about {view.subject}: the operator will read it")

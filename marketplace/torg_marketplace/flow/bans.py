@@ -1,0 +1,163 @@
+"""Bans: images, wallets and nodes that this marketplace does not serve; and reports of abuse, from which they may follow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from sqlalchemy import func, select
+
+from torg_marketplace.flow.operate import resume_node, suspend_node
+from torg_marketplace.flow.rows import node_row
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.storage.case_models import AbuseReportRow, BanRow
+from torg_marketplace.storage.models import JobRow, NodeRow
+from torg_protocol.cases import AbuseRequest, AbuseView
+from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited
+from torg_protocol.ids import AccountId, NodeId
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.states import NodeState
+
+log = logging.getLogger(__name__)
+BanKind = Literal["image", "wallet", "node"]
+KINDS: tuple[BanKind, ...] = get_args(BanKind)
+_OPEN_REPORTS = 20  # of one reporter: more is not read anyway
+
+
+async def ban(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[str, Any]:
+    """From now on. What runs of a banned image or wallet runs on; a node's leases end with a checkpoint and go elsewhere. Safe to repeat.
+
+    Raises Invalid because_missing, NotFound node_unknown.
+    """
+    if not because.strip():
+        raise Invalid("say why", code="because_missing", field="--because", hint="those who are refused read it")
+    if kind == "node":
+        await suspend_node(unit, NodeId(subject), because=f"banned: {because}", stop=True)
+    row = await unit.session.get(BanRow, (kind, subject))
+    if row is None:
+        row = BanRow(kind=kind, subject=subject, because=because, at_ms=unit.now_ms)
+        unit.session.add(row)
+        await unit.session.flush()
+        log.warning("banned %s %s: %s", kind, subject, because)
+    return _columns(row)
+
+
+async def lift(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[str, Any]:
+    """Raises NotFound ban_unknown."""
+    row = await unit.session.get(BanRow, (kind, subject))
+    if row is None:
+        raise NotFound(f"this {kind} is not banned", code="ban_unknown", field=kind, value=subject)
+    await unit.session.delete(row)
+    await unit.session.flush()
+    if kind == "node" and (await node_row(unit, subject)).state == NodeState.SUSPENDED:
+        await resume_node(unit, NodeId(subject), because=f"the ban was lifted: {because}")
+    log.warning("the ban of %s %s is lifted: %s", kind, subject, because)
+    return _columns(row)
+
+
+async def bans(unit: Unit) -> list[dict[str, Any]]:
+    return [_columns(row) for row in await unit.session.scalars(select(BanRow).order_by(BanRow.kind, BanRow.subject))]
+
+
+async def check_allowed(unit: Unit, account: AccountId, spec: JobSpec | None = None) -> None:
+    """Raises Forbidden wallet_banned or image_banned, with the operator's reason."""
+    if (why := await banned(unit, "wallet", account)) is not None:
+        raise Forbidden(
+            f"this marketplace takes no jobs of this wallet: {why}",
+            code="wallet_banned",
+            field="account",
+            value=account,
+            hint="your vault is your own, close it: torg vault close; write to the operator if this is wrong",
+        )
+    if spec is None:
+        return
+    for image in spec.images:
+        for name in _names_of(image):
+            if (why := await banned(unit, "image", name)) is not None:
+                raise Forbidden(
+                    f"this marketplace runs no such image: {why}",
+                    code="image_banned",
+                    field="image",
+                    value=image,
+                    hint="use another image; write to the operator if this is wrong",
+                )
+
+
+async def banned(unit: Unit, kind: BanKind, subject: str) -> str | None:
+    """Why; None when it is not."""
+    row = await unit.session.get(BanRow, (kind, subject))
+    return row.because if row is not None else None
+
+
+async def report_abuse(unit: Unit, reporter: AccountId, request: AbuseRequest) -> AbuseView:
+    """Safe to repeat with the same words. Raises NotFound abuse_subject_unknown, RateLimited too_many_reports."""
+    known_job = await unit.session.get(JobRow, request.subject)
+    if known_job is None and await unit.session.get(NodeRow, request.subject) is None:
+        raise NotFound(
+            "no such job or node",
+            code="abuse_subject_unknown",
+            field="subject",
+            value=request.subject,
+            hint="a job's id (job_...) or a node's address, as torg offers shows it",
+        )
+    mine = (AbuseReportRow.reporter == reporter, AbuseReportRow.state == "open")
+    same = select(AbuseReportRow).where(
+        *mine, AbuseReportRow.subject == request.subject, AbuseReportRow.reason == request.reason
+    )
+    row = (await unit.session.scalars(same)).first()
+    if row is None:
+        if (await unit.session.scalar(select(func.count()).where(*mine)) or 0) >= _OPEN_REPORTS:
+            raise RateLimited(
+                f"{_OPEN_REPORTS} reports of yours wait already",
+                code="too_many_reports",
+                hint="the operator reads them; wait until some are closed",
+                retry_after_s=86_400,
+            )
+        row = AbuseReportRow(
+            report_id=unit.new_id("report"),
+            reporter=reporter,
+            subject=request.subject,
+            reason=request.reason,
+            state="open",
+            reported_at_ms=unit.now_ms,
+        )
+        unit.session.add(row)
+        await unit.session.flush()
+        log.warning("abuse report %s about %s: %s", row.report_id, row.subject, row.reason)
+    return AbuseView(report_id=row.report_id, subject=row.subject, state="open", reported_at_ms=row.reported_at_ms)
+
+
+async def abuse_reports(unit: Unit) -> list[dict[str, Any]]:
+    """For the operator: open ones first, then the newest."""
+    query = select(AbuseReportRow).order_by(AbuseReportRow.state.desc(), AbuseReportRow.reported_at_ms.desc())
+    return [_columns(row) for row in await unit.session.scalars(query.limit(200))]
+
+
+async def close_report(unit: Unit, report_id: str, *, note: str) -> dict[str, Any]:
+    """Raises NotFound report_unknown, Conflict report_closed."""
+    row = await unit.session.get(AbuseReportRow, report_id)
+    if row is None:
+        raise NotFound("no such report", code="report_unknown", field="report_id", value=report_id)
+    if row.state == "closed":
+        raise Conflict("this report is closed", code="report_closed", field="report_id", value=report_id, hint=row.note)
+    row.state, row.note = "closed", note
+    await unit.session.flush()
+    return _columns(row)
+
+
+def _names_of(image: str) -> Sequence[str]:
+    """Under which names an image may be banned: as it is written, its digest, its repository without tag or digest."""
+    found = [image]
+    repository, at, digest = image.partition("@")
+    if at:
+        found.append(digest)
+    head, colon, tag = repository.rpartition(":")
+    if colon and "/" not in tag and head not in ("sha256", "blob"):
+        found.append(head)
+    found.append(repository)
+    return list(dict.fromkeys(found))
+
+
+def _columns(row: BanRow | AbuseReportRow) -> dict[str, Any]:
+    return {column.name: getattr(row, column.name) for column in row.__table__.columns}

@@ -1,0 +1,104 @@
+"""What an account may do within a time: submissions of a day, maxima of an hour; and how much of it is used."""
+
+from __future__ import annotations
+
+import math
+
+from sqlalchemy import func, select
+
+from torg_marketplace.flow.bans import banned
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.storage.models import JobRow
+from torg_protocol.cases import AccountView, QuotaView
+from torg_protocol.errors import RateLimited
+from torg_protocol.ids import AccountId
+from torg_protocol.states import OPEN_JOB_STATES
+
+DAY_MS, HOUR_MS = 86_400_000, 3_600_000
+
+
+async def check_quotas(unit: Unit, account: AccountId, max_amount: int) -> None:
+    """Raises RateLimited submissions_per_day_reached, spend_per_hour_reached, each with when there is room again."""
+    policy = unit.policy
+    if policy.max_submissions_per_day:
+        used, oldest_ms = await _submitted(unit, account, DAY_MS)
+        if used >= policy.max_submissions_per_day:
+            raise _reached(
+                unit,
+                f"you have submitted {used} jobs within a day, which is the most",
+                "submissions_per_day_reached",
+                oldest_ms + DAY_MS,
+                used,
+            )
+    if policy.max_spend_per_hour:
+        spent, oldest_ms = await _committed(unit, account)
+        if spent + max_amount > policy.max_spend_per_hour:
+            if max_amount > policy.max_spend_per_hour:
+                oldest_ms = unit.now_ms  # no time helps: only a smaller job
+            raise _reached(
+                unit,
+                f"this job may cost {max_amount} base units, and those of the last hour {spent}, of {policy.max_spend_per_hour}",
+                "spend_per_hour_reached",
+                oldest_ms + HOUR_MS,
+                max_amount,
+            )
+
+
+async def account_view(unit: Unit, account: AccountId) -> AccountView:
+    policy = unit.policy
+    open_jobs = await unit.session.scalar(
+        select(func.count()).where(JobRow.client == account, JobRow.state.in_(OPEN_JOB_STATES))
+    )
+    submitted, first_of_day_ms = await _submitted(unit, account, DAY_MS)
+    spent, first_of_hour_ms = await _committed(unit, account)
+    return AccountView(
+        account=account,
+        banned=await banned(unit, "wallet", account),
+        quotas=(
+            QuotaView(name="open_jobs", unit="jobs", used=open_jobs or 0, limit=policy.max_open_jobs_per_account),
+            QuotaView(
+                name="submissions_per_day",
+                unit="jobs",
+                used=submitted,
+                limit=policy.max_submissions_per_day or None,
+                frees_at_ms=first_of_day_ms + DAY_MS if submitted else None,
+            ),
+            QuotaView(
+                name="spend_per_hour",
+                unit="base_units",
+                used=spent,
+                limit=policy.max_spend_per_hour or None,
+                frees_at_ms=first_of_hour_ms + HOUR_MS if spent else None,
+            ),
+        ),
+    )
+
+
+async def _submitted(unit: Unit, account: AccountId, within_ms: int) -> tuple[int, int]:
+    """How many, and when the oldest of them was."""
+    query = select(func.count(), func.min(JobRow.created_at_ms)).where(
+        JobRow.client == account, JobRow.created_at_ms > unit.now_ms - within_ms
+    )
+    count, oldest_ms = (await unit.session.execute(query)).one()
+    return int(count), int(oldest_ms or unit.now_ms)
+
+
+async def _committed(unit: Unit, account: AccountId) -> tuple[int, int]:
+    """Base units of the maxima of the last hour's jobs."""
+    query = select(func.sum(JobRow.max_amount), func.min(JobRow.created_at_ms)).where(
+        JobRow.client == account, JobRow.created_at_ms > unit.now_ms - HOUR_MS
+    )
+    total, oldest_ms = (await unit.session.execute(query)).one()
+    return int(total or 0), int(oldest_ms or unit.now_ms)
+
+
+def _reached(unit: Unit, message: str, code: str, frees_at_ms: int, value: int) -> RateLimited:
+    wait_s = max(1, math.ceil((frees_at_ms - unit.now_ms) / 1000))
+    return RateLimited(
+        message,
+        code=code,
+        field="account",
+        value=value,
+        hint=f"try again in {wait_s} s, submit a smaller job, or ask the operator; torg account shows what is left",
+        retry_after_s=wait_s,
+    )
