@@ -14,7 +14,7 @@ import secrets
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -24,13 +24,14 @@ from solders.keypair import Keypair
 from torg.config import ClientConfig, load_config, pin_or_check
 from torg.errors import JobFailed, ReceiptInvalid
 from torg.journal import Journal
+from torg.packing import packed
 from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
 from torg_protocol.cases import AbuseView, AccountView, DisputePage, DisputeView
 from torg_protocol.data import DataPage, DataView
-from torg_protocol.errors import Conflict, Invalid, TorgError
+from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
 from torg_protocol.ids import AccountId
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.refunds import RefundPage, RefundView
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from torg.data import DataNames
     from torg.submission import Submission
     from torg.vaults import Vaults
-    from torg_host.archive import Piece
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -161,17 +161,18 @@ class AsyncClient:
         submission = await self._rail(vault)
         pinned = await self._pinned(checked, file)
         key = idempotency_key or secrets.token_hex(16)
-        with _packed(file) as (packed, archive, pieces):
-            spec = packed.model_copy(update={"inputs": pinned.inputs, "tasks": pinned.tasks})
+        with packed(file) as ready:
+            spec = ready.spec.model_copy(update={"inputs": pinned.inputs, "tasks": pinned.tasks})
             if (job := await submission.already_submitted(spec, key)) is not None:
                 return job
-            if file.secrets:
-                spec = await self._with_secrets(spec, file)
+            if file.secrets or ready.secrets:
+                spec = await self._with_secrets(spec, file, ready.secrets)
             quote = await submission.quote(spec)
             if (image := file.image_archive()) is not None:
                 await self._blobs.store(image[0], image[1], _named(on_progress, "image"))
-            if archive is not None and spec.workspace is not None:
-                await self._blobs.store(spec.workspace.digest, archive, _named(on_progress, "workspace"), pieces)
+            if ready.archive is not None and spec.workspace is not None:
+                on_bytes = _named(on_progress, "workspace")
+                await self._blobs.store(spec.workspace.digest, ready.archive, on_bytes, ready.pieces)
                 if quote.expires_at_ms - self._now_ms() < _REQUOTE_WHEN_LEFT_MS:
                     quote = await submission.quote(spec)
         return await submission.submit(spec, quote, key)
@@ -183,11 +184,11 @@ class AsyncClient:
         except Invalid as error:
             raise file.explain(error) from error
 
-    async def _with_secrets(self, spec: JobSpec, file: SpecFile) -> JobSpec:
+    async def _with_secrets(self, spec: JobSpec, file: SpecFile, more: Mapping[str, bytes]) -> JobSpec:
         from torg.secret_sources import seal_secrets
 
         offers = () if spec.placement.nodes else await self.offers()
-        return seal_secrets(spec, file.secrets, offers, AccountId(str(self.keypair.pubkey())))
+        return seal_secrets(spec, file.secrets, offers, AccountId(str(self.keypair.pubkey())), more)
 
     async def resubmit(self, job_id: str, *, vault: str | None = None, idempotency_key: str | None = None) -> JobView:
         """The same spec and workspace as a new job, under a new quote. Raises what `submit` raises; Invalid `blob_missing` when the
@@ -239,9 +240,51 @@ class AsyncClient:
             yield JobEvent.model_validate(raw)
 
     async def logs(self, job_id: str, stream: str = "stdout", *, task: str | None = None) -> str:
-        """Of a job of several tasks: of one as it wrote it, or of all with the task's name before each line."""
+        """The live log. Of a job of several tasks: of one as it wrote it, or of all with the task's name before each line. A sealed job has
+        none: of it this is the newest attempt's whole log, decrypted, and empty until that has ended."""
         query = {"stream": stream} | ({"task": task} if task is not None else {})
-        return await self._transport.text(f"/v1/jobs/{_id(job_id)}/logs", query)
+        text = await self._transport.text(f"/v1/jobs/{_id(job_id)}/logs", query)
+        if text or (await self.job(job_id)).spec.sealed is None:
+            return text
+        with tempfile.TemporaryDirectory(prefix="torg-") as scratch, contextlib.suppress(NotFound):
+            text = (await self.save_log(job_id, Path(scratch) / "log", stream)).read_text(errors="replace")
+        return text
+
+    async def save_log(
+        self,
+        job_id: str,
+        target: Path,
+        stream: str = "stdout",
+        *,
+        attempt: int | None = None,
+        task: str | None = None,
+    ) -> Path:
+        """Downloads an attempt's whole log, by default the newest's, as the job wrote it, checked against its digest. Raises NotFound
+        `log_not_stored` until the attempt has ended."""
+        job = await self.job(job_id)
+        blob = job.whole_log(stream, attempt=attempt, task=task)
+        await self._fetch(job, blob.digest, target, target.absolute().parent, None)
+        return target
+
+    async def _fetch(
+        self, job: JobView, digest: str, target: Path, scratch: Path, on_bytes: ByteProgress | None
+    ) -> None:
+        """A file that the job's node stored for this client; of a sealed job it is decrypted before it gets its name."""
+        if job.spec.sealed is None:
+            await self._blobs.fetch(digest, target, scratch, on_bytes)
+            return
+        from torg_host.age import unseal_file
+
+        sealed = scratch / f".torg-{digest.removeprefix('sha256:')[:32]}.age"
+        opened = sealed.with_suffix(".open")
+        try:
+            await self._blobs.fetch(digest, sealed, scratch, on_bytes)
+            await asyncio.to_thread(unseal_file, sealed, opened, self.keypair)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            opened.replace(target)
+        finally:
+            sealed.unlink(missing_ok=True)
+            opened.unlink(missing_ok=True)
 
     async def wait(self, job_id: str, *, check: bool = False) -> JobView:
         """Returns when the job has ended; with `check`, raises JobFailed unless it succeeded."""
@@ -262,7 +305,8 @@ class AsyncClient:
 
         Resumes what an earlier call left unfinished and skips what is there already. Raises Conflict `output_exists` before
         anything is downloaded when a file of that name with other content is there, unless `overwrite`; ReceiptInvalid
-        `output_path_unsafe` when an output's name would leave `destination`.
+        `output_path_unsafe` when an output's name would leave `destination`. Those of a sealed job are decrypted with this wallet; what is
+        there of them already is not recognised.
         """
         from torg.outputs import plan_downloads
 
@@ -271,7 +315,7 @@ class AsyncClient:
         for item in planned:
             if not item.is_there:
                 progress = _named(on_progress, item.output.path)
-                await self._blobs.fetch(item.output.digest, item.target, destination, progress)
+                await self._fetch(job, item.output.digest, item.target, destination, progress)
         return [item.target for item in planned]
 
     # --- named data -------------------------------------------------------------------------------------------------
@@ -396,20 +440,6 @@ class AsyncClient:
         if self._keypair is None:
             return await fetch_receipts(self._transport, await self.market(), await self.job(job_id))
         return await Books(self._transport, self.journal, await self.market()).record_receipts(await self.job(job_id))
-
-
-@contextlib.contextmanager
-def _packed(file: SpecFile) -> Iterator[tuple[JobSpec, Path | None, tuple[Piece, ...]]]:
-    """The spec as it is submitted, and the workspace's archive with its pieces while this is open."""
-    if file.workspace is None:
-        yield file.with_workspace(None, 0), None, ()
-        return
-    from torg_host.archive import pack
-
-    with tempfile.TemporaryDirectory(prefix="torg-") as scratch:
-        archive = Path(scratch) / "workspace.tar.zst"
-        packed = pack(file.workspace, archive)
-        yield file.with_workspace(packed.digest, packed.size_bytes), archive, packed.pieces
 
 
 def _id(job_id: str) -> str:

@@ -34,13 +34,19 @@ _SECRETS = {
     "description": "Where each secret is on this computer; sealed at submission to the nodes that may run the job.",
 }
 
+_SEALED = {
+    "type": "boolean",
+    "default": False,
+    "description": "Encrypt workspace, outputs, logs and checkpoints; only placement.nodes and this wallet can read them.",
+}
+
 
 def job_schema() -> dict[str, Any]:
     """Draft 2020-12. Made from the model, so it knows what the model knows."""
     schema = JobSpec.model_json_schema(mode="validation")
-    schema["properties"] |= {"workspace": _WORKSPACE, "secrets": _SECRETS}
+    schema["properties"] |= {"workspace": _WORKSPACE, "secrets": _SECRETS, "sealed": _SEALED}
     schema["properties"]["volumes"]["additionalProperties"] = False
-    for name in ("BlobRef", "SealedSecrets"):
+    for name in ("BlobRef", "Sealed", "SealedSecrets"):
         schema["$defs"].pop(name, None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

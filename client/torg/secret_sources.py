@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torg_protocol.api import NodeView
 from torg_protocol.errors import Infeasible, Invalid
 from torg_protocol.ids import AccountId
 from torg_protocol.jobspec import JobSpec
+from torg_protocol.sealing import JOB_KEY
 from torg_protocol.secrets import MAX_RECIPIENTS, MAX_SECRET_BYTES, MAX_SECRETS, SealedSecrets, content_of
 from torg_protocol.states import NodeState
 
@@ -62,6 +64,8 @@ def _source(name: str, source: object, base: Path) -> SecretSource:
     field = f"secrets.{name}"
     if SECRET_NAME.fullmatch(name) is None:
         raise _wrong(field, "not a name for a file: letters, digits, _ . -", None)
+    if name == JOB_KEY:
+        raise _wrong(field, "this name is of the key of sealed jobs", "choose another")
     match source:
         case {"env": str(variable), **rest} if not rest and variable:
             return SecretSource(name, env=variable)
@@ -74,12 +78,16 @@ def _source(name: str, source: object, base: Path) -> SecretSource:
 
 
 def seal_secrets(
-    spec: JobSpec, sources: Iterable[SecretSource], offers: Iterable[NodeView], client: AccountId
+    spec: JobSpec,
+    sources: Iterable[SecretSource],
+    offers: Iterable[NodeView],
+    client: AccountId,
+    more: Mapping[str, bytes] = MappingProxyType({}),
 ) -> JobSpec:
-    """The spec with its secrets, sealed to the nodes that may run it. Raises Invalid `secret_missing`; Infeasible `no_node_for_secrets`."""
+    """`more`: secrets that are in no job file. The spec with its secrets, sealed to the nodes that may run it. Raises Invalid `secret_missing`; Infeasible `no_node_for_secrets`."""
     from torg_host.age import seal
 
-    values = {source.name: source.read() for source in sources}
+    values = {source.name: source.read() for source in sources} | dict(more)
     nodes = recipients(spec, offers)
     if not nodes:
         raise Infeasible(

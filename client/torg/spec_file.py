@@ -1,7 +1,7 @@
 """From what people write (job.yaml, or options of `torg run`) to the spec that is submitted.
 
 In a file, `workspace` is a directory relative to the file; on the wire it is the blob that the packed directory became. `secrets`
-say where each secret is; on the wire they are sealed. Those are the only differences. Job files of other platforms are recognised by their content and translated (`torg.importers`).
+say where each secret is; on the wire they are sealed. `sealed: true` becomes the key of this submission. Those are the only differences. Job files of other platforms are recognised by their content and translated (`torg.importers`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torg_protocol.jobspec import JobSpec, check_secret_names, load_job_spec
 from torg_protocol.tasks import BLOB_IMAGE
 
 _IMAGE_FILE = "file:"
+_SOME_RECIPIENT = "age1" + "q" * 58  # stands for the key that each submission makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class SpecFile:
     allow_dropped: bool = False
     secrets: tuple[SecretSource, ...] = ()  # where they are; read when the job is submitted
     image_file: Path | None = None  # of `image: file:PATH`
+    sealed: bool = False
 
     def check(self) -> JobSpec:
         """Raises Invalid if anything but the workspace is wrong; the returned spec has no workspace yet."""
@@ -82,8 +84,9 @@ class SpecFile:
     def _load(self, blob: dict[str, Any] | None) -> JobSpec:
         archive = self.image_archive()
         image = {} if archive is None else {"image": f"{BLOB_IMAGE}{archive[0]}"}
+        sealed = {"sealed": {"recipient": _SOME_RECIPIENT}} if self.sealed else {}
         try:
-            spec = load_job_spec({**self.raw, "workspace": blob, **image})
+            spec = load_job_spec({**self.raw, "workspace": blob, **image, **sealed})
             names = [source.name for source in self.secrets]
             check_secret_names(spec, [*names, *(spec.secrets.names if spec.secrets else ())])
         except Invalid as error:
@@ -136,6 +139,9 @@ def spec_from_mapping(
         plain = {name: value for name, value in raw.items() if name != "secrets"}
         secrets = _secrets(raw["secrets"], base, source)
         return replace(spec_from_mapping(plain, base=base, source=source), secrets=secrets)
+    if isinstance(sealed := raw.get("sealed"), bool):
+        plain = {name: value for name, value in raw.items() if name != "sealed"}
+        return replace(spec_from_mapping(plain, base=base, source=source), sealed=sealed)
     if isinstance(image := raw.get("image"), str) and image.startswith(_IMAGE_FILE):
         plain = {name: value for name, value in raw.items() if name != "image"}
         path = (base / Path(image.removeprefix(_IMAGE_FILE)).expanduser()).resolve()

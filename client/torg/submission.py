@@ -229,8 +229,8 @@ async def fetch_receipts(transport: Transport, market: MarketInfo, job: JobView)
 async def same_job(transport: Transport, job_id: str, spec: JobSpec, key: str) -> JobView:
     """The job that an idempotency key stands for. Raises Conflict `idempotency_key_reused` when it is of another spec."""
     job = await transport.ask(JobView, "GET", f"/v1/jobs/{job_id}")
-    # Sealed anew each time, secrets never look the same: what else is asked for must be.
-    if job.spec.without_secrets().digest != spec.without_secrets().digest:
+    # What is sealed never looks the same: what else is asked for must be.
+    if job.spec.without_what_is_sealed().digest != spec.without_what_is_sealed().digest:
         raise Conflict(
             "this idempotency key was used for another job",
             code="idempotency_key_reused",

@@ -103,8 +103,16 @@ class Client:
         return self._iterate(self._client.follow(job_id, after=after, on_gap=on_gap))
 
     def logs(self, job_id: str, stream: str = "stdout", *, task: str | None = None) -> str:
-        """Of a job of several tasks: of one as it wrote it, or of all with the task's name before each line."""
+        """The live log. Of a job of several tasks: of one as it wrote it, or of all with the task's name before each line. A sealed job has
+        none: of it this is the newest attempt's whole log, decrypted, and empty until that has ended."""
         return self._run(self._client.logs(job_id, stream, task=task))
+
+    def save_log(
+        self, job_id: str, target: Path, stream: str = "stdout", *, attempt: int | None = None, task: str | None = None
+    ) -> Path:
+        """Downloads an attempt's whole log, by default the newest's, as the job wrote it, checked against its digest. Raises NotFound
+        `log_not_stored` until the attempt has ended."""
+        return self._run(self._client.save_log(job_id, target, stream, attempt=attempt, task=task))
 
     def wait(self, job_id: str, *, check: bool = False) -> JobView:
         """Returns when the job has ended; with `check`, raises JobFailed unless it succeeded."""
@@ -117,7 +125,8 @@ class Client:
 
         Resumes what an earlier call left unfinished and skips what is there already. Raises Conflict `output_exists` before
         anything is downloaded when a file of that name with other content is there, unless `overwrite`; ReceiptInvalid
-        `output_path_unsafe` when an output's name would leave `destination`.
+        `output_path_unsafe` when an output's name would leave `destination`. Those of a sealed job are decrypted with this wallet; what is
+        there of them already is not recognised.
         """
         return self._run(self._client.pull(job_id, destination, overwrite=overwrite, on_progress=on_progress))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyrage
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,6 +29,57 @@ def ssh_public_key(key: Pubkey) -> str:
 
 def seal(data: bytes, recipients: Sequence[str]) -> bytes:
     """Readable by the holder of any of these wallet keys. Raises Invalid `recipient_invalid` for what is no such key."""
+    return bytes(pyrage.encrypt(data, _wallets(recipients)))
+
+
+def unseal(sealed: bytes, keypair: Keypair) -> bytes:
+    """Raises Invalid `cannot_unseal`: sealed to others, cut, or changed. The error holds nothing of the content."""
+    try:
+        return bytes(pyrage.decrypt(sealed, [pyrage.ssh.Identity.from_buffer(ssh_private_key(keypair))]))
+    except (pyrage.DecryptError, ValueError):
+        raise _cannot_unseal() from None
+
+
+def new_key() -> tuple[str, str]:
+    """A key of its own, for one job: the private half (`AGE-SECRET-KEY-1...`) and the public one (`age1...`)."""
+    identity = pyrage.x25519.Identity.generate()
+    return str(identity), str(identity.to_public())
+
+
+def seal_file(source: Path, target: Path, *, wallets: Sequence[str] = (), keys: Sequence[str] = ()) -> None:
+    """Encrypts a file of any size, in constant memory: readable by the holder of any of these wallets, or of these keys (`age1...`).
+    Blocks; other threads go on meanwhile. Raises Invalid `recipient_invalid`."""
+    try:
+        recipients = [pyrage.x25519.Recipient.from_str(key) for key in keys]
+    except pyrage.RecipientError as error:
+        raise Invalid("not a key that one can seal to", code="recipient_invalid", field="sealed.recipient") from error
+    with source.open("rb") as plain, target.open("wb") as sealed:  # not by path: that would hold all other threads up
+        pyrage.encrypt_io(plain, sealed, [*_wallets(wallets), *recipients])
+
+
+def unseal_file(source: Path, target: Path, identity: Keypair | str) -> None:
+    """Decrypts with a wallet, or with a private half of `new_key`. Blocks, as above. Raises Invalid `cannot_unseal`, and leaves no target."""
+    try:
+        if isinstance(identity, Keypair):
+            key = pyrage.ssh.Identity.from_buffer(ssh_private_key(identity))
+        else:
+            key = pyrage.x25519.Identity.from_str(identity)
+        with source.open("rb") as sealed, target.open("wb") as plain:
+            pyrage.decrypt_io(sealed, plain, [key])
+    except BaseException as error:
+        target.unlink(missing_ok=True)
+        # Of what was changed in its middle the library says so by an OSError that is none of the system's.
+        is_closed = isinstance(error, pyrage.DecryptError | pyrage.IdentityError | ValueError)
+        if is_closed or (isinstance(error, OSError) and error.errno is None):
+            raise _cannot_unseal() from None
+        raise
+
+
+def _cannot_unseal() -> Invalid:
+    return Invalid("it is not sealed to this key, or was changed", code="cannot_unseal", field="sealed")
+
+
+def _wallets(recipients: Sequence[str]) -> list[pyrage.ssh.Recipient]:
     keys = []
     for recipient in recipients:
         try:
@@ -36,15 +88,7 @@ def seal(data: bytes, recipients: Sequence[str]) -> bytes:
             raise Invalid(
                 "not a key that one can seal to", code="recipient_invalid", field="node", value=recipient
             ) from error
-    return bytes(pyrage.encrypt(data, keys))
-
-
-def unseal(sealed: bytes, keypair: Keypair) -> bytes:
-    """Raises Invalid `cannot_unseal`: sealed to others, cut, or changed. The error holds nothing of the content."""
-    try:
-        return bytes(pyrage.decrypt(sealed, [pyrage.ssh.Identity.from_buffer(ssh_private_key(keypair))]))
-    except (pyrage.DecryptError, ValueError):
-        raise Invalid("it is not sealed to this key, or was changed", code="cannot_unseal", field="sealed") from None
+    return keys
 
 
 def ssh_private_key(keypair: Keypair) -> bytes:

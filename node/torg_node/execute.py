@@ -31,7 +31,7 @@ from torg_protocol.states import EndReason, LeaseState
 log = logging.getLogger(__name__)
 _LOOK_FOR_ROOM_EVERY_S = 2.0
 
-_BEFORE: tuple[Step, ...] = (CheckGrant(), Reserve(), PrepareImage(), MakeWorkspace(), OpenSecrets(), FetchInputs())
+_BEFORE: tuple[Step, ...] = (CheckGrant(), Reserve(), PrepareImage(), OpenSecrets(), MakeWorkspace(), FetchInputs())
 _AFTER: tuple[Step, ...] = (CollectOutputs(), Report())
 STEPS: tuple[Step, ...] = (*_BEFORE, StartContainer(), Watch(), *_AFTER)
 STEPS_OF_SEVERAL_TASKS: tuple[Step, ...] = (*_BEFORE, RunTasks(), *_AFTER)

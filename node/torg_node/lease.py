@@ -89,6 +89,7 @@ class Lease:
     stop_reason: EndReason | None = None
     stop_grace_ms: int = 30_000
     stored_checkpoints: set[str] = field(default_factory=set)
+    job_key: str = ""  # of a sealed job, once its secrets are open; in memory only
 
     @property
     def grant(self) -> Grant:

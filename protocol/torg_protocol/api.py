@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torg_protocol.caps import SignedCap
 from torg_protocol.data import InputFile
 from torg_protocol.documents import Wire
+from torg_protocol.errors import NotFound
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.ports import PortState
@@ -180,6 +182,9 @@ class LeaseView(Wire):
     newest_checkpoint: str | None = None
     tasks: tuple[TaskView, ...] = ()  # of a job of several, in the spec's order
     ports: tuple[PortState, ...] = ()  # declared ones, as the node last found them while it ran
+    logs: dict[str, BlobRef] = Field(
+        default_factory=dict
+    )  # whole ones, once reported: "stdout", "stderr", "TASK.RUN/stdout"
 
 
 class JobView(Wire):
@@ -200,6 +205,25 @@ class JobView(Wire):
     progress: dict[str, Any] | None = None
     leases: tuple[LeaseView, ...] = ()
     outputs: tuple[OutputFile, ...] = ()
+
+    def whole_log(self, stream: str, *, attempt: int | None = None, task: str | None = None) -> BlobRef:
+        """Of an attempt, by default the newest that has one; of a task its last run. Raises NotFound `log_not_stored`."""
+        for lease in reversed(self.leases):
+            if attempt is not None and lease.attempt != attempt:
+                continue
+            if task is None:
+                names = [stream] if stream in lease.logs else []
+            else:
+                names = [name for name in lease.logs if re.fullmatch(rf"{re.escape(task)}\.\d+/{stream}", name)]
+            if names:
+                return lease.logs[max(names, key=lambda name: (len(name), name))]
+        raise NotFound(
+            "no such log is stored",
+            code="log_not_stored",
+            field="stream",
+            value=stream,
+            hint="it comes with the end of an attempt, if anything was written; until then there is the live log",
+        )
 
 
 class JobPage(Wire):

@@ -30,6 +30,7 @@ from torg_protocol.network import EgressKind, Network, egress_kind
 from torg_protocol.placement import Placement
 from torg_protocol.ports import MAX_PORTS, Port, clashes
 from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, SizeBytes
+from torg_protocol.sealing import Sealed, sealed_problems
 from torg_protocol.secrets import SealedSecrets
 from torg_protocol.spec_problems import BETWEEN_FIELDS, problems_of
 from torg_protocol.strict import Strict, check_env
@@ -38,7 +39,7 @@ from torg_protocol.tasks import BLOB_IMAGE, HOST_PYTHON, MAX_TASKS, TASK_NAME, T
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 # Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
 # nodes understand them.
-_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "inputs", "secrets", "root")
+_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "inputs", "secrets", "root", "sealed")
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
 
@@ -146,6 +147,7 @@ class JobSpec(Strict):
     placement: Placement = Placement()
     excluded_nodes: tuple[str, ...] = Field(default=(), max_length=256)
     secrets: SealedSecrets | None = None  # files in $TORG_SECRETS_DIR
+    sealed: Sealed | None = None  # workspace, outputs, logs and checkpoints are encrypted
     ports: tuple[Port, ...] = Field(default=(), max_length=MAX_PORTS)  # on which it serves
 
     @field_validator("env")
@@ -205,6 +207,7 @@ class JobSpec(Strict):
             ),
         )
         found = [(field, message) for failed, field, message in checks if failed]
+        found += sealed_problems(self) if self.sealed is not None else []
         places = [item.path for item in self.inputs]
         twice = {path for number, path in enumerate(places) if path in places[:number]}
         found += [("inputs", f"two things at {path}") for path in sorted(twice)]
@@ -228,6 +231,11 @@ class JobSpec(Strict):
 
     def without_secrets(self) -> JobSpec:
         return self.model_copy(update={"secrets": None})
+
+    def without_what_is_sealed(self) -> JobSpec:
+        """What two submissions of one job file have in common: what is encrypted looks different each time."""
+        unlike = {"secrets": None} | ({"workspace": None, "sealed": None} if self.sealed is not None else {})
+        return self.model_copy(update=unlike)
 
     @model_serializer(mode="wrap")
     def _leave_out_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -43,8 +43,18 @@ async def follow_job(session: Session, client: AsyncClient, job: JobView, *, sta
     finally:
         waiting.cancel()
     ended = await client.wait(job.job_id)
+    await _say_sealed_logs(session, client, ended)
     await _say_end(session, client, ended, states=states)
     return ended
+
+
+async def _say_sealed_logs(session: Session, client: AsyncClient, job: JobView) -> None:
+    """What a sealed job wrote comes encrypted, and at its end."""
+    if job.spec.sealed is None or session.as_json:
+        return
+    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+        stream.write(await client.logs(job.job_id, name))
+        stream.flush()
 
 
 async def _follow(session: Session, client: AsyncClient, job: JobView, view: _Lines) -> None:

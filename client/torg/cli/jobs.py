@@ -217,9 +217,23 @@ def _tasks_table(lease: LeaseView) -> str:
 @click.option("--stderr", "stream", flag_value="stderr", help="The error stream.")
 @click.option("--stdout", "stream", flag_value="stdout", default="stdout", help="The output stream (default).")
 @click.option("--task", metavar="NAME", help="Of a job of several tasks: only this one, as it wrote it.")
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Save the whole log of the newest attempt that has ended, byte for byte.",
+)
+@click.option("--attempt", type=click.IntRange(1), help="With -o: of this attempt.")
 @command
-async def logs(session: Session, job_id: str, follow: bool, stream: str, task: str | None) -> None:
+async def logs(
+    session: Session, job_id: str, follow: bool, stream: str, task: str | None, file: Path | None, attempt: int | None
+) -> None:
     """A job's output; -f follows both streams live. Lines of a job of several tasks begin with the task's name."""
+    if follow and file:
+        raise click.UsageError("--output and --follow do not go together")
+    if attempt and not file:
+        raise click.UsageError("--attempt goes with --output")
     if follow and task:
         raise click.UsageError("--task and --follow do not go together")
     async with session.client() as client:
@@ -230,6 +244,10 @@ async def logs(session: Session, job_id: str, follow: bool, stream: str, task: s
             session.passes_exit_code()
             job = await follow_job(session, client, await client.job(job_id), states=False)
             sys.exit(exit_code_of(job))
+        if file is not None:
+            await client.save_log(job_id, file, stream, attempt=attempt, task=task)
+            session.show({"file": str(file), "size_bytes": file.stat().st_size}, f"{file}  {size(file.stat().st_size)}")
+            return
         text = await client.logs(job_id, stream, task=task)
         if not text and not session.as_json:
             job = await client.job(job_id)

@@ -66,6 +66,14 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     help="Data that you keep (torg data ls), read-only at PATH; may be repeated.",
 )
 @click.option(
+    "--sealed",
+    is_flag=True,
+    help="Encrypt workspace, outputs and logs: only the nodes of --node and this wallet can read them.",
+)
+@click.option(
+    "--node", "nodes", multiple=True, metavar="NODE", help="Only this node; may be repeated. See torg offers."
+)
+@click.option(
     "--keep", "outputs", multiple=True, metavar="PATH", help="A result below $TORG_OUTPUT_DIR; may be repeated."
 )
 @click.option(
@@ -154,7 +162,7 @@ def _refuse_decided(options: dict[str, Any], message: str, hint: str) -> None:
     context = click.get_current_context()
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
-        option = "--" + {"outputs": "keep", "secret_sources": "secret", "data_places": "data"}.get(
+        option = "--" + {"outputs": "keep", "secret_sources": "secret", "data_places": "data", "nodes": "node"}.get(
             given[0], given[0]
         ).replace("_", "-")
         raise Invalid(message, code="option_conflict", field=option, value=str(options[given[0]]), hint=hint)
@@ -180,6 +188,10 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         spec["root"] = True
     if options["secret_sources"]:
         spec["secrets"] = dict(_secret(item) for item in options["secret_sources"])
+    if options["sealed"]:
+        spec["sealed"] = True
+    if options["nodes"]:
+        spec["placement"] = {"nodes": list(options["nodes"])}
     if options["data_places"]:
         spec["inputs"] = [_placed_data(item) for item in options["data_places"]]
     if not options["no_workspace"]:

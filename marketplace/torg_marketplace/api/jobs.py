@@ -135,6 +135,22 @@ async def get_logs(
         return await job_log(unit, caller.account, JobId(job_id), stream, offset, task)
 
 
+@router.get("/jobs/{job_id}/logs/whole", status_code=307, response_class=RedirectResponse)
+async def get_whole_log(
+    job_id: JobIdPath,
+    caller: JobsReader,
+    edge: TheEdge,
+    stream: Literal["stdout", "stderr"] = "stdout",
+    attempt: Annotated[int | None, Query(ge=1, le=MAX_I64, description="default: the newest that has one")] = None,
+    task: Annotated[str | None, Query(max_length=64, description="of a job of several tasks: its last run")] = None,
+) -> str:
+    """Redirects to the bytes of a whole log (`curl -L`), once the attempt has reported. The live log keeps less, and not for as long."""
+    async with edge.market.reading() as unit:
+        view = await job_view(unit, caller.account, JobId(job_id))
+    blob = view.whole_log(stream, attempt=attempt, task=task)
+    return await edge.market.blobs.download_url(blob.digest, edge.market.clock.now_ms())
+
+
 @router.get("/jobs/{job_id}/outputs/{path:path}", status_code=307, response_class=RedirectResponse)
 async def get_output(job_id: JobIdPath, path: str, caller: DataReader, edge: TheEdge) -> str:
     """Redirects to the bytes of one output (`curl -L`). The job must have succeeded."""

@@ -30,6 +30,7 @@ from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, QuoteId
 from torg_protocol.jobspec import JobSpec, VerifyMetric, VerifyNone, VerifyReplay, check_secret_names, load_job_spec
+from torg_protocol.sealing import check_job_key
 from torg_protocol.states import OPEN_JOB_STATES, JobState
 
 
@@ -63,6 +64,7 @@ async def submit(
         )
     spec = load_job_spec(request.spec)
     check_secret_names(spec, spec.secrets.names if spec.secrets else ())
+    check_job_key(spec)
     async with market.reading() as unit:
         spec = await pin_data(unit, account, spec)
     for field, blob in spec.blobs():

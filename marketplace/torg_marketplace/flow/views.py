@@ -15,6 +15,7 @@ from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow
 from torg_protocol.api import JobEvent, JobPage, JobView, LeaseView, NodeView, OfferPage
 from torg_protocol.errors import Invalid, NotFound
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
+from torg_protocol.jobspec import BlobRef
 from torg_protocol.ports import PortState
 from torg_protocol.states import OPEN_JOB_STATES, EndReason, JobState, LeaseState
 from torg_protocol.task_lines import TaskLines
@@ -206,6 +207,7 @@ def _lease_view(lease: LeaseRow, job: JobRow) -> LeaseView:
         newest_checkpoint=str(lease.checkpoint["name"]) if lease.checkpoint is not None else None,
         tasks=task_views(lease, job),
         ports=tuple(PortState.model_validate(port) for port in lease.ports),
+        logs={name: BlobRef.model_validate(blob) for name, blob in (lease.logs or {}).items()},
     )
 
 

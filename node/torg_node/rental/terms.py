@@ -60,6 +60,7 @@ def check_spec(spec: JobSpec, isolation: tuple[str, ...], *, own_root: bool) -> 
         (spec.network != "none", "network", str(spec.network), "a rental's container has no network"),
         (bool(spec.tasks), "tasks", len(spec.tasks), "a rental runs one container"),
         (bool(spec.ports), "ports", len(spec.ports), "a rental serves no ports"),
+        (spec.sealed is not None, "sealed", "", "a rental's workspace goes to the node itself and to nobody else"),
         (spec.secrets is not None, "secrets", "", "a rental opens no secrets"),
         (spec.root and not own_root, "root", "true", "this node gives no job a root of its own"),
         (spec.isolation not in isolation, "isolation", spec.isolation, f"this node has {', '.join(isolation)}"),

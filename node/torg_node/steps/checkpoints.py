@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torg_host.archive import pack
 from torg_node.lease import Lease
+from torg_node.sealing import for_next_node
 from torg_protocol.errors import TorgError
 from torg_protocol.messages import CheckpointRef, CheckpointStored
 
@@ -60,7 +61,8 @@ class CheckpointKeeper:
         try:
             written_at_ms = item.stat().st_ctime_ns // 1_000_000
             packed = await asyncio.to_thread(pack, item, archive)
-            blob = await lease.node.blobs.store(archive, packed)
+            async with for_next_node(lease, archive) as kept:  # pieces of what is encrypted are like nothing before
+                blob = await lease.node.blobs.store(kept, packed if kept is archive else None)
         except (OSError, TorgError):
             # The job removed it while it was being read: a newer one is there, or will be.
             lease.stored_checkpoints.add(item.name)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from torg_node.lease import Lease
+from torg_node.sealing import for_client
 from torg_protocol.errors import TorgError
 from torg_protocol.usage import OutputFile
 
@@ -23,7 +24,8 @@ class CollectOutputs:
         lease.outputs = []
         for path in await asyncio.to_thread(_regular_files, folder):
             try:
-                blob = await lease.node.blobs.store(path)
+                async with for_client(lease, path) as kept:
+                    blob = await lease.node.blobs.store(kept)
             except (OSError, TorgError):
                 continue  # vanished, or refused for good: missing, then
             relative = path.relative_to(folder).as_posix()

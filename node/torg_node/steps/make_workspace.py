@@ -10,6 +10,7 @@ from pathlib import Path
 from torg_host.archive import UnpackLimits, unpack
 from torg_host.disk import QuotaDisk
 from torg_node.lease import Lease, LeaseEnded
+from torg_node.sealing import open_sealed
 from torg_protocol.errors import TorgError
 from torg_protocol.jobspec import BlobRef
 from torg_protocol.states import EndReason
@@ -66,6 +67,8 @@ async def bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits,
     archive = lease.folder / "incoming.tar.zst"
     try:
         await fetch(lease, blob, archive, keep=keep)
+        if lease.spec.sealed is not None:
+            await asyncio.to_thread(open_sealed, lease, archive)
         if target.exists():
             target.rmdir()
         await asyncio.to_thread(unpack, archive, target, limits)

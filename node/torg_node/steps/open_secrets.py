@@ -18,6 +18,7 @@ from torg_node.lease import Lease, LeaseEnded
 from torg_node.steps.make_workspace import JOB_USER
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import LeaseId
+from torg_protocol.sealing import JOB_KEY, check_job_key
 from torg_protocol.secrets import secrets_in
 from torg_protocol.states import EndReason
 
@@ -36,8 +37,10 @@ class OpenSecrets:
         try:
             content = unseal(sealed.data, lease.node.keypair)
             values = secrets_in(content, lease.spec, lease.grant.client)
+            check_job_key(lease.spec)
         except TorgError as error:
             raise LeaseEnded(EndReason.INPUT_INVALID, str(error)) from None
+        lease.job_key = values.pop(JOB_KEY, b"").decode("ascii", errors="replace")
         await asyncio.to_thread(_write, folder, values)
 
     async def undo(self, lease: Lease) -> None:

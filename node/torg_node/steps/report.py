@@ -7,6 +7,7 @@ from pathlib import Path
 from torg_node.egress.process import read_use
 from torg_node.executors.port import Exit, ExitReason
 from torg_node.lease import Lease, LeaseEnded
+from torg_node.sealing import for_client
 from torg_node.steps.energy import energy_used_mj
 from torg_node.steps.task_containers import egress_folders, stored_logs
 from torg_node.usage import claim_usage
@@ -73,7 +74,10 @@ class Report:
             async for chunk in lease.node.executor.logs(lease.handle):
                 if chunk.stream == stream:
                     file.write(chunk.data)
-        return await lease.node.blobs.store(path) if path.stat().st_size else None
+        if not path.stat().st_size:
+            return None
+        async with for_client(lease, path) as kept:
+            return await lease.node.blobs.store(kept)
 
 
 async def _use(lease: Lease) -> ResourceUse | None:

@@ -32,7 +32,10 @@ codecs.register_error("torg-one-for-one", _one_for_one)
 async def follow_logs(
     lease: Lease, handle: Handle, ended: asyncio.Event, *, task: str | None = None, run: int = 1
 ) -> None:
-    """Until the container has ended and all was read. After a restart it begins anew: the marketplace knows what it has."""
+    """Until the container has ended and all was read. After a restart it begins anew: the marketplace knows what it has. What a sealed job
+    says goes with the report, encrypted, and not before."""
+    if lease.spec.sealed is not None:
+        return
     said_by = {"task": task, "run": run}
     kept = {"stdout": b"", "stderr": b""}
     async for chunk in lease.node.executor.logs(handle):
@@ -80,7 +83,9 @@ def _whole_characters(data: bytes) -> int:
 
 async def follow_progress(lease: Lease, ended: asyncio.Event) -> None:
     """Passes on the newest line of the job's progress file, a few times a second at most. Lines that are not JSON objects
-    are the job's problem and are left out."""
+    are the job's problem and are left out. A sealed job's are its own."""
+    if lease.spec.sealed is not None:
+        return
     path, position, sent = lease.files / "torg" / "progress.jsonl", 0, 0.0
     loop = asyncio.get_running_loop()
     while True:

@@ -1,0 +1,140 @@
+"""A sealed job from a laptop to its results: what the marketplace keeps, database and store, is searched for what was in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from solders.keypair import Keypair
+
+from scripts.market_processes import script
+from tests.support.small_market import SmallMarket, run, running_market
+from torg.client import AsyncClient
+from torg_host.age import unseal_file
+from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
+from torg_protocol.states import JobState
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pytest.mark.root]
+NOISE_BYTES = 200_000  # around each mark, so that no compressor takes it apart
+WORK = """
+import json, os, pathlib, sys
+data = pathlib.Path("data.bin").read_bytes()
+mark = data[100_000:100_048].decode()
+print("out", mark, flush=True)
+print("err", mark, file=sys.stderr, flush=True)
+pathlib.Path(os.environ["TORG_OUTPUT_DIR"], "result.bin").write_bytes(data)
+pathlib.Path("/torg/progress.jsonl").write_text(json.dumps({"step": 1, "mark": mark}) + "\\n")
+kept = pathlib.Path(os.environ["TORG_CHECKPOINT_DIR"])
+(kept / ".one").mkdir()
+(kept / ".one" / "state.bin").write_bytes(data)
+(kept / ".one").rename(kept / "one")
+print(sorted(os.listdir(os.environ.get("TORG_SECRETS_DIR", "/none")) if os.environ.get("TORG_SECRETS_DIR") else []))
+"""
+FIELDS = {"outputs": ["result.bin"], "checkpoint": {"enabled": True}}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
+    async with running_market(tmp_path_factory.mktemp("market")) as market:
+        yield market
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
+    async with market.client() as client:
+        yield client
+
+
+def a_workspace(folder: Path) -> tuple[Path, bytes]:
+    """A folder with one file that holds a mark, and the mark."""
+    mark = secrets.token_hex(24).encode()
+    folder.mkdir()
+    half = NOISE_BYTES // 2
+    (folder / "data.bin").write_bytes(os.urandom(half) + mark + os.urandom(half))
+    (folder / "train.py").write_text(WORK)
+    return folder, mark
+
+
+def files_that_hold(mark: bytes, market: SmallMarket) -> set[str]:
+    """By the kind of place: the database (with its log), the store, or something else of the marketplace."""
+    root = market.folder / "marketplace"
+    found = [path for path in root.rglob("*") if path.is_file() and mark in path.read_bytes()]
+    return {
+        "store" if "objects" in path.parts else "database" if ".sqlite" in path.name else path.name for path in found
+    }
+
+
+async def node_of(client: AsyncClient) -> str:
+    return (await client.offers())[0].node
+
+
+async def test_the_search_finds_what_is_not_sealed(market: SmallMarket, client: AsyncClient, tmp_path: Path) -> None:
+    workspace, mark = a_workspace(tmp_path / "plain")
+    job = await run(client, ["python", "train.py"], workspace=str(workspace), **FIELDS)
+
+    assert job.state is JobState.SUCCEEDED, await client.logs(job.job_id, "stderr")
+    assert files_that_hold(mark, market) == {"store", "database"}
+    saved = await client.save_log(job.job_id, tmp_path / "log", attempt=1)
+    assert saved.read_text() == await client.logs(job.job_id) == f"out {mark.decode()}\n[]\n"
+    with pytest.raises(NotFound) as unknown:
+        await client.save_log(job.job_id, tmp_path / "none", attempt=2)
+    assert (unknown.value.code, (tmp_path / "none").exists()) == ("log_not_stored", False)
+
+
+async def test_nothing_of_a_sealed_job_can_be_read_at_the_marketplace_and_all_of_it_by_its_client(
+    market: SmallMarket, client: AsyncClient, tmp_path: Path
+) -> None:
+    workspace, mark = a_workspace(tmp_path / "sealed")
+    secret = secrets.token_hex(24)
+    (tmp_path / "token").write_text(secret)
+    job = await run(
+        client,
+        ["python", "train.py"],
+        workspace=str(workspace),
+        sealed=True,
+        secrets={"TOKEN": {"file": str(tmp_path / "token")}},
+        placement={"nodes": [await node_of(client)]},
+        **FIELDS,
+    )
+
+    assert job.state is JobState.SUCCEEDED, await client.logs(job.job_id, "stderr")
+    assert [lease.newest_checkpoint for lease in job.leases] == ["one"]
+    assert files_that_hold(mark, market) == files_that_hold(secret.encode(), market) == set()
+    assert await client.logs(job.job_id) == f"out {mark.decode()}\n['TOKEN']\n"  # the job's key is no file of it
+    assert await client.logs(job.job_id, "stderr") == f"err {mark.decode()}\n"
+    (pulled,) = await client.pull(job.job_id, tmp_path / "results")
+    assert pulled.read_bytes() == (workspace / "data.bin").read_bytes()
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["result.bin"]
+    with pytest.raises(Conflict, match="another file of that name"):
+        await client.pull(job.job_id, tmp_path / "results")
+
+    await client._blobs.fetch(job.outputs[0].digest, tmp_path / "as-stored", tmp_path)
+    with pytest.raises(Invalid) as closed:
+        unseal_file(tmp_path / "as-stored", tmp_path / "opened", Keypair())
+    assert closed.value.code == "cannot_unseal"
+    assert not (tmp_path / "opened").exists()
+
+
+async def test_a_sealed_job_goes_to_no_other_node_than_those_it_was_sealed_to(client: AsyncClient) -> None:
+    with pytest.raises(Infeasible):
+        await run(client, ["true"], sealed=True, placement={"nodes": [str(Keypair().pubkey())]})
+
+
+async def test_by_the_command_line(market: SmallMarket, client: AsyncClient, tmp_path: Path) -> None:
+    workspace, mark = a_workspace(tmp_path / "sealed")
+    argv = [script("torg"), "--home", str(client.config.home), "--marketplace", market.url, "run", "--sealed"]
+    argv += ["--node", await node_of(client), "--workspace", str(workspace), "--memory", "128MiB", "--disk", "32MiB"]
+    argv += ["--keep", "result.bin", "-o", str(tmp_path / "results")]
+    code = "import shutil, os; shutil.copy('data.bin', os.environ['TORG_OUTPUT_DIR'] + '/result.bin'); print('done')"
+    process = await asyncio.create_subprocess_exec(*argv, "--", "python", "-c", code, stdout=PIPE, stderr=PIPE)
+    output, errors = await process.communicate()
+
+    assert (process.returncode, output) == (0, b"done\n"), errors.decode()
+    assert mark in (tmp_path / "results" / "result.bin").read_bytes()
+    assert files_that_hold(mark, market) == set()
