@@ -36,7 +36,6 @@ from torg_node.settings import Settings
 from torg_node.stake import COLLATERAL_FACT
 from torg_node.steps.open_secrets import forget_secrets
 from torg_node.tunnels import Tunnels
-from torg_protocol import PROTOCOL_VERSION
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import LeaseId
 from torg_protocol.messages import (
@@ -240,9 +239,9 @@ class Agent:
         collateral = self._journal.fact(COLLATERAL_FACT) or None
         return make_offer(self._settings, self._keypair, self._inventory, self._capabilities, sequence, collateral)
 
-    def _hello(self) -> Hello:
+    def _hello(self, version: int) -> Hello:
         return Hello(
-            protocol_version=PROTOCOL_VERSION,
+            protocol_version=version,
             node_version=__version__,
             offer=self._offer,
             draining=self._takes_no_work,
@@ -354,7 +353,7 @@ class Agent:
 
     async def _on_refused(self, refused: Refused) -> None:
         problem = refused.problem
-        log.warning("refused: %s (%s)", problem.get("title"), problem.get("code"))
+        log.warning("refused: %s (%s) %s", problem.get("title"), problem.get("code"), problem.get("hint", ""))
         if problem.get("code") == "offer_stale":
             # The journal was lost or restored from a backup: go on above what the marketplace has seen.
             self._journal.set_offer_sequence(int(problem.get("offer_sequence", 0)))

@@ -88,6 +88,7 @@ class Lease:
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
     stop_reason: EndReason | None = None
     stop_grace_ms: int = 30_000
+    log_was_cut: bool = False  # the marketplace was away when the last of it was to be sent
     stored_checkpoints: set[str] = field(default_factory=set)
     job_key: str = ""  # of a sealed job, once its secrets are open; in memory only
 

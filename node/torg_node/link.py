@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from torg_protocol.httpsig import RequestParts, sign_request
 from torg_protocol.messages import CHANNEL_PATH, TO_NODE, Hello, Refused, ToNode, Welcome
+from torg_protocol.versions import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, SPOKEN, UNKNOWN, is_spoken_in
 
 log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 20.0
@@ -31,7 +32,7 @@ class Link:
         self,
         base_url: str,
         keypair: Keypair,
-        make_hello: Callable[[], Hello],
+        make_hello: Callable[[int], Hello],
         on_welcome: Callable[[Welcome], Awaitable[None]],
         on_message: Callable[[ToNode], Awaitable[None]],
         on_refused: Callable[[Refused], Awaitable[None]],
@@ -41,6 +42,7 @@ class Link:
         self._make_hello = make_hello
         self._on_welcome, self._on_message, self._on_refused = on_welcome, on_message, on_refused
         self._connection: ClientConnection | None = None
+        self._version = PROTOCOL_VERSION  # what the next hello says
 
     @property
     def connected(self) -> bool:
@@ -49,6 +51,8 @@ class Link:
     async def send(self, message: BaseModel) -> bool:
         if self._connection is None:
             return False
+        if not is_spoken_in(getattr(message, "type", ""), self._version):
+            return True
         try:
             await self._connection.send(message.model_dump_json())
         except ConnectionClosed:
@@ -62,6 +66,7 @@ class Link:
             try:
                 if await self._once():
                     pause_s = _FIRST_PAUSE_S
+                    self._version = PROTOCOL_VERSION  # it may have been updated meanwhile
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
                 log.warning("no connection to the marketplace: %s", str(error) or type(error).__name__)
             finally:
@@ -80,13 +85,14 @@ class Link:
             ping_timeout=20,
             proxy=None,
         ) as connection:
-            await connection.send(self._make_hello().model_dump_json())
+            await connection.send(self._make_hello(self._version).model_dump_json())
             async with asyncio.timeout(_WELCOME_WITHIN_S):
                 first = _parse(await connection.recv())
             if not isinstance(first, Welcome):
-                if isinstance(first, Refused):
+                if isinstance(first, Refused) and not self._can_step_down(first):
                     await self._on_refused(first)
                 return False
+            self._version = first.protocol_version
             self._connection = connection
             await self._on_welcome(first)
             with contextlib.suppress(ConnectionClosed):
@@ -95,6 +101,17 @@ class Link:
                     if message is not None:
                         await self._on_message(message)
             return True
+
+    def _can_step_down(self, refused: Refused) -> bool:
+        """To a version that both speak. A marketplace that is a release behind does not say which it knows."""
+        if refused.problem.get("code") != UNKNOWN:
+            return False
+        said = refused.problem.get("spoken", [OLDEST_PROTOCOL_VERSION])
+        common = [version for version in SPOKEN if version in said and version < self._version]
+        if common:
+            self._version = max(common)
+            log.info("the marketplace is older than this node: going on with version %d of the protocol", self._version)
+        return bool(common)
 
     def _signature(self) -> dict[str, str]:
         authority = self._url.partition("://")[2].partition("/")[0]

@@ -76,8 +76,9 @@ def survey(base: Path, temp: Path) -> frozenset[str]:
     base = base.resolve()
     nodes = [folder.parent for depth in _DEPTHS for folder in base.glob(f"{depth}/containers")]
     state_roots = [folder for depth in _DEPTHS for folder in base.glob(f"{depth}/sandbox") if folder.is_dir()]
+    processes = list(_processes((str(base), str(temp))))
     found = [
-        *_processes((str(base), str(temp))),
+        *processes,
         *_cgroups([*state_roots, *(node / "containers" / "sandbox" for node in nodes)]),
         *_mounts((str(base), str(temp))),
         *_loop_devices((str(base), str(temp))),
@@ -85,7 +86,7 @@ def survey(base: Path, temp: Path) -> frozenset[str]:
         *(f"temporary {path}" for path in temp.iterdir()),
     ]
     for node in nodes:
-        found += _of_node(node)
+        found += _of_node(node, is_served=any(str(node) in process for process in processes))
     if engine.running is not None:
         found += _of_engine(engine.running)
     return frozenset(found)
@@ -144,13 +145,16 @@ def _networks() -> Iterator[str]:
 # --- a node's data folder --------------------------------------------------------------------------------------------
 
 
-def _of_node(node: Path) -> Iterator[str]:
-    for folder in ("leases", "rentals", "containers/sandbox", "containers/docker"):
-        for item in (node / folder).glob("*"):
-            yield f"state {item}"
+def _of_node(node: Path, *, is_served: bool) -> Iterator[str]:
+    """What an agent that runs should have cleaned up. What one left that was stopped in the middle is for the next to take over."""
     secrets = Path("/dev/shm") / f"torg-{hashlib.sha256(os.fsencode(node)).hexdigest()[:16]}"
     if secrets.exists():
         yield f"secrets {secrets}"
+    if not is_served:
+        return
+    for folder in ("leases", "rentals", "containers/sandbox", "containers/docker"):
+        for item in (node / folder).glob("*"):
+            yield f"state {item}"
     ledger = node / "reservations.sqlite"
     if ledger.exists():
         with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True, timeout=30)) as database:

@@ -31,6 +31,7 @@ class SmallMarket:
     egress: str = "none"  # of the node; with anything else it also lends this host's loopback, where tests serve
     proof_interval: str = "0s"  # of hardware: most tests want nobody to compute beside them
     slot_ms: int = 50  # of the localnet
+    marketplace_env: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()  # more of `torg-marketplace serve`; the last of two wins
     localnet: Running | None = None
     marketplace: Running | None = None
@@ -65,6 +66,7 @@ class SmallMarket:
         argv += ["--usage-interval", self.usage_interval, "--proof-interval", self.proof_interval, *self.options]
         env = {"TORG_MARKETPLACE_DATABASE_URL": self.database_url} if self.database_url else {}
         env |= {"TORG_MARKETPLACE_MINT": self.mint} if self.mint else {}
+        env |= self.marketplace_env
         self.marketplace = await start("marketplace", argv, self.folder / "marketplace.log", env=env)
         self.url = self.marketplace.ready["url"]
         self.ports["marketplace"] = int(self.url.rsplit(":", 1)[1])

@@ -38,6 +38,7 @@ from torg_protocol.messages import (
     Refused,
 )
 from torg_protocol.proofs import ProofCommitted, ProofOpened, ProofReady
+from torg_protocol.versions import version_of_connection
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -75,6 +76,7 @@ async def _serve(edge: Edge, socket: WebSocket, connection: Connection) -> None:
         hello = _parse(await asyncio.wait_for(socket.receive_text(), HELLO_WITHIN_S))
         if not isinstance(hello, Hello):
             raise Invalid("the first message must be a hello", code="hello_expected", field="type", value=hello.type)
+        connection.version = version_of_connection(hello.protocol_version)
         edge.hub.join(connection)
         async with edge.market.transaction() as unit:
             welcome = await on_hello(unit, connection.node_id, hello)

@@ -8,6 +8,7 @@ from starlette.websockets import WebSocket
 
 from torg_protocol.ids import NodeId
 from torg_protocol.messages import ToNode
+from torg_protocol.versions import PROTOCOL_VERSION, is_spoken_in
 
 _QUEUE = 1_000  # messages to a node that does not read; then its connection is closed, and hello repeats what matters
 
@@ -16,11 +17,15 @@ class Connection:
     def __init__(self, node_id: NodeId, socket: WebSocket) -> None:
         self.node_id = node_id
         self.since_ms = 0  # when its hello was applied
+        self.version = PROTOCOL_VERSION
         self._socket = socket
         self._queue: asyncio.Queue[ToNode] = asyncio.Queue(_QUEUE)
         self.replaced = asyncio.Event()
 
     def put(self, message: ToNode) -> bool:
+        """Queues it, unless it is of a kind that the node's version does not know: such a node does without."""
+        if not is_spoken_in(message.type, self.version):
+            return True
         try:
             self._queue.put_nowait(message)
         except asyncio.QueueFull:

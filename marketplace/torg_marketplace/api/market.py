@@ -15,7 +15,6 @@ from torg_marketplace.flow.statements import statement
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.vaults import refresh_vault, settlement_page, vault_view
 from torg_marketplace.flow.views import OfferFilter, node_view, offer_page
-from torg_protocol import PROTOCOL_VERSION
 from torg_protocol.api import (
     ChainInfo,
     MarketInfo,
@@ -28,6 +27,7 @@ from torg_protocol.api import (
     VaultView,
 )
 from torg_protocol.ids import NodeId
+from torg_protocol.versions import SPOKEN
 
 router = APIRouter(tags=["market"])
 Address = Annotated[str, Path(pattern=r"^[1-9A-HJ-NP-Za-km-z]{32,44}$", description="base58")]
@@ -47,7 +47,7 @@ def market_info(market: Market) -> MarketInfo:
     return MarketInfo(
         name=policy.name,
         marketplace=market.public_key,
-        protocol_versions=(PROTOCOL_VERSION,),
+        protocol_versions=SPOKEN,
         chain=ChainInfo.model_validate(market.network.model_dump()),
         heartbeat_ms=policy.heartbeat_ms,
         usage_interval_ms=policy.usage_interval_ms,

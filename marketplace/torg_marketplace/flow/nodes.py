@@ -37,23 +37,15 @@ from torg_protocol.messages import (
 from torg_protocol.offers import SignedOffer
 from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState, Liveness, NodeState
 from torg_protocol.tasks import BLOB_IMAGE
-
-PROTOCOL_VERSION = 1
+from torg_protocol.versions import version_of_connection
 
 
 async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
     """Registers or updates the node and its offer, and queues what it missed: grants, stops, receipts, orders.
 
-    Raises Invalid (protocol_version_unknown, offer_invalid) or Conflict (offer_stale): the connection is refused then.
+    Raises Invalid (protocol_version_unknown, protocol_version_too_old, offer_invalid) or Conflict (offer_stale): the connection is refused then.
     """
-    if hello.protocol_version != PROTOCOL_VERSION:
-        raise Invalid(
-            "this marketplace does not speak that version",
-            code="protocol_version_unknown",
-            field="protocol_version",
-            value=hello.protocol_version,
-            hint=f"use a node that speaks version {PROTOCOL_VERSION}",
-        )
+    version = version_of_connection(hello.protocol_version)
     _check_offer(unit, node_id, hello.offer)
     node = await _register(unit, node_id, hello)
     unit.touch(node_id)
@@ -66,7 +58,7 @@ async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
     await remind_of_refunds(unit, node_id)
     unit.wake("match")
     return Welcome(
-        protocol_version=PROTOCOL_VERSION,
+        protocol_version=version,
         marketplace=unit.market.public_key,
         server_time_ms=unit.now_ms,
         heartbeat_ms=unit.policy.heartbeat_ms,

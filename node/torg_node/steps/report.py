@@ -9,6 +9,7 @@ from torg_node.executors.port import Exit, ExitReason
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.sealing import for_client
 from torg_node.steps.energy import energy_used_mj
+from torg_node.steps.streams import send_rest_of_logs
 from torg_node.steps.task_containers import egress_folders, stored_logs
 from torg_node.usage import claim_usage
 from torg_protocol.jobspec import BlobRef, JobSpec
@@ -55,6 +56,7 @@ class Report:
         if reason is EndReason.COMPLETED and missing:
             reason = EndReason.OUTPUT_MISSING
         logs = {name: await self._store_log(lease, name) for name in ("stdout", "stderr")}
+        await send_rest_of_logs(lease)
         return Reported(
             reason=reason,
             exit_code=ended.code,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torg_node.lease import Lease
 from torg_protocol.messages import LogLines, Progress
 
 _POLL_S = 0.25
+_REST_WITHIN_S = 60.0
 _PROGRESS_EVERY_S = 0.2
 _MAX_LINE_BYTES = 16 << 10
 _MAX_MESSAGE_BYTES = 32 << 10
@@ -65,8 +67,20 @@ async def _send_log(
         **said_by,
     }
     message = LogLines.model_validate(lines)
-    while not await lease.node.send(message) and not ended.is_set():
+    while not await lease.node.send(message):
+        if ended.is_set():
+            lease.log_was_cut = True
+            return
         await _sleep_until(ended, _POLL_S)
+
+
+async def send_rest_of_logs(lease: Lease) -> None:
+    """What was written while the marketplace was away, now that it is back; it drops what it has already."""
+    if lease.handle is None or not lease.log_was_cut:
+        return
+    with contextlib.suppress(TimeoutError):  # the whole log is stored anyway
+        async with asyncio.timeout(_REST_WITHIN_S):
+            await follow_logs(lease, lease.handle, asyncio.Event())
 
 
 def _whole_characters(data: bytes) -> int:

@@ -15,6 +15,7 @@ from tests.support.leaks import nothing_left_behind
 from tests.support.networks import star
 from torg_host.disk import QuotaDisk
 from torg_host.sandbox.launch import cgroup_name
+from torg_node.steps.open_secrets import _of_node
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounts and control groups need root")]
 Undo = Callable[[], object]
@@ -50,19 +51,28 @@ def _temporary(_base: Path, temp: Path) -> Undo:
     return (temp / "torg-replay-x").rmdir
 
 
-def _state(base: Path, _temp: Path) -> Undo:
-    folder = base / "market/node/leases/one"
-    folder.mkdir(parents=True)
-    (base / "market/node/containers").mkdir()
+def _secrets(base: Path, _temp: Path) -> Undo:
+    (base / "market/node/containers").mkdir(parents=True)
+    folder = _of_node((base / "market/node").resolve())
+    folder.mkdir()
     return folder.rmdir
 
 
-def _reservation(base: Path, _temp: Path) -> Undo:
+def _state(base: Path, temp: Path) -> Undo:
+    folder = base / "market/node/leases/one"
+    folder.mkdir(parents=True)
+    (base / "market/node/containers").mkdir()
+    end_agent = _process(base / "market/node", temp)
+    return lambda: (end_agent(), folder.rmdir())
+
+
+def _reservation(base: Path, temp: Path) -> Undo:
     (base / "node/containers").mkdir(parents=True)
     database = sqlite3.connect(base / "node/reservations.sqlite", isolation_level=None)
     database.execute("CREATE TABLE reservations (lease_id TEXT)")
     database.execute("INSERT INTO reservations VALUES ('lease-1')")
-    return lambda: (database.execute("DELETE FROM reservations"), database.close())
+    end_agent = _process(base / "node", temp)
+    return lambda: (end_agent(), database.execute("DELETE FROM reservations"), database.close())
 
 
 @pytest.mark.parametrize(
@@ -74,6 +84,7 @@ def _reservation(base: Path, _temp: Path) -> Undo:
         (_control_group, "cgroup "),
         (_network, "network namespace "),
         (_temporary, "temporary "),
+        (_secrets, "secrets "),
         (_state, "state "),
         (_reservation, "reservation "),
     ],

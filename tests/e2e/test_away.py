@@ -1,0 +1,67 @@
+"""The marketplace is away for an hour: SIMULATED by the clocks of node and marketplace, which move while it is down. What was leased ends meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.jumping_clock import JumpingClock
+from tests.support.small_market import SmallMarket, run, submit
+from torg.client import AsyncClient
+from torg_protocol.states import EndReason, JobState
+from torg_protocol.usage import verify_receipt
+
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow]
+COUNT = ["python", "-u", "-c", "import time\nfor n in range(12):\n    print(n)\n    time.sleep(0.5)"]
+COUNTED = "".join(f"{n}\n" for n in range(12))
+AWAY_S = 3600
+
+
+async def test_an_hour_without_a_marketplace_costs_no_work_and_bills_no_minute_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = JumpingClock.build(tmp_path)
+    market = SmallMarket(tmp_path, marketplace_env=clock.environment)
+    try:
+        await market.start_localnet()
+        await market.start_marketplace()
+        await market.start_node(clock.environment)
+        async with market.client() as client:
+            job = await submit(client, COUNT, lease_grace="60s")
+            await _says(client, job.job_id, "3\n")
+            assert market.marketplace is not None
+            await market.marketplace.kill()
+            await _until_ended(tmp_path / "node")
+            clock.move(AWAY_S)
+            now = time.time
+            monkeypatch.setattr(time, "time", lambda: now() + AWAY_S)  # the client's
+            await market.start_marketplace()
+            ended = await client.wait(job.job_id)
+            (lease,) = ended.leases
+            (receipt,) = await client.receipts(job.job_id)
+            said = await client.logs(job.job_id)
+            further = await run(client, ["true"])
+    finally:
+        await market.stop()
+
+    assert (ended.state, lease.reason) == (JobState.SUCCEEDED, EndReason.COMPLETED)
+    assert said == COUNTED
+    assert 5_500 < lease.billed_ms < 60_000
+    assert verify_receipt(receipt) == []
+    assert further.state is JobState.SUCCEEDED
+
+
+async def _says(client: AsyncClient, job_id: str, text: str) -> None:
+    async with asyncio.timeout(60):
+        while text not in await client.logs(job_id):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def _until_ended(node: Path) -> None:
+    """Its container has; the result waits on the node."""
+    async with asyncio.timeout(90):
+        while not any((node / "containers" / "sandbox").glob("*/exit.json")):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
