@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
+from starlette.middleware.cors import CORSMiddleware
 
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import ChainClient
@@ -27,11 +28,13 @@ from torg_chain.wallet import create_keypair, load_keypair
 from torg_marketplace.api import account, channel, contract, health, jobs, keys, market, problems, webhooks
 from torg_marketplace.api import blobs as blob_routes
 from torg_marketplace.api import data as data_routes
+from torg_marketplace.api import sign_in as sign_in_routes
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import Bounds, RateLimiter
 from torg_marketplace.bus import BusLinks, open_bus
 from torg_marketplace.flow.liveness import on_startup
+from torg_marketplace.flow.sign_in import SignIn
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.gateway import tunnels
 from torg_marketplace.gateway.relay import Tunnels
@@ -182,7 +185,10 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
             policy=settings.policy(network.decimals),
             credit_key=make_credit_key(settings),
         )
-        edge = Edge(the_market, hub, blobs, nonces, RateLimiter(settings.requests_per_minute))
+        secret = hashlib.sha256(b"torg sign-in" + bytes(identity)).digest()
+        sign_in = SignIn.at(url, settings.sign_in_domains, secret)
+        limiter = RateLimiter(settings.requests_per_minute)
+        edge = Edge(the_market, hub, blobs, nonces, limiter, sign_in=sign_in)
         if bus is not None and links is not None:
             await join_bus(edge, links, bus)
         yield edge
@@ -194,7 +200,7 @@ def make_app(edge: Edge | None, role: str = "all") -> FastAPI:
     app.state.edge, app.state.tunnels = edge, Tunnels()
     parts = [health]
     if role in {"all", "api"}:
-        parts = [market, health, jobs, account, blob_routes, data_routes, keys, webhooks, channel]
+        parts = [market, health, jobs, account, blob_routes, data_routes, keys, sign_in_routes, webhooks, channel]
     if role in {"all", "gateway"}:
         parts.append(tunnels)
     routers = [module.router for module in parts]
@@ -202,6 +208,8 @@ def make_app(edge: Edge | None, role: str = "all") -> FastAPI:
         app.include_router(router, responses=contract.PROBLEMS)
     problems.install(app, routers)
     app.add_middleware(Bounds)
+    if edge is not None and edge.sign_in.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=edge.sign_in.origins, allow_methods=["*"], allow_headers=["*"])
     app.openapi = lambda: contract.document(app, routers)  # type: ignore[method-assign] # FastAPI's own way to extend it
     return app
 

@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     max_submissions_per_day: int = Field(default=0, ge=0)  # of one account; 0: no limit
     max_spend_per_hour: int = Field(default=0, ge=0)  # base units, of one account's jobs; 0: no limit
     dispute_window: DurationMs = Field(default="14d", validate_default=True)  # after a job's end
+    sign_in_domains: tuple[str, ...] = ()  # JSON list; of pages elsewhere that may sign wallets in and call this API
     webhook_networks: tuple[IPvAnyNetwork, ...] = ()  # JSON list; private networks that webhooks may reach
     role: str = Field(default="all", pattern="^(all|api|matcher|worker|gateway)$")  # of this process
     bus_url: str | None = None  # of a NATS server; processes with one role each need it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from starlette.requests import HTTPConnection
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import RateLimiter
 from torg_marketplace.flow.pulse import Pulse
+from torg_marketplace.flow.sign_in import SignIn
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.storage.blobs import StoredBlobs
 from torg_marketplace.storage.nonces import NonceStore
@@ -24,6 +26,7 @@ class Edge:
     nonces: NonceStore
     limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
     pulse: Pulse = field(default_factory=Pulse)
+    sign_in: SignIn = field(default_factory=lambda: SignIn(("localhost",), secrets.token_bytes(32)))
     vaults_seen_ms: dict[str, int] = field(
         default_factory=dict
     )  # address -> when the chain was asked, as far as known here
