@@ -117,6 +117,7 @@ def _fits(spec: JobSpec, offer: NodeView) -> bool:
     classes = {part.strip().lower() for part in asked.gpu_class.split("|")} if asked.gpu_class else set()
     return (
         offer.state is not NodeState.SUSPENDED
+        and (not spec.spot or offer.spot_price_per_gpu_hour is not None)
         and offer.node not in spec.excluded_nodes
         and offer.gpus >= asked.gpus
         and (not classes or offer.gpu_class.lower() in classes)

@@ -17,7 +17,7 @@ from torg.transport import Transport
 from torg_protocol.api import JobPage, JobReceipts, JobView, MarketInfo, Quote
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound, TorgError, Unavailable
 from torg_protocol.httpsig import MAX_CLOCK_SKEW_S
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.jobspec import SPOT_PATIENCE_MS, JobSpec
 from torg_protocol.money import cost, format_amount, parse_amount
 from torg_protocol.usage import SignedReceipt, verify_receipt
 
@@ -275,6 +275,7 @@ def cap_lifetime_s(spec: JobSpec, market: MarketInfo) -> int:
     """Until the last lease can have ended, been verified and settled, plus an hour for what nobody planned."""
     attempts = spec.retry.max_attempts
     leases_s = (spec.limits.queue_timeout + attempts * (spec.limits.max_duration + spec.lease_grace)) // 1000
+    leases_s += SPOT_PATIENCE_MS // 1000 if spec.spot else 0
     return leases_s + market.verification_window_s + market.settlement_max_age_s + 3600
 
 

@@ -206,6 +206,13 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
         "--settlement-age", help='earned money is captured at the latest after this, for example "10m"'
     )
     command.add_argument("--usage-interval", help='how often usage is countersigned, for example "10m"')
+    command.add_argument(
+        "--preempt-grace", help='what a spot job has from the signal to the kill when it makes room; default "2m"'
+    )
+    command.add_argument(
+        "--spot-protected",
+        help='what a spot job runs at least before it makes room, doubled each time that it did; default "1m"',
+    )
     command.add_argument("--keep-history", help='logs and events of closed jobs, for example "90d"; default: for good')
     command.add_argument("--fee-basis-points", type=int)
     command.add_argument(

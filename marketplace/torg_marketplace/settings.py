@@ -32,6 +32,10 @@ class Settings(BaseSettings):
     settlement_age: DurationMs = Field(default="10m", validate_default=True)
     usage_interval: DurationMs = Field(default="10m", validate_default=True)
     proof_interval: DurationMs = Field(default="1h", validate_default=True)  # mean; "0s": nobody is asked
+    preempt_grace: DurationMs = Field(default="2m", validate_default=True)  # from a spot job's signal to its kill
+    spot_protected: DurationMs = Field(
+        default="1m", validate_default=True
+    )  # of running, before a spot job may be preempted; doubles with each time that it was
     keep_history: DurationMs = Field(
         default="0s", validate_default=True
     )  # logs and events of closed jobs; 0s: for good
@@ -73,6 +77,8 @@ class Settings(BaseSettings):
             proof_every_ms=self.proof_interval,
             proof_first_within_ms=max(min(60_000, self.proof_interval // 10), 1),
             fee_basis_points=self.fee_basis_points,
+            preempt_grace_ms=self.preempt_grace,
+            spot_protected_ms=self.spot_protected,
             keep_history_ms=self.keep_history,
             max_submissions_per_day=self.max_submissions_per_day,
             max_spend_per_hour=self.max_spend_per_hour,

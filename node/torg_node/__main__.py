@@ -107,6 +107,7 @@ def _init(arguments: argparse.Namespace) -> int:
         rental_address=arguments.rental_address or (None if answers.market.url else DEFAULT_RENTAL_ADDRESS),
         rental_interval_s=arguments.rental_interval,
         rules=answers.rules,
+        spot_price=arguments.spot_price,
     )
     node = str(load_keypair(settings.key_path).pubkey())
     made = {"node": node, "payout_address": settings.payout_address, "data": str(settings.data)}
@@ -345,6 +346,10 @@ def _add_init_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--price",
         help='tokens per GPU and hour (per slot and hour without one), for example "0.80"; default: what the market suggests',
+    )
+    command.add_argument(
+        "--spot-price",
+        help="the same for spot jobs, which a job at the full price may preempt; at most --price. Default: takes none",
     )
     command.add_argument("--kwh-price", help="tokens that a kWh costs you: for the break-even")
     command.add_argument(

@@ -59,7 +59,12 @@ def why_not(signed: SignedGrant, facts: NodeFacts) -> Refusal | None:
             "the grant's time is too far from this clock",
         ),
         (
-            grant.price_per_gpu_hour < facts.offer.price_per_gpu_hour,
+            (price := facts.offer.price_of(grant.spec)) is None,
+            "spot_not_offered",
+            "this node takes no spot jobs",
+        ),
+        (
+            grant.price_per_gpu_hour < (price or 0),
             "grant_price_too_low",
             "the price is below the offer",
         ),

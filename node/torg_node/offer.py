@@ -29,6 +29,7 @@ def make_offer(
         sequence=sequence,
         marketplace=settings.marketplace_key,
         price_per_gpu_hour=settings.price_per_gpu_hour,
+        spot_price_per_gpu_hour=settings.spot_price_per_gpu_hour,
         slots=settings.slots,
         inventory=inventory,
         executor=capabilities.executor,

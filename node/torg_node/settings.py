@@ -23,6 +23,7 @@ class Settings(BaseModel):
     marketplace_key: str = ""  # pinned at init: grants by anybody else are refused
     network: Network  # pinned at init too
     price_per_gpu_hour: int = Field(ge=0)  # base units
+    spot_price_per_gpu_hour: int | None = Field(default=None, ge=0)  # of jobs that may be preempted; None: takes none
     payout_address: str
     max_unpaid: int = Field(gt=0)  # base units of undecided work at which no more is taken
     slots: int = Field(default=1, ge=1, le=256)
@@ -53,6 +54,15 @@ class Settings(BaseModel):
     def _rentals_cost_something(self) -> Settings:
         if self.rental_address is not None and self.price_per_gpu_hour == 0:
             raise ValueError("rental_address needs a price_per_gpu_hour above 0: caps bound nothing that is free")
+        return self
+
+    @model_validator(mode="after")
+    def _spot_is_cheaper(self) -> Settings:
+        if self.spot_price_per_gpu_hour is not None and self.spot_price_per_gpu_hour > self.price_per_gpu_hour:
+            raise ValueError(
+                f"spot_price_per_gpu_hour is {self.spot_price_per_gpu_hour}, above price_per_gpu_hour: "
+                f"set it to {self.price_per_gpu_hour} at most, or leave it out"
+            )
         return self
 
     @property
@@ -116,6 +126,8 @@ marketplace_url = {_toml(settings.marketplace_url)}
 marketplace_key = {_toml(settings.marketplace_key)}
 # In base units of the token per GPU and hour (per slot and hour without a GPU).
 price_per_gpu_hour = {settings.price_per_gpu_hour}
+# The same for spot jobs: they take what is left, and a job at the full price may preempt them. Without it none are taken.
+{_spot_price(settings)}
 # The wallet that is paid. It need not, and should not, be a key that is on this machine.
 payout_address = {_toml(settings.payout_address)}
 # Base units of work that is not decided yet, at which this node takes no more.
@@ -207,6 +219,15 @@ egress_networks = [{", ".join(_toml(str(network)) for network in settings.egress
 # Of one lease, both directions together; 0 means no limit.
 egress_bytes_per_s = {settings.egress_bytes_per_s}
 """
+
+
+def _spot_price(settings: Settings) -> str:
+    spot = settings.spot_price_per_gpu_hour
+    return (
+        f"# spot_price_per_gpu_hour = {settings.price_per_gpu_hour // 2}"
+        if spot is None
+        else f"spot_price_per_gpu_hour = {spot}"
+    )
 
 
 def _toml(value: str | int) -> str:

@@ -48,6 +48,7 @@ def initialise(
     rental_address: str | None = None,
     rental_interval_s: int = 60,
     rules: OwnerRules | None = None,
+    spot_price: str | None = None,
 ) -> Settings:
     """Makes the folder, the key (0600) and config.toml. Raises Conflict `node_exists`, Invalid `config_invalid`."""
     check_is_new(data)
@@ -65,6 +66,9 @@ def initialise(
             marketplace_key=market.key,
             network=network,
             price_per_gpu_hour=parse_amount(price, network.decimals, field="price"),
+            spot_price_per_gpu_hour=None
+            if spot_price is None
+            else parse_amount(spot_price, network.decimals, field="spot_price"),
             payout_address=payout or str(keypair.pubkey()),
             max_unpaid=parse_amount(max_unpaid, network.decimals, field="max_unpaid"),
             slots=slots,

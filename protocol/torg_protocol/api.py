@@ -343,6 +343,7 @@ class NodeView(Wire):
     memory_bytes: int
     disk_bytes: int
     price_per_gpu_hour: int
+    spot_price_per_gpu_hour: int | None = None  # of jobs that may be preempted; None: it takes none
     slots: int
     slots_free: int
     executor: str

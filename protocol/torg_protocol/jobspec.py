@@ -39,7 +39,8 @@ from torg_protocol.tasks import BLOB_IMAGE, HOST_PYTHON, MAX_TASKS, TASK_NAME, T
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 # Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
 # nodes understand them.
-_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "inputs", "secrets", "root", "sealed")
+_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "inputs", "secrets", "root", "sealed", "spot")
+SPOT_PATIENCE_MS = _DAY_MS  # how much longer a spot job's cap lives: preemptions cost it time, and count as no attempt
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
 
@@ -143,6 +144,7 @@ class JobSpec(Strict):
     )  # relative to the output directory; must exist at the end
     verify: Verify = VerifyNone()
     retry: Retry = Retry()
+    spot: bool = False  # cheaper, at nodes' spot prices; a job that is not may preempt it, with a grace
     lease_grace: DurationMs = Field(default=5 * _MINUTE_MS, ge=2_000, le=_DAY_MS)  # silence after which a node is lost
     placement: Placement = Placement()
     excluded_nodes: tuple[str, ...] = Field(default=(), max_length=256)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import operator
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from torg_protocol.documents import Document, Wire
 from torg_protocol.ids import NodeId
+from torg_protocol.jobspec import JobSpec
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class GpuInfo(Wire):
@@ -54,6 +59,18 @@ class Offer(Document):
     own_root: bool = Field(default=False, exclude_if=operator.not_)  # takes jobs with `root: true`; likewise left out
     # A vault of kind collateral whose session key is the node: what it loses when it cheats. Left out when there is none, as above.
     collateral: str | None = Field(default=None, max_length=44, exclude_if=operator.not_)
+    # Of leases that may be preempted (spec: spot); None: it takes no such jobs.
+    spot_price_per_gpu_hour: int | None = Field(default=None, ge=0, exclude_if=_is_none)
+
+    @model_validator(mode="after")
+    def _spot_is_cheaper(self) -> Offer:
+        if self.spot_price_per_gpu_hour is not None and self.spot_price_per_gpu_hour > self.price_per_gpu_hour:
+            raise ValueError("spot_price_per_gpu_hour is above price_per_gpu_hour")
+        return self
+
+    def price_of(self, spec: JobSpec) -> int | None:
+        """What this job pays per GPU-hour; None: no such jobs here."""
+        return self.spot_price_per_gpu_hour if spec.spot else self.price_per_gpu_hour
 
 
 class SignedOffer(Wire):

@@ -88,7 +88,8 @@ JOB_MOVES: Mapping[JobState, frozenset[JobState]] = {
     JobState.LEASED: frozenset(
         {JobState.QUEUED, JobState.VERIFYING, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.STOPPED}
     ),
-    JobState.VERIFYING: frozenset({JobState.QUEUED, JobState.SUCCEEDED, JobState.FAILED}),
+    # CANCELLED: its client had asked for it before the result came, which was then rejected.
+    JobState.VERIFYING: frozenset({JobState.QUEUED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset(),
     JobState.CANCELLED: frozenset(),

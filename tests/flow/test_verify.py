@@ -207,3 +207,22 @@ async def test_an_unknown_catalogue_workload_is_refused(world: World) -> None:
     with pytest.raises(Invalid) as caught:
         await client.submit(spec(verify=verify))
     assert caught.value.code == "catalogue_unknown"
+
+
+async def test_cancelled_before_its_result_came_a_job_whose_result_is_rejected_ends_cancelled(world: World) -> None:
+    """It was stuck in verifying: a verdict that sends a job back into the queue met the wish that it be in none."""
+    client, node = await make_client(world), await join(world, price=PRICE)
+    job = await client.submit(metric_spec(world))
+    await match_pending(world.market)
+    await node.accept_and_start()
+    world.advance(seconds=60)
+    await client.cancel(job.job_id)
+    await node.finish(outputs={"model.safetensors": WEIGHTS})
+    node.read()
+    world.evaluator.will_measure(accuracy="0.1")
+
+    assert await verify_pending(world.market) == 1
+    node.read()
+
+    view = await client.job(job.job_id)
+    assert (view.state, view.final_amount) == (JobState.CANCELLED, 0)

@@ -26,6 +26,7 @@ class SmallMarket:
     database_url: str | None = None  # of the marketplace; default: its own SQLite
     max_unpaid: str = "10"  # of the node, in tokens
     price: str = "1.00"  # of the node, in tokens per hour
+    spot_price: str | None = None
     mint: str = ""  # default: the localnet's own
     usage_interval: str = "10m"
     egress: str = "none"  # of the node; with anything else it also lends this host's loopback, where tests serve
@@ -89,7 +90,8 @@ class SmallMarket:
                 "--yes",
                 "--json",
             ]
-            await call([script("torg-node"), *init, "--egress", self.egress])
+            spot = [] if self.spot_price is None else ["--spot-price", self.spot_price]
+            await call([script("torg-node"), *init, "--egress", self.egress, *spot])
             if self.egress != "none":
                 config = data / "config.toml"
                 config.write_text(

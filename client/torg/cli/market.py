@@ -35,6 +35,7 @@ _ORDERS: dict[str, Callable[[NodeView], Any]] = {
 )
 @click.option("--root", is_flag=True, help="Only nodes where a job may run as root of its container.")
 @click.option("--region", metavar="TEXT", help="Only this region.")
+@click.option("--spot", is_flag=True, help="Only nodes that take spot jobs; --max-price is of their spot price then.")
 @click.option("--free", is_flag=True, help="Only nodes that could start a job now.")
 @command
 async def offers(session: Session, order: str, max_price: str | None, memory: str | None, **wanted: Any) -> None:
@@ -53,6 +54,7 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
             node.node[:8],
             f"{node.gpus} x {node.gpu_class}" if node.gpus else node.gpu_class,
             money.text(node.price_per_gpu_hour),
+            "-" if node.spot_price_per_gpu_hour is None else money.text(node.spot_price_per_gpu_hour),
             f"{node.slots_free}/{node.slots}",
             format_cpu_millis(node.cpu_millis),
             size(node.memory_bytes),
@@ -63,13 +65,26 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
         )
         for node in found
     ]
-    headings = ("node", "class", "price/GPU-hour", "free", "cpus", "memory", "disk", "isolation", "region", "state")
+    headings = (
+        "node",
+        "class",
+        "price/GPU-hour",
+        "spot",
+        "free",
+        "cpus",
+        "memory",
+        "disk",
+        "isolation",
+        "region",
+        "state",
+    )
     session.show([node.wire() for node in found], table(headings, rows))
 
 
 def _fits(node: NodeView, max_price: int | None, least_memory: int, wanted: dict[str, Any]) -> bool:
     return (
-        (max_price is None or node.price_per_gpu_hour <= max_price)
+        (price := node.spot_price_per_gpu_hour if wanted["spot"] else node.price_per_gpu_hour) is not None
+        and (max_price is None or price <= max_price)
         and node.memory_bytes >= least_memory
         and node.gpus >= (wanted["gpus"] or 0)
         and (wanted["gpu_class"] or "").lower() in node.gpu_class.lower()

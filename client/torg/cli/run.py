@@ -50,6 +50,14 @@ _JOB_FILES = (".json", ".yaml", ".yml")
 @click.option("--max-duration", default="1h", show_default=True, help="It is stopped then.")
 @click.option("--max-cost", metavar="AMOUNT", help='Never pay more, for example "0.50".')
 @click.option("--max-price", metavar="AMOUNT", help="Per GPU-hour.")
+@click.option(
+    "--spot", is_flag=True, help="Cheaper, on nodes with a spot price; others may preempt it, and it is resumed."
+)
+@click.option(
+    "--checkpoint",
+    is_flag=True,
+    help="It writes checkpoints to $TORG_CHECKPOINT_DIR and resumes from the newest.",
+)
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="A variable for the job; may be repeated.")
 @click.option(
     "--secret",
@@ -186,6 +194,10 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     }
     if options["root"]:
         spec["root"] = True
+    if options["spot"]:
+        spec["spot"] = True
+    if options["checkpoint"]:
+        spec["checkpoint"] = {"enabled": True}
     if options["secret_sources"]:
         spec["secrets"] = dict(_secret(item) for item in options["secret_sources"])
     if options["sealed"]:

@@ -120,6 +120,7 @@ def _decide(job: JobRow, reason: EndReason) -> Ending:
 def _remember(unit: Unit, job: JobRow, lease: LeaseRow, decision: Ending, code: str = "") -> None:
     job.attempts += decision.counts
     job.own_failures += decision.own_failure
+    job.preemptions += lease.reason == EndReason.PREEMPTED
     match decision.excludes:
         case Exclusion.NO:
             pass

@@ -38,11 +38,14 @@ async def start_estimate(unit: Unit, engine: Engine, explanation: Explanation, d
     share, seen = history.usual_share
     fleet, now_ms = engine.fleet, unit.now_ms
     rows = sorted(explanation.live.tolist(), key=lambda row: fleet.price[row])[:_NODES_LOOKED_AT]
-    held = await _held(unit, [fleet.node_id(row) for row in rows])
+    held, spot_leases = await _held(unit, [fleet.node_id(row) for row in rows], may_preempt=not demand.spec.spot)
     expected = openings_ms(fleet, rows, demand, held, now_ms, share=share)
     latest = openings_ms(fleet, rows, demand, held, now_ms, share=1.0)
     room = f"room: {len(latest)} busy node(s) fit; latest: their leases take all of their max_duration"
     room += f"; expected: {share * 100:.0f} % of it, the median of the last {seen} lease(s)" if seen else ""
+    room += (
+        f"; {spot_leases} spot leases make room within {unit.policy.preempt_grace_ms // 1000} s" if spot_leases else ""
+    )
     room += f"; {ahead} waiting job(s) with the same or a higher bid go first" if ahead else ""
     return StartEstimate(
         room_expected_ms=expected[ahead] - now_ms if ahead < len(expected) else None,
@@ -58,7 +61,8 @@ async def _jobs_ahead(unit: Unit, bid: int) -> int:
     return await unit.session.scalar(query) or 0
 
 
-async def _held(unit: Unit, nodes: Sequence[NodeId]) -> dict[NodeId, list[Holding]]:
+async def _held(unit: Unit, nodes: Sequence[NodeId], *, may_preempt: bool) -> tuple[dict[NodeId, list[Holding]], int]:
+    """By node; and how many of them are spot leases that make room for the job."""
     units = (
         await unit.session.execute(
             select(AllocationRow.lease_id, AllocationRow.unit).where(AllocationRow.node_id.in_(nodes))
@@ -76,13 +80,17 @@ async def _held(unit: Unit, nodes: Sequence[NodeId]) -> dict[NodeId, list[Holdin
         LeaseRow.cpu_millis,
         LeaseRow.memory_bytes,
         LeaseRow.disk_bytes,
+        LeaseRow.spot,
     )
     query = select(*columns).where(LeaseRow.node_id.in_(nodes), LeaseRow.state.in_(LIVE_LEASE_STATES))
     found: dict[NodeId, list[Holding]] = defaultdict(list)
-    for lease_id, node_id, since_ms, max_ms, cpus, memory, disk in (await unit.session.execute(query)).all():
+    spot_leases = 0
+    for lease_id, node_id, since_ms, max_ms, cpus, memory, disk, spot in (await unit.session.execute(query)).all():
+        if spot and may_preempt:
+            since_ms, max_ms, spot_leases = unit.now_ms, unit.policy.preempt_grace_ms, spot_leases + 1
         holding = Holding(since_ms, max_ms, gpus[lease_id], slots[lease_id], cpus, memory, disk)
         found[NodeId(node_id)].append(holding)
-    return found
+    return found, spot_leases
 
 
 async def _history(unit: Unit) -> History:

@@ -61,7 +61,8 @@ async def grant(unit: Unit, job: JobRow, node_id: NodeId) -> SignedGrant:
         max_amount=limits.max_amount,
     )
     cap = await _covering_cap(unit, job, commitment)
-    signed = _sign(unit, job, node, spec, limits, cap, commitment, commitment_signature)
+    price = snapshot.offer.price_per_gpu_hour
+    signed = _sign(unit, job, node, price, spec, limits, cap, commitment, commitment_signature)
     lease = _lease_row(unit, signed, spec)
     unit.session.add(lease)
     await unit.session.flush()
@@ -86,11 +87,13 @@ async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, Nod
     )
     if not isinstance(claimed, CursorResult) or claimed.rowcount != 1:
         raise NotGrantable("no such node", field="node_id", value=node_id)
-    snapshots = await node_snapshots(unit, only=[node_id])
-    rules = constraints(demand_of(job, unit.now_ms), unit.policy.decimals)
-    if not snapshots or not can_run(snapshots[0], rules):
+    demand = demand_of(job, unit.now_ms)
+    snapshot = next(iter(await node_snapshots(unit, only=[node_id])), None)
+    if snapshot is not None and demand.spec.spot:
+        snapshot = snapshot.at_spot_price()
+    if snapshot is None or not can_run(snapshot, constraints(demand, unit.policy.decimals)):
         raise NotGrantable("the node cannot take this job any more", field="node_id", value=node_id)
-    return await node_row(unit, node_id), snapshots[0]
+    return await node_row(unit, node_id), snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,7 @@ def _sign(
     unit: Unit,
     job: JobRow,
     node: NodeRow,
+    price_per_gpu_hour: int,
     spec: JobSpec,
     limits: _Limits,
     cap: SignedCap,
@@ -156,7 +160,7 @@ def _sign(
         node=node.id,
         marketplace=unit.market.public_key,
         spec=spec,
-        price_per_gpu_hour=offer_of(node).price_per_gpu_hour,
+        price_per_gpu_hour=price_per_gpu_hour,
         billable_gpus=spec.resources.billable_gpus,
         max_amount=limits.max_amount,
         max_duration_ms=limits.max_duration_ms,
@@ -186,6 +190,7 @@ def _lease_row(unit: Unit, signed: SignedGrant, spec: JobSpec) -> LeaseRow:
         max_amount=document.max_amount,
         max_duration_ms=document.max_duration_ms,
         payout_address=document.commitment.payout_address,
+        spot=spec.spot,
         cpu_millis=spec.resources.cpus,
         memory_bytes=spec.resources.memory,
         disk_bytes=spec.resources.disk,

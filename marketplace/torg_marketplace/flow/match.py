@@ -12,6 +12,7 @@ from torg_marketplace.flow.book import Queued
 from torg_marketplace.flow.ending import end_queued
 from torg_marketplace.flow.grant import NotGrantable, NothingLeft, grant
 from torg_marketplace.flow.live import live_engine
+from torg_marketplace.flow.preempt import make_room
 from torg_marketplace.flow.rows import demand_of, job_row, next_pause_over_ms
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.backlog import AGEING_MS, Waiting
@@ -35,8 +36,9 @@ async def match_pending(market: Market) -> int:
         now_ms = unit.now_ms
     granted, backlog = 0, market.book.backlog
     waits_for: dict[Hashable, str] = {}  # in words, for all that wish the same
+    told: dict[str, str] = {}  # for those that spot leases are stopped for
     for job in backlog.turns(waiting, now_ms, running):
-        chosen = engine.decide(job.demand)
+        chosen = engine.of(job.demand.spec).decide(job.demand)
         if chosen is not None:
             if await _try_grant(market, job.job_id, chosen.node_id):
                 granted += 1
@@ -46,7 +48,9 @@ async def match_pending(market: Market) -> int:
         else:
             backlog.failed(job)
             waits_for[job.wish] = _explained(market, engine, job, now_ms)
-    await _note(market, {job.job_id: waits_for[job.wish] for job in waiting if job.wish in waits_for})
+            if (making_room := await make_room(market, job)) is not None:
+                told[job.job_id] = making_room
+    await _note(market, {job.job_id: waits_for[job.wish] for job in waiting if job.wish in waits_for} | told)
     return granted
 
 
@@ -112,7 +116,7 @@ def _explained(market: Market, engine: Engine, job: Waiting, now_ms: int) -> str
     explained = market.book.explained
     at_ms, words = explained.get(job.wish, (None, ""))
     if at_ms is None or not 0 <= now_ms - at_ms < _EXPLAIN_EVERY_MS:
-        words = explain(engine.fleet, job.demand, market.policy.decimals).in_words
+        words = explain(engine.of(job.demand.spec).fleet, job.demand, market.policy.decimals).in_words
         if len(explained) >= BACKLOG:
             explained.clear()
         explained[job.wish] = now_ms, words

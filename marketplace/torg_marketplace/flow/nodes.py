@@ -206,7 +206,8 @@ def _remind(unit: Unit, lease: LeaseRow, item: HeldLease | None) -> None:
 
 def send_stop(unit: Unit, lease: LeaseRow) -> None:
     reason = EndReason(lease.stop_reason) if lease.stop_reason is not None else EndReason.CANCELLED
-    stop = Stop(lease_id=lease.id, fence=lease.fence, reason=reason, grace_ms=unit.policy.stop_grace_ms)
+    grace_ms = unit.policy.preempt_grace_ms if reason is EndReason.PREEMPTED else unit.policy.stop_grace_ms
+    stop = Stop(lease_id=lease.id, fence=lease.fence, reason=reason, grace_ms=grace_ms)
     unit.send(lease.node, stop)
 
 

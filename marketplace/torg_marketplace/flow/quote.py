@@ -46,7 +46,9 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
     async with market.transaction() as unit:
         start = None
         if explanation.live.size:
-            start = await start_estimate(unit, engine, explanation, replace(appraisal.demand, price_limit=ceiling))
+            start = await start_estimate(
+                unit, engine.of(spec), explanation, replace(appraisal.demand, price_limit=ceiling)
+            )
         expires_at_ms = unit.now_ms + unit.policy.quote_ttl_ms
         quote_id = _keep(unit, account, spec, appraisal, expires_at_ms)
     return Quote(
@@ -73,7 +75,7 @@ def appraise(engine: Engine, account: AccountId, spec: JobSpec, decimals: int) -
     most = spec.limits.max_cost
     amount_limit = None if most is None else parse_amount(most, decimals, field="limits.max_cost")
     demand = demand_for(spec, account, spec_cap, amount_limit)
-    explanation = explain(engine.fleet, demand, decimals)
+    explanation = explain(engine.of(spec).fleet, demand, decimals)
     ceiling = pricing.price_ceiling(explanation.fitting_prices, spec_cap, spec.retry.max_attempts)
     amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
     return Appraisal(demand, explanation, ceiling, amount)

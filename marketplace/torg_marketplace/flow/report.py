@@ -87,6 +87,7 @@ async def _end(unit: Unit, lease: LeaseRow, job: JobRow, said: EndReason, detail
         max_amount=lease.max_amount,
         asked_to_stop_for=EndReason(lease.stop_reason) if lease.stop_reason is not None else None,
         cancel_requested=job.cancel_requested_at_ms is not None,
+        asked_to_make_room=lease.preempted_for is not None,
     )
     reason = believed_reason(said, ran)
     if reason is not said:

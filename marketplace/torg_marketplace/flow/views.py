@@ -223,6 +223,7 @@ def _node_view(node: NodeSnapshot) -> NodeView:
         memory_bytes=inventory.memory_bytes,
         disk_bytes=inventory.disk_bytes,
         price_per_gpu_hour=node.offer.price_per_gpu_hour,
+        spot_price_per_gpu_hour=node.offer.spot_price_per_gpu_hour,
         slots=slots,
         slots_free=sum(f"slot:{number}" not in node.units_in_use for number in range(slots)),
         executor=node.offer.executor,

@@ -1,6 +1,6 @@
 """Jobs that wait: who is tried first when something becomes free, and how many are tried.
 
-Order. A job's claim is its bid per GPU-hour, growing by itself with every ten minutes of waiting: a low bid is late, never last
+Order. Spot jobs come after all others: they get what is left. A job's claim is its bid per GPU-hour, growing by itself with every ten minutes of waiting: a low bid is late, never last
 for ever. Among equal bids accounts share: the one with fewer jobs ahead (running, or tried before in this pass) goes first, and
 ten minutes of waiting make up for one job ahead. Within an account its own priorities decide, then age.
 
@@ -77,22 +77,22 @@ class Backlog:
 
 def in_order(waiting: Iterable[Waiting], now_ms: int, running: Mapping[str, int] | None = None) -> Iterator[Waiting]:
     """All of them, best first."""
-    by_bid: dict[int, list[Waiting]] = defaultdict(list)
+    by_bid: dict[tuple[bool, int], list[Waiting]] = defaultdict(list)
     for job in waiting:
-        by_bid[job.bid].append(job)
+        by_bid[job.demand.spec.spot, job.bid].append(job)
     ahead = dict(running or {})
     queues = [_EqualBids(jobs, ahead) for jobs in by_bid.values()]
-    heap = [(-queue.head.claim(now_ms), number) for number, queue in enumerate(queues)]
+    heap = [(*queue.claim(now_ms), number) for number, queue in enumerate(queues)]
     heapq.heapify(heap)
     while heap:
-        claim, number = heapq.heappop(heap)
+        *claim, number = heapq.heappop(heap)
         queue = queues[number]
-        if (now := -queue.head.claim(now_ms)) > claim:  # others of that account went ahead: a younger job leads here
-            heapq.heappush(heap, (now, number))
+        if (now := queue.claim(now_ms)) > tuple(claim):  # others of that account went ahead: a younger job leads here
+            heapq.heappush(heap, (*now, number))
             continue
         yield queue.pop()
         if not queue.is_empty:
-            heapq.heappush(heap, (-queue.head.claim(now_ms), number))
+            heapq.heappush(heap, (*queue.claim(now_ms), number))
 
 
 class _EqualBids:
@@ -115,6 +115,11 @@ class _EqualBids:
         while (now := self._key(account := self._heap[0][-1])) > self._heap[0]:
             heapq.heapreplace(self._heap, now)
         return self._of[account][-1]
+
+    def claim(self, now_ms: int) -> tuple[bool, int]:
+        """The smaller, the earlier."""
+        job = self.head
+        return job.demand.spec.spot, -job.claim(now_ms)
 
     def pop(self) -> Waiting:
         job = self.head
@@ -151,4 +156,5 @@ def _wish(demand: Demand) -> Hashable:
         spec.placement.min_proven_gops,
         demand.all_excluded,
         demand.paused,
+        spec.spot,
     )

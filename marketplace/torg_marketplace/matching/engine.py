@@ -7,6 +7,8 @@ Hard constraints first (`constraints`), then one score, lower is better:
 Every factor but the price is at least 1 and bounded, so nobody is sent to a node that is dearer than the cheapest by more than
 the factors together. The engine keeps the fleet in columns, sorted by price; a decision looks at candidates from the cheapest
 on and stops when no dearer one can win. It is told of every change (`put`, `take`, `give`), and asks nobody.
+
+Spot jobs see the nodes that have a spot price, at that price: an engine of its own beside this one (`of`), told of the same.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from torg_marketplace.matching.packing import REACH_SHARE, Floats, Packing, outl
 from torg_marketplace.matching.scarcity import nothing_scarce, scarcity
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_protocol.ids import NodeId
+from torg_protocol.jobspec import JobSpec
 
 PACKING_WEIGHT = 0.2
 SCARCITY_WEIGHT = 0.3
@@ -58,15 +61,32 @@ class Engine:
         self._outlook_until = 0
         self._scarcity = nothing_scarce()
         self._changes = self._priced_at = 0
+        self._spot: Engine | None = None  # until somebody has a spot price
         for node in nodes:
             self.put(node)
+
+    def of(self, spec: JobSpec) -> Engine:
+        """The engine that decides about such jobs. Tell this one of changes, ask that one."""
+        return self._spot_engine() if spec.spot else self
+
+    def _spot_engine(self) -> Engine:
+        if self._spot is None:
+            self._spot = Engine(self._decimals, mix=self.mix)
+            self._spot.compiled_from = self.compiled_from
+        return self._spot
 
     def put(self, node: NodeSnapshot) -> None:
         """A node joined, or anything about it changed."""
         self._orders.put(self.fleet.put(node))
         self._changes += 1
+        if (spot := node.at_spot_price()) is not None:
+            self._spot_engine().put(spot)
+        elif self._spot is not None and node.node_id in self._spot.fleet.row_of:
+            self._spot.remove(node.node_id)
 
     def remove(self, node_id: NodeId) -> None:
+        if self._spot is not None and node_id in self._spot.fleet.row_of:
+            self._spot.remove(node_id)
         self._orders.remove(self.fleet.row_of[node_id])
         self.fleet.remove(node_id)
         self._changes += 1
@@ -84,6 +104,8 @@ class Engine:
         self.fleet.take(row, demand, gpus)
         self._orders.refresh(row)
         self._changes += 1
+        if self._spot is not None and node_id in self._spot.fleet.row_of:
+            self._spot.take(node_id, demand, gpus)
 
     def give(self, node_id: NodeId, demand: Demand, gpus: tuple[int, ...]) -> None:
         """What was taken is free again. A node that has gone meanwhile is nobody's concern."""
@@ -91,6 +113,8 @@ class Engine:
             self.fleet.give(row, demand, gpus)
             self._orders.refresh(row)
             self._changes += 1
+        if self._spot is not None:
+            self._spot.give(node_id, demand, gpus)
 
     def decide(self, demand: Demand) -> Decision | None:
         """The best of the nodes that can start it now; None when there is none. Changes nothing: `take` does."""

@@ -28,12 +28,13 @@ class Explanation:
     fitting_prices: tuple[int, ...]  # per GPU-hour, cheapest first
     failures: tuple[ConstraintFailure, ...]
     hint: str | None
+    spot: bool = False
 
     @property
     def in_words(self) -> str:
         """One line for somebody whose job waits."""
         if self.considered == 0:
-            return "no node is registered here"
+            return "no node here takes spot jobs" if self.spot else "no node is registered here"
         if self.free.size:
             return f"{self.free.size} node(s) can take it at any moment"
         if self.live.size:
@@ -47,6 +48,7 @@ class Explanation:
 
 
 def explain(nodes: Fleet | Iterable[NodeSnapshot], demand: Demand, decimals: int) -> Explanation:
+    """Of a spot job, `nodes` are those with a spot price, at that price."""
     fleet = nodes if isinstance(nodes, Fleet) else Fleet(nodes)
     rules, everybody = constraints(demand, decimals), fleet.rows()
     passes = {rule.name: rule.passes(fleet, everybody) for rule in rules}
@@ -61,7 +63,8 @@ def explain(nodes: Fleet | Iterable[NodeSnapshot], demand: Demand, decimals: int
         paused=everybody[live & ~passes["declined"]] if "declined" in passes else everybody[:0],
         fitting_prices=tuple(np.sort(fleet.price[everybody[fitting]]).tolist()),
         failures=failures,
-        hint=_hint(failures, has_nodes=everybody.size > 0),
+        hint=_no_node_hint(demand) if not everybody.size else _hint(failures),
+        spot=demand.spec.spot,
     )
 
 
@@ -112,9 +115,13 @@ def _failures(
     return tuple(failure for _, _, failure in sorted(found, key=lambda item: item[:2]))
 
 
-def _hint(failures: Sequence[ConstraintFailure], *, has_nodes: bool) -> str | None:
-    if not has_nodes:
-        return "start a node (torg-node start), or ask another marketplace"
+def _no_node_hint(demand: Demand) -> str:
+    if demand.spec.spot:
+        return "leave spot out: nodes with a spot price are marked in torg offers"
+    return "start a node (torg-node start), or ask another marketplace"
+
+
+def _hint(failures: Sequence[ConstraintFailure]) -> str | None:
     if not failures:
         return None
     first = failures[0]

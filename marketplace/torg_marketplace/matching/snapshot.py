@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torg_protocol.ids import NodeId
 from torg_protocol.jobspec import JobSpec, Resources
@@ -40,6 +40,14 @@ class NodeSnapshot:
     warm: frozenset[str] = frozenset()  # images and blob digests that are on its disk
     reputation_permille: int = 1000  # share of its leases that it saw through
     proof: ProofStatus = UNPROVEN  # what proofs of its hardware established
+
+    def at_spot_price(self) -> NodeSnapshot | None:
+        """The same node as the spot market sees it; None: it takes no spot jobs."""
+        spot = self.offer.spot_price_per_gpu_hour
+        if spot is None:
+            return None
+        at_spot = {"price_per_gpu_hour": spot, "spot_price_per_gpu_hour": None}
+        return replace(self, offer=self.offer.model_copy(update=at_spot))
 
     @property
     def proven_gops(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torg_marketplace.rules.policy import MarketPolicy
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.jobspec import SPOT_PATIENCE_MS, JobSpec
 from torg_protocol.states import OUTCOMES, EndReason, LeaseState, Liveness
 
 
@@ -73,7 +73,8 @@ def was_down(awake_ms: int, now_ms: int, policy: MarketPolicy) -> bool:
 def latest_lease_end_ms(spec: JobSpec, now_ms: int) -> int:
     """The latest moment at which a lease of this job may end: a cap has to outlive it. Clients compute the same."""
     attempt_ms = spec.limits.max_duration + spec.lease_grace
-    return now_ms + spec.limits.queue_timeout + spec.retry.max_attempts * attempt_ms
+    patience_ms = SPOT_PATIENCE_MS if spec.spot else 0
+    return now_ms + spec.limits.queue_timeout + spec.retry.max_attempts * attempt_ms + patience_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Ran:
     max_amount: int
     asked_to_stop_for: EndReason | None
     cancel_requested: bool
+    asked_to_make_room: bool = False  # a client's wish to cancel may have come after it
 
 
 def believed_reason(said: EndReason, ran: Ran) -> EndReason:
@@ -97,6 +99,8 @@ def believed_reason(said: EndReason, ran: Ran) -> EndReason:
     if said is ran.asked_to_stop_for:
         return said
     match said:
+        case EndReason.PREEMPTED:
+            return said if ran.asked_to_make_room else EndReason.HOST_PROTECTION
         case EndReason.CANCELLED:
             return said if ran.cancel_requested else EndReason.HOST_PROTECTION
         case EndReason.MAX_DURATION:

@@ -9,8 +9,8 @@ from torg_protocol.jobspec import Retry
 from torg_protocol.states import OUTCOMES, Billing, EndReason, Exclusion, Fault, JobState, LeaseState
 
 # A declined grant costs nobody anything, and its job gets no further time in the queue, which bounds them. A completed one counts
-# when its verdict rejects it, not twice.
-_NOT_COUNTED = frozenset({EndReason.DECLINED, EndReason.COMPLETED})
+# when its verdict rejects it, not twice. A preemption is nobody's failure: how often a job suffers it is bounded by its protection.
+_NOT_COUNTED = frozenset({EndReason.DECLINED, EndReason.COMPLETED, EndReason.PREEMPTED})
 
 
 @dataclass(frozen=True, slots=True)

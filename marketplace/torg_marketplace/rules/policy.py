@@ -23,6 +23,8 @@ class MarketPolicy(BaseModel):
     accept_within_ms: int = Field(default=10 * _SECOND_MS, gt=0)
     preparing_limit_ms: int = Field(default=_HOUR_MS, gt=0)
     stop_grace_ms: int = Field(default=30 * _SECOND_MS, gt=0)  # from the polite signal to the kill
+    preempt_grace_ms: int = Field(default=2 * _MINUTE_MS, gt=0)  # the same for a spot lease that makes room
+    spot_protected_ms: int = Field(default=_MINUTE_MS, ge=0)  # from its start; doubles with each preemption of its job
     stopping_limit_ms: int = Field(default=_HOUR_MS, gt=0)  # a stopped lease must have reported by then
     usage_interval_ms: int = Field(default=10 * _MINUTE_MS, gt=0)
     usage_skew_ms: int = Field(default=2 * _SECOND_MS, ge=0)  # between a node's clock and what the marketplace saw

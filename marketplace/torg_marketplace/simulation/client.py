@@ -41,9 +41,9 @@ class SimulatedClient:
     def account(self) -> AccountId:
         return AccountId(str(self.key.pubkey()))
 
-    async def submit(self, chance: random.Random) -> list[str]:
+    async def submit(self, chance: random.Random, *, spot: bool | None = None) -> list[str]:
         """A job under a fresh cap. Returns what the marketplace should not have done."""
-        raw = random_spec(self.world, chance)
+        raw = random_spec(self.world, chance, spot=spot)
         spec = load_job_spec(raw)
         quoted = await quote(self.world.market, self.account, spec)
         most = quoted.max_amount or 0
@@ -135,7 +135,7 @@ async def make_client(world: World, *, deposit: int) -> SimulatedClient:
     return SimulatedClient(world, key, VaultAddress(vault), deposit)
 
 
-def random_spec(world: World, chance: random.Random) -> dict[str, Any]:
+def random_spec(world: World, chance: random.Random, *, spot: bool | None = None) -> dict[str, Any]:
     """Small jobs with every option that changes how they end."""
     raw: dict[str, Any] = {
         "version": 1,
@@ -150,6 +150,8 @@ def random_spec(world: World, chance: random.Random) -> dict[str, Any]:
     }
     if chance.random() < 0.3:
         raw["resources"] = {"gpus": 1}
+    if spot is True or (spot is None and chance.random() < 0.3):
+        raw["spot"] = True
     if chance.random() < 0.25:
         raw["limits"]["max_cost"] = "0.02"
     if chance.random() < 0.35:

@@ -7,6 +7,7 @@ wrong must not agree with itself.
 from __future__ import annotations
 
 import itertools
+import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -23,8 +24,9 @@ PAUSE_MS = 60_000  # the first
 DECLINED_FOR_GOOD = "kind_denied"  # of what simulated nodes say
 UNBILLED = {"declined", "start_failed", "image_not_found", "input_invalid", "queue_deadline", "verification_rejected"}
 UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
-NOT_COUNTED = {"declined", "completed"}
+NOT_COUNTED = {"declined", "completed", "preempted"}
 MS_PER_HOUR = 3_600_000
+SPOT_PROTECTED_MS = 5_000  # of the simulated market
 
 
 @dataclass(slots=True)
@@ -62,7 +64,14 @@ def look(database: sqlite3.Connection) -> Tables:
 
 def broken(database: sqlite3.Connection, now_ms: int) -> list[str]:
     tables = look(database)
-    found = [*_leases(tables), *_capacity(tables), *_attempts(tables), *_places(tables), *_times(tables, now_ms)]
+    found = [
+        *_leases(tables),
+        *_capacity(tables),
+        *_attempts(tables),
+        *_places(tables),
+        *_preemptions(tables),
+        *_times(tables, now_ms),
+    ]
     return [*found, *_ledger(tables), *_holds(tables), *_vaults(tables), *_payouts(tables), *_events(tables)]
 
 
@@ -175,6 +184,26 @@ def _places(tables: Tables) -> Iterator[str]:
                 excluded.add(node_id)
             if lease["reason"] in PAUSING:
                 paused_until[node_id] = lease["ended_at_ms"] + PAUSE_MS
+
+
+def _preemptions(tables: Tables) -> Iterator[str]:
+    """Only spot leases make room, only for jobs at the full price, and not before they have run for a while."""
+    spot = {job_id: bool(json.loads(job["spec"]).get("spot")) for job_id, job in tables.jobs.items()}
+    for job_id, leases in tables.leases_of_job.items():
+        suffered = 0
+        for lease in leases:
+            name, other, started = lease["lease_id"], lease["preempted_for"], lease["started_at_ms"]
+            if lease["reason"] == "preempted" and other is None:
+                yield f"{name} was preempted for nobody"
+            if other is not None and (not spot[job_id] or spot[other]):
+                yield f"{name} made room for {other}: it is {'' if spot[job_id] else 'no '}spot, that is too"
+            if other is not None and started is not None and started <= lease["stop_requested_at_ms"]:
+                ran_ms = lease["stop_requested_at_ms"] - started
+                if ran_ms < SPOT_PROTECTED_MS << min(suffered, 4):
+                    yield f"{name} made room after {ran_ms} ms, its job's preemption number {suffered + 1}"
+            suffered += lease["reason"] == "preempted"
+        if tables.jobs[job_id]["preemptions"] != suffered:
+            yield f"{job_id} was preempted {suffered} times, and remembers {tables.jobs[job_id]['preemptions']}"
 
 
 class _Limits(NamedTuple):

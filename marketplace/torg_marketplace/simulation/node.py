@@ -285,7 +285,12 @@ class SimulatedNode:
     def _run(self, held: Held, chance: random.Random, *, calm: bool) -> None:
         dice, ran_ms = chance.random(), self._ran_ms(held)
         if held.stop is not None:
-            self._end(held, held.stop, None, chance)
+            if held.grant.spec.checkpoint.enabled and chance.random() < 0.7:
+                self._checkpoint(held, chance)
+            if held.stop is EndReason.PREEMPTED and chance.random() < 0.7:
+                self._release(held, held.stop)
+            else:
+                self._end(held, held.stop, None, chance)
         elif ran_ms >= held.grant.max_duration_ms:
             self._end(held, EndReason.MAX_DURATION, None, chance)
         elif calm:

@@ -14,6 +14,7 @@ class Kind(enum.StrEnum):
     SUBMIT = "submit"
     CANCEL = "cancel"
     OVERSPEND = "overspend"
+    RUSH = "rush"  # spot jobs take what there is, then jobs at the full price come
     DEPOSIT = "deposit"
     # the marketplace's workers
     MATCH = "match"
@@ -40,6 +41,7 @@ _WEIGHTS = {
     Kind.SUBMIT: 9,
     Kind.CANCEL: 2,
     Kind.OVERSPEND: 2,
+    Kind.RUSH: 1,
     Kind.DEPOSIT: 1,
     Kind.MATCH: 11,
     Kind.SWEEP: 8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -71,8 +72,9 @@ def _new_leases(parties: Parties, tables: Tables) -> Iterator[str]:
             (connected,) = tables.all("SELECT connected FROM nodes WHERE node_id = ?", node.id)[0]
             if not connected:
                 yield f"{lease['lease_id']} was granted to {node.id}, which has gone"
-        if lease["price_per_gpu_hour"] != node.offer.price_per_gpu_hour:
-            yield f"{lease['lease_id']} pays {lease['price_per_gpu_hour']}, the offer says {node.offer.price_per_gpu_hour}"
+        asked = node.offer.spot_price_per_gpu_hour if _is_spot(job) else node.offer.price_per_gpu_hour
+        if lease["price_per_gpu_hour"] != asked:
+            yield f"{lease['lease_id']} pays {lease['price_per_gpu_hour']}, the offer says {asked}"
         if (
             job["queue_deadline_ms"] < parties.swept_ms
             and job["state"] == "leased"
@@ -80,6 +82,10 @@ def _new_leases(parties: Parties, tables: Tables) -> Iterator[str]:
         ):
             yield f"{lease['lease_id']} was granted after its job's queue deadline"
         yield from _covered(tables, lease)
+
+
+def _is_spot(job: sqlite3.Row) -> bool:
+    return bool(json.loads(job["spec"]).get("spot"))
 
 
 def _covered(tables: Tables, lease: sqlite3.Row) -> Iterator[str]:

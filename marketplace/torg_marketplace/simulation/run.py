@@ -24,7 +24,7 @@ from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.slash import RESEND_AFTER_MS, advance_slashes
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.rules.policy import MarketPolicy
-from torg_marketplace.simulation.client import make_client
+from torg_marketplace.simulation.client import SimulatedClient, make_client
 from torg_marketplace.simulation.collateral import stake
 from torg_marketplace.simulation.invariants import broken, look
 from torg_marketplace.simulation.node import Character, SimulatedNode, make_node
@@ -43,6 +43,7 @@ POLICY = MarketPolicy(
     settlement_max_age_ms=60_000,
     settlement_threshold=50_000,
     verify_attempts=3,
+    spot_protected_ms=5_000,
 )
 _OPEN = {"wanted", "proposed"}
 _SWEEP_AT_LEAST_EVERY_MS = 15_000
@@ -156,7 +157,10 @@ async def _assemble(world: World, plan: Plan) -> Parties:
         skew_ms = chance.randrange(-90_000, 90_000) if character is Character.SKEWED else 0
         price = PRICE + number * chance.choice([0, 1_000, 400_000])
         slots, gpus = chance.randrange(1, 4), chance.choice([0, 0, 1, 2])
-        nodes.append(make_node(world, price=price, slots=slots, gpus=gpus, character=character, skew_ms=skew_ms))
+        spot = chance.choice([None, price // 2, price // 3, price // 3])
+        node = make_node(world, price=price, slots=slots, gpus=gpus, character=character, skew_ms=skew_ms)
+        node.offer = node.offer.model_copy(update={"spot_price_per_gpu_hour": spot})
+        nodes.append(node)
     for node in nodes[::2]:
         owner = world.randomness.keypair().pubkey()
         amount = chance.choice([5_000, 10**6, 10**9])
@@ -215,16 +219,12 @@ async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]
             await client.cancel(chance)
         case Kind.OVERSPEND:
             return await client.overspend(chance)
+        case Kind.CRASH | Kind.CUT_OFF | Kind.STALL | Kind.DRAIN:
+            await _fail(node, step.kind, chance)
+        case Kind.RUSH:
+            return await _rush(parties, client, chance)
         case Kind.DEPOSIT:
             await client.deposit(chance.randrange(1, 10**6))
-        case Kind.CRASH if node.online:
-            await node.crash(forgets=chance.random() < 0.4, noticed=chance.random() < 0.5)
-        case Kind.CUT_OFF if node.online:
-            await node.cut_off(noticed=chance.random() < 0.5)
-        case Kind.STALL:
-            node.stall(chance.choice([20_000, 45_000, 400_000]))
-        case Kind.DRAIN:
-            node.draining = not node.draining
         case Kind.HAUNT if node.online:
             return await node.haunt(chance)
         case Kind.IMPERSONATE:
@@ -233,6 +233,35 @@ async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]
         case _:
             await _work(parties, step.kind, node, chance)
     return []
+
+
+async def _fail(node: SimulatedNode, kind: Kind, chance: random.Random) -> None:
+    """A node's bad moment."""
+    match kind:
+        case Kind.CRASH if node.online:
+            await node.crash(forgets=chance.random() < 0.4, noticed=chance.random() < 0.5)
+        case Kind.CUT_OFF if node.online:
+            await node.cut_off(noticed=chance.random() < 0.5)
+        case Kind.STALL:
+            node.stall(chance.choice([20_000, 45_000, 400_000]))
+        case Kind.DRAIN:
+            node.draining = not node.draining
+        case _:
+            pass
+
+
+async def _rush(parties: Parties, client: SimulatedClient, chance: random.Random) -> list[str]:
+    said = [problem for _ in range(3) for problem in await client.submit(chance, spot=True)]
+    for _ in range(3):
+        await match_pending(parties.world.market)
+        parties.world.advance(2_000)
+        for node in parties.nodes:
+            if node.online:
+                await node.act(chance)
+    for _ in range(2):
+        said += await client.submit(chance, spot=False)
+        await match_pending(parties.world.market)
+    return said
 
 
 async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: random.Random) -> None:

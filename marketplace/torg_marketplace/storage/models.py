@@ -64,6 +64,7 @@ class JobRow(Base):
     cap: Mapped[Json]  # SignedCap of the submit
     generation: Mapped[int] = mapped_column(default=0)  # fence of the newest lease
     attempts: Mapped[int] = mapped_column(default=0)  # ended leases that count against retry.max_attempts
+    preemptions: Mapped[int] = mapped_column(default=0)
     own_failures: Mapped[int] = mapped_column(default=0)  # against retry.on_failure
     excluded_nodes: Mapped[JsonList] = mapped_column(default=list)  # by what happened; the spec may name more
     paused_nodes: Mapped[Json] = mapped_column(default=dict)  # node -> until_ms, times: `rules/declines.py`
@@ -113,6 +114,8 @@ class LeaseRow(Base):
     max_amount: Mapped[Amount]
     max_duration_ms: Mapped[Ms]
     payout_address: Mapped[Key]
+    spot: Mapped[bool] = mapped_column(default=False)
+    preempted_for: Mapped[str | None] = mapped_column(String(64))  # the job that it makes room for
     cpu_millis: Mapped[int]  # what it takes of its node while it lives
     memory_bytes: Mapped[Ms]
     disk_bytes: Mapped[Ms]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.actors import Client, Node, join, let_pass, make_client, spec
+from tests.support.actors import Client, Node, let_pass, make_client, make_node, spec
 from tests.support.catalogue import metric_spec
 from tests.support.market import World, open_world
 from torg_marketplace.flow.liveness import sweep
@@ -69,6 +69,13 @@ async def lost(world: World, client: Client, node: Node) -> None:
     await let_pass(world, seconds=300)
 
 
+async def preempted(world: World, client: Client, node: Node) -> None:
+    await run_a_minute(world, node)
+    await client.submit(spec())
+    await match_pending(world.market)
+    await node.ok(Released(reason=EndReason.PREEMPTED))
+
+
 async def stale(world: World, client: Client, node: Node) -> None:
     await run_a_minute(world, node)
     node.lease.grant = node.lease.grant.model_copy(update={"fence": 9})
@@ -109,7 +116,7 @@ DRIVES: dict[EndReason, Drive] = {
     EndReason.DECLINED: declined,
     EndReason.START_FAILED: released(EndReason.START_FAILED, started=False),
     EndReason.DRAINED: released(EndReason.DRAINED, started=True),
-    EndReason.PREEMPTED: released(EndReason.PREEMPTED, started=True),
+    EndReason.PREEMPTED: preempted,
     EndReason.HOST_PROTECTION: released(EndReason.HOST_PROTECTION, started=True),
     EndReason.EXPOSURE_LIMIT: released(EndReason.EXPOSURE_LIMIT, started=True),
     EndReason.NODE_LOST: lost,
@@ -126,8 +133,11 @@ LIMITS = {
 async def test_the_code_does_what_the_table_says(tmp_path: Path, reason: EndReason) -> None:
     outcome = OUTCOMES[reason]
     async with open_world(tmp_path) as world:
-        node, client = await join(world, price=PRICE), await make_client(world)
+        node, client = make_node(world, price=PRICE), await make_client(world)
+        node.offer = node.offer.model_copy(update={"spot_price_per_gpu_hour": PRICE})
+        await node.connect()
         members = {"checkpoint": {"enabled": True}, "limits": LIMITS.get(reason, {})}
+        members["spot"] = reason is EndReason.PREEMPTED
         is_measured = reason is EndReason.VERIFICATION_REJECTED
         job = await client.submit(metric_spec(world, **members) if is_measured else spec(**members))
         await match_pending(world.market)
