@@ -24,7 +24,7 @@ from torg.client import AsyncClient
 from torg_host.tunnel.dial import dialled
 from torg_host.tunnel.ssh_keys import ALGORITHMS, private_ssh_key, public_ssh_key
 from torg_protocol.errors import Conflict, Forbidden, TorgError, Unavailable
-from torg_protocol.tunnels import SSH_USER, TunnelOpen, client_path
+from torg_protocol.tunnels import TunnelOpen, client_path, ssh_user
 
 _LOGIN_WITHIN_S, _KEEPALIVE_S = 20, 15
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 10.0
@@ -71,8 +71,8 @@ class Tunnel:
 
 
 @contextlib.asynccontextmanager
-async def open_tunnel(client: AsyncClient, job_id: str) -> AsyncIterator[Tunnel]:
-    """Raises what the marketplace or the node says (NotFound job_unknown, Conflict job_not_running, Unavailable node_away), Forbidden
+async def open_tunnel(client: AsyncClient, job_id: str, task: str | None = None) -> AsyncIterator[Tunnel]:
+    """`task`: of a job of several, the one that is meant; None: the only one that runs, or that declares a port. Raises what the marketplace or the node says (NotFound job_unknown, Conflict job_not_running, Unavailable node_away), Forbidden
     node_key_wrong, Unavailable gateway_unreachable or tunnel_broken."""
     await client.market()  # the pinned one, or an error
     async with dialled(client.config.marketplace_url, client_path(job_id), client.keypair) as line:
@@ -83,7 +83,7 @@ async def open_tunnel(client: AsyncClient, job_id: str) -> AsyncIterator[Tunnel]
                     stream,
                     config=None,
                     host=opened.node,
-                    username=SSH_USER,
+                    username=ssh_user(task),
                     client_keys=[private_ssh_key(client.keypair)],
                     known_hosts=([public_ssh_key(opened.node)], [], []),
                     server_host_key_algs=["ssh-ed25519"],
@@ -118,8 +118,10 @@ async def open_tunnel(client: AsyncClient, job_id: str) -> AsyncIterator[Tunnel]
 class PortForwarding:
     """Local ports that stay open while the tunnel behind them breaks and comes back."""
 
-    def __init__(self, client: AsyncClient, job_id: str, on_change: Callable[[str], None]) -> None:
-        self._client, self._job_id, self._on_change = client, job_id, on_change
+    def __init__(
+        self, client: AsyncClient, job_id: str, on_change: Callable[[str], None], task: str | None = None
+    ) -> None:
+        self._client, self._job_id, self._on_change, self._task = client, job_id, on_change, task
         self._tunnel: asyncio.Future[Tunnel] = asyncio.get_running_loop().create_future()
         self._servers: list[asyncio.Server] = []
 
@@ -147,7 +149,7 @@ class PortForwarding:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                async with open_tunnel(self._client, self._job_id) as tunnel:
+                async with open_tunnel(self._client, self._job_id, self._task) as tunnel:
                     self._tunnel.set_result(tunnel)
                     self._on_change("connected")
                     pause_s = _FIRST_PAUSE_S

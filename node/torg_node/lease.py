@@ -82,6 +82,7 @@ class Lease:
     signed: SignedGrant
     handle: Handle | None = None
     images: dict[str, PreparedImage] = field(default_factory=dict)  # by the name that the spec gives
+    task_handles: dict[str, Handle] = field(default_factory=dict)  # of a job of several tasks: those that run now
     tasks_started_at_ms: int | None = None  # of a job of several tasks: its first container
     exit: Exit | None = None
     outputs: list[OutputFile] = field(default_factory=list)

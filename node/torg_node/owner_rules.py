@@ -98,7 +98,7 @@ def kinds_of(spec: JobSpec) -> frozenset[JobKind]:
     found.add("host-python" if spec.image == "host-python" else "image")
     if spec.network != "none":
         found.add("network")
-    if spec.ports:
+    if spec.declared_ports:
         found.add("service")
     if spec.tasks:
         found.add("tasks")

@@ -12,7 +12,7 @@ from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import Executor, Handle, InsideCommand, InsideProgram
 
 _READ_BYTES = 64 << 10
-_CANNOT_START = 126
+CANNOT_START = 126
 _LOOK_FOR_SIGNALS_S = 0.1
 _SHELL = "command -v bash >/dev/null 2>&1 && exec bash -i; exec sh -i"
 _PASSED_ON = ("LANG", "LC_", "TERM", "COLORTERM")
@@ -30,7 +30,7 @@ class ServedSession:
             self._program = await self._executor.run_inside(self._handle, _command(process))
         except ExecutorError as error:
             process.stderr.write(f"torg: {error.message}\n".encode())
-            process.exit(_CANNOT_START)
+            process.exit(CANNOT_START)
             return
         listening = asyncio.create_task(self._pass_on_input(self._program))
         try:

@@ -23,16 +23,17 @@ from torg_host.tunnel.ssh_keys import ALGORITHMS, private_ssh_key, public_ssh_ke
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import Executor, Handle
 from torg_node.lease import Lease
-from torg_node.ssh_session import ServedSession
+from torg_node.ssh_session import CANNOT_START, ServedSession
 from torg_protocol.errors import Conflict, TorgError, Unavailable
 from torg_protocol.ids import LeaseId
 from torg_protocol.messages import OpenTunnel
-from torg_protocol.tunnels import TunnelOpen, TunnelRefused, node_path
+from torg_protocol.tunnels import TunnelOpen, TunnelRefused, node_path, task_of_user
 
 log = logging.getLogger(__name__)
 TUNNELS_OF_ONE_LEASE = 16
 _TRIES, _FIRST_PAUSE_S = 4, 0.2  # the client waits 15 s
 _LOGIN_WITHIN_S, _KEEPALIVE_S = 15, 15
+_LOOK_FOR_END_S = 0.5
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "")
 
 
@@ -78,17 +79,17 @@ class Tunnels:
     async def _serve(self, line: Dialled, message: OpenTunnel) -> None:
         lease = self._lease_of(message.lease_id)
         refusal = self._refusal(lease, message)
-        if lease is None or lease.handle is None or refusal is not None:
+        if lease is None or refusal is not None:
             problem = (refusal or _not_running(message.lease_id)).to_problem()
             await line.answer(TunnelRefused(problem=problem))
             return
         await line.answer(TunnelOpen(lease_id=lease.id, node=lease.grant.node))
         async with line.as_socket() as stream:
-            server = LeaseServer(self._executor, lease.handle, lease.grant.client)
+            server = LeaseServer(self._executor, lease)
             connection = await serve_ssh(stream, server, self._keypair)
             log.info("%s: its client is connected by a tunnel", lease.id)
             try:
-                await _first_of(connection.wait_closed(), _ended(self._executor, lease.handle))
+                await _first_of(connection.wait_closed(), _ended(self._executor, lease))
             finally:
                 connection.close()
                 await server.close()
@@ -96,7 +97,7 @@ class Tunnels:
                 log.info("%s: a tunnel has ended", lease.id)
 
     def _refusal(self, lease: Lease | None, message: OpenTunnel) -> TorgError | None:
-        if lease is None or lease.handle is None or lease.exit is not None:
+        if lease is None or lease.exit is not None or (lease.handle is None and lease.tasks_started_at_ms is None):
             return _not_running(message.lease_id)
         if sum(lease_id == message.lease_id for lease_id in self._tasks.values()) > TUNNELS_OF_ONE_LEASE:
             return Conflict(
@@ -124,14 +125,16 @@ async def serve_ssh(stream: socket.socket, server: LeaseServer, keypair: Keypair
 
 
 class LeaseServer(asyncssh.SSHServer):
-    """One SSH connection of one lease's client."""
+    """One SSH connection of one lease's client. Who one is, the key says; the user's name says which task is meant."""
 
-    def __init__(self, executor: Executor, handle: Handle, client: str) -> None:
-        self._executor, self._handle = executor, handle
-        self._client_key = public_ssh_key(client)
+    def __init__(self, executor: Executor, lease: Lease) -> None:
+        self._executor, self._lease = executor, lease
+        self._client_key = public_ssh_key(lease.grant.client)
+        self._task: str | None = None
         self._sessions: set[ServedSession] = set()
 
-    def begin_auth(self, username: str) -> bool:  # noqa: ARG002  who one is, the key says
+    def begin_auth(self, username: str) -> bool:
+        self._task = task_of_user(username)
         return True
 
     def public_key_auth_supported(self) -> bool:
@@ -152,14 +155,20 @@ class LeaseServer(asyncssh.SSHServer):
                 asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "only the container's own 127.0.0.1 can be reached"
             )
         try:
-            inside = await self._executor.dial(self._handle, dest_port)
-        except ExecutorError as error:
+            inside = await self._executor.dial(container_of(self._lease, self._task, dest_port), dest_port)
+        except (ExecutorError, Conflict) as error:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, error.message) from error
         _, peer = await asyncio.get_running_loop().create_connection(SSHForwarder, sock=inside)
         return SSHForwarder(peer)
 
     async def run_program(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
-        session = ServedSession(self._executor, self._handle, process)
+        try:
+            handle = container_of(self._lease, self._task)
+        except Conflict as error:
+            process.stderr.write(f"torg: {error.message} {error.hint or ''}\n".encode())
+            process.exit(CANNOT_START)
+            return
+        session = ServedSession(self._executor, handle, process)
         self._sessions.add(session)
         try:
             await session.run()
@@ -170,13 +179,46 @@ class LeaseServer(asyncssh.SSHServer):
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
 
 
+def container_of(lease: Lease, task: str | None, port: int | None = None) -> Handle:
+    """The container that is meant: the job's only one, the named task's, the one that declares the port, the only one that runs. Raises
+    Conflict `task_not_running`, `task_not_named`."""
+    if lease.handle is not None and task is None:
+        return lease.handle
+    running = lease.task_handles
+    if task is not None:
+        if task not in running:
+            names = ", ".join(running) or "none"
+            raise Conflict(
+                f'no task "{task}" runs now',
+                code="task_not_running",
+                field="task",
+                value=task,
+                hint=f"running: {names}",
+            )
+        return running[task]
+    serving = [name for name, declared in lease.spec.declared_ports if declared.port == port and name in running]
+    candidates = serving or list(running)
+    if len(candidates) == 1:
+        return running[candidates[0]]
+    raise Conflict(
+        "which task is meant?" if candidates else "none of the job's tasks runs now",
+        code="task_not_named" if candidates else "task_not_running",
+        field="task",
+        hint=f"name one: --task {' | '.join(candidates)}" if candidates else "try again in a moment",
+    )
+
+
 def _not_running(lease_id: LeaseId) -> TorgError:
     return Conflict("its container does not run", code="job_not_running", field="lease_id", value=lease_id)
 
 
-async def _ended(executor: Executor, handle: Handle) -> None:
-    with contextlib.suppress(ExecutorError):  # it is gone: that is an end too
-        await executor.wait(handle)
+async def _ended(executor: Executor, lease: Lease) -> None:
+    if lease.handle is not None:
+        with contextlib.suppress(ExecutorError):  # it is gone: that is an end too
+            await executor.wait(lease.handle)
+        return
+    while lease.exit is None:  # noqa: ASYNC110  tasks come and go; the tunnel lasts as long as the job
+        await asyncio.sleep(_LOOK_FOR_END_S)
 
 
 async def _first_of(*awaitables: Coroutine[Any, Any, object]) -> None:

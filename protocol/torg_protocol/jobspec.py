@@ -195,7 +195,8 @@ class JobSpec(Strict):
             (not several and not self.command and self.image == HOST_PYTHON, "command", "is missing"),
             (several and self.command, "tasks", "there is a command too; a job has one or the other"),
             (several and (self.args or self.workdir), "tasks", "args and workdir belong to each task here"),
-            (several and self.ports, "ports", "a job of several tasks cannot serve ports yet"),
+            (several and self.ports, "ports", "belong to each task here: write them there"),
+            (len(self.declared_ports) > MAX_PORTS, "tasks", f"more than {MAX_PORTS} ports in all"),
             (
                 several and self.verify.policy != "none",
                 "verify",
@@ -230,6 +231,12 @@ class JobSpec(Strict):
     def images(self) -> tuple[str, ...]:
         """All that its containers run, each once."""
         return tuple(dict.fromkeys(task.image or self.image for task in self.tasks)) or (self.image,)
+
+    @property
+    def declared_ports(self) -> list[tuple[str | None, Port]]:
+        """Each with its task; None: of a job of one command."""
+        found: list[tuple[str | None, Port]] = [(None, port) for port in self.ports]
+        return found + [(task.name, port) for task in self.tasks for port in task.ports]
 
     def without_secrets(self) -> JobSpec:
         return self.model_copy(update={"secrets": None})

@@ -11,6 +11,7 @@ A declared port is ready when its health check has passed: an HTTP status from 2
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -64,6 +65,7 @@ class PortState(BaseModel):
 
     port: int
     name: str | None = None
+    task: str | None = Field(default=None, exclude_if=operator.not_)  # of a job of several: whose it is
     ready: bool
     detail: str = Field(default="", max_length=200)
 

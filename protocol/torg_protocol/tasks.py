@@ -23,6 +23,7 @@ from the start of the first container to the end of the last one.
 from __future__ import annotations
 
 import enum
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
@@ -31,6 +32,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from torg_protocol.expressions import RESULT_NAME, references
 from torg_protocol.inputs import JOB_FOLDERS, MAX_INPUTS, Input
+from torg_protocol.ports import MAX_PORTS, Port, clashes
 from torg_protocol.quantities import CpuMillis, DurationMs, SizeBytes
 from torg_protocol.results import MAX_RESULTS, Result, ShortResult
 from torg_protocol.strict import Strict, check_container_path, check_env
@@ -113,6 +115,7 @@ class Task(Strict):
     `cpus`, `memory`: its part of the job's; default an even share of what the group's other tasks leave.
     `volumes`: which of the job's volumes it sees, and where.
     `inputs`: what the node fetches for this task alone (torg_protocol.inputs); the job's own inputs it sees too.
+    `ports`: on which it serves, in a network of its own: two tasks may serve the same one (torg_protocol.ports).
     `results`: what is cut out of its output at its end, whatever its exit code; `KEY: PATTERN` is short for `{regex: PATTERN}`. They are in the
     job's view. In command, args and env of a later task `${{ tasks.NAME.results.KEY }}` stands for them (torg_protocol.expressions); a task
     whose expression has no value fails with exit code 127.
@@ -136,6 +139,15 @@ class Task(Strict):
     volumes: tuple[VolumeMount, ...] = Field(default=(), max_length=32)
     inputs: tuple[Input, ...] = Field(default=(), max_length=MAX_INPUTS)
     results: dict[str, ShortResult] = Field(default_factory=dict, max_length=MAX_RESULTS)
+    # Came later: left out of the wire form while empty, so that older specs keep their digests.
+    ports: tuple[Port, ...] = Field(default=(), max_length=MAX_PORTS, exclude_if=operator.not_)
+
+    @field_validator("ports")
+    @classmethod
+    def _ports(cls, ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        if problem := clashes(ports):
+            raise ValueError(problem)
+        return ports
 
     @field_validator("results")
     @classmethod

@@ -10,6 +10,7 @@ its own. Whoever carries it sees neither.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
@@ -18,7 +19,8 @@ from torg_protocol.documents import Wire
 from torg_protocol.ids import LeaseId, NodeId
 
 TUNNELS_PATH = "/v1/tunnels"
-SSH_USER = "torg"
+SSH_USER = "torg"  # of a job of several tasks: "torg+NAME" for one of them
+_TASK_USER = re.compile(r"torg\+(.+)")
 
 
 class TunnelOpen(Wire):
@@ -44,3 +46,13 @@ def client_path(job_id: str) -> str:
 
 def node_path(tunnel_id: str) -> str:
     return f"{TUNNELS_PATH}/{tunnel_id}"
+
+
+def ssh_user(task: str | None) -> str:
+    return SSH_USER if task is None else f"{SSH_USER}+{task}"
+
+
+def task_of_user(user: str) -> str | None:
+    """None: no task is named."""
+    found = _TASK_USER.fullmatch(user)
+    return found[1] if found else None

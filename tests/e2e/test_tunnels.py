@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from scripts.market_processes import script
-from tests.support.small_market import SmallMarket, running_market, submit
+from tests.support.small_market import SmallMarket, running_market, submit, submit_raw
 from torg.client import AsyncClient
 from torg_protocol.api import JobView
 from torg_protocol.errors import Conflict
@@ -271,3 +271,40 @@ async def test_nothing_is_left_when_the_job_ends(client: AsyncClient, job: JobVi
             await ask(port, b"x")
         code, _, said_after = await torg(client, "exec", job.job_id, "--", "id")
         assert (code, "job_not_running" in said_after) == (125, True)
+
+
+async def test_tasks_serve_ports_of_their_own_and_each_is_reached_by_its_name(client: AsyncClient) -> None:
+    """After the shared job, which had the node's only slot."""
+    other = SERVER.replace("upper", "title")
+    port = [{"port": 8888, "health": {"tcp": True, "every": "1s"}}]
+    tasks = [
+        {"name": "up", "command": ["python", "-c", SERVER], "ports": port},
+        {"name": "title", "command": ["python", "-c", other], "ports": [*port, {"port": 9}]},
+        {"name": "silent", "command": ["sleep", "600"]},
+    ]
+    job = await submit_raw(
+        client, {"tasks": tasks, "limits": {"max_duration": "10m"}, "resources": {"memory": "256MiB"}}
+    )
+    try:
+        states = dict[tuple[str | None, int], bool]()
+        async with asyncio.timeout(120):
+            while not (states.get(("up", 8888)) and states.get(("title", 8888))):
+                await asyncio.sleep(0.1)
+                leases = (await client.job(job.job_id)).leases
+                states = {(port.task, port.port): port.ready for port in leases[-1].ports} if leases else {}
+        assert states == {("up", 8888): True, ("title", 8888): True, ("title", 9): False}
+
+        for task, answer in (("up", b"ABC"), ("title", b"Abc")):
+            async with forwarding(client, job.job_id, "8888:0", "--task", task) as (port_, _):
+                assert await ask(port_, b"abc") == answer
+        code, out, _ = await torg(client, "exec", job.job_id, "--task", "title", "--", "sh", "-c", "echo $TORG_TASK")
+        assert (code, out) == (0, "title\n")
+        code, _, said = await torg(client, "exec", job.job_id, "--", "id")
+        assert (code, "--task up | title | silent" in said) == (126, True), said
+        code, _, said = await torg(client, "exec", job.job_id, "--task", "none", "--", "id")
+        assert (code, 'no task "none" runs now' in said) == (126, True), said
+        async with forwarding(client, job.job_id, "9:0") as (port_, _):
+            assert await ask(port_, b"x") == b""
+    finally:
+        await client.cancel(job.job_id)
+        await client.wait(job.job_id)

@@ -24,16 +24,23 @@ if TYPE_CHECKING:
     from torg.tunnel import PortPair
 
 _READ_BYTES = 32 << 10
+TASK = click.option("--task", metavar="NAME", help="Of a job of several tasks: which one.")
 
 
 @click.command(name="exec", context_settings={"ignore_unknown_options": True})
 @JOB
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND...")
+@TASK
 @click.option("-i", "--stdin", "with_input", is_flag=True, help="Pass standard input on.")
 @click.option("-t", "--tty", "with_terminal", is_flag=True, help="In a terminal of the container.")
 @command
 async def exec(  # noqa: A001 - the command's name
-    session: Session, job_id: str, program: tuple[str, ...], with_input: bool, with_terminal: bool
+    session: Session,
+    job_id: str,
+    program: tuple[str, ...],
+    task: str | None,
+    with_input: bool,
+    with_terminal: bool,
 ) -> None:
     """Run a command in a running job's container; its exit code becomes this command's.
 
@@ -41,24 +48,26 @@ async def exec(  # noqa: A001 - the command's name
     """
     session.passes_exit_code()
     line = "exec " + shlex.join(program)  # in the shell's place: signals are the program's alone
-    sys.exit(await _run_inside(session, job_id, line, with_input=with_input, with_terminal=with_terminal))
+    sys.exit(await _run_inside(session, job_id, task, line, with_input=with_input, with_terminal=with_terminal))
 
 
 @click.command()
 @JOB
+@TASK
 @command
-async def ssh(session: Session, job_id: str) -> None:
+async def ssh(session: Session, job_id: str, task: str | None) -> None:
     """A shell in a running job's container."""
     session.passes_exit_code()
     is_terminal = sys.stdin.isatty()
-    sys.exit(await _run_inside(session, job_id, None, with_input=True, with_terminal=is_terminal))
+    sys.exit(await _run_inside(session, job_id, task, None, with_input=True, with_terminal=is_terminal))
 
 
 @click.command(name="port-forward")
 @JOB
 @click.argument("ports", nargs=-1, metavar="[PORT[:LOCAL]]...")
+@TASK
 @command
-async def port_forward(session: Session, job_id: str, ports: tuple[str, ...]) -> None:
+async def port_forward(session: Session, job_id: str, ports: tuple[str, ...], task: str | None) -> None:
     """Reach ports of a running job at this computer's 127.0.0.1, until Ctrl-C or the job's end.
 
     PORT is the job's, LOCAL this computer's (default: the same; 0: any that is free). Without PORT: all that its job file declares.
@@ -70,8 +79,9 @@ async def port_forward(session: Session, job_id: str, ports: tuple[str, ...]) ->
         job_id = await resolve(client, job_id)
         job = await client.job(job_id)
         if not pairs:
-            pairs = _declared(job_id, [port.port for port in job.spec.ports])
-        forwarding = PortForwarding(client, job_id, session.hint)
+            declared = [port.port for owner, port in job.spec.declared_ports if task in {None, owner}]
+            pairs = _declared(job_id, list(dict.fromkeys(declared)))
+        forwarding = PortForwarding(client, job_id, session.hint, task)
         try:
             found = await forwarding.listen(pairs)
             lines = [f"127.0.0.1:{pair.local} is port {pair.remote} of {job_id}" for pair in found]
@@ -109,12 +119,14 @@ def _declared(job_id: str, ports: list[int]) -> list[PortPair]:
     return [PortPair(port, port) for port in ports]
 
 
-async def _run_inside(session: Session, job_id: str, line: str | None, *, with_input: bool, with_terminal: bool) -> int:
+async def _run_inside(
+    session: Session, job_id: str, task: str | None, line: str | None, *, with_input: bool, with_terminal: bool
+) -> int:
     from torg.tunnel import open_tunnel
 
     async with session.client() as client:
         job_id = await resolve(client, job_id)
-        async with open_tunnel(client, job_id) as tunnel:
+        async with open_tunnel(client, job_id, task) as tunnel:
             terminal = (os.environ.get("TERM", "xterm"), *_terminal_size()) if with_terminal else None
             process = await tunnel.start(line, terminal=terminal)
             with _raw_terminal() if with_terminal else contextlib.nullcontext(), _passing_on(process, with_terminal):

@@ -52,7 +52,7 @@ def assembled(
 ) -> Translation:
     """`around`: further fields of the job. `apart`: why several containers lose something by having networks of their own."""
     alone = len(containers) == 1
-    if alone and (containers[0].ports or not containers[0].needs_a_task):
+    if alone and not containers[0].needs_a_task:
         job, origins = _one(containers[0], drops)
     else:
         job, origins = _several(containers, list(volumes), drops)
@@ -64,19 +64,18 @@ def assembled(
 
 
 def _one(container: Container, drops: Drops) -> tuple[dict[str, Any], dict[str, str]]:
-    if container.volumes:
-        drops.lose(
-            f"{container.path}.volumes",
-            [item["path"] for item in container.volumes],
-            "what serves ports has no volumes",
-        )
-    if container.restart:
-        drops.lose(f"{container.path}.restart", container.restart, "what serves ports is not started again")
-    for _, path in container.ports[_MOST_PORTS:]:
+    job = dict(container.fields)
+    origins = _serve(job, container, drops, _MOST_PORTS, "") if container.ports else {}
+    return job, {**_origins(container), **origins}
+
+
+def _serve(made: dict[str, Any], container: Container, drops: Drops, most: int, prefix: str) -> dict[str, str]:
+    """Its ports, up to what a job may serve; and where they came from."""
+    for _, path in container.ports[most:]:
         drops.lose(path, "", f"a job serves at most {_MOST_PORTS} ports")
-    ports = [port for port, _ in container.ports[:_MOST_PORTS]]
-    origins = {f"ports.{number}": path for number, (_, path) in enumerate(container.ports)}
-    return {**container.fields, **({"ports": ports} if ports else {})}, {**_origins(container), **origins}
+    if taken := container.ports[:most]:
+        made["ports"] = [port for port, _ in taken]
+    return {f"{prefix}ports.{number}": path for number, (_, path) in enumerate(taken)}
 
 
 def _several(
@@ -99,8 +98,9 @@ def _several(
         tasks.append(task)
         origins |= {f"tasks.{number}.{ours}": theirs for ours, theirs in _origins(container).items()}
         origins[f"tasks.{number}"] = container.path
-        for port, path in container.ports:
-            drops.lose(path, port["port"], "a job of several tasks cannot serve ports yet")
+        if container.ports:
+            left = _MOST_PORTS - sum(len(item.get("ports", ())) for item in tasks)
+            origins |= _serve(task, container, drops, left, f"tasks.{number}.")
     used = {mount["volume"] for container in containers for mount in container.volumes}
     made = {name_of(volume): dict[str, Any]() for volume in volumes if volume in used}
     return {"tasks": tasks, **({"volumes": made} if made else {})}, origins

@@ -51,11 +51,11 @@ def translate(raw: dict[str, Any]) -> Translation:
 
 
 def _is_one_container(definition: Definition) -> bool:
-    """A job of one container can serve ports; as a task it can start again, have volumes and results, and know its job."""
+    """As a task it can start again, have volumes and results, and know its job."""
     runs = [operation for _, operation in definition.runs()]
     first, args = runs[0], runs[0].args
     needs_task = args.volumes or args.restart_policy not in (None, "no") or first.results or has_literals(first)
-    return len(runs) == 1 and (bool(args.expose) or not needs_task)
+    return len(runs) == 1 and not needs_task
 
 
 def _most_at_once(definition: Definition) -> int:

@@ -22,7 +22,7 @@ from torg.importers.nosana_schema import (
     RestartOnFailure,
     RunOperation,
 )
-from torg.importers.nosana_values import has_literals, inputs_of, results_of, results_wanted, with_expressions
+from torg.importers.nosana_values import inputs_of, results_of, results_wanted, with_expressions
 from torg.importers.translation import Drops, name_of
 
 _MOST_PORTS = 16  # of a job
@@ -34,19 +34,9 @@ Part = tuple[dict[str, Any], dict[str, str]]  # of a job file, and where its fie
 def job_of_one(number: int, operation: RunOperation, definition: Definition, drops: Drops) -> Part:
     args, here = operation.args, f"ops.{number}"
     job, origins = _container(number, operation, definition.shared, drops)
-    if has_literals(operation):
-        drops.lose(f"{here}.args", "%%...%%", "what serves ports cannot have what only the run knows")
-    if operation.results:
-        drops.lose(f"{here}.results", list(operation.results), "what serves ports gives no results")
     if operation.execution.timeout is not None:
         job["limits"] = {"max_duration": f"{math.ceil(operation.execution.timeout)}s"}
         origins["limits.max_duration"] = f"{here}.execution.timeout"
-    if args.restart_policy not in (None, "no"):
-        drops.lose(
-            f"{here}.args.restart_policy", _policy_text(args.restart_policy), "what serves ports is not started again"
-        )
-    if args.volumes:
-        drops.lose(f"{here}.args.volumes", [volume.name for volume in args.volumes], "what serves ports has no volumes")
     if ports := list(_ports(operation, f"{here}.args.expose", drops)):
         job["ports"] = ports
         origins["ports"] = f"{here}.args.expose"
@@ -60,17 +50,18 @@ def job_of_tasks(definition: Definition, drops: Drops) -> Part:
         _unique([op.id for op in definition.ops]),
         _unique([op.args.name for _, op in definition.volumes()]),
     )
-    tasks, origins = [], dict[str, str]()
+    tasks, origins, served = [], dict[str, str](), 0
     for position, (number, operation) in enumerate(definition.runs()):
         task, fields = _task(number, operation, definition, names, volumes, drops)
         tasks.append({"name": names[operation.id], **task})
         origins |= {f"tasks.{position}.{ours}": theirs for ours, theirs in fields.items()}
         origins[f"tasks.{position}"] = f"ops.{number}"
-        if operation.args.expose:
-            path = f"ops.{number}.args.expose"
-            drops.lose(
-                path, _ports_text(operation), "a job of several tasks cannot serve ports yet, nor wait for their health"
-            )
+        path = f"ops.{number}.args.expose"
+        if ports := list(_ports(operation, path, drops, _MOST_PORTS - served)):
+            tasks[-1]["ports"], served = ports, served + len(ports)
+            origins[f"tasks.{position}.ports"] = path
+        if operation.args.private:
+            drops.remark(f"ops.{number}.args.private", True, "here nobody but you reaches a job's ports")
     return {"tasks": tasks, **({"volumes": {name: {} for name in volumes.values()}} if volumes else {})}, origins
 
 
@@ -95,6 +86,7 @@ def _task(
     drops: Drops,
 ) -> Part:
     shared = definition.shared
+    checked = {one.id for _, one in definition.runs() for port in one.args.expose if getattr(port, "health_checks", ())}
     task, origins = _container(number, operation, shared, drops)
     task = with_expressions(task, origins, names, drops)
     args, execution, here = operation.args, operation.execution, f"ops.{number}"
@@ -107,6 +99,11 @@ def _task(
         wanted = results_wanted(operation)  # which are there once the other one has ended
         until = {other: "succeeded" if other in wanted else "started" for other in execution.depends_on}
         task["depends_on"] = [{"task": names[other], "until": until[other]} for other in execution.depends_on]
+        for place, other in enumerate(execution.depends_on):
+            if other in checked and until[other] == "started":
+                drops.lose(
+                    f"{here}.execution.depends_on.{place}", other, "it starts with the other one, healthy or not"
+                )
     if execution.timeout is not None:
         task["timeout"] = f"{math.ceil(execution.timeout)}s"
     if args.restart_policy not in (None, "no"):
@@ -178,11 +175,14 @@ def port_numbers(item: Any) -> range:
     return range(0)
 
 
-def _ports(operation: RunOperation, path: str, drops: Drops) -> Iterator[dict[str, Any]]:
+def _ports(operation: RunOperation, path: str, drops: Drops, most: int = _MOST_PORTS) -> Iterator[dict[str, Any]]:
     made = 0
     for place, item in enumerate(operation.args.expose):
         here, numbers = f"{path}.{place}", port_numbers(item)
-        if made + len(numbers) > _MOST_PORTS:
+        if not numbers:
+            drops.lose(here, _port_text(item), "which ports a job serves is known before it runs")
+            continue
+        if made + len(numbers) > most:
             drops.lose(here, _port_text(item), f"a job serves at most {_MOST_PORTS} ports")
             continue
         made += len(numbers)
@@ -206,10 +206,6 @@ def _health(port: ExposedPort, path: str, drops: Drops) -> dict[str, Any] | None
             kind = f"{check.method} {check.path}" if isinstance(check, HttpCheck) else check.type
             drops.remark(here, kind, "a port has one health check: GET, or an accepted connection")
     return found
-
-
-def _ports_text(operation: RunOperation) -> str:
-    return ", ".join(_port_text(item) for item in operation.args.expose)
 
 
 def _port_text(item: Any) -> str:

@@ -41,8 +41,8 @@ async def on_ports(unit: Unit, node_id: NodeId, state: PortsState) -> None:
     """What is said of ports that the job does not declare is dropped; no news is no event."""
     lease = await _live_lease(unit, node_id, state.lease_id, state.fence)
     job = await job_row(unit, lease.job_id)
-    declared = {port.port for port in spec_of(job).ports}
-    ports = [port.model_dump() for port in state.ports if port.port in declared]
+    declared = {(task, port.port) for task, port in spec_of(job).declared_ports}
+    ports = [port.model_dump() for port in state.ports if (port.task, port.port) in declared]
     if ports == lease.ports:
         return
     lease.ports = ports

@@ -15,55 +15,81 @@ _FIRST_PAUSE_S, _LONGEST_START_PAUSE_S = 0.2, 2.0  # while a server starts it is
 _FAILURES_TO_DOUBT = 3  # in a row, of a port that was ready
 _SEND_AGAIN_S = 1.0
 _DETAIL_CHARACTERS = 200
+_NOT_RUNNING = "its container does not run"
 
 
-async def watch_ports(lease: Lease, handle: Handle, ended: asyncio.Event) -> None:
-    """Until `ended`. A job that declares none costs nothing."""
-    if not lease.spec.ports:
-        return
-    states = {port.port: PortState(port=port.port, name=port.name, ready=False, detail="") for port in lease.spec.ports}
-    changed = asyncio.Event()
-    changed.set()
-    watching = [
-        asyncio.create_task(_watch(lease.node.executor, handle, port, states, changed)) for port in lease.spec.ports
-    ]
-    telling = asyncio.create_task(_tell(lease, states, changed))
-    try:
-        await ended.wait()
-    finally:
-        for task in (*watching, telling):
-            task.cancel()
-        await asyncio.gather(*watching, telling, return_exceptions=True)
+class PortWatch:
+    """The declared ports of one lease; each container's are watched by `watch`, and `tell` tells of all. One that declares none costs nothing."""
 
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._states = {
+            (task, port.port): PortState(port=port.port, name=port.name, task=task, ready=False)
+            for task, port in lease.spec.declared_ports
+        }
+        self._changed = asyncio.Event()
+        if self._states:
+            self._changed.set()
 
-async def _watch(
-    executor: Executor, handle: Handle, port: Port, states: dict[int, PortState], changed: asyncio.Event
-) -> None:
-    failures, pause_s = 0, _FIRST_PAUSE_S
-    while True:
-        problem = await find_problem(executor, handle, port)
-        before = states[port.port]
-        failures = 0 if problem is None else failures + 1
-        ready = problem is None or (before.ready and failures < _FAILURES_TO_DOUBT)
-        found = before.model_copy(update={"ready": ready, "detail": "" if ready else (problem or "")})
+    async def run(self, handle: Handle, ended: asyncio.Event) -> None:
+        """Of a job of one container."""
+        await asyncio.gather(self.watch(None, handle, ended), self.tell(ended))
+
+    async def watch(self, task: str | None, handle: Handle, ended: asyncio.Event) -> None:
+        """Those of this container, until `ended`; then they are not ready."""
+        ports = [port for owner, port in self._lease.spec.declared_ports if owner == task]
+        watching = [asyncio.create_task(self._watch(task, port, handle)) for port in ports]
+        try:
+            await ended.wait()
+        finally:
+            for one in watching:
+                one.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
+            for port in ports:
+                self._found(task, port, ready=False, detail=_NOT_RUNNING)
+
+    async def tell(self, ended: asyncio.Event) -> None:
+        """The market, of each change; until `ended`."""
+        telling = asyncio.create_task(self._tell())
+        try:
+            await ended.wait()
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    async def _watch(self, task: str | None, port: Port, handle: Handle) -> None:
+        failures, pause_s = 0, _FIRST_PAUSE_S
+        while True:
+            problem = await find_problem(self._lease.node.executor, handle, port)
+            failures = 0 if problem is None else failures + 1
+            was_ready = self._states[task, port.port].ready
+            ready = problem is None or (was_ready and failures < _FAILURES_TO_DOUBT)
+            self._found(task, port, ready=ready, detail="" if ready else (problem or ""))
+            every_s = port.health.every / 1000
+            await asyncio.sleep(every_s if ready else min(pause_s, every_s))
+            pause_s = _FIRST_PAUSE_S if ready else min(pause_s * 1.5, _LONGEST_START_PAUSE_S)
+
+    def _found(self, task: str | None, port: Port, *, ready: bool, detail: str) -> None:
+        before = self._states[task, port.port]
+        found = before.model_copy(update={"ready": ready, "detail": detail})
         if found != before:
-            states[port.port] = found
-            changed.set()
-        every_s = port.health.every / 1000
-        await asyncio.sleep(every_s if ready else min(pause_s, every_s))
-        pause_s = _FIRST_PAUSE_S if ready else min(pause_s * 1.5, _LONGEST_START_PAUSE_S)
+            self._states[task, port.port] = found
+            self._changed.set()
 
-
-async def _tell(lease: Lease, states: dict[int, PortState], changed: asyncio.Event) -> None:
-    while True:
-        await changed.wait()
-        changed.clear()
-        message = PortsState(
-            lease_id=lease.id, fence=lease.grant.fence, at_ms=lease.node.now_ms(), ports=tuple(states.values())
-        )
-        if not await lease.node.send(message):
-            changed.set()
-            await asyncio.sleep(_SEND_AGAIN_S)
+    async def _tell(self) -> None:
+        lease = self._lease
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            message = PortsState(
+                lease_id=lease.id,
+                fence=lease.grant.fence,
+                at_ms=lease.node.now_ms(),
+                ports=tuple(self._states.values()),
+            )
+            if not await lease.node.send(message):
+                self._changed.set()
+                await asyncio.sleep(_SEND_AGAIN_S)
 
 
 async def find_problem(executor: Executor, handle: Handle, port: Port) -> str | None:

@@ -15,6 +15,7 @@ from torg_node.clock import on_line
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import Exit, ExitReason, Handle
 from torg_node.lease import Lease, LeaseEnded
+from torg_node.steps.ports import PortWatch
 from torg_node.steps.start_container import say_started
 from torg_node.steps.streams import follow_logs
 from torg_node.steps.task_containers import filled_in, keep_logs, launch_of_task, proxy_of_task, read_results
@@ -38,7 +39,8 @@ class RunTasks:
             if lease.started_at_ms is None:
                 lease.check_not_stopped()
             await crew.act()
-            lease.exit = await watched(lease, crew.run_to_end(), crew.stop, asyncio.Event())
+            ended = asyncio.Event()
+            lease.exit = await watched(lease, crew.run_to_end(), crew.stop, ended, crew.ports.tell(ended))
         finally:
             await crew.detach()
 
@@ -73,6 +75,7 @@ class Crew:
         self._last: dict[str, Exit] = {}
         self._results = self._journal.tasks.results(lease.id)
         self._running: dict[str, Running] = {}
+        self.ports = PortWatch(lease)
         self._stopping = asyncio.Event()
         self._time_is_up = False
 
@@ -213,6 +216,7 @@ class Crew:
         if self._states[task.name] is not TaskState.RUNNING:
             await self._move(task, TaskState.RUNNING)
         running = Running(task, run, handle)
+        self._lease.task_handles[task.name] = handle
         running.waiter = asyncio.create_task(self._wait_for(running), name=f"{self._lease.id} {task.name}")
         self._running[task.name] = running
 
@@ -222,14 +226,16 @@ class Crew:
         following = asyncio.create_task(
             follow_logs(lease, running.handle, ended, task=running.task.name, run=running.run)
         )
+        watching = asyncio.create_task(self.ports.watch(running.task.name, running.handle, ended))
         try:
             ended_by_host_clock = await lease.node.executor.wait(running.handle)
             found = on_line(ended_by_host_clock, running.handle.started_at_ms)
             ended.set()
-            await following
+            await asyncio.gather(following, watching)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for beside in (following, watching):
+                beside.cancel()
+            await asyncio.gather(following, watching, return_exceptions=True)
         await keep_logs(lease, running.task.name, running.run, running.handle)
         return found
 
@@ -270,6 +276,7 @@ class Crew:
     async def _on_container_ended(self, running: Running) -> None:
         task, ended = running.task, running.waiter.result()
         del self._running[task.name]
+        self._lease.task_handles.pop(task.name, None)
         if ended.reason is ExitReason.MAX_DURATION:
             if task.timeout is not None and running.handle.started_at_ms + task.timeout < self._deadline_ms:
                 detail = f"it ran into its timeout of {task.timeout / 1000:g} s"

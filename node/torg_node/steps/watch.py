@@ -14,7 +14,7 @@ from torg_node.executors.port import Exit
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.metering import budget_ms
 from torg_node.steps.checkpoints import CheckpointKeeper
-from torg_node.steps.ports import watch_ports
+from torg_node.steps.ports import PortWatch
 from torg_node.steps.streams import follow_logs, follow_progress
 from torg_node.usage import claim_usage
 from torg_protocol.states import EndReason, LeaseState
@@ -38,7 +38,7 @@ class Watch:
             stop,
             ended,
             follow_logs(lease, handle, ended),
-            watch_ports(lease, handle, ended),
+            PortWatch(lease).run(handle, ended),
         )
         lease.exit = on_line(ended_by_host_clock, handle.started_at_ms)
 

@@ -145,7 +145,7 @@ def test_literals_become_expressions_and_wait_for_what_they_need() -> None:
         ({"entrypoint": ["__remove-if-empty__", "%%ops.a.results.k%%"]}, "ops.1.args.entrypoint"),
         ({"image": "%%ops.a.results.k%%"}, "ops.1.args.image"),
         ({"resources": [{"__spread__": "%%ops.a.results.k%%"}]}, "ops.1.args.resources.0"),
-        ({"expose": [{"__spread__": "%%ops.a.results.k%%"}]}, "ops.1.args.expose"),
+        ({"expose": [{"__spread__": "%%ops.a.results.k%%"}]}, "ops.1.args.expose.0"),
     ],
 )
 def test_what_only_the_run_can_fill_in_is_lost(fields: dict[str, Any], path: str) -> None:
@@ -214,9 +214,6 @@ def test_remarks_do_not_stop_a_job_but_are_told() -> None:
     ("fields", "path"),
     [
         ({"authentication": {"docker": {"username": "u", "password": "p"}}}, "ops.0.args.authentication"),
-        ({"restart_policy": "always", "expose": 80}, "ops.0.args.restart_policy"),
-        ({"results": {"k": "x"}, "expose": 80}, "ops.0.results"),
-        ({"cmd": ["%%global.job%%"], "expose": 80}, "ops.0.args"),
         ({"execution": {"stop_if_dependent_stops": True}}, "ops.0.execution.stop_if_dependent_stops"),
         (
             {"resources": [{"type": "HF", "repo": "a/b", "target": "/m", "accessToken": "t"}]},
@@ -301,9 +298,31 @@ def test_exposed_ports_with_their_checks() -> None:
     assert [item.path for item in translation.dropped] == ["ops.0.args.expose.2.health_checks.0", "network"]
 
 
-def test_ports_that_are_too_many_or_of_several_operations_are_lost() -> None:
+def test_ports_of_several_operations_are_their_tasks_and_too_many_are_lost() -> None:
     assert lost(definition(op(expose="8000-8100"))) == ["ops.0.args.expose.0"]
-    assert lost(definition(op("a", expose=80), op("b"))) == ["ops.0.args.expose"]
+    raw = definition(op("a", expose=80), op("b", expose=[80, "90-91"]), op("c", expose="100-114"))
+    assert lost(raw) == ["ops.2.args.expose.0"]
+    spec = load_job_spec(translated(raw).spec)
+    assert [(task, port.port) for task, port in spec.declared_ports] == [("a", 80), ("b", 80), ("b", 90), ("b", 91)]
+
+
+def test_what_serves_may_start_again_have_volumes_and_results_and_know_its_job() -> None:
+    more = {"restart_policy": "always", "results": {"k": "x"}, "cmd": ["%%global.job%%"]}
+    raw = definition(op(expose=80, **more))
+    spec = load_job_spec(translated(raw).spec)
+    assert lost(raw) == []
+    assert [port.port for port in spec.tasks[0].ports] == [80]
+    assert spec.tasks[0].restart.policy == "always"
+
+
+def test_who_waits_for_a_health_check_starts_earlier_here_and_that_is_said() -> None:
+    checked = {
+        "port": 80,
+        "health_checks": [{"type": "http", "method": "GET", "path": "/", "expected_status": 200, "continuous": False}],
+    }
+    group = {"group": "g"}
+    raw = definition(op("a", expose=[checked], execution=group), op("b", execution={**group, "depends_on": ["a"]}))
+    assert lost(raw) == ["ops.1.execution.depends_on.0"]
 
 
 def test_a_timeout_is_the_longest_duration() -> None:
@@ -381,11 +400,11 @@ def test_a_job_file_of_ours_is_left_alone(tmp_path: Path) -> None:
 def test_what_lost_meaning_is_not_submitted_unless_that_is_allowed(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    (tmp_path / "n.json").write_text(json.dumps(definition(op(restart_policy="always", expose=80))))
+    (tmp_path / "n.json").write_text(json.dumps(definition(op(expose="8000-8100"))))
     spec_file = read_spec_file(tmp_path / "n.json")
 
     assert spec_file.check().image == "ubuntu"
-    with pytest.raises(Invalid, match="is not started again") as refused:
+    with pytest.raises(Invalid, match="at most 16 ports") as refused:
         spec_file.with_workspace(None, 0)
-    assert (refused.value.code, refused.value.field) == ("import_incomplete", "ops.0.args.restart_policy")
+    assert (refused.value.code, refused.value.field) == ("import_incomplete", "ops.0.args.expose.0")
     assert replace(spec_file, allow_dropped=True).with_workspace(None, 0).image == "ubuntu"
