@@ -30,6 +30,7 @@ from torg_node.executors.probes import check_walls, with_egress, with_own_root
 from torg_node.hardware.health import KernelLog
 from torg_node.hardware.inventory import capacity_of, take_inventory
 from torg_node.hardware.nvidia import GpuFacts, Nvidia
+from torg_node.hardware.rapl import Rapl
 from torg_node.hardware.sensors import Sensors
 from torg_node.hardware.survey import describe, disagreements
 from torg_node.journal import Journal
@@ -135,7 +136,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     for doubt in disagreements(units):
         logging.getLogger(__name__).warning("hardware: %s", doubt)
     inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, units)
-    sensors, reservations = Sensors(nvidia, units, KernelLog()), _ledger(settings, inventory, units)
+    sensors, reservations = Sensors(nvidia, units, KernelLog(), Rapl()), _ledger(settings, inventory, units)
     agent = Agent(settings, keypair, journal, executor, capabilities, inventory, reservations, sensors, clock)
     stop_metrics = _serve_metrics(settings, agent, reservations.capacity)
     stop = asyncio.Event()

@@ -106,6 +106,7 @@ class Agent:
             chain=self._chain,
             reservations=reservations,
             gpu_energy_mj=sensors.gpu_energy_mj,
+            cpu_energy=sensors.cpu_energy,
             offer=lambda: self._offer.offer,
             send=self._link.send,
             now_ms=wall_ms,

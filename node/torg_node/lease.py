@@ -18,6 +18,7 @@ from torg_node.allocation import Assignment, Claim
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.cache import Cache
 from torg_node.executors.port import Executor, Exit, Handle, PreparedImage
+from torg_node.hardware.rapl import CpuEnergy
 from torg_node.journal import Journal
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
@@ -68,6 +69,7 @@ class Node:
     chain: ChainClient
     reservations: Reservations
     gpu_energy_mj: Callable[[Sequence[str]], dict[str, int]]  # by UUID; blocks
+    cpu_energy: Callable[[], CpuEnergy | None]  # blocks
     offer: Callable[[], Offer]
     send: Callable[[BaseModel], Awaitable[bool]]
     now_ms: Callable[[], int]

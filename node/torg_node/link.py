@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from torg_protocol.httpsig import RequestParts, sign_request
 from torg_protocol.messages import CHANNEL_PATH, TO_NODE, Hello, Refused, ToNode, Welcome
-from torg_protocol.versions import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, SPOKEN, UNKNOWN, is_spoken_in
+from torg_protocol.versions import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, SPOKEN, UNKNOWN, is_spoken_in, unknown_to
 
 log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 20.0
@@ -54,7 +54,7 @@ class Link:
         if not is_spoken_in(getattr(message, "type", ""), self._version):
             return True
         try:
-            await self._connection.send(message.model_dump_json())
+            await self._connection.send(message.model_dump_json(exclude=unknown_to(self._version)))
         except ConnectionClosed:
             return False
         return True

@@ -76,6 +76,8 @@ class ResourceUse(Wire):
     egress_sent_bytes: int | None = Field(default=None, ge=0, exclude_if=_is_none)
     egress_received_bytes: int | None = Field(default=None, ge=0, exclude_if=_is_none)
     gpu_energy_mj: int | None = Field(default=None, ge=0, exclude_if=_is_none)  # millijoules, all its GPUs together
+    # Of the host's processors as a whole while the lease ran: what else ran there is in it.
+    cpu_energy_mj: int | None = Field(default=None, ge=0, exclude_if=_is_none)
 
 
 class Timeline(Wire):

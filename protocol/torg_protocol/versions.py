@@ -11,6 +11,8 @@ Conversations that were recorded with older releases are replayed by the tests (
 
 from __future__ import annotations
 
+from typing import Any
+
 from torg_protocol.errors import Invalid
 
 PROTOCOL_VERSION = 2
@@ -21,6 +23,8 @@ TOO_OLD, UNKNOWN = "protocol_version_too_old", "protocol_version_unknown"
 
 SINCE = {"refund": 2}
 """Types of messages by the version that brought them; what is not named has been there from the first."""
+
+_NOT_YET: dict[int, dict[str, Any]] = {1: {"body": {"use": {"cpu_energy_mj"}}}}
 
 
 def version_of_connection(newest_of_node: int) -> int:
@@ -48,6 +52,11 @@ def version_of_connection(newest_of_node: int) -> int:
             spoken=list(SPOKEN),
         )
     return newest_of_node
+
+
+def unknown_to(version: int) -> dict[str, Any]:
+    """Fields that are left out of every message to an older party, as pydantic's `exclude`. None of them is signed."""
+    return _NOT_YET.get(version, {})
 
 
 def is_spoken_in(message_type: str, version: int) -> bool:

@@ -1,4 +1,4 @@
-"""What this host's GPUs tell about themselves while the agent lives: one look at NVML and at the kernel's log."""
+"""What this host tells about itself while the agent lives: one look at NVML, at the kernel's log and at the processors' energy counters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torg_node.hardware.health import KernelLog, broken_xids, is_throttled, why_unfit
 from torg_node.hardware.nvidia import GpuFacts, GpuReading, Nvidia
+from torg_node.hardware.rapl import CpuEnergy, Rapl
 
 log = logging.getLogger(__name__)
 
@@ -14,14 +15,17 @@ log = logging.getLogger(__name__)
 class Sensors:
     """Of the GPUs that were there at start. `look` blocks: call it from a thread, one call at a time."""
 
-    def __init__(self, nvidia: Nvidia | None, units: Sequence[GpuFacts], kernel_log: KernelLog) -> None:
-        self._nvidia, self._kernel_log = nvidia, kernel_log
+    def __init__(
+        self, nvidia: Nvidia | None, units: Sequence[GpuFacts], kernel_log: KernelLog, rapl: Rapl | None = None
+    ) -> None:
+        self._nvidia, self._kernel_log, self._rapl = nvidia, kernel_log, rapl
         self._at_address = {unit.pci_address: _physical(unit) for unit in units if unit.pci_address is not None}
         self._uuids = tuple(dict.fromkeys(_physical(unit) for unit in units))
         self._throttled: set[str] = set()
 
     def look(self) -> dict[str, str]:
         """Reason by UUID, for physical GPUs that should take no more work."""
+        self.cpu_energy()
         if self._nvidia is None or not self._uuids:
             return {}
         unfit: dict[str, str] = {}
@@ -33,6 +37,10 @@ class Sensors:
             if address in self._at_address:
                 unfit[self._at_address[address]] = reason  # more telling than what follows from it
         return unfit
+
+    def cpu_energy(self) -> CpuEnergy | None:
+        """Of this host's processors as a whole; None where that is not counted."""
+        return None if self._rapl is None else self._rapl.look()
 
     def gpu_energy_mj(self, uuids: Sequence[str]) -> dict[str, int]:
         """See `Nvidia.energy_mj`. Blocks."""

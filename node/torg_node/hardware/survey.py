@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torg_node.hardware.nvidia import GpuFacts
+from torg_node.hardware.rapl import Rapl
 from torg_protocol.offers import Inventory
 
 UNKNOWN = "not established"
@@ -19,6 +20,7 @@ _ROOT = Path("/")
 def describe(inventory: Inventory, units: Sequence[GpuFacts], root: Path = _ROOT) -> dict[str, str]:
     """One line per part."""
     lines = {
+        "cpu energy": "counted (RAPL)" if Rapl(root).is_there else "not counted: no RAPL here, or not for this user",
         "cpu": f"{inventory.cpu_model or UNKNOWN}, {inventory.cpu_millis // 1000} cores for this agent",
         "memory": _gib(inventory.memory_bytes),
         "disk for leases": _gib(inventory.disk_bytes),

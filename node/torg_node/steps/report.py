@@ -8,7 +8,7 @@ from torg_node.egress.process import read_use
 from torg_node.executors.port import Exit, ExitReason
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.sealing import for_client
-from torg_node.steps.energy import energy_used_mj
+from torg_node.steps.energy import cpu_energy_used_mj, energy_used_mj
 from torg_node.steps.streams import send_rest_of_logs
 from torg_node.steps.task_containers import egress_folders, stored_logs
 from torg_node.usage import claim_usage
@@ -89,6 +89,7 @@ async def _use(lease: Lease) -> ResourceUse | None:
         egress_sent_bytes=sum(use.sent_bytes for use in found) if found else None,
         egress_received_bytes=sum(use.received_bytes for use in found) if found else None,
         gpu_energy_mj=await energy_used_mj(lease),
+        cpu_energy_mj=await cpu_energy_used_mj(lease),
     )
     return measured if measured != ResourceUse() else None
 

@@ -19,7 +19,13 @@ from torg_protocol.messages import (
     Welcome,
 )
 from torg_protocol.usage import verify_receipt
-from torg_protocol.versions import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, is_spoken_in, version_of_connection
+from torg_protocol.versions import (
+    OLDEST_PROTOCOL_VERSION,
+    PROTOCOL_VERSION,
+    is_spoken_in,
+    unknown_to,
+    version_of_connection,
+)
 
 RECORDED = Path(__file__).parent / "recorded" / f"version-{OLDEST_PROTOCOL_VERSION}.txt"
 
@@ -80,3 +86,14 @@ def test_a_kind_of_message_is_said_only_to_who_knows_it() -> None:
     assert is_spoken_in("grant", OLDEST_PROTOCOL_VERSION)
     assert is_spoken_in("refund", 2)
     assert not is_spoken_in("refund", 1)
+
+
+def test_a_field_that_an_older_party_does_not_know_is_not_said_to_it() -> None:
+    (exited,) = [
+        message for message in recorded(">") if message["type"] == "lease_event" and message["body"]["kind"] == "exited"
+    ][:1]
+    measured = {**exited, "body": {**exited["body"], "use": {"cpu_energy_mj": 5, "gpu_energy_mj": 7}}}
+    message = FROM_NODE.validate_json(json.dumps(measured))
+
+    assert json.loads(message.model_dump_json(exclude=unknown_to(1)))["body"]["use"] == {"gpu_energy_mj": 7}
+    assert json.loads(message.model_dump_json(exclude=unknown_to(2))) == measured
