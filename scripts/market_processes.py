@@ -111,6 +111,8 @@ async def remove_containers(node: Path) -> None:
 
     state_root = node / "containers" / "sandbox"
     if state_root.exists():
-        await SandboxExecutor(state_root).reap(frozenset())
+        executor = SandboxExecutor(state_root)
+        await executor.reap(frozenset())
+        await executor.close()
     for disk in (*(node / "leases").glob("*/disk"), *(node / "rentals").glob("*/disk")):
         QuotaDisk(disk, 1).remove()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import docker_executor
+from tests.support.leaks import is_kept_spare
 from torg_host.sandbox.launch import cgroup_name
 from torg_node.executors.port import Executor, Exit, Handle, LaunchSpec, LogChunk, Mount, ResourceLimits
 from torg_node.executors.process import ProcessExecutor
@@ -62,7 +63,11 @@ def _need_sandbox() -> None:
 @asynccontextmanager
 async def _sandbox(_request: pytest.FixtureRequest, root: Path) -> AsyncIterator[Executor]:
     _need_sandbox()
-    yield SandboxExecutor(root / "sandbox")
+    executor = SandboxExecutor(root / "sandbox", keeps_spare=True)
+    try:
+        yield executor
+    finally:
+        await executor.close()
 
 
 @asynccontextmanager
@@ -187,7 +192,7 @@ def _processes(token: str, root: str) -> list[str]:
             command = (directory / "cmdline").read_bytes()
         except OSError:
             continue
-        if token.encode() in environment or root.encode() in command:
+        if (token.encode() in environment or root.encode() in command) and not is_kept_spare(directory):
             found.append(f"process {directory.name}: {command.decode(errors='replace')[:200]}")
     return found
 

@@ -30,6 +30,7 @@ from torg_host.sandbox.container import Container
 from torg_host.sandbox.errors import SandboxStartFailed, SandboxUnavailable
 from torg_host.sandbox.images import SandboxMount
 from torg_host.sandbox.own_root import give_to
+from torg_host.sandbox.spare import Spares
 from torg_host.seccomp import bpf_program
 from torg_protocol.errors import Conflict, Invalid, Unavailable
 
@@ -39,6 +40,10 @@ OLDEST_BWRAP = (0, 8)  # --size, --perms, --disable-userns
 START_TIMEOUT_S = 20.0
 # The shim needs nothing but the standard library and this package; skipping `site` makes it start in half the time.
 SHIM = "import sys; sys.path.insert(0, sys.argv[1]); from torg_host.sandbox.shim import main; main(sys.argv[2:])"
+SPARE_SHIM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from torg_host.sandbox import private_root, shim, spare;"
+    " spare.wait_and_become(sys.argv[2:], shim.main)"
+)
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
@@ -79,6 +84,7 @@ async def launch(
     isolation: Isolation | None = None,
     lifeline: int = -1,
     channel: int = -1,
+    spares: Spares | None = None,
 ) -> Container:
     """Starts the container and returns once its program runs. `state_dir` must not exist; its name is the container's.
 
@@ -86,10 +92,12 @@ async def launch(
     `already_running`, SandboxUnavailable (of which SandboxStartFailed is one); on all of them nothing is left behind. When cancelled it first finishes starting, so
     that the caller finds a whole container to remove. `lifeline`: a descriptor (inherited); when its other end closes the container is killed and
     its state directory deleted. `channel`: a Unix socket (inherited); who holds its other end is handed a listener on the container's
-    own loopback, see `torg_host.netns`. It needs `spec.listener_port`.
+    own loopback, see `torg_host.netns`. It needs `spec.listener_port`. `spares`: a shim that waits is taken, and the next one started.
     """
     here = isolation or isolation_here()
-    starting = asyncio.ensure_future(asyncio.to_thread(_launch, spec, state_dir.absolute(), here, lifeline, channel))
+    starting = asyncio.ensure_future(
+        asyncio.to_thread(_launch, spec, state_dir.absolute(), here, lifeline, channel, spares)
+    )
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -120,7 +128,28 @@ def sweep(state_root: Path) -> None:
             cgroups.Cgroup(hierarchy, name).remove()
 
 
-def _launch(spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline: int, channel: int) -> Container:
+def spare_shims(state_root: Path) -> Spares:
+    """For the containers below `state_root`. Each is started by `launch`, once it has been filled."""
+
+    def start(channel: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-I", "-S", "-c", SPARE_SHIM, PACKAGE_PARENT, str(channel), str(state_root)]
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={},
+            start_new_session=True,
+            pass_fds=[channel],
+        )
+
+    return Spares(start)
+
+
+def _launch(
+    spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline: int, channel: int, spares: Spares | None
+) -> Container:
     state_dir = state_dir.parent.resolve() / state_dir.name
     check(spec)
     if spec.own_root is not None and isolation.user is None:
@@ -139,7 +168,7 @@ def _launch(spec: ContainerSpec, state_dir: Path, isolation: Isolation, lifeline
         ) from error
     try:
         _prepare(spec, state_dir, isolation)
-        answer = _start_shim(state_dir, lifeline, channel)
+        answer = _start_shim(state_dir, lifeline, channel, spares)
     except BaseException:
         shutil.rmtree(state_dir, ignore_errors=True)
         raise
@@ -176,8 +205,14 @@ def _prepare(spec: ContainerSpec, state_dir: Path, isolation: Isolation) -> None
     plan_file.write_text(json.dumps(steps))
 
 
-def _start_shim(state_dir: Path, lifeline: int, channel: int) -> dict[str, Any]:
+def _start_shim(state_dir: Path, lifeline: int, channel: int, spares: Spares | None) -> dict[str, Any]:
     near, far = os.pipe()
+    if spares is not None and spares.take(str(state_dir), [far, lifeline, channel]):
+        os.close(far)
+        try:
+            return _read_answer(near, state_dir)
+        finally:
+            os.close(near)
     descriptors = [str(far), str(lifeline), str(channel)]
     command = [sys.executable, "-I", "-S", "-c", SHIM, PACKAGE_PARENT, str(state_dir), *descriptors]
     try:

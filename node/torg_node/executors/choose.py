@@ -103,7 +103,9 @@ async def _sandbox(state_root: Path, image_root: Path | None, why: str, now_ms: 
     except SandboxUnavailable as error:
         raise ExecutorUnavailable(error.message, code=error.code, hint=error.hint) from error
     guard = "control groups" if isolation.cgroups else "rlimits, which bound memory per process only"
-    executor = SandboxExecutor(state_root / "sandbox", image_root=image_root, isolation=isolation, now_ms=now_ms)
+    executor = SandboxExecutor(
+        state_root / "sandbox", image_root=image_root, isolation=isolation, keeps_spare=True, now_ms=now_ms
+    )
     return Chosen(executor, f"{why}; limits by {guard}")
 
 

@@ -31,7 +31,7 @@ from torg_host.sandbox.images import (
     tree_digest,
 )
 from torg_host.sandbox.inside import connect_inside, main_pid, start_inside
-from torg_host.sandbox.launch import bwrap_version, isolation_here, launch, sweep
+from torg_host.sandbox.launch import bwrap_version, isolation_here, launch, spare_shims, sweep
 from torg_host.sandbox.own_root import FIRST_HOST_ID, OwnRoot, ids_are_shifted, user_of
 from torg_node.executors.errors import (
     AlreadyRunning,
@@ -70,7 +70,7 @@ def wall_clock_ms() -> int:
 
 class SandboxExecutor:
     """`state_root`: this node's own directory; it is made with mode 0700. `image_root`: unpacked images that jobs may name as
-    `oci-dir:/path`; without it only `host-python` runs, and with `host_python_allowed=False` not even that."""
+    `oci-dir:/path`; without it only `host-python` runs, and with `host_python_allowed=False` not even that. `keeps_spare`: the shim of the next container waits already, a process of 10 MiB; then `close`."""
 
     name = "sandbox"
 
@@ -81,6 +81,7 @@ class SandboxExecutor:
         image_root: Path | None = None,
         host_python_allowed: bool = True,
         isolation: Isolation | None = None,
+        keeps_spare: bool = False,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         state_root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,6 +90,8 @@ class SandboxExecutor:
         self._host_python_allowed = host_python_allowed
         self._isolation = isolation
         self._now_ms = now_ms
+        self._filling: set[asyncio.Task[None]] = set()
+        self._spares = spare_shims(self._state_root) if keeps_spare else None
         self._oci_digests: dict[Path, str] = {}
 
     async def probe(self) -> Capabilities:
@@ -138,9 +141,11 @@ class SandboxExecutor:
         )
         try:
             channel = launch_spec.proxy.fileno() if launch_spec.proxy else -1
-            await launch(spec, state_dir, isolation=self._isolation, channel=channel)
+            await launch(spec, state_dir, isolation=self._isolation, channel=channel, spares=self._spares)
         except TorgError as error:
             raise _translated(error) from error
+        finally:
+            self._refill()
         return Handle(self.name, launch_spec.name, str(state_dir), started_at_ms)
 
     async def reattach(self, handle: Handle) -> bool:
@@ -183,9 +188,20 @@ class SandboxExecutor:
         return tuple(path.name for path in strangers)
 
     async def close(self) -> None:
-        """Nothing is held: each container has its own shim."""
+        """Each container has its own shim; only the one that waits for the next goes."""
+        await asyncio.gather(*self._filling)
+        if self._spares is not None:
+            await asyncio.to_thread(self._spares.close)
 
     # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _refill(self) -> None:
+        """Beside whatever goes on: the next container is a while away."""
+        if self._spares is None:
+            return
+        filling = asyncio.create_task(asyncio.to_thread(self._spares.fill))
+        self._filling.add(filling)
+        filling.add_done_callback(self._filling.discard)
 
     def _container(self, handle: Handle) -> Container:
         """By name below the own root, not by `ref`: a journal from elsewhere cannot make us delete another directory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from tests.support.executors import LIMITS, left_behind
 from tests.support.waiting import until
 from torg_host.sandbox.launch import isolation_here
+from torg_host.sandbox.spare import TAKEN
 from torg_node.executors import choose
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.errors import ExecutorError, ExecutorUnavailable, ImageForbidden, ImageNotFound, LaunchRefused
@@ -130,6 +132,29 @@ async def test_a_journal_from_elsewhere_cannot_make_it_delete_other_directories(
 
     assert refusal.value.code == "unknown_container"
     assert (tmp_path / "precious").is_dir()
+
+
+async def test_the_shim_that_waits_is_taken_once_and_ends_with_its_keeper(tmp_path: Path) -> None:
+    executor = SandboxExecutor(tmp_path / "state", keeps_spare=True)
+    names: list[str] = []
+    for number in range(3):  # the first finds none
+        handle = await executor.start(a_launch(name=f"job-{number}", command=("sleep", "60"), max_duration_ms=60_000))
+        shim = json.loads((tmp_path / "state" / handle.name / "shim.json").read_text())
+        names.append(Path(f"/proc/{shim['pid']}/comm").read_text().strip())
+        await executor.stop(handle, 0)
+        await asyncio.gather(*executor._filling)
+    (spare, _) = executor._spares._spare
+    spare.kill()  # died while it waited: the next container starts a shim of its own
+    handle = await executor.start(a_launch(name="job-3"))
+    assert (await executor.wait(handle)).code == 0
+    await executor.reap(frozenset())
+    await asyncio.gather(*executor._filling)
+    (last, _) = executor._spares._spare
+    await executor.close()
+
+    assert names[1:] == [TAKEN, TAKEN]
+    assert last.poll() == 0
+    assert left_behind(tmp_path, "no-token") == []
 
 
 async def test_two_nodes_on_one_host_do_not_meet(tmp_path: Path) -> None:
