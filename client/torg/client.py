@@ -333,6 +333,10 @@ class AsyncClient:
         """All named data, by name."""
         return tuple([item async for page in self._transport.ask_pages(DataPage, "/v1/data") for item in page.data])
 
+    async def stored_bytes(self) -> int:
+        """All that this account has sent and the store still has: named data, workspaces of jobs, and for a day what nothing refers to."""
+        return (await self._transport.ask(DataPage, "GET", "/v1/data", query={"limit": "1"})).stored_bytes
+
     async def remove_data(self, name: str) -> DataView:
         """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""
         return await self._data.remove(name)

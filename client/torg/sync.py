@@ -143,6 +143,10 @@ class Client:
         """All named data, by name."""
         return self._run(self._client.list_data())
 
+    def stored_bytes(self) -> int:
+        """All that this account has sent and the store still has: named data, workspaces of jobs, and for a day what nothing refers to."""
+        return self._run(self._client.stored_bytes())
+
     def remove_data(self, name: str) -> DataView:
         """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""
         return self._run(self._client.remove_data(name))

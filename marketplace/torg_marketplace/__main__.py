@@ -214,6 +214,7 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
         help='what a spot job runs at least before it makes room, doubled each time that it did; default "1m"',
     )
     command.add_argument("--keep-history", help='logs and events of closed jobs, for example "90d"; default: for good')
+    command.add_argument("--keep-blobs", help='what closed jobs read and wrote, for example "30d"; default: for good')
     command.add_argument("--fee-basis-points", type=int)
     command.add_argument(
         "--proof-interval", help='mean time between proofs of a node\'s hardware, "0s" for none; default "1h"'

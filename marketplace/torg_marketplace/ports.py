@@ -5,7 +5,7 @@ None of these may be called inside a transaction, except `Clock` and `Randomness
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -60,6 +60,18 @@ class BlobStore(Protocol):
     async def fetch_to(self, digest: Digest, path: Path) -> None: ...
 
     async def write(self, data: bytes) -> Digest: ...
+
+    def stored_in_pieces(self) -> AsyncGenerator[Digest, None]:
+        """The blobs that were put together."""
+        ...
+
+    async def pieces_of(self, digest: Digest) -> tuple[BlobRef, ...]:
+        """In their order; empty for a blob that is stored as a whole, or not at all."""
+        ...
+
+    async def forget(self, digest: Digest) -> None:
+        """Deletes a blob, but not its pieces. Safe to repeat."""
+        ...
 
 
 class NodeLinks(Protocol):

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     keep_history: DurationMs = Field(
         default="0s", validate_default=True
     )  # logs and events of closed jobs; 0s: for good
+    keep_blobs: DurationMs = Field(default="0s", validate_default=True)  # what closed jobs read and wrote; 0s: for good
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
@@ -80,6 +81,7 @@ class Settings(BaseSettings):
             preempt_grace_ms=self.preempt_grace,
             spot_protected_ms=self.spot_protected,
             keep_history_ms=self.keep_history,
+            keep_blobs_ms=self.keep_blobs,
             max_submissions_per_day=self.max_submissions_per_day,
             max_spend_per_hour=self.max_spend_per_hour,
             dispute_window_ms=self.dispute_window,

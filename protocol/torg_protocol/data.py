@@ -31,6 +31,9 @@ class DataPage(Wire):
     data: tuple[DataView, ...]
     next_cursor: str | None = None
     total_bytes: int  # of all names of the account; a blob with two names counts twice
+    stored_bytes: int = (
+        0  # all that the account has sent and the store still has, workspaces of jobs too; pieces count once
+    )
 
 
 class InputFile(Wire):

@@ -6,6 +6,7 @@ import dataclasses
 
 from tests.support.actors import TUSD, join, make_client, spec
 from tests.support.market import World
+from torg_marketplace.flow.garbage import collect_garbage
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.operate import inspect_anything
 from torg_marketplace.flow.retention import forget_history
@@ -60,3 +61,19 @@ async def test_a_job_that_runs_keeps_its_history_however_old(world: World) -> No
     await forget_history(dataclasses.replace(world.market, policy=policy))
     async with world.market.reading() as unit:
         assert len((await inspect_anything(unit, held.lease_id))["said"]) == 2
+
+
+async def test_blobs_that_nothing_refers_to_leave_after_a_day(world: World) -> None:
+    """On both databases; what exactly is kept, tests/contract/marketplace/test_blob_garbage.py asks."""
+    client = await make_client(world)
+    workspace, forgotten = world.blobs.put(b"of a job"), world.blobs.put(b"of nothing")
+    await world.blobs.sent_by(world.market, client.account, [workspace, forgotten])
+    await join(world)
+    await client.submit(spec(workspace=workspace.model_dump()))
+    world.advance(seconds=86_399)
+    assert await collect_garbage(world.market) == 0
+    world.advance(seconds=2)
+
+    assert await collect_garbage(world.market) == 1
+    assert await world.blobs.size(forgotten.digest) is None
+    assert await world.blobs.size(workspace.digest) == workspace.size_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -45,15 +46,16 @@ async def get(session: Session, name: str, output: Path | None) -> None:
 async def ls(session: Session) -> None:
     """What you keep in the store."""
     async with session.client() as client:
-        found = await client.list_data()
+        found, stored_bytes = await asyncio.gather(client.list_data(), client.stored_bytes())
     total_bytes = sum(item.size_bytes for item in found)
     now_ms = time.time_ns() // 1_000_000
     rows = [(item.name, size(item.size_bytes), age(now_ms - item.named_at_ms), item.digest[:19]) for item in found]
     text = (
         table(("NAME", "SIZE", "NAMED", "DIGEST"), rows) if rows else "nothing is kept; begin with: torg data put DIR"
     )
-    document = {"data": [item.model_dump() for item in found], "total_bytes": total_bytes}
-    session.show(document, f"{text}\n{size(total_bytes)} in all" if rows else text)
+    document = {"data": [item.model_dump() for item in found], "total_bytes": total_bytes, "stored_bytes": stored_bytes}
+    text = f"{text}\n{size(total_bytes)} in all" if rows else text
+    session.show(document, f"{text}\nthe store holds {size(stored_bytes)} of yours, workspaces of jobs included")
 
 
 @data.command()

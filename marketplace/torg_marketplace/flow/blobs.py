@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import exists, select
+from sqlalchemy import exists, select, update
 
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow, LeaseRow
@@ -43,7 +43,9 @@ async def plan_upload(market: Market, account: str, request: BlobUploadRequest) 
     blob = BlobRef(digest=request.digest, size_bytes=request.size_bytes)
     async with market.reading() as unit:
         is_known = await may_read_blob(unit, account, blob.digest)
-        sent = await _sent(unit, account, [piece.digest for piece in request.pieces])
+        sent, is_old = await _sent(unit, account, [piece.digest for piece in request.pieces] + [blob.digest])
+    if is_old:
+        await _renew(market, account, sent)
     if is_known and await market.blobs.size(blob.digest) is not None:
         return BlobUpload(digest=blob.digest, url=None)
     now_ms = market.clock.now_ms()
@@ -57,13 +59,24 @@ async def plan_upload(market: Market, account: str, request: BlobUploadRequest) 
         return BlobUpload(digest=blob.digest, url=None, missing=found)
     await market.blobs.put_together(blob, request.pieces)
     async with market.transaction() as unit:
-        await note_upload(unit, account, blob.digest, blob.size_bytes)
+        await note_upload(unit, account, blob.digest, 0)  # its pieces are counted already
     return BlobUpload(digest=blob.digest, url=None)
 
 
-async def _sent(unit: Unit, account: str, digests: Sequence[Digest]) -> frozenset[Digest]:
-    query = select(BlobUploadRow.digest).where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(digests))
-    return frozenset(await unit.session.scalars(query)) if digests else frozenset()
+async def _sent(unit: Unit, account: str, digests: Sequence[Digest]) -> tuple[frozenset[Digest], bool]:
+    """What of these the account has sent; and whether some of it may be taken away soon (`flow.garbage`)."""
+    query = select(BlobUploadRow.digest, BlobUploadRow.at_ms)
+    query = query.where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(digests))
+    rows = (await unit.session.execute(query)).all()
+    old_ms = unit.now_ms - unit.policy.blob_grace_ms // 2
+    return frozenset(Digest(digest) for digest, _ in rows), any(at_ms < old_ms for _, at_ms in rows)
+
+
+async def _renew(market: Market, account: str, digests: frozenset[Digest]) -> None:
+    """Who is told that the store has something will rely on it in a moment."""
+    async with market.transaction() as unit:
+        mine = update(BlobUploadRow).where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(digests))
+        await unit.session.execute(mine.values(at_ms=unit.now_ms).execution_options(synchronize_session=False))
 
 
 async def use_blob(unit: Unit, digest: Digest, job_id: JobId, *, client_may_read: bool) -> None:

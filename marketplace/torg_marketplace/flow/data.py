@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from torg_marketplace.flow.blobs import check_stored
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.data_models import DataRow
+from torg_marketplace.storage.models import BlobUploadRow
 from torg_protocol.data import DATA_NAME, MAX_NAMES_PER_ACCOUNT, DataPage, DataRequest, DataView
 from torg_protocol.errors import Conflict, Invalid, NotFound
 from torg_protocol.ids import AccountId, Digest
@@ -45,11 +46,13 @@ async def data_page(unit: Unit, account: AccountId, *, cursor: str | None, limit
     if cursor is not None:
         query = query.where(DataRow.name > _name_in(cursor))
     rows = (await unit.session.scalars(query)).all()
+    stored = select(func.coalesce(func.sum(BlobUploadRow.size_bytes), 0)).where(BlobUploadRow.account == account)
     total = select(func.coalesce(func.sum(DataRow.size_bytes), 0)).where(DataRow.account == account)
     return DataPage(
         data=tuple(_view(row) for row in rows[:limit]),
         next_cursor=rows[limit - 1].name.encode().hex() if len(rows) > limit else None,
         total_bytes=int(await unit.session.scalar(total) or 0),
+        stored_bytes=int(await unit.session.scalar(stored) or 0),
     )
 
 

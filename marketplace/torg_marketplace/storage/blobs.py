@@ -121,6 +121,18 @@ class StoredBlobs:
         await self._objects.put(_path(digest), data)
         return digest
 
+    async def stored_in_pieces(self) -> AsyncGenerator[Digest, None]:
+        async for name in self._objects.names(_PIECES_OF.rstrip("/")):
+            yield Digest(f"sha256:{name.rpartition('/')[2]}")
+
+    async def pieces_of(self, digest: Digest) -> tuple[BlobRef, ...]:
+        return await self._pieces(digest) or ()
+
+    async def forget(self, digest: Digest) -> None:
+        """Safe to repeat."""
+        await self._objects.delete(_path(digest))
+        await self._objects.delete(_PIECES_OF + _path(digest))
+
     # --- parts ------------------------------------------------------------------------------------------------------
 
     async def _pieces(self, digest: Digest) -> tuple[BlobRef, ...] | None:

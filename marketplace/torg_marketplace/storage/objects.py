@@ -99,6 +99,13 @@ class Objects:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
 
+    async def names(self, prefix: str) -> AsyncGenerator[str, None]:
+        """Of all objects below a prefix."""
+        with self._translated(prefix):
+            async for page in obstore.list(self._store, prefix):
+                for entry in page:
+                    yield entry["path"]
+
     async def delete(self, name: str) -> None:
         """Safe to repeat."""
         try:

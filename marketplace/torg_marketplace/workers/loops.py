@@ -13,6 +13,7 @@ from typing import Any
 
 from torg_chain.errors import ChainUnavailable
 from torg_marketplace.flow.collateral import look_at_collaterals
+from torg_marketplace.flow.garbage import collect_garbage
 from torg_marketplace.flow.judge_proof import judge_opened
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
@@ -60,6 +61,7 @@ def worker_loops(market: Market) -> list[Loop]:
         Loop("prove", _prove, pulse_s, "proof"),
         Loop("webhooks", deliver_webhooks, 1.0, "webhooks"),
         Loop("forget history", forget_history, 600.0),
+        Loop("collect garbage", collect_garbage, 3_600.0),
         Loop("reconcile", _reconcile, 60.0),
         Loop("fee payer", watch_fee_payer, 60.0),
     ]
