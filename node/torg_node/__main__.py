@@ -42,6 +42,9 @@ from torg_node.proving import kept_status
 from torg_node.questions import answers_of, asker
 from torg_node.reputation import as_text, fetch_reputation
 from torg_node.reservation import Reservations
+from torg_node.self_check import as_json as checks_as_json
+from torg_node.self_check import as_text as checks_as_text
+from torg_node.self_check import self_check
 from torg_node.settings import Settings, load_settings
 from torg_node.setup import DEFAULT_RENTAL_ADDRESS, check_is_new, initialise
 from torg_node.status import read_status
@@ -88,6 +91,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return owner_commands.run(arguments, _print)
         case "uncordon":
             return _uncordon(load_settings(arguments.data), arguments.gpu)
+        case "self-check":
+            return asyncio.run(_self_check(load_settings(arguments.data), as_json=arguments.json))
         case _:
             return asyncio.run(_doctor(load_settings(arguments.data), as_json=arguments.json))
 
@@ -239,6 +244,28 @@ async def _doctor(settings: Settings, *, as_json: bool) -> int:
     return 0 if findings.is_sound else 1
 
 
+async def _self_check(settings: Settings, *, as_json: bool) -> int:
+    """Beside a running agent, which goes on."""
+    trouble: TorgError | None = None
+    isolation = ""
+    try:
+        executor, capabilities = await _executor(settings)
+        await executor.close()
+        check_walls(capabilities)
+        isolation = f"{capabilities.executor} {capabilities.version}"
+    except TorgError as error:
+        trouble = error
+
+    def walls() -> str:
+        if trouble is not None:
+            raise trouble
+        return isolation
+
+    checks = await asyncio.to_thread(self_check, settings, walls)
+    _print(checks_as_json(checks) if as_json else checks_as_text(checks))
+    return 1 if any(check.problem for check in checks) else 0
+
+
 def _reputation(arguments: argparse.Namespace) -> int:
     settings = load_settings(arguments.data)
     found = fetch_reputation(settings.marketplace_url, str(load_keypair(settings.key_path).pubkey()))
@@ -304,6 +331,7 @@ def _parser() -> argparse.ArgumentParser:
         ("resume", "take leases again"),
         ("cache", "inputs and images that are kept for the next job"),
         ("uncordon", "put a GPU back into service"),
+        ("self-check", "whether this release can take over this node; for updates, beside the running agent"),
         ("doctor", "what this machine is, and what its isolation really keeps"),
         *owner_commands.COMMANDS.items(),
     ):
