@@ -78,7 +78,13 @@ def _packed(source: Path, archive: Path) -> PackedTree:
     if source.is_dir():
         return pack(source, archive)
     if not source.is_file():
-        raise Invalid("there is no such file or folder", code="path_missing", field="path", value=str(source))
+        raise Invalid(
+            "there is no such file or folder",
+            code="path_missing",
+            field="path",
+            value=str(source),
+            hint=f"a path is relative to where you are, {Path.cwd()}; torg data put PATH --name NAME",
+        )
     with tempfile.TemporaryDirectory(prefix=".torg-", dir=archive.parent) as folder:
         _same(source, Path(folder) / source.name)
         return pack(Path(folder), archive, ignore=False)

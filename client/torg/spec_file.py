@@ -103,7 +103,7 @@ class SpecFile:
 def read_spec_file(path: Path) -> SpecFile:
     """Reads YAML or JSON; "-" is standard input; the bare name of a catalogue workload stands for its job.yaml.
 
-    Raises Invalid with codes spec_not_found, spec_not_text, spec_not_yaml, spec_not_json, spec_key_twice, spec_too_large, spec_invalid, workspace_not_found; `data["problems"]` has lines and columns."""
+    Raises Invalid with codes spec_not_found, spec_not_text, spec_not_yaml, spec_not_json, spec_several_documents, spec_key_twice, spec_too_large, spec_invalid, workspace_not_found; `data["problems"]` has lines and columns."""
     if names_a_workload(path):
         path = workload_file(str(path))
     name = "standard input" if str(path) == "-" else str(path)

@@ -126,6 +126,8 @@ def _parse_yaml(text: str, name: str, *, is_json: bool) -> tuple[Any, dict[str, 
         if is_json:
             return None, places  # JSON that YAML cannot read: the problems are named without lines
         mark = getattr(error, "problem_mark", None)
+        if mark and "another document" in str(getattr(error, "problem", "")):
+            raise _several(name, mark.line + 1) from error
         raise Invalid(
             "the job file is not YAML" + (f", line {mark.line + 1}" if mark else ""),
             code="spec_not_yaml",
@@ -138,6 +140,18 @@ def _parse_yaml(text: str, name: str, *, is_json: bool) -> tuple[Any, dict[str, 
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _several(name: str, line: int) -> Invalid:
+    return Invalid(
+        f"{name}, line {line}: a second document begins here (---), and a job file is one job",
+        code="spec_several_documents",
+        field="file",
+        value=name,
+        hint="put each into a file of its own and submit them one after the other; or write them as `tasks:` of one job",
+        line=line,
+        column=1,
+    )
 
 
 def _walk(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
+from tests.support.api_server import WalletAuth
 from tests.support.rental import PRICE_PER_HOUR, DirectRental, direct_rental
 from tests.support.small_market import TUSD
 from tests.support.waiting import eventually
@@ -64,6 +68,46 @@ async def _ended(rental: DirectRental) -> RentalEntry:
     return entry
 
 
+async def _refuses_what_is_malformed(rental: DirectRental) -> None:
+    """Each with a stable code, and the node goes on: asked of the real process while it rents."""
+    one, signer = f"/v1/rentals/{rental.row().rental_id}", WalletAuth(rental.wallet)
+    nobody = WalletAuth(Keypair())
+    async with httpx.AsyncClient(base_url=f"http://{rental.address}", trust_env=False, timeout=20) as http:
+
+        async def said(method: str, path: str, auth: httpx.Auth | None = None, **options: Any) -> tuple[int, str]:
+            answer = await http.request(method, path, auth=auth, **options)
+            assert answer.headers["content-type"].startswith("application/problem+json"), answer.text
+            problem = answer.json()
+            assert problem["status"] == answer.status_code
+            assert problem["type"] == f"urn:torg:error:{problem['code']}"
+            return answer.status_code, problem["code"]
+
+        assert await said("GET", one) == (401, "signature_missing")
+        assert (await said("GET", one, nobody))[0] in {403, 404}  # somebody else's
+        assert (await said("GET", "/v1/rentals/rent_nothing", signer))[0] == 404
+        assert await said("GET", "/v1/nothing", signer) == (404, "not_found")
+        assert await said("DELETE", one, signer) == (405, "http_error")
+        for body in (b"", b"{", b"[]", b'{"terms": 1}', b"\xff\xfe", b'{"cap": null}'):
+            for path in (
+                "/v1/rentals",
+                f"{one}/cap",
+                "/v1/rental-question",
+                f"/v1/vaults/{rental.row().vault}/closing",
+            ):
+                assert await said("POST", path, signer, content=body) == (422, "body_invalid"), (path, body)
+        for offset in ("-1", "x", "1e3", "9" * 40):
+            assert await said("GET", f"{one}/logs/stdout?offset={offset}", signer) == (422, "log_unknown"), offset
+        assert await said("GET", f"{one}/logs/nothing", signer) == (422, "log_unknown")
+        assert await said("PUT", f"{one}/workspace/sha256:{'0' * 64}", content=b"x") == (404, "workspace_unknown")
+        assert await said("GET", f"{one}/outputs/sha256:{'0' * 64}") == (404, "outputs_unknown")
+        assert (await said("POST", "/v1/rentals", signer, content=b"x" * (3 << 20)))[0] == 413
+        once = http.build_request("GET", f"{one}/logs/stdout")
+        next(signer.auth_flow(once))
+        assert (await http.send(once)).status_code == 200
+        again = await http.send(once)
+        assert (again.status_code, again.json()["code"]) == (401, "signature_replayed")
+
+
 async def test_a_rental_is_paid_by_the_second_and_the_rest_comes_back(tmp_path: Path) -> None:
     workspace, results = tmp_path / "workspace", tmp_path / "results"
     workspace.mkdir()
@@ -78,6 +122,7 @@ async def test_a_rental_is_paid_by_the_second_and_the_rest_comes_back(tmp_path: 
         assert await second.process.wait() == 125
         assert "no_room" in second.log.read_text()
         assert len(rental.rows()) == 1
+        await _refuses_what_is_malformed(rental)
 
         code, said = await client.ended()
         assert (code, said["end"], said["exit_code"]) == (7, "failed_exit", 7)

@@ -201,6 +201,13 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     if options["secret_sources"]:
         spec["secrets"] = dict(_secret(item) for item in options["secret_sources"])
     if options["sealed"]:
+        if not options["nodes"]:
+            raise Invalid(
+                "a sealed job names the nodes that may open it",
+                code="sealed_needs_nodes",
+                field="--node",
+                hint="torg offers lists them; then --node NODE, more than once for several",
+            )
         spec["sealed"] = True
     if options["nodes"]:
         spec["placement"] = {"nodes": list(options["nodes"])}

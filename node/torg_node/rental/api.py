@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -83,7 +84,7 @@ class RentalApi:
             request.match_info["stream"],
         )
         offset = request.query.get("offset", "0")
-        if stream not in STREAMS or not offset.isdecimal():
+        if stream not in STREAMS or re.fullmatch(r"[0-9]{1,18}", offset) is None:
             raise Invalid("no such log", code="log_unknown", field="stream", value=stream, hint="stdout or stderr")
         try:
             with container.log(stream).open("rb") as file:

@@ -231,3 +231,11 @@ tasks:
     between = text.replace("sometimes", "never").replace("    depend_on: [a]\n", "").replace("later", "started")
     ((line, field, *_),) = problems(tmp_path, between.replace("task: a", "task: c"))
     assert (line, field) == (9, "tasks.1.depends_on.0")
+
+
+def test_a_file_of_several_documents_is_refused_where_the_second_begins(tmp_path: Path) -> None:
+    error = refused(tmp_path, f"{GOOD}---\n{GOOD}")
+    assert (error.code, error.data["line"]) == ("spec_several_documents", 3)
+    assert "submit them one after the other" in str(error.hint)
+    (tmp_path / "job.yaml").write_text(f"---\n{GOOD}...\n")  # one document with its marks is one document
+    assert read_spec_file(tmp_path / "job.yaml").check().command == ("python", "train.py")
