@@ -259,7 +259,8 @@ def check_quote(spec: JobSpec, quote: Quote, decimals: int) -> None:
         bounds.append(("limits.max_cost", parse_amount(limits.max_cost, decimals, field="limits.max_cost")))
     if limits.max_price_per_hour is not None:
         price = parse_amount(limits.max_price_per_hour, decimals, field="limits.max_price_per_hour")
-        bounds.append(("limits.max_price_per_hour", cost(price, spec.resources.billable_gpus, limits.max_duration)))
+        of_each = cost(price, spec.resources.billable_gpus, limits.max_duration)
+        bounds.append(("limits.max_price_per_hour", spec.nodes_at_once * of_each))
     for field, most in bounds:
         if (quote.max_amount or 0) > most:
             raise Invalid(

@@ -142,6 +142,11 @@ class Lease:
         return egress_kind(self.spec.network) != "none"
 
     @property
+    def hands_over(self) -> bool:
+        """Of a gang rank 0 alone writes checkpoints and outputs."""
+        return self.grant.gang is None or self.grant.gang.rank == 0
+
+    @property
     def container_name(self) -> str:
         return self.id.replace("_", "-")
 

@@ -99,6 +99,7 @@ class Quote(Wire):
     waiting: bool = False  # feasible, but every fitting node is busy
     nodes_considered: int
     nodes_fitting: int
+    nodes_at_once: int = 1  # of a gang; prices and GPUs are of each, `max_amount` is of all together
     cheapest_price_per_gpu_hour: int | None = None
     dearest_price_per_gpu_hour: int | None = None
     billable_gpus: int
@@ -161,6 +162,7 @@ class TaskView(Wire):
 class LeaseView(Wire):
     lease_id: LeaseId
     attempt: int
+    rank: int = 0  # in its gang
     node: NodeId
     state: LeaseState
     reason: EndReason | None = None

@@ -39,7 +39,19 @@ from torg_protocol.tasks import BLOB_IMAGE, HOST_PYTHON, MAX_TASKS, TASK_NAME, T
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 # Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
 # nodes understand them.
-_LEFT_OUT_WHEN_EMPTY = ("args", "workdir", "ports", "tasks", "volumes", "inputs", "secrets", "root", "sealed", "spot")
+_LEFT_OUT_WHEN_EMPTY = (
+    "args",
+    "workdir",
+    "ports",
+    "tasks",
+    "volumes",
+    "inputs",
+    "secrets",
+    "root",
+    "sealed",
+    "spot",
+    "gang",
+)
 SPOT_PATIENCE_MS = _DAY_MS  # how much longer a spot job's cap lives: preemptions cost it time, and count as no attempt
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
@@ -116,6 +128,14 @@ class Retry(Strict):
     on_failure: int = Field(default=0, ge=0, le=10)  # further tries after the job's own non-zero exit
 
 
+class Gang(Strict):
+    """So many nodes at once, or none: each runs the same command and knows its rank. `resources` and `limits` are of each of them, but
+    `limits.max_cost` of all together. Rank 0 writes the checkpoints and hands over the outputs."""
+
+    size: int = Field(ge=2, le=64)
+    same_region: bool = False
+
+
 class JobSpec(Strict):
     """One container, or several as `tasks` (torg_protocol.tasks says how they run)."""
 
@@ -151,6 +171,7 @@ class JobSpec(Strict):
     secrets: SealedSecrets | None = None  # files in $TORG_SECRETS_DIR
     sealed: Sealed | None = None  # workspace, outputs, logs and checkpoints are encrypted
     ports: tuple[Port, ...] = Field(default=(), max_length=MAX_PORTS)  # on which it serves
+    gang: Gang | None = None  # on several nodes at once
 
     @field_validator("env")
     @classmethod
@@ -202,6 +223,17 @@ class JobSpec(Strict):
                 "verify",
                 "several tasks cannot be verified; write policy: none",
             ),
+            (
+                self.gang is not None and self.spot,
+                "gang",
+                "several nodes at once are rented on demand; spot is for one",
+            ),
+            (self.gang is not None and several, "gang", "a job of several tasks runs on one node"),
+            (
+                self.gang is not None and self.verify.policy != "none",
+                "gang",
+                "what several nodes did together cannot be verified yet; write verify: {policy: none}",
+            ),
             (self.volumes and not several, "volumes", "are shared between tasks; one command has its workspace"),
             (
                 asked.gpus == 0 and (asked.min_vram or asked.min_compute_capability),
@@ -237,6 +269,10 @@ class JobSpec(Strict):
         """Each with its task; None: of a job of one command."""
         found: list[tuple[str | None, Port]] = [(None, port) for port in self.ports]
         return found + [(task.name, port) for task in self.tasks for port in task.ports]
+
+    @property
+    def nodes_at_once(self) -> int:
+        return 1 if self.gang is None else self.gang.size
 
     def without_secrets(self) -> JobSpec:
         return self.model_copy(update={"secrets": None})

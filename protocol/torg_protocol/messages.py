@@ -45,6 +45,17 @@ class CheckpointRef(Wire):
     written_at_ms: int
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class GangPlace(Wire):
+    """A lease's place in its gang: `size` leases of one attempt, each on another node."""
+
+    rank: int = Field(ge=0)
+    size: int = Field(ge=2)
+
+
 class Grant(Document):
     """A lease, signed by the marketplace. The node accepts or declines within `accept_within_ms`."""
 
@@ -69,6 +80,7 @@ class Grant(Document):
     cap: SignedCap
     commitment: Commitment
     commitment_signature: str
+    gang: GangPlace | None = Field(default=None, exclude_if=_is_none)  # None: a lease by itself
 
 
 class SignedGrant(Wire):

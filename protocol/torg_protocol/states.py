@@ -187,6 +187,7 @@ class EndReason(enum.StrEnum):
     EXPOSURE_LIMIT = "exposure_limit"  # the node has enough unpaid work
     NODE_LOST = "node_lost"
     STALE = "stale"  # came back after its lease was given to another
+    GANG_ENDED = "gang_ended"  # another member of its gang ended the attempt
     VERIFICATION_REJECTED = "verification_rejected"
 
 
@@ -253,6 +254,7 @@ OUTCOMES: Mapping[EndReason, Outcome] = {
     ),
     EndReason.NODE_LOST: Outcome(LeaseState.LOST, JobState.QUEUED, Billing.CHECKPOINT, Fault.NODE, Exclusion.LASTING),
     EndReason.STALE: Outcome(LeaseState.REVOKED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NODE),
+    EndReason.GANG_ENDED: Outcome(LeaseState.RELEASED, JobState.QUEUED, Billing.CHECKPOINT, Fault.NOBODY),
     EndReason.VERIFICATION_REJECTED: Outcome(
         LeaseState.REJECTED, JobState.QUEUED, Billing.NONE, Fault.NODE, Exclusion.LASTING
     ),

@@ -1,6 +1,11 @@
-"""Output of several tasks as one text: whole lines, each with its task's name before it."""
+"""Output of several tasks, or of several nodes, as one text: whole lines, each with the name of where it is from before it."""
 
 from __future__ import annotations
+
+
+def rank_name(rank: int) -> str:
+    """A member of a gang, as tasks are named."""
+    return f"rank {rank}"
 
 
 class TaskLines:

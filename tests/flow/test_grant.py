@@ -23,7 +23,7 @@ from torg_protocol.vault_messages import CapMessage, verify_message
 async def try_grant(world: World, job_id: JobId, node_id: NodeId) -> bool:
     try:
         async with world.market.transaction() as unit:
-            await grant(unit, await job_row(unit, job_id), node_id)
+            await grant(unit, await job_row(unit, job_id), [node_id])
     except NotGrantable:
         return False
     return True

@@ -19,16 +19,18 @@ from torg.client import AsyncClient, StageProgress
 from torg_protocol.api import JobEvent, JobView
 from torg_protocol.errors import TorgError
 from torg_protocol.states import JobState
-from torg_protocol.task_lines import TaskLines
+from torg_protocol.task_lines import TaskLines, rank_name
 
 _WAITING_EVERY_S = 2.0
 
 
 def exit_code_of(job: JobView) -> int:
-    """0 only for SUCCEEDED; else the exit code of the job's last attempt, or 1 when that has none (it ran out of time, say)."""
+    """0 only for SUCCEEDED; else the exit code of the job's last attempt (of a gang the first that is not 0, by rank), or 1 when that has
+    none (it ran out of time, say)."""
     if job.state is JobState.SUCCEEDED:
         return 0
-    return (job.leases[-1].exit_code if job.leases else None) or 1
+    last = [lease.exit_code for lease in job.leases if lease.attempt == job.leases[-1].attempt]
+    return next((code for code in last if code), 1)
 
 
 async def follow_job(session: Session, client: AsyncClient, job: JobView, *, states: bool = True) -> JobView:
@@ -190,7 +192,8 @@ class _Lines:
     def _log(self, data: dict[str, Any]) -> None:
         stream = sys.stderr if data.get("stream") == "stderr" else sys.stdout
         text = str(data.get("text", ""))
-        stream.write(self._tasks.take(data["task"], data["stream"], text) if "task" in data else text)
+        source = data.get("task") if "rank" not in data else rank_name(data["rank"])
+        stream.write(text if source is None else self._tasks.take(source, data["stream"], text))
         stream.flush()
 
     def say_rest(self) -> None:
@@ -234,10 +237,9 @@ def state_line(event: JobEvent) -> str:
             detail = str(data.get("detail") or "").splitlines()
             return f"· task {data.get('task')}: {data.get('state')}{note}" + (f": {detail[0]}" if detail else "")
         case "lease":
-            node = str(data.get("node", ""))[:8]
-            return (
-                f"· attempt {data.get('attempt', '?')} on {node}: {data.get('to', data.get('state', ''))}{_why(data)}"
-            )
+            rank = f", {rank_name(data['rank'])}" if "rank" in data else ""
+            which = f"{data.get('attempt', '?')}{rank} on {str(data.get('node', ''))[:8]}"
+            return f"· attempt {which}: {data.get('to', data.get('state', ''))}{_why(data)}"
         case _:
             return f"· {data.get('to', data.get('state', json.dumps(data)))}"
 

@@ -16,6 +16,7 @@ from torg.errors import Unavailable
 from torg_protocol.api import JobView, LeaseView
 from torg_protocol.errors import Invalid
 from torg_protocol.states import JobState, LeaseState
+from torg_protocol.task_lines import rank_name
 from torg_protocol.tasks import TaskState
 
 VAULT = click.option("--vault", metavar="ADDRESS", help="Vault to pay from; default: the newest.")
@@ -168,7 +169,7 @@ def job_text(job: JobView, money: Coin) -> str:
     )
     rows = [
         (
-            str(lease.attempt),
+            str(lease.attempt) if job.spec.gang is None else f"{lease.attempt}, {rank_name(lease.rank)}",
             lease.node[:8],
             str(lease.state),
             str(lease.reason or "-") + (f", exit code {lease.exit_code}" if lease.exit_code else ""),

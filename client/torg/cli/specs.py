@@ -160,9 +160,10 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
     low, high = (money.text(price) for price in (answer.cheapest_price_per_gpu_hour, answer.dearest_price_per_gpu_hour))
     when = "when a node is free" if answer.waiting else "now"
     prices = low if low == high else f"{low} to {high}"
+    at_once = f", on {answer.nodes_at_once} nodes at once" if answer.nodes_at_once > 1 else ""
     lines = [
         f"{spec.name}: can run {when} on {answer.nodes_fitting} of {answer.nodes_considered} nodes",
-        f"  price per GPU-hour  {prices}, x {answer.billable_gpus}",
+        f"  price per GPU-hour  {prices}, x {answer.billable_gpus}{at_once}",
         f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)",
     ]
     if answer.least_proven_gops:

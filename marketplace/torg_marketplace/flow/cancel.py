@@ -11,16 +11,16 @@ from __future__ import annotations
 from typing import assert_never
 
 from torg_marketplace.flow.ending import end_queued
-from torg_marketplace.flow.nodes import send_stop
-from torg_marketplace.flow.rows import job_of, live_leases, node_row
+from torg_marketplace.flow.rows import job_of, live_leases, lock_attempts, node_row
+from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.views import view_of
-from torg_marketplace.storage.models import JobRow, LeaseRow
-from torg_marketplace.storage.moves import move_job, move_lease
+from torg_marketplace.storage.models import JobRow
+from torg_marketplace.storage.moves import move_job
 from torg_protocol.api import JobView
 from torg_protocol.errors import Conflict
 from torg_protocol.ids import AccountId, JobId
-from torg_protocol.states import EndReason, JobState, LeaseState, Liveness
+from torg_protocol.states import EndReason, JobState, Liveness
 
 
 async def cancel(unit: Unit, account: AccountId, job_id: JobId) -> JobView:
@@ -54,6 +54,7 @@ async def _cancel_leased(unit: Unit, job: JobRow) -> None:
     if job.cancel_requested_at_ms is None:
         job.cancel_requested_at_ms = unit.now_ms
     unreachable = False
+    await lock_attempts(unit, job)
     for lease in await live_leases(unit, job_id=job.id):
         node = await node_row(unit, lease.node_id)
         unreachable = unreachable or node.liveness != Liveness.ALIVE
@@ -63,12 +64,3 @@ async def _cancel_leased(unit: Unit, job: JobRow) -> None:
         await move_job(
             unit.session, job, JobState.CANCELLED, at_ms=unit.now_ms, reason=EndReason.CANCELLED, detail=detail
         )
-
-
-async def stop_lease(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason) -> None:
-    """Tells the node to stop, once; heartbeats repeat it. A later reason replaces an earlier one."""
-    lease.stop_reason = reason
-    if lease.state != LeaseState.STOPPING:
-        lease.stop_requested_at_ms = unit.now_ms
-        await move_lease(unit.session, lease, job, LeaseState.STOPPING, at_ms=unit.now_ms)
-    send_stop(unit, lease)

@@ -1,75 +1,133 @@
 """How leases and jobs end: the one place where an end reason becomes states, money, exclusions and receipts.
 
-end_lease   a lease stops living: usage up to its billing, states, another attempt or the job's end
+end_lease   a lease stops living; with the last one of its attempt: usage up to its billing, another attempt or the job's end
 conclude    a lease is decided: its money is final, its receipt is issued
 end_queued  a job ends without a lease
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from sqlalchemy import delete
 
 from torg_marketplace.flow import earnings, vaults
 from torg_marketplace.flow.receipts import issue_receipt
-from torg_marketplace.flow.rows import has_live_lease, leases_of_job, node_row, spec_of
+from torg_marketplace.flow.rows import attempt_of, has_live_lease, leases_of_job, node_row, spec_of
 from torg_marketplace.flow.slash import want_slash
 from torg_marketplace.flow.slowness import refund_if_slow
+from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import record_usage
 from torg_marketplace.rules import declines
+from torg_marketplace.rules.gangs import attempt_reason, member_billing
 from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node
 from torg_marketplace.rules.reputation import counted, reputation_permille
 from torg_marketplace.rules.verification import not_checked
 from torg_marketplace.storage.events import add_node_event
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow
 from torg_marketplace.storage.moves import move_job, move_lease
-from torg_protocol.states import OPEN_JOB_STATES, EndReason, Exclusion, JobState, LeaseState
+from torg_protocol.messages import Abandon
+from torg_protocol.states import OPEN_JOB_STATES, OUTCOMES, EndReason, Exclusion, JobState, LeaseState
 from torg_protocol.usage import VerdictSummary
 
 
 async def end_lease(
     unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, *, detail: str = "", code: str = ""
 ) -> None:
-    """Ends a live lease. Its job goes where the table of outcomes says, unless it has ended before (cancelled). `code`: the node's
+    """Ends a live lease, and with the last lease of an attempt the attempt: its job goes where the table of outcomes says, unless it has
+    ended before (cancelled). Of several leases, one that did not complete takes the others with it. `code`: the node's
     word for why it declined."""
-    decision = _decide(job, reason)
-    await record_usage(unit, lease, job, decision.billing, final=True)
-    await unit.session.execute(delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id))
-    await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=detail)
-    _remember(unit, job, lease, decision, code)
-    await _count(unit, lease, reason, decision)
-    waits_for_verdict = decision.job is JobState.VERIFYING and job.state in OPEN_JOB_STATES
-    if waits_for_verdict:
-        await _ask_verdict(unit, lease, job)
-    else:
-        if decision.lease is LeaseState.REPORTED:
-            await move_lease(unit.session, lease, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
-        if _is_held_back(lease, job, decision):
-            await earnings.keep_pending(unit, lease_id=lease.id)
-        else:
-            await conclude(unit, lease, job, not_checked(spec_of(job).verify.policy), passed=True)
-        await _move_on(unit, job, decision, reason, decision.detail or detail)
+    await _leave(unit, lease, job, reason, detail, code)
+    leases = await attempt_of(unit, lease)
+    if reason is not EndReason.COMPLETED:
+        await _dissolve(unit, job, leases)
+    if all(each.ended_at_ms is not None for each in leases):
+        await _end_attempt(unit, job, leases)
     unit.wake("match")
     unit.wake(f"job:{job.job_id}")
 
 
+async def _leave(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, detail: str, code: str = "") -> None:
+    """Its node has nothing to do with it any more, but for its last word."""
+    await unit.session.execute(delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id))
+    to = OUTCOMES[reason].lease
+    await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms, reason=reason, detail=detail)
+    match OUTCOMES[reason].excludes:
+        case Exclusion.NO:
+            pass
+        case Exclusion.PASSING:
+            _pause(unit, job, lease.node_id, code)
+        case Exclusion.LASTING:
+            _exclude(job, lease.node_id)
+        case _:
+            assert_never(OUTCOMES[reason].excludes)
+    await _count(unit, lease, reason)
+
+
+async def _dissolve(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> None:
+    """Members that run stop with grace, for a last checkpoint; those that have not started are given up at once."""
+    for each in leases:
+        if each.ended_at_ms is not None or (each.state == LeaseState.STOPPING and each.started_at_ms is not None):
+            continue
+        if each.started_at_ms is not None:
+            await stop_lease(unit, each, job, EndReason.GANG_ENDED)
+        else:
+            await _leave(unit, each, job, EndReason.GANG_ENDED, "another node of its gang could not go on")
+            unit.send(each.node, Abandon(lease_id=each.id))
+
+
+async def _end_attempt(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> None:
+    """All of its leases have ended: usage up to their billing, and another attempt or the job's end."""
+    in_order = sorted(leases, key=lambda each: (each.ended_at_ms or 0, each.rank))
+    cancelled = job.cancel_requested_at_ms is not None
+    reason = attempt_reason([_reason_of(each) for each in in_order], cancel_requested=cancelled)
+    decision = _decide(job, reason)
+    for each in leases:
+        await record_usage(unit, each, job, member_billing(_reason_of(each), reason), final=True)
+    _remember(job, decision)
+    job.preemptions += reason is EndReason.PREEMPTED
+    if decision.job is JobState.VERIFYING and job.state in OPEN_JOB_STATES:
+        await _ask_verdict(unit, leases[0], job)
+        return
+    for each in leases:
+        if each.state == LeaseState.REPORTED:
+            await move_lease(unit.session, each, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
+        if _is_held_back(each, job, decision):
+            await earnings.keep_pending(unit, lease_id=each.id)
+        else:
+            await conclude(unit, each, job, not_checked(spec_of(job).verify.policy), passed=True)
+    await _move_on(unit, job, decision, reason, decision.detail or _cause(in_order, reason))
+
+
+def _reason_of(lease: LeaseRow) -> EndReason:
+    return lease.ended_for or EndReason.GANG_ENDED
+
+
+def _cause(leases: Sequence[LeaseRow], reason: EndReason) -> str:
+    """Details of the first lease that ended for this reason, and of several which one it was."""
+    cause = next((each for each in leases if each.ended_for is reason), leases[0])
+    return cause.detail if cause.size == 1 else f"rank {cause.rank} on {cause.node_id}: {cause.detail or reason}"
+
+
 async def decide_reported(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
-    """Applies a verdict to a lease whose job is VERIFYING: passed and not_checked pay, failed does not and tries elsewhere,
-    inconclusive neither pays nor blames."""
+    """Applies a verdict to a lease, and to all others of its attempt, whose job is VERIFYING: passed and not_checked pay, failed does not and
+    tries elsewhere, inconclusive neither pays nor blames."""
     match verdict.result:
         case "passed" | "not_checked":
-            await move_lease(unit.session, lease, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
-            await conclude(unit, lease, job, verdict, passed=True)
+            for each in await attempt_of(unit, lease):
+                await move_lease(unit.session, each, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
+                await conclude(unit, each, job, verdict, passed=True)
             await move_job(unit.session, job, JobState.SUCCEEDED, at_ms=unit.now_ms, reason=EndReason.COMPLETED)
             await close_if_over(unit, job)
         case "failed":
             await _reject(unit, lease, job, verdict)
         case _:
-            if lease.state != LeaseState.INCONCLUSIVE:
-                await move_lease(unit.session, lease, job, LeaseState.INCONCLUSIVE, at_ms=unit.now_ms)
-            await conclude(unit, lease, job, verdict, passed=False)
+            for each in await attempt_of(unit, lease):
+                if each.state != LeaseState.INCONCLUSIVE:
+                    await move_lease(unit.session, each, job, LeaseState.INCONCLUSIVE, at_ms=unit.now_ms)
+                await conclude(unit, each, job, verdict, passed=False)
             detail = f"the marketplace could not verify the work, nobody is charged for it: {verdict.detail}"
             await move_job(unit.session, job, JobState.FAILED, at_ms=unit.now_ms, detail=detail)
             await close_if_over(unit, job)
@@ -117,19 +175,9 @@ def _decide(job: JobRow, reason: EndReason) -> Ending:
     return ending(reason, spec_of(job).retry, history)
 
 
-def _remember(unit: Unit, job: JobRow, lease: LeaseRow, decision: Ending, code: str = "") -> None:
+def _remember(job: JobRow, decision: Ending) -> None:
     job.attempts += decision.counts
     job.own_failures += decision.own_failure
-    job.preemptions += lease.reason == EndReason.PREEMPTED
-    match decision.excludes:
-        case Exclusion.NO:
-            pass
-        case Exclusion.PASSING:
-            _pause(unit, job, lease.node_id, code)
-        case Exclusion.LASTING:
-            _exclude(job, lease.node_id)
-        case _:
-            assert_never(decision.excludes)
     if decision.drops_checkpoint:
         job.checkpoint = None
 
@@ -148,10 +196,10 @@ def _exclude(job: JobRow, node_id: str) -> None:
         job.excluded_nodes = [*job.excluded_nodes, node_id]
 
 
-async def _count(unit: Unit, lease: LeaseRow, reason: EndReason, decision: Ending) -> None:
+async def _count(unit: Unit, lease: LeaseRow, reason: EndReason) -> None:
     """A lease that was kept or broken counts for its node's reputation."""
     unit.touch(lease.node)
-    was_kept = decision.lease is LeaseState.REPORTED
+    was_kept = OUTCOMES[reason].lease is LeaseState.REPORTED
     if was_kept or is_fault_of_node(reason):
         node = await node_row(unit, lease.node_id)
         was = reputation_permille(node.leases_kept, node.leases_broken)
@@ -168,7 +216,7 @@ def _is_held_back(lease: LeaseRow, job: JobRow, decision: Ending) -> bool:
     return (
         spec_of(job).verify.policy != "none"
         and decision.job is JobState.QUEUED
-        and decision.lease is not LeaseState.REPORTED
+        and OUTCOMES[_reason_of(lease)].lease is not LeaseState.REPORTED
         and lease.amount > 0
     )
 
@@ -186,11 +234,11 @@ async def _ask_verdict(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
 async def _reject(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
     reason = EndReason.VERIFICATION_REJECTED
     decision = _decide(job, reason)
-    await move_lease(unit.session, lease, job, decision.lease, at_ms=unit.now_ms, reason=reason, detail=verdict.detail)
-    _remember(unit, job, lease, decision)
-    await _count(unit, lease, reason, decision)
-    await want_slash(unit, lease, job, verdict)
-    await conclude(unit, lease, job, verdict, passed=False)
+    for each in await attempt_of(unit, lease):
+        await _leave(unit, each, job, reason, verdict.detail)
+        await want_slash(unit, each, job, verdict)
+        await conclude(unit, each, job, verdict, passed=False)
+    _remember(job, decision)
     await _release_held_back(unit, job, passed=False)
     await _move_on(unit, job, decision, reason, decision.detail or verdict.detail)
 

@@ -47,9 +47,10 @@ async def start_estimate(unit: Unit, engine: Engine, explanation: Explanation, d
         f"; {spot_leases} spot leases make room within {unit.policy.preempt_grace_ms // 1000} s" if spot_leases else ""
     )
     room += f"; {ahead} waiting job(s) with the same or a higher bid go first" if ahead else ""
+    last = ahead + demand.spec.nodes_at_once - 1  # in order of when they have room
     return StartEstimate(
-        room_expected_ms=expected[ahead] - now_ms if ahead < len(expected) else None,
-        room_latest_ms=latest[ahead] - now_ms if ahead < len(latest) else None,
+        room_expected_ms=expected[last] - now_ms if last < len(expected) else None,
+        room_latest_ms=latest[last] - now_ms if last < len(latest) else None,
         prepare_ms=prepare_ms,
         jobs_ahead=ahead,
         basis=(room, *basis),

@@ -1,11 +1,13 @@
-"""Grant: one job to one node, for good or not at all.
+"""Grant: one job to one node, or to all nodes of a gang, for good or not at all.
 
-The node's row is claimed first, which serialises grants of one node; what the matcher saw is then checked again on fresh rows,
+Each node's row is claimed first, which serialises grants of one node; what the matcher saw is then checked again on fresh rows,
 and the allocation's primary key is the last guard. Losing any of these rolls the whole grant back.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import CursorResult, select, update
@@ -17,6 +19,7 @@ from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.constraints import can_run, constraints
 from torg_marketplace.matching.snapshot import NodeSnapshot, units_needed
 from torg_marketplace.rules.leases import latest_lease_end_ms
+from torg_marketplace.rules.money import split_budget
 from torg_marketplace.storage.events import add_lease_born
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_marketplace.storage.money_models import CapRow
@@ -25,7 +28,8 @@ from torg_protocol.caps import Commitment, SignedCap
 from torg_protocol.errors import Conflict
 from torg_protocol.ids import LeaseId, NodeId, VaultAddress
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.messages import CheckpointRef, Grant, Granted, SignedGrant
+from torg_protocol.messages import CheckpointRef, GangPlace, Grant, Granted, SignedGrant
+from torg_protocol.offers import Offer
 from torg_protocol.states import EndReason, JobState, LeaseState
 
 
@@ -45,24 +49,59 @@ class NothingLeft(Conflict):
         self.reason = reason
 
 
-async def grant(unit: Unit, job: JobRow, node_id: NodeId) -> SignedGrant:
-    """Raises NotGrantable or MovedMeanwhile (somebody was faster), NothingLeft, and what the vault refuses (its hold, closing)."""
-    node, snapshot = await _claim(unit, job, node_id)
+async def grant(unit: Unit, job: JobRow, nodes: Sequence[NodeId]) -> tuple[SignedGrant, ...]:
+    """One attempt: a lease on each of these nodes, by rank, or nothing at all. Raises NotGrantable or MovedMeanwhile (somebody was faster),
+    NothingLeft, and what the vault refuses (its hold, closing)."""
+    claimed = {
+        node_id: await _claim(unit, job, node_id) for node_id in sorted(nodes)
+    }  # in one order: two gangs never wait for each other
     spec = spec_of(job)
+    _check_gang(spec, [offer_of(claimed[node_id][0]) for node_id in nodes])
+    prices = [claimed[node_id][1].offer.price_per_gpu_hour for node_id in nodes]
     limits = await _limits(unit, job, spec)
     job.generation += 1
     await move_job(unit.session, job, JobState.LEASED, at_ms=unit.now_ms)
+    shares = split_budget(limits.max_amount, prices)
+    ranks = range(len(nodes))
+    granted = [
+        await _lease(unit, job, *claimed[nodes[rank]], _Place(rank, len(nodes), shares[rank]), limits) for rank in ranks
+    ]
+    unit.wake(f"job:{job.job_id}")
+    return tuple(granted)
+
+
+def _check_gang(spec: JobSpec, offers: Sequence[Offer]) -> None:
+    regions = {offer.region for offer in offers}
+    if len({offer.node for offer in offers}) != spec.nodes_at_once:
+        raise NotGrantable(f"the job runs on {spec.nodes_at_once} node(s) at once", field="nodes", value=len(offers))
+    if spec.gang is not None and spec.gang.same_region and len(regions) > 1:
+        raise NotGrantable("these nodes are not in one region any more", field="gang.same_region", value=len(regions))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Of a lease in its attempt. `max_amount`: its share of what the attempt may cost."""
+
+    rank: int
+    size: int
+    max_amount: int
+
+
+async def _lease(
+    unit: Unit, job: JobRow, node: NodeRow, snapshot: NodeSnapshot, place: _Place, limits: _Limits
+) -> SignedGrant:
+    spec = spec_of(job)
     lease_id = LeaseId(unit.new_id("lease"))
     commitment, commitment_signature = await vaults.commit_lease(
         unit,
         vault=job.vault,
         lease_id=lease_id,
         payout_address=offer_of(node).payout_address,
-        max_amount=limits.max_amount,
+        max_amount=place.max_amount,
     )
     cap = await _covering_cap(unit, job, commitment)
     price = snapshot.offer.price_per_gpu_hour
-    signed = _sign(unit, job, node, price, spec, limits, cap, commitment, commitment_signature)
+    signed = _sign(unit, job, node, price, place, limits, cap, commitment, commitment_signature)
     lease = _lease_row(unit, signed, spec)
     unit.session.add(lease)
     await unit.session.flush()
@@ -70,11 +109,10 @@ async def grant(unit: Unit, job: JobRow, node_id: NodeId) -> SignedGrant:
     units = snapshot.free_units(spec.resources)[: units_needed(spec.resources)]
     lease.sold_as = sold_as(node, units)
     for name in units:
-        unit.session.add(AllocationRow(node_id=node_id, unit=name, lease_id=lease_id))
+        unit.session.add(AllocationRow(node_id=node.node_id, unit=name, lease_id=lease_id))
     await unit.session.flush()
-    unit.touch(node_id)
-    unit.send(node_id, Granted(signed=signed))
-    unit.wake(f"job:{job.job_id}")
+    unit.touch(node.id)
+    unit.send(node.id, Granted(signed=signed))
     return signed
 
 
@@ -98,7 +136,7 @@ async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, Nod
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What is left of the job's money and time for one more lease."""
+    """What is left of the job's money and time for one more attempt."""
 
     max_amount: int
     max_duration_ms: int
@@ -108,7 +146,10 @@ class _Limits:
 async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
     leases = await leases_of_job(unit, job.job_id) if job.generation else ()
     amount = job.max_amount - sum(lease.amount for lease in leases)
-    billed_ms = sum(lease.billed_ms for lease in leases)
+    most_ms: dict[int, int] = defaultdict(int)  # of each attempt's leases, who was billed for longest
+    for lease in leases:
+        most_ms[lease.attempt] = max(most_ms[lease.attempt], lease.billed_ms)
+    billed_ms = sum(most_ms.values())
     # The cap was signed to outlive this moment; a lease must not.
     until_cap_ms = latest_lease_end_ms(spec, job.created_at_ms) - spec.lease_grace - unit.now_ms
     if amount <= 0 < job.max_amount:
@@ -117,7 +158,7 @@ async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
         raise NothingLeft(EndReason.MAX_DURATION, "earlier attempts have used up the job's max_duration")
     if until_cap_ms <= 0:
         raise NothingLeft(EndReason.MAX_DURATION, "too late: the client's cap would expire before an attempt is paid")
-    return _Limits(amount, min(spec.limits.max_duration - billed_ms, until_cap_ms), len(leases) + 1)
+    return _Limits(amount, min(spec.limits.max_duration - billed_ms, until_cap_ms), len(most_ms) + 1)
 
 
 async def _covering_cap(unit: Unit, job: JobRow, commitment: Commitment) -> SignedCap:
@@ -145,12 +186,13 @@ def _sign(
     job: JobRow,
     node: NodeRow,
     price_per_gpu_hour: int,
-    spec: JobSpec,
+    place: _Place,
     limits: _Limits,
     cap: SignedCap,
     commitment: Commitment,
     commitment_signature: str,
 ) -> SignedGrant:
+    spec = spec_of(job)
     document = Grant(
         lease_id=commitment.lease_id,
         fence=job.generation,
@@ -162,7 +204,7 @@ def _sign(
         spec=spec,
         price_per_gpu_hour=price_per_gpu_hour,
         billable_gpus=spec.resources.billable_gpus,
-        max_amount=limits.max_amount,
+        max_amount=place.max_amount,
         max_duration_ms=limits.max_duration_ms,
         usage_interval_ms=unit.policy.usage_interval_ms,
         granted_at_ms=unit.now_ms,
@@ -171,6 +213,7 @@ def _sign(
         cap=cap,
         commitment=commitment,
         commitment_signature=commitment_signature,
+        gang=GangPlace(rank=place.rank, size=place.size) if place.size > 1 else None,
     )
     return SignedGrant(grant=document, signature=document.sign(unit.market.identity))
 
@@ -182,6 +225,8 @@ def _lease_row(unit: Unit, signed: SignedGrant, spec: JobSpec) -> LeaseRow:
         job_id=document.job_id,
         node_id=document.node,
         attempt=document.attempt,
+        rank=document.gang.rank if document.gang is not None else 0,
+        size=document.gang.size if document.gang is not None else 1,
         fence=document.fence,
         state=LeaseState.GRANTED,
         grant=signed.wire(),

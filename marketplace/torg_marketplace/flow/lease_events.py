@@ -14,7 +14,7 @@ from typing import assert_never
 from torg_marketplace.flow.blobs import check_stored, use_blob
 from torg_marketplace.flow.ending import end_lease
 from torg_marketplace.flow.report import on_exited, on_released, on_reported
-from torg_marketplace.flow.rows import job_row, node_row, spec_of
+from torg_marketplace.flow.rows import attempt_of, job_row, lease_to_change, node_row, spec_of
 from torg_marketplace.flow.tasks import on_task_moved
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.usage import on_usage
@@ -160,9 +160,19 @@ async def _on_started(unit: Unit, lease: LeaseRow, job: JobRow, body: Started) -
     lease.claimed_started_at_ms = body.started_at_ms
     lease.image_digest, lease.executor, lease.isolation = body.image_digest, body.executor, body.isolation
     lease.gpu_uuids = list(body.gpu_uuids)
+    await _begin_useful_time(unit, lease)
     _remember_warm(node, spec_of(job))
     if lease.state != LeaseState.STOPPING:
         await move_lease(unit.session, lease, job, LeaseState.RUNNING, at_ms=unit.now_ms)
+
+
+async def _begin_useful_time(unit: Unit, lease: LeaseRow) -> None:
+    """With the last of them to start: until then the others wait, which is of no use to the job."""
+    leases = await attempt_of(unit, lease)
+    starts = [each.started_at_ms for each in leases if each.started_at_ms is not None]
+    if len(starts) == lease.size:
+        for each in leases:
+            each.useful_from_ms = max(starts)
 
 
 def _remember_warm(node: NodeRow, spec: JobSpec) -> None:
@@ -177,14 +187,31 @@ async def _on_checkpoint(unit: Unit, lease: LeaseRow, job: JobRow, body: Checkpo
         raise Invalid(
             "this job writes no checkpoints", code="checkpoint_not_enabled", field="checkpoint", value=checkpoint.name
         )
+    if lease.rank:
+        raise Invalid(
+            "the checkpoints of a gang are those of rank 0",
+            code="checkpoint_not_rank_0",
+            field="checkpoint",
+            value=checkpoint.name,
+        )
     if lease.started_at_ms is None:
         raise Conflict("this lease has not started", code="not_started", field="lease_id", value=lease.lease_id)
     seen_ms = unit.now_ms - lease.started_at_ms + unit.policy.usage_skew_ms
     lease.checkpoint_useful_ms = max(lease.checkpoint_useful_ms, min(checkpoint.useful_ms, max(0, seen_ms)))
     lease.checkpoint = job.checkpoint = checkpoint.wire()
+    await _share_checkpoint(unit, lease)
     await use_blob(unit, checkpoint.blob.digest, job.id, client_may_read=spec.verify.policy == "none")
     data = {"name": checkpoint.name, "size_bytes": checkpoint.blob.size_bytes, "useful_ms": checkpoint.useful_ms}
     add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="checkpoint", data=data, at_ms=unit.now_ms)
+
+
+async def _share_checkpoint(unit: Unit, lease: LeaseRow) -> None:
+    """A gang's checkpoint, which rank 0 writes, keeps what all of them did until then."""
+    written_ms = (lease.started_at_ms or 0) + lease.checkpoint_useful_ms
+    for each in await attempt_of(unit, lease):
+        if each is not lease and each.started_at_ms is not None:
+            kept_ms = min(written_ms, each.exited_at_ms or written_ms) - each.started_at_ms
+            each.checkpoint_useful_ms = max(each.checkpoint_useful_ms, kept_ms)
 
 
 def _check_unstarted(lease: LeaseRow) -> None:
@@ -200,7 +227,7 @@ def _check_unstarted(lease: LeaseRow) -> None:
 async def _lease_of(unit: Unit, node_id: NodeId, event: LeaseEvent) -> LeaseRow:
     lease = unit.known(LeaseRow, event.lease_id)  # by an event before in this transaction
     if lease is None:
-        lease = await unit.session.get(LeaseRow, event.lease_id, with_for_update=True)
+        lease = await lease_to_change(unit, event.lease_id)
     if lease is None or lease.node_id != node_id:
         raise NotFound("no such lease of yours", code="lease_unknown", field="lease_id", value=event.lease_id)
     return lease

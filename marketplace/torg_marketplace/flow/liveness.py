@@ -10,9 +10,9 @@ from typing import assert_never
 
 from sqlalchemy import and_, delete, or_, select
 
-from torg_marketplace.flow.cancel import stop_lease
 from torg_marketplace.flow.ending import end_lease, end_queued
-from torg_marketplace.flow.rows import job_row, live_leases, node_row, spec_of
+from torg_marketplace.flow.rows import job_row, live_leases, lock_attempt, node_row, spec_of
+from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules import leases as rules
 from torg_marketplace.rules.declines import NO_ANSWER
@@ -83,7 +83,7 @@ async def _sweep_lease(market: Market, lease_id: str) -> None:
     try:
         async with market.transaction() as unit:
             lease = await unit.session.get_one(LeaseRow, lease_id)
-            if lease.ended_at_ms is not None:
+            if not await lock_attempt(unit, lease):
                 return
             decision, job = await _due(unit, lease), await job_row(unit, lease.job_id)
             match decision:

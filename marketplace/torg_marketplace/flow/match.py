@@ -4,7 +4,7 @@ which node; each grant is a transaction of its own, and losing one costs a look 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from sqlalchemy import Float, cast, func, select
 
@@ -18,6 +18,7 @@ from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.backlog import AGEING_MS, Waiting
 from torg_marketplace.matching.engine import Decision, Engine
 from torg_marketplace.matching.explain import explain
+from torg_marketplace.matching.gangs import decide_all
 from torg_marketplace.storage.models import JobRow
 from torg_marketplace.storage.moves import MovedMeanwhile
 from torg_protocol.errors import TorgError
@@ -38,9 +39,9 @@ async def match_pending(market: Market) -> int:
     waits_for: dict[Hashable, str] = {}  # in words, for all that wish the same
     told: dict[str, str] = {}  # for those that spot leases are stopped for
     for job in backlog.turns(waiting, now_ms, running):
-        chosen = engine.of(job.demand.spec).decide(job.demand)
-        if chosen is not None:
-            if await _try_grant(market, job.job_id, chosen.node_id):
+        chosen = decide_all(engine.of(job.demand.spec), job.demand)
+        if chosen:
+            if await _try_grant(market, job.job_id, [each.node_id for each in chosen]):
                 granted += 1
                 _taken(market, engine, job, chosen)
             else:
@@ -48,17 +49,18 @@ async def match_pending(market: Market) -> int:
         else:
             backlog.failed(job)
             waits_for[job.wish] = _explained(market, engine, job, now_ms)
-            if (making_room := await make_room(market, job)) is not None:
+            if job.demand.spec.gang is None and (making_room := await make_room(market, job)) is not None:
                 told[job.job_id] = making_room
     await _note(market, {job.job_id: waits_for[job.wish] for job in waiting if job.wish in waits_for} | told)
     return granted
 
 
-def _taken(market: Market, engine: Engine, job: Waiting, chosen: Decision) -> None:
+def _taken(market: Market, engine: Engine, job: Waiting, chosen: Sequence[Decision]) -> None:
     """Saves this pass a look into the database; the next one reads what came of it."""
-    with contextlib.suppress(KeyError, ValueError):  # read meanwhile by somebody else, this grant included
-        engine.take(chosen.node_id, job.demand, chosen.gpus)
-    market.book.touch([chosen.node_id])
+    for each in chosen:
+        with contextlib.suppress(KeyError, ValueError):  # read meanwhile by somebody else, this grant included
+            engine.take(each.node_id, job.demand, each.gpus)
+    market.book.touch([each.node_id for each in chosen])
 
 
 async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
@@ -94,19 +96,19 @@ async def _running(unit: Unit) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in (await unit.session.execute(query)).all()}
 
 
-async def _try_grant(market: Market, job_id: str, node_id: NodeId) -> bool:
+async def _try_grant(market: Market, job_id: str, nodes: Sequence[NodeId]) -> bool:
     try:
         async with market.transaction() as unit:
             job = await job_row(unit, job_id)
             if job.state != JobState.QUEUED:
                 return False
-            await grant(unit, job, node_id)
+            await grant(unit, job, nodes)
             return True
     except NothingLeft as nothing:
         async with market.transaction() as unit:
             await end_queued(unit, await job_row(unit, job_id), nothing.reason, nothing.message)
     except (NotGrantable, MovedMeanwhile):
-        market.book.touch([node_id])  # the next pass sees what changed
+        market.book.touch(nodes)  # the next pass sees what changed
     except TorgError as refused:  # by the vault: its owner is closing it, or its cap is about to expire
         await _note(market, {job_id: refused.message})
     return False

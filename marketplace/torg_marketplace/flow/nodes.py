@@ -13,8 +13,9 @@ from torg_marketplace.flow.collateral import note_collateral
 from torg_marketplace.flow.ending import end_lease
 from torg_marketplace.flow.receipts import issued_receipt
 from torg_marketplace.flow.refunds import remind_of_refunds
-from torg_marketplace.flow.rows import job_row, live_leases, node_row, signed_grant_of
+from torg_marketplace.flow.rows import job_row, live_leases, lock_attempt, node_row, signed_grant_of
 from torg_marketplace.flow.settlement_plan import orders_in_flight
+from torg_marketplace.flow.stopping import send_stop
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.fleet import WARM_ITEMS
 from torg_marketplace.rules.pricing import MAX_ACCEPTED_AMOUNT
@@ -31,7 +32,6 @@ from torg_protocol.messages import (
     LeaseDirective,
     OrderIssued,
     ReceiptIssued,
-    Stop,
     Welcome,
 )
 from torg_protocol.offers import SignedOffer
@@ -184,6 +184,8 @@ async def _square_database(unit: Unit, node_id: NodeId, held: Mapping[LeaseId, H
     """What we think that the node runs, against what it says. A lease that it had accepted and does not know any more is
     lost with its journal; one that it never heard of is sent again."""
     for lease in await live_leases(unit, node_id=node_id):
+        if lease.size > 1 and not await lock_attempt(unit, lease):
+            continue
         item = held.get(lease.id)
         if item is not None and item.fence != lease.fence:
             await end_lease(
@@ -202,13 +204,6 @@ def _remind(unit: Unit, lease: LeaseRow, item: HeldLease | None) -> None:
         unit.send(lease.node, Granted(signed=signed_grant_of(lease)))
     if lease.state == LeaseState.STOPPING and (item is None or item.state != LeaseState.STOPPING):
         send_stop(unit, lease)
-
-
-def send_stop(unit: Unit, lease: LeaseRow) -> None:
-    reason = EndReason(lease.stop_reason) if lease.stop_reason is not None else EndReason.CANCELLED
-    grace_ms = unit.policy.preempt_grace_ms if reason is EndReason.PREEMPTED else unit.policy.stop_grace_ms
-    stop = Stop(lease_id=lease.id, fence=lease.fence, reason=reason, grace_ms=grace_ms)
-    unit.send(lease.node, stop)
 
 
 async def _directive(unit: Unit, node_id: NodeId, item: HeldLease) -> LeaseDirective:

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import inspect as inspection
 from sqlalchemy import select
 
-from torg_marketplace.flow.cancel import stop_lease
 from torg_marketplace.flow.rows import job_row, leases_of_job, live_leases, node_row
+from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.audit_models import SlashRow
 from torg_marketplace.storage.base import Base

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import exists, select
 
-from torg_marketplace.flow.cancel import stop_lease
 from torg_marketplace.flow.rows import demand_of, job_row, node_snapshots
+from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.backlog import Waiting
 from torg_marketplace.matching.constraints import can_run, constraints

@@ -13,6 +13,7 @@ from torg_marketplace.flow.rows import demand_for
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.explain import Explanation, explain
+from torg_marketplace.matching.gangs import group_prices
 from torg_marketplace.matching.snapshot import Demand
 from torg_marketplace.rules import pricing
 from torg_marketplace.storage.models import QuoteRow
@@ -57,6 +58,7 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
         waiting=bool(explanation.live.size) and not explanation.free.size,
         nodes_considered=explanation.considered,
         nodes_fitting=explanation.fitting.size,
+        nodes_at_once=spec.nodes_at_once,
         cheapest_price_per_gpu_hour=prices[0] if within else None,
         dearest_price_per_gpu_hour=prices[within - 1] if within else None,
         billable_gpus=spec.resources.billable_gpus,
@@ -76,7 +78,8 @@ def appraise(engine: Engine, account: AccountId, spec: JobSpec, decimals: int) -
     amount_limit = None if most is None else parse_amount(most, decimals, field="limits.max_cost")
     demand = demand_for(spec, account, spec_cap, amount_limit)
     explanation = explain(engine.of(spec).fleet, demand, decimals)
-    ceiling = pricing.price_ceiling(explanation.fitting_prices, spec_cap, spec.retry.max_attempts)
+    prices = group_prices(engine.of(spec).fleet, explanation.fitting, spec.gang)
+    ceiling = pricing.price_ceiling(prices, spec_cap, spec.retry.max_attempts, at_once=spec.nodes_at_once)
     amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
     return Appraisal(demand, explanation, ceiling, amount)
 

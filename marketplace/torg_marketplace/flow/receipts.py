@@ -26,13 +26,13 @@ from torg_protocol.usage import (
 
 
 async def receipts(unit: Unit, account: AccountId, job_id: JobId) -> JobReceipts:
-    """One per decided lease, in the order of attempts."""
+    """One per decided lease, in the order of attempts, of a gang by rank."""
     job = await job_of(unit, account, job_id)
     query = (
         select(ReceiptRow)
         .join(LeaseRow, LeaseRow.lease_id == ReceiptRow.lease_id)
         .where(ReceiptRow.job_id == job.job_id)
-        .order_by(LeaseRow.attempt)
+        .order_by(LeaseRow.attempt, LeaseRow.rank)
     )
     rows = (await unit.session.scalars(query)).all()
     return JobReceipts(receipts=tuple(SignedReceipt.model_validate(row.signed) for row in rows))

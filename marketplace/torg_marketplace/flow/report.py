@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.ending import end_lease
-from torg_marketplace.flow.rows import node_row, spec_of
+from torg_marketplace.flow.rows import attempt_of, node_row, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import meter_of
 from torg_marketplace.rules import metering
@@ -61,7 +61,7 @@ async def on_reported(unit: Unit, lease: LeaseRow, job: JobRow, body: Reported) 
     lease.outputs = [item.wire() for item in body.outputs]
     await _keep_blobs(unit, lease, job, body)
     reason, detail = body.reason, lease.detail
-    if body.reason is EndReason.COMPLETED and (missing := _missing_outputs(job, body)):
+    if body.reason is EndReason.COMPLETED and (missing := _missing_outputs(lease, job, body)):
         reason, detail = EndReason.OUTPUT_MISSING, "missing: " + ", ".join(missing)
     await _end(unit, lease, job, reason, detail)
 
@@ -88,6 +88,7 @@ async def _end(unit: Unit, lease: LeaseRow, job: JobRow, said: EndReason, detail
         asked_to_stop_for=EndReason(lease.stop_reason) if lease.stop_reason is not None else None,
         cancel_requested=job.cancel_requested_at_ms is not None,
         asked_to_make_room=lease.preempted_for is not None,
+        gang_ended=any(each.ended_at_ms is not None for each in await attempt_of(unit, lease)),
     )
     reason = believed_reason(said, ran)
     if reason is not said:
@@ -104,8 +105,10 @@ def _check_paths(outputs: tuple[OutputFile, ...]) -> None:
         raise Invalid("an output is listed twice", code="outputs_invalid", field="outputs")
 
 
-def _missing_outputs(job: JobRow, body: Reported) -> list[str]:
-    """Declared outputs (files, or directories with files in them) that are not there."""
+def _missing_outputs(lease: LeaseRow, job: JobRow, body: Reported) -> list[str]:
+    """Declared outputs (files, or directories with files in them) that are not there. Of a gang rank 0 hands them over."""
+    if lease.rank:
+        return []
     there = {item.path for item in body.outputs}
     return [
         path

@@ -51,13 +51,51 @@ async def live_leases(unit: Unit, *, node_id: NodeId | None = None, job_id: JobI
     return (await unit.session.scalars(query)).all()
 
 
+async def attempt_of(unit: Unit, lease: LeaseRow) -> Sequence[LeaseRow]:
+    """All leases of its attempt, itself included, by rank. Of a lease by itself no question is asked."""
+    if lease.size == 1:
+        return [lease]
+    mine = LeaseRow.job_id == lease.job_id, LeaseRow.attempt == lease.attempt
+    return (await unit.session.scalars(select(LeaseRow).where(*mine).order_by(LeaseRow.rank))).all()
+
+
+async def lock_job(unit: Unit, job_id: str) -> JobRow:
+    """Whoever decides about an attempt of several leases takes the job's row first, then touches the leases: two who decide about two of
+    them at once would otherwise each miss what the other wrote."""
+    return await unit.session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
+
+
+async def lock_attempt(unit: Unit, lease: LeaseRow) -> bool:
+    """As `lock_job`, for a lease of several. False when the lease has ended meanwhile, or before."""
+    if lease.size > 1:
+        await lock_job(unit, lease.job_id)
+        await unit.session.refresh(lease)
+    return lease.ended_at_ms is None
+
+
+async def lock_attempts(unit: Unit, job: JobRow) -> None:
+    """As `lock_job`, if an attempt of this job has several leases. Call before its leases are loaded."""
+    several = select(LeaseRow.lease_id).where(LeaseRow.job_id == job.job_id, LeaseRow.size > 1).limit(1)
+    if await unit.session.scalar(several) is not None:
+        await lock_job(unit, job.job_id)
+
+
+async def lease_to_change(unit: Unit, lease_id: str) -> LeaseRow | None:
+    """A lease, locked: by its own row, or by its job's when its attempt has several."""
+    by_itself = select(LeaseRow).where(LeaseRow.lease_id == lease_id, LeaseRow.size == 1).with_for_update()
+    lease = (await unit.session.scalars(by_itself)).one_or_none()
+    if lease is None and (lease := await unit.session.get(LeaseRow, lease_id)) is not None:
+        await lock_attempt(unit, lease)
+    return lease
+
+
 async def has_live_lease(unit: Unit, job_id: JobId) -> bool:
     query = select(LeaseRow.lease_id).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.job_id == job_id).limit(1)
     return await unit.session.scalar(query) is not None
 
 
 async def leases_of_job(unit: Unit, job_id: str) -> Sequence[LeaseRow]:
-    query = select(LeaseRow).where(LeaseRow.job_id == job_id).order_by(LeaseRow.attempt)
+    query = select(LeaseRow).where(LeaseRow.job_id == job_id).order_by(LeaseRow.attempt, LeaseRow.rank)
     return (await unit.session.scalars(query)).all()
 
 
@@ -108,7 +146,7 @@ def demand_for(
         excluded=excluded,
         paused=paused,
         price_limit=price_limit,
-        amount_limit=amount_limit,
+        amount_limit=None if amount_limit is None else -(-amount_limit // spec.nodes_at_once),
         client=client,
         regions=frozenset(spec.placement.regions),
         min_reputation_permille=10 * spec.placement.min_reliability_percent,

@@ -8,7 +8,7 @@ from typing import Any
 from torg_marketplace.flow.rows import job_row, node_row, spec_of
 from torg_marketplace.flow.tasks import check_task, keep_log_position, log_position
 from torg_marketplace.flow.unit import Unit
-from torg_marketplace.storage.events import EventKind, add_job_event, prune_events
+from torg_marketplace.storage.events import EventKind, add_job_event, prune_events, which
 from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.errors import Conflict, NotFound, TooLarge
 from torg_protocol.ids import NodeId
@@ -28,7 +28,7 @@ async def on_progress(unit: Unit, node_id: NodeId, progress: Progress) -> None:
         raise TooLarge("this progress object is too large", code="progress_too_large", field="data", value=size)
     (await node_row(unit, node_id)).last_seen_ms = unit.now_ms
     job = await job_row(unit, lease.job_id)
-    job.progress = {"kind": progress.kind, "attempt": lease.attempt, **progress.data}
+    job.progress = {"kind": progress.kind, **which(lease), **progress.data}
     kind: EventKind = "preparing" if progress.kind == "preparing" else "progress"
     add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind=kind, data=progress.data, at_ms=unit.now_ms)
     lease.progress_rows += 1
@@ -46,7 +46,7 @@ async def on_ports(unit: Unit, node_id: NodeId, state: PortsState) -> None:
     if ports == lease.ports:
         return
     lease.ports = ports
-    data = {"ports": ports, "ready": all(port["ready"] for port in ports), "attempt": lease.attempt}
+    data = {"ports": ports, "ready": all(port["ready"] for port in ports), **which(lease)}
     add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="ports", data=data, at_ms=unit.now_ms)
     lease.progress_rows += 1
     if lease.progress_rows % _PRUNE_EVERY == 0:
@@ -75,7 +75,7 @@ async def on_log(unit: Unit, node_id: NodeId, lines: LogLines) -> None:
     if kept >= unit.policy.live_log_bytes:
         text += "\n[the live log ends here; the whole log comes with the result]\n"
     _keep_position(lease, lines, end, kept)
-    data: dict[str, Any] = {"stream": lines.stream, "offset": offset, "text": text, "attempt": lease.attempt}
+    data: dict[str, Any] = {"stream": lines.stream, "offset": offset, "text": text, **which(lease)}
     if lines.task is not None:
         data |= {"task": lines.task, "run": lines.run}
     add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="log", data=data, at_ms=unit.now_ms)

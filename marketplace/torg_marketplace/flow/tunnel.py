@@ -1,4 +1,4 @@
-"""Who may have a tunnel to which node: the job's client, to the node of its running lease, for as long as that lease lives."""
+"""Who may have a tunnel to which node: the job's client, to the node of its running lease (of a gang rank 0's), for as long as that lease lives."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ async def tunnel_ends(unit: Unit, account: AccountId, job_id: JobId) -> TunnelEn
             value=job_id,
             hint=_HINTS.get(JobState(job.state), "a tunnel lives as long as the job's container"),
         )
-    newest = running[-1]
-    return TunnelEnds(LeaseId(newest.lease_id), account, NodeId(newest.node_id))
+    first = min(running, key=lambda lease: lease.rank)
+    return TunnelEnds(LeaseId(first.lease_id), account, NodeId(first.node_id))
 
 
 async def lease_lives(unit: Unit, lease_id: LeaseId) -> bool:

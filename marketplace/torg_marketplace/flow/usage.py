@@ -40,7 +40,7 @@ async def record_usage(unit: Unit, lease: LeaseRow, job: JobRow, billing: Billin
     meter = meter_of(unit, lease, job)
     payable = metering.payable_ms(meter, billing)
     if final:
-        worked_ms = max(metering.useful_ms(meter), await _known_at_work_ms(unit, lease))
+        worked_ms = max(metering.worked_ms(meter), await _known_at_work_ms(unit, lease))
         lease.unbilled_ms = max(0, worked_ms - lease.billed_ms - payable)
     if payable == 0:
         return
@@ -73,7 +73,14 @@ def meter_of(unit: Unit, lease: LeaseRow, job: JobRow) -> Meter:
         billable_gpus=lease.billable_gpus,
         recorded_ms=lease.billed_ms,
         recorded_amount=lease.amount,
+        waited_ms=_waited_ms(lease, until_ms + unit.policy.usage_skew_ms),
     )
+
+
+def _waited_ms(lease: LeaseRow, until_ms: int) -> int:
+    if lease.started_at_ms is None:
+        return 0
+    return max(0, (until_ms if lease.useful_from_ms is None else lease.useful_from_ms) - lease.started_at_ms)
 
 
 async def _known_at_work_ms(unit: Unit, lease: LeaseRow) -> int:
@@ -129,7 +136,8 @@ def _is_acceptable(lease: LeaseRow, claimed: UsageRecord, payable: int, *, final
 
 
 def _own_record(lease: LeaseRow, job: JobRow, payable: int, *, final: bool) -> UsageRecord:
-    start_ms = lease.recorded_until_ms or lease.claimed_started_at_ms or lease.started_at_ms or lease.granted_at_ms
+    first_ms = lease.claimed_started_at_ms or lease.started_at_ms or lease.granted_at_ms
+    start_ms = lease.recorded_until_ms or first_ms + _waited_ms(lease, first_ms)
     template = UsageRecord(
         lease_id=LeaseId(lease.lease_id),
         sequence=1,

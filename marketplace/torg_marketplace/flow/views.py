@@ -18,7 +18,7 @@ from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAd
 from torg_protocol.jobspec import BlobRef
 from torg_protocol.ports import PortState
 from torg_protocol.states import OPEN_JOB_STATES, EndReason, JobState, LeaseState
-from torg_protocol.task_lines import TaskLines
+from torg_protocol.task_lines import TaskLines, rank_name
 from torg_protocol.usage import OutputFile
 
 MAX_PAGE = 200
@@ -89,7 +89,7 @@ async def job_log(
     unit: Unit, account: AccountId, job_id: JobId, stream: str, offset: int = 0, task: str | None = None
 ) -> str:
     """The live log of all attempts, one after the other, from a byte offset. Of a job of several tasks: of one as it wrote it, or of all
-    with the task's name before each line. Raises NotFound, Invalid stream_unknown or Invalid task_unknown."""
+    with the task's name before each line; of a gang with the rank. Raises NotFound, Invalid stream_unknown or Invalid task_unknown."""
     if stream not in {"stdout", "stderr"}:
         raise Invalid("no such stream", code="stream_unknown", field="stream", value=stream, hint="stdout or stderr")
     job = await job_of(unit, account, job_id)
@@ -99,6 +99,9 @@ async def job_log(
     if task is not None:
         check_task(job, task)
         text = "".join(str(data["text"]) for data in chunks if data.get("task") == task)
+    elif spec_of(job).gang is not None:
+        lines = TaskLines()
+        text = "".join(lines.take(rank_name(data["rank"]), stream, data["text"]) for data in chunks) + lines.rest()
     elif tasks := spec_of(job).tasks:
         lines = TaskLines(max(len(item.name) for item in tasks))
         text = "".join(lines.take(data["task"], stream, data["text"]) for data in chunks) + lines.rest()
@@ -174,10 +177,10 @@ async def view_of(unit: Unit, job: JobRow) -> JobView:
 
 
 def _outputs(job: JobRow, leases: Sequence[LeaseRow]) -> tuple[OutputFile, ...]:
-    """Of the newest attempt whose work is paid for; sealed until the verdict."""
+    """Of the newest attempt whose work is paid for, of a gang those of rank 0; sealed until the verdict."""
     if job.state in OPEN_JOB_STATES:
         return ()
-    paid = [lease for lease in leases if lease.state == LeaseState.VERIFIED]
+    paid = [lease for lease in leases if lease.state == LeaseState.VERIFIED and lease.rank == 0]
     return tuple(OutputFile.model_validate(item) for item in paid[-1].outputs) if paid else ()
 
 
@@ -186,6 +189,7 @@ def _lease_view(lease: LeaseRow, job: JobRow) -> LeaseView:
     return LeaseView(
         lease_id=LeaseId(lease.lease_id),
         attempt=lease.attempt,
+        rank=lease.rank,
         node=lease.node,
         state=lease.status,
         reason=lease.ended_for,

@@ -140,6 +140,7 @@ def _wish(demand: Demand) -> Hashable:
     spec = demand.spec
     return (
         spec.resources,
+        spec.gang,
         demand.gpu_milli,
         demand.client if demand.gpu_milli < WHOLE_MILLI else "",
         spec.isolation,

@@ -10,8 +10,10 @@ import numpy as np
 from torg_marketplace.matching.constraints import Constraint, constraints
 from torg_marketplace.matching.engine import Decision
 from torg_marketplace.matching.fleet import Fleet, Mask, Rows
+from torg_marketplace.matching.gangs import enough, most_together
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_protocol.api import ConstraintFailure
+from torg_protocol.jobspec import Gang
 from torg_protocol.money import format_amount
 
 
@@ -25,6 +27,8 @@ class Explanation:
     live: Rows
     free: Rows
     paused: Rows
+    at_once: int  # nodes of a gang; fewer than these are as good as none
+    free_alone: int  # nodes that are free, also when they are too few
     fitting_prices: tuple[int, ...]  # per GPU-hour, cheapest first
     failures: tuple[ConstraintFailure, ...]
     hint: str | None
@@ -37,6 +41,8 @@ class Explanation:
             return "no node here takes spot jobs" if self.spot else "no node is registered here"
         if self.free.size:
             return f"{self.free.size} node(s) can take it at any moment"
+        if self.live.size and self.at_once > 1:
+            return f"{self.free_alone} of the {self.at_once} nodes that it needs at once are free"
         if self.live.size:
             paused = f", or declined it lately ({self.paused.size})" if self.paused.size else ""
             return f"all {self.live.size} fitting node(s) are busy{paused}"
@@ -52,15 +58,23 @@ def explain(nodes: Fleet | Iterable[NodeSnapshot], demand: Demand, decimals: int
     fleet = nodes if isinstance(nodes, Fleet) else Fleet(nodes)
     rules, everybody = constraints(demand, decimals), fleet.rows()
     passes = {rule.name: rule.passes(fleet, everybody) for rule in rules}
-    fitting = _all(passes, [rule for rule in rules if rule.permanent], everybody.size)
+    gang = demand.spec.gang
+    alone = _all(passes, [rule for rule in rules if rule.permanent], everybody.size)
+    fitting = enough(fleet, everybody, alone, gang)
     live = fitting & _all(passes, [rule for rule in rules if rule.name in {"liveness", "accepting"}], everybody.size)
+    live = enough(fleet, everybody, live, gang)
+    free = live & _all(passes, rules, everybody.size)
     failures = _failures(fleet, everybody, rules, passes)
+    if gang is not None and alone.any() and not fitting.any():
+        failures = (_too_few(fleet, everybody[alone], gang), *failures)
     return Explanation(
         considered=everybody.size,
         fitting=everybody[fitting],
         live=everybody[live],
-        free=everybody[live & _all(passes, rules, everybody.size)],
+        free=everybody[enough(fleet, everybody, free, gang)],
         paused=everybody[live & ~passes["declined"]] if "declined" in passes else everybody[:0],
+        at_once=demand.spec.nodes_at_once,
+        free_alone=int(np.count_nonzero(free)),
         fitting_prices=tuple(np.sort(fleet.price[everybody[fitting]]).tolist()),
         failures=failures,
         hint=_no_node_hint(demand) if not everybody.size else _hint(failures),
@@ -82,6 +96,17 @@ def why(decision: Decision, decimals: int) -> str:
         return f"{line}; no other node with room comes near"
     node, other = decision.runner_up
     return f"{line}; next is {node} at {format_amount(round(other.total), decimals)}/h"
+
+
+def _too_few(fleet: Fleet, rows: Rows, gang: Gang) -> ConstraintFailure:
+    where = " in one region" if gang.same_region else ""
+    there = most_together(fleet, rows, gang)
+    return ConstraintFailure(
+        constraint="gang",
+        asked=f"{gang.size} nodes at once{where}",
+        nodes_removed=int(rows.size),
+        best_available=f"{there}{where}",
+    )
 
 
 def _all(passes: Mapping[str, Mask], rules: Sequence[Constraint], size: int) -> Mask:
@@ -137,6 +162,8 @@ def _hint(failures: Sequence[ConstraintFailure]) -> str | None:
             return "no node that it may run on can take it: name others, or submit again (secrets are sealed to nodes of that moment)"
         case "excluded_nodes":
             return "only excluded nodes are left: wait for others to join"
+        case "gang":
+            return f"ask for at most {first.best_available} (gang.size), or wait for others to join"
         case "liveness" | "accepting" | "capacity" | "declined":
             return "wait: a fitting node exists, but not now"
         case _:

@@ -76,7 +76,7 @@ class Demand:
     excluded: frozenset[NodeId] = frozenset()
     paused: frozenset[NodeId] = frozenset()  # declined it lately: not now
     price_limit: int | None = None
-    amount_limit: int | None = None  # what the job may cost at most
+    amount_limit: int | None = None  # what the job may cost at most, of a gang each node
     client: str = ""
     gpu_milli: int = WHOLE_MILLI  # less than a whole: a time slice of one GPU, among leases of this client alone
     regions: frozenset[str] = frozenset()  # any, when empty

@@ -89,6 +89,7 @@ class Ran:
     asked_to_stop_for: EndReason | None
     cancel_requested: bool
     asked_to_make_room: bool = False  # a client's wish to cancel may have come after it
+    gang_ended: bool = False  # another lease of its attempt has ended
 
 
 def believed_reason(said: EndReason, ran: Ran) -> EndReason:
@@ -103,6 +104,8 @@ def believed_reason(said: EndReason, ran: Ran) -> EndReason:
             return said if ran.asked_to_make_room else EndReason.HOST_PROTECTION
         case EndReason.CANCELLED:
             return said if ran.cancel_requested else EndReason.HOST_PROTECTION
+        case EndReason.GANG_ENDED:
+            return said if ran.gang_ended else EndReason.HOST_PROTECTION
         case EndReason.MAX_DURATION:
             return said if ran.ran_ms >= ran.max_duration_ms else EndReason.HOST_PROTECTION
         case EndReason.BUDGET:

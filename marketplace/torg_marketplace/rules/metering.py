@@ -41,11 +41,17 @@ class Meter:
     billable_gpus: int
     recorded_ms: int = 0  # in records that were countersigned before
     recorded_amount: int = 0
+    waited_ms: int = 0  # of it at the start, for the other leases of its attempt to start too: of no use to the job yet
+
+
+def worked_ms(meter: Meter) -> int:
+    """How long the container ran, as far as it can be believed."""
+    return max(0, min(meter.claimed_ms, meter.seen_ms + meter.skew_ms, meter.max_duration_ms))
 
 
 def useful_ms(meter: Meter) -> int:
     """Useful time in all that can be believed, whoever pays for it."""
-    return max(0, min(meter.claimed_ms, meter.seen_ms + meter.skew_ms, meter.max_duration_ms))
+    return max(0, worked_ms(meter) - meter.waited_ms)
 
 
 def payable_ms(meter: Meter, billing: Billing) -> int:
@@ -57,7 +63,7 @@ def payable_ms(meter: Meter, billing: Billing) -> int:
     if billing is Billing.NONE:
         total = 0
     elif billing is Billing.CHECKPOINT:
-        total = min(total, meter.checkpoint_ms)
+        total = min(total, max(0, meter.checkpoint_ms - meter.waited_ms))
     fresh = max(0, total - meter.recorded_ms)
     budget = affordable_ms(meter.max_amount - meter.recorded_amount, meter.price_per_gpu_hour, meter.billable_gpus)
     return fresh if budget is None else max(0, min(fresh, budget))

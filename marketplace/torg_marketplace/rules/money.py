@@ -54,6 +54,13 @@ def split_fee(amount: int, fee_basis_points: int) -> tuple[int, int]:
     return amount - fee, fee
 
 
+def split_budget(amount: int, prices: Sequence[int]) -> list[int]:
+    """What each of several leases may cost, by its price: they run at the same time, and so come to their ends together. Adds up to `amount`
+    at most."""
+    total = sum(prices)
+    return [amount * price // total if total else amount // len(prices) for price in prices]
+
+
 def lowest_gap(taken: Sequence[tuple[int, int]], *, start: int, size: int, end: int) -> int | None:
     """Where a range of `size` fits between the ranges in `taken`, at or after `start`, ending by `end`; None when nowhere."""
     position = start

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torg_protocol.jobspec import Retry
-from torg_protocol.states import OUTCOMES, Billing, EndReason, Exclusion, Fault, JobState, LeaseState
+from torg_protocol.states import OUTCOMES, EndReason, Fault, JobState
 
 # A declined grant costs nobody anything, and its job gets no further time in the queue, which bounds them. A completed one counts
 # when its verdict rejects it, not twice. A preemption is nobody's failure: how often a job suffers it is bounded by its protection.
@@ -24,12 +24,9 @@ class JobHistory:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    lease: LeaseState
     job: JobState
-    billing: Billing
     counts: bool  # as one of retry.max_attempts
     own_failure: bool
-    excludes: Exclusion
     renews_queue_timeout: bool  # when it goes back into the queue
     drops_checkpoint: bool
     detail: str = ""
@@ -49,12 +46,9 @@ def ending(reason: EndReason, retry: Retry, history: JobHistory) -> Ending:
     if job is JobState.QUEUED and history.cancel_requested:
         job, detail = JobState.CANCELLED, ""
     return Ending(
-        lease=outcome.lease,
         job=job,
-        billing=outcome.billing,
         counts=counts,
         own_failure=own_failure,
-        excludes=outcome.excludes,
         renews_queue_timeout=reason is not EndReason.DECLINED,
         # Work that did not pass, and whatever it was built upon, is not built upon again.
         drops_checkpoint=reason is EndReason.VERIFICATION_REJECTED,

@@ -19,28 +19,30 @@ def max_price(spec: JobSpec, decimals: int) -> int | None:
     return None if text is None else parse_amount(text, decimals, field="limits.max_price_per_hour")
 
 
-def price_ceiling(fitting_prices: Sequence[int], spec_cap: int | None, max_attempts: int) -> int | None:
+def price_ceiling(
+    fitting_prices: Sequence[int], spec_cap: int | None, max_attempts: int, at_once: int = 1
+) -> int | None:
     """The highest price per GPU-hour that this job may ever be charged; None when nothing fits. It is also the job's bid: what
     is held for it, so that nobody bids what he could not be charged.
 
-    `fitting_prices`: cheapest first. The client's own cap, if there is one. Otherwise as many nodes as the job has attempts must be under it, so that a retry has
+    `fitting_prices`: cheapest first. `at_once`: nodes of a gang, which all must be under it. The client's own cap, if there is one. Otherwise as many nodes as the job has attempts must be under it, so that a retry has
     somewhere to go; offers far above the middle of the market do not count: an absurd one must not raise what every client has
     to hold.
     """
-    if not fitting_prices:
+    if len(fitting_prices) < at_once:
         return None
     if spec_cap is not None:
-        return spec_cap if fitting_prices[0] <= spec_cap else None
+        return spec_cap if fitting_prices[at_once - 1] <= spec_cap else None
     within = len(fitting_prices)
     middle = fitting_prices[(within - 1) // 2]
     if middle > 0:
         within = bisect_right(fitting_prices, middle * ABSURD_TIMES_MIDDLE)
-    return fitting_prices[min(max_attempts, within) - 1]
+    return fitting_prices[max(min(max_attempts - 1 + at_once, within), at_once) - 1]
 
 
 def max_amount(spec: JobSpec, ceiling: int, decimals: int) -> int:
-    """What a submit holds: ceiling x GPUs x max_duration, or the client's own max_cost if that is less."""
-    full = cost(ceiling, spec.resources.billable_gpus, spec.limits.max_duration)
+    """What a submit holds: ceiling x nodes x GPUs x max_duration, or the client's own max_cost if that is less."""
+    full = spec.nodes_at_once * cost(ceiling, spec.resources.billable_gpus, spec.limits.max_duration)
     if spec.limits.max_cost is not None:
         full = min(full, parse_amount(spec.limits.max_cost, decimals, field="limits.max_cost"))
     if full > MAX_ACCEPTED_AMOUNT:

@@ -23,7 +23,7 @@ PAUSING = {"declined", "drained", "exposure_limit"}
 PAUSE_MS = 60_000  # the first
 DECLINED_FOR_GOOD = "kind_denied"  # of what simulated nodes say
 UNBILLED = {"declined", "start_failed", "image_not_found", "input_invalid", "queue_deadline", "verification_rejected"}
-UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
+UP_TO_CHECKPOINT = {"gang_ended", "drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
 NOT_COUNTED = {"declined", "completed", "preempted"}
 MS_PER_HOUR = 3_600_000
 SPOT_PROTECTED_MS = 5_000  # of the simulated market
@@ -52,11 +52,19 @@ class Tables:
         return found
 
 
+def attempts_of(leases: list[sqlite3.Row]) -> dict[int, list[sqlite3.Row]]:
+    """A job's leases, by attempt and rank."""
+    found: dict[int, list[sqlite3.Row]] = defaultdict(list)
+    for lease in leases:
+        found[lease["attempt"]].append(lease)
+    return found
+
+
 def look(database: sqlite3.Connection) -> Tables:
     database.row_factory = sqlite3.Row
     try:
         jobs = {row["job_id"]: row for row in database.execute("SELECT * FROM jobs")}
-        leases = database.execute("SELECT * FROM leases ORDER BY job_id, attempt").fetchall()
+        leases = database.execute("SELECT * FROM leases ORDER BY job_id, attempt, rank").fetchall()
     finally:
         database.row_factory = None
     return Tables(jobs, leases, database)
@@ -79,18 +87,19 @@ def _leases(tables: Tables) -> Iterator[str]:
     for job_id, leases in tables.leases_of_job.items():
         job = tables.jobs[job_id]
         live = [lease for lease in leases if lease["state"] in LIVE]
-        if len(live) > 1:
+        if len({lease["attempt"] for lease in live}) > 1:
             yield f"{job_id} was granted twice: {len(live)} leases live"
+        yield from _gangs(leases)
         if live and job["state"] != "leased" and job["cancel_requested_at_ms"] is None:
             yield f"{live[0]['lease_id']} lives without an owner: its job is {job['state']}"
-        fences = [lease["fence"] for lease in leases]
+        fences = [lease["fence"] for lease in leases if lease["rank"] == 0]
         if fences != sorted(set(fences)) or (live and live[-1]["fence"] != job["generation"]):
             yield f"{job_id}: fences {fences}, generation {job['generation']}"
-        if [lease["attempt"] for lease in leases] != list(range(1, len(leases) + 1)):
+        if [lease["attempt"] for lease in leases if lease["rank"] == 0] != list(range(1, len(fences) + 1)):
             yield f"{job_id}: attempts are not numbered in order"
     for job in tables.jobs.values():
         live_count = sum(lease["state"] in LIVE for lease in tables.leases_of_job.get(job["job_id"], []))
-        if job["state"] == "leased" and live_count != 1:
+        if job["state"] == "leased" and not live_count:
             yield f"{job['job_id']} is leased to nobody"
         if job["closed_at_ms"] is not None and (job["state"] in OPEN or live_count):
             yield f"{job['job_id']} is closed while it is {job['state']}"
@@ -100,6 +109,23 @@ def _leases(tables: Tables) -> Iterator[str]:
             yield f"{job['job_id']} has ended and keeps its hold"
         if job["state"] == "verifying" and not _waits_for_verdict(tables, job["job_id"]):
             yield f"{job['job_id']} waits for a verdict that nobody will give"
+
+
+def _gangs(leases: list[sqlite3.Row]) -> Iterator[str]:
+    """All of a gang were granted at once, on different nodes, and when one has gone, nobody just goes on."""
+    for members in attempts_of(leases).values():
+        first = members[0]
+        places = [(lease["rank"], lease["fence"], lease["granted_at_ms"], lease["size"]) for lease in members]
+        whole = [(rank, first["fence"], first["granted_at_ms"], len(members)) for rank in range(len(members))]
+        if places != whole or len({lease["node_id"] for lease in members}) != len(members):
+            yield f"half a gang was granted with {first['lease_id']}: {places}"
+        gone = [lease for lease in members if lease["state"] not in LIVE and lease["reason"] != "completed"]
+        alone = [lease for lease in members if lease["state"] in LIVE and lease["state"] != "stopping"]
+        if gone and alone:
+            yield f"{alone[0]['lease_id']} goes on without {gone[0]['lease_id']}, which is {gone[0]['state']}"
+        early = [lease for lease in members if lease["billed_ms"] and lease["useful_from_ms"] is None]
+        if early:
+            yield f"{early[0]['lease_id']} is billed before its whole gang has started"
 
 
 def _waits_for_verdict(tables: Tables, job_id: str) -> bool:
@@ -143,25 +169,41 @@ def _attempts(tables: Tables) -> Iterator[str]:
     """Who may try again, and at what price."""
     for job_id, leases in tables.leases_of_job.items():
         job, limits = tables.jobs[job_id], _limits(tables, job_id)
-        spent = counted = own = 0
-        for lease in leases:
-            if lease["price_per_gpu_hour"] > job["price_ceiling"]:
-                yield f"{lease['lease_id']} costs more per hour than promised"
-            if lease["max_amount"] > job["max_amount"] - spent:
-                yield f"{lease['lease_id']} may cost {lease['max_amount']} of {job['max_amount'] - spent} that are left"
+        spent = counted = own = billed_ms = 0
+        for attempt, members in attempts_of(leases).items():
+            if any(lease["price_per_gpu_hour"] > job["price_ceiling"] for lease in members):
+                yield f"{members[0]['lease_id']} costs more per hour than promised"
+            most = sum(lease["max_amount"] for lease in members)
+            if most > job["max_amount"] - spent:
+                yield f"{members[0]['lease_id']} may cost {most} of {job['max_amount'] - spent} that are left"
             if counted - own >= limits.max_attempts:
-                yield f"{job_id}: attempt {lease['attempt']} is beyond its {limits.max_attempts}"
+                yield f"{job_id}: attempt {attempt} is beyond its {limits.max_attempts}"
             if own > limits.on_failure:
                 yield f"{job_id} was tried again after {own} failures of its own"
-            spent += lease["amount"]
-            own += lease["reason"] == "failed_exit"
-            counted += lease["reason"] is not None and lease["reason"] not in NOT_COUNTED
+            spent += sum(lease["amount"] for lease in members)
+            billed_ms += max(lease["billed_ms"] for lease in members)
+            reason = _why_it_ended(members)
+            own += reason == "failed_exit"
+            counted += reason is not None and reason not in NOT_COUNTED
         if spent > job["max_amount"]:
             yield f"{job_id} costs {spent}, at most {job['max_amount']} was promised"
-        if sum(lease["billed_ms"] for lease in leases) > limits.max_duration_ms:
+        if billed_ms > limits.max_duration_ms:
             yield f"{job_id} is billed for longer than its max_duration"
         if job["state"] == "queued" and job["cancel_requested_at_ms"] is not None:
             yield f"{job_id} was cancelled and is queued"
+
+
+def _why_it_ended(members: list[sqlite3.Row]) -> str | None:
+    """The attempt. What a node broke comes first, then what sent it elsewhere, then what the job did itself."""
+    reasons = [
+        lease["reason"] for lease in sorted(members, key=lambda lease: (lease["ended_at_ms"] or 0, lease["rank"]))
+    ]
+    if None in reasons:
+        return None
+    broken = [reason for reason in reasons if reason in EXCLUDING | {"stale"}]
+    elsewhere = [reason for reason in reasons if reason in PAUSING | {"preempted"}]
+    itself = [reason for reason in reasons if reason not in {"completed", "gang_ended"}]
+    return str([*broken, *elsewhere, *itself, "gang_ended" if "gang_ended" in reasons else "completed"][0])
 
 
 def _places(tables: Tables) -> Iterator[str]:

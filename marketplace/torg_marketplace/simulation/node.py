@@ -295,7 +295,9 @@ class SimulatedNode:
             self._end(held, EndReason.MAX_DURATION, None, chance)
         elif calm:
             self._end(held, EndReason.COMPLETED, 0, chance)
-        elif dice < 0.2 and held.grant.spec.checkpoint.enabled:
+        elif (
+            dice < 0.2 and held.grant.spec.checkpoint.enabled and (held.grant.gang is None or not held.grant.gang.rank)
+        ):
             self._checkpoint(held, chance)
         elif dice < 0.35:
             self._say(held, self._claim(held, chance, final=False))

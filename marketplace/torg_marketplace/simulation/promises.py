@@ -13,7 +13,7 @@ from solders.pubkey import Pubkey
 from torg_chain.vault import token_account_of
 from torg_marketplace.flow.earnings import FEE_ADDRESS
 from torg_marketplace.simulation.client import SimulatedClient
-from torg_marketplace.simulation.invariants import LIVE, OPEN, UNBILLED, UP_TO_CHECKPOINT, Tables
+from torg_marketplace.simulation.invariants import LIVE, OPEN, UNBILLED, UP_TO_CHECKPOINT, Tables, attempts_of
 from torg_marketplace.simulation.node import Character, SimulatedNode, Truth
 from torg_marketplace.simulation.plan import Kind
 from torg_marketplace.simulation.world import World
@@ -236,11 +236,20 @@ def unpaid_work(parties: Parties, tables: Tables) -> Iterator[str]:
             continue
         if job["cancel_requested_at_ms"] is not None or lease["state"] in {"rejected", "inconclusive", "revoked"}:
             continue
-        due_ms = _due_ms(lease, truth)
+        due_ms = _due_ms(lease, truth) if lease["size"] == 1 else _due_in_gang_ms(tables, lease, truth)
         if lease["reason"] in UP_TO_CHECKPOINT and job["reason"] == "verification_rejected":
             continue  # a checkpoint that led nowhere
         if lease["billed_ms"] < due_ms:
             yield f"{lease['lease_id']} ({lease['reason']}) worked {due_ms} ms and is paid for {lease['billed_ms']} ms"
+
+
+def _due_in_gang_ms(tables: Tables, lease: sqlite3.Row, truth: Truth) -> int:
+    """When all have done their part: from when all of them ran. Else it depends on the others."""
+    others = attempts_of(tables.leases_of_job[lease["job_id"]])[lease["attempt"]]
+    if any(other["reason"] != "completed" for other in others):
+        return 0
+    waited_ms = lease["useful_from_ms"] - lease["started_at_ms"]
+    return max(0, _due_ms(lease, truth) - waited_ms)
 
 
 def _due_ms(lease: sqlite3.Row, truth: Truth) -> int:

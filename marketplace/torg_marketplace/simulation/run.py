@@ -329,7 +329,7 @@ async def _stale_grant(world: World, node: SimulatedNode, chance: random.Random)
         return
     try:
         async with world.market.transaction() as unit:
-            await grant(unit, await unit.session.get_one(JobRow, chance.choice(job_ids)), node.id)
+            await grant(unit, await unit.session.get_one(JobRow, chance.choice(job_ids)), [node.id])
     except TorgError:
         pass
 

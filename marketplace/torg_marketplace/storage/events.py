@@ -49,8 +49,13 @@ def add_job_born(session: AsyncSession, job: JobRow, *, at_ms: int) -> None:
 
 
 def add_lease_born(session: AsyncSession, lease: LeaseRow, *, at_ms: int) -> None:
-    data = {"state": lease.state, "from": None, "node": lease.node_id, "attempt": lease.attempt}
+    data = {"state": lease.state, "from": None, "node": lease.node_id, **which(lease)}
     add_job_event(session, job_id=JobId(lease.job_id), lease_id=lease.id, kind="lease", data=data, at_ms=at_ms)
+
+
+def which(lease: LeaseRow) -> dict[str, int]:
+    """The attempt, and of a gang the rank."""
+    return {"attempt": lease.attempt} | ({"rank": lease.rank} if lease.size > 1 else {})
 
 
 def add_node_event(session: AsyncSession, *, node_id: NodeId, data: dict[str, Any], at_ms: int) -> None:

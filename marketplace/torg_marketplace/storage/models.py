@@ -90,11 +90,11 @@ class JobRow(Base):
 
 
 class LeaseRow(Base):
-    """One try of a job on one node. Times are the marketplace's, except where a name says `claimed`."""
+    """One try of a job on one node; of an attempt on several nodes at once (`size`), its part on one of them. Times are the marketplace's, except where a name says `claimed`."""
 
     __tablename__ = "leases"
     __table_args__ = (
-        Index("ix_leases_job_attempt", "job_id", "attempt", unique=True),
+        Index("ix_leases_job_attempt_rank", "job_id", "attempt", "rank", unique=True),
         Index("ix_leases_node_state", "node_id", "state"),
         Index("ix_leases_state_verify", "state", "verify_at_ms"),
     )
@@ -103,6 +103,8 @@ class LeaseRow(Base):
     job_id: Mapped[Key] = mapped_column(ForeignKey("jobs.job_id"))
     node_id: Mapped[Key] = mapped_column(ForeignKey("nodes.node_id"))
     attempt: Mapped[int]
+    rank: Mapped[int] = mapped_column(default=0)  # among the leases of its attempt
+    size: Mapped[int] = mapped_column(default=1)  # leases of its attempt
     fence: Mapped[int]
     state: Mapped[State]
     reason: Mapped[str | None] = mapped_column(String(32))
@@ -125,6 +127,7 @@ class LeaseRow(Base):
     granted_at_ms: Mapped[Ms]
     started_at_ms: Mapped[Ms | None]
     claimed_started_at_ms: Mapped[Ms | None]  # by the node's clock
+    useful_from_ms: Mapped[Ms | None]  # when all leases of its attempt had started: before, nobody is billed
     exited_at_ms: Mapped[Ms | None]
     reported_at_ms: Mapped[Ms | None]  # the node's last word: reported, released or declined
     stop_reason: Mapped[str | None] = mapped_column(String(32))

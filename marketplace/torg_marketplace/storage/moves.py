@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
 from torg_marketplace.storage.audit_models import SlashRow
-from torg_marketplace.storage.events import add_job_event, add_node_event
+from torg_marketplace.storage.events import add_job_event, add_node_event, which
 from torg_marketplace.storage.models import JobRow, LeaseRow, NodeEventRow, NodeRow
 from torg_protocol.errors import Conflict
 from torg_protocol.ids import NodeId
@@ -78,7 +78,7 @@ async def move_lease(
     if current in LIVE_LEASE_STATES and to not in LIVE_LEASE_STATES:
         values["ended_at_ms"] = at_ms
     await _write(session, lease, LeaseRow.lease_id == lease.lease_id, LeaseRow.state == current, values)
-    data = {"state": to, "from": current, "node": lease.node_id, "attempt": lease.attempt}
+    data = {"state": to, "from": current, "node": lease.node_id, **which(lease)}
     if reason is not None:
         data |= {"reason": reason, "detail": detail[:2_000]}
     add_job_event(session, job_id=job.id, lease_id=lease.id, kind="lease", data=data, at_ms=at_ms)

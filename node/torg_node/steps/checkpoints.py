@@ -27,7 +27,7 @@ class CheckpointKeeper:
 
     async def run(self, ended: asyncio.Event) -> None:
         """Until the container has ended and its last checkpoint is stored."""
-        if not self._lease.spec.checkpoint.enabled:
+        if not self._lease.spec.checkpoint.enabled or not self._lease.hands_over:
             return
         while True:
             last = ended.is_set()

@@ -22,6 +22,8 @@ class CollectOutputs:
         then names the declared ones that are missing."""
         folder = lease.files / "output"
         lease.outputs = []
+        if not lease.hands_over:
+            return
         for path in await asyncio.to_thread(_regular_files, folder):
             try:
                 async with for_client(lease, path) as kept:

@@ -17,7 +17,15 @@ from torg_protocol.messages import Exited, Released, Reported
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import ResourceUse
 
-_REQUEUED = frozenset({EndReason.DRAINED, EndReason.PREEMPTED, EndReason.HOST_PROTECTION, EndReason.EXPOSURE_LIMIT})
+_REQUEUED = frozenset(
+    {
+        EndReason.DRAINED,
+        EndReason.PREEMPTED,
+        EndReason.HOST_PROTECTION,
+        EndReason.EXPOSURE_LIMIT,
+        EndReason.GANG_ENDED,
+    }
+)
 
 
 class Report:
@@ -52,7 +60,8 @@ class Report:
     async def _last_word(self, lease: Lease, ended: Exit, reason: EndReason) -> Reported | Released:
         if reason in _REQUEUED:
             return Released(reason=reason, detail=ended.detail)
-        missing = missing_outputs(lease.spec, [output.path for output in lease.outputs])
+        there = [output.path for output in lease.outputs]
+        missing = missing_outputs(lease.spec, there) if lease.hands_over else ()
         if reason is EndReason.COMPLETED and missing:
             reason = EndReason.OUTPUT_MISSING
         logs = {name: await self._store_log(lease, name) for name in ("stdout", "stderr")}

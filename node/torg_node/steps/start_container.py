@@ -117,6 +117,8 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
         "TORG_JOB_ID": lease.grant.job_id,
         "TORG_ATTEMPT": str(lease.grant.attempt),
     }
+    if (gang := lease.grant.gang) is not None:
+        env |= {"TORG_RANK": str(gang.rank), "TORG_WORLD_SIZE": str(gang.size)}
     if spec.secrets is not None:
         env["TORG_SECRETS_DIR"] = SECRETS
     secrets = (Mount(secrets_folder(lease), SECRETS),) if spec.secrets is not None else ()

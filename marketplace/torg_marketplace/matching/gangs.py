@@ -1,0 +1,76 @@
+"""Gangs: so many nodes at once, or none. Nothing is kept aside while some are missing: who waits for nodes holds none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from torg_marketplace.matching.engine import Decision, Engine
+from torg_marketplace.matching.fleet import Fleet, Mask, Rows
+from torg_marketplace.matching.snapshot import Demand
+from torg_protocol.jobspec import Gang
+
+_REGIONS_TRIED = 8  # of those with enough nodes; the ones with most of them free
+
+
+def decide_all(engine: Engine, demand: Demand) -> tuple[Decision, ...]:
+    """A node for each member, by rank, best first; empty when they are not all there now. Changes nothing."""
+    gang = demand.spec.gang
+    if gang is None:
+        return () if (only := engine.decide(demand)) is None else (only,)
+    if not gang.same_region:
+        return _members(engine, demand, gang.size)
+    found = [
+        _members(engine, replace(demand, regions=frozenset({name})), gang.size) for name in _regions(engine, demand)
+    ]
+    complete = [members for members in found if members]
+    return min(complete, key=lambda members: sum(each.score.total for each in members), default=())
+
+
+def enough(fleet: Fleet, rows: Rows, mask: Mask, gang: Gang | None) -> Mask:
+    """Of the rows in `mask`, those with so many others beside them that a gang fits: all or none, or region by region."""
+    if gang is None:
+        return mask
+    if not gang.same_region:
+        return mask if np.count_nonzero(mask) >= gang.size else np.zeros_like(mask)
+    regions, counts = np.unique(fleet.region[rows[mask]], return_counts=True)
+    return np.asarray(mask & np.isin(fleet.region[rows], regions[counts >= gang.size]))
+
+
+def most_together(fleet: Fleet, rows: Rows, gang: Gang) -> int:
+    """The largest gang that these rows could hold."""
+    if not gang.same_region:
+        return int(rows.size)
+    return int(np.unique(fleet.region[rows], return_counts=True)[1].max(initial=0))
+
+
+def group_prices(fleet: Fleet, rows: Rows, gang: Gang | None) -> tuple[int, ...]:
+    """Prices that a gang of these rows pays, cheapest first: of all of them, or of the region where its members are cheapest."""
+    if gang is None or not gang.same_region or not rows.size:
+        return tuple(np.sort(fleet.price[rows]).tolist())
+    by_region = [np.sort(fleet.price[rows[fleet.region[rows] == code]]) for code in np.unique(fleet.region[rows])]
+    large = [prices for prices in by_region if prices.size >= gang.size]
+    return tuple(min(large, key=lambda prices: int(prices[gang.size - 1])).tolist()) if large else ()
+
+
+def _members(engine: Engine, demand: Demand, size: int) -> tuple[Decision, ...]:
+    chosen: list[Decision] = []
+    while len(chosen) < size:
+        taken = demand.excluded | {each.node_id for each in chosen}
+        best = engine.decide(replace(demand, excluded=frozenset(taken)))
+        if best is None:
+            return ()
+        chosen.append(best)
+    return tuple(chosen)
+
+
+def _regions(engine: Engine, demand: Demand) -> Iterator[str]:
+    fleet, rows = engine.fleet, engine.fleet.rows()
+    names = {code: word.removeprefix("region ") for word, code in fleet.codes.items() if word.startswith("region ")}
+    codes, counts = np.unique(fleet.region[rows[fleet.live[rows] & fleet.accepting[rows]]], return_counts=True)
+    size = demand.spec.gang.size if demand.spec.gang is not None else 1
+    most_first = sorted(zip(counts.tolist(), codes.tolist(), strict=True), reverse=True)
+    wanted = [names[code] for count, code in most_first if count >= size]
+    yield from [name for name in wanted if not demand.regions or name in demand.regions][:_REGIONS_TRIED]
