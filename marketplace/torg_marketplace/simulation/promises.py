@@ -248,7 +248,7 @@ def _due_in_gang_ms(tables: Tables, lease: sqlite3.Row, truth: Truth) -> int:
     others = attempts_of(tables.leases_of_job[lease["job_id"]])[lease["attempt"]]
     if any(other["reason"] != "completed" for other in others):
         return 0
-    waited_ms = lease["useful_from_ms"] - lease["started_at_ms"]
+    waited_ms = int(lease["useful_from_ms"]) - int(lease["started_at_ms"])
     return max(0, _due_ms(lease, truth) - waited_ms)
 
 
