@@ -166,6 +166,6 @@ def random_spec(world: World, chance: random.Random, *, spot: bool | None = None
             "verify": {"policy": "replay", "catalogue": WORKLOAD},
             "outputs": ["model.safetensors"],
         }
-    elif chance.random() < 0.4:
+    elif chance.random() < 0.4 and "spot" not in raw:
         raw["gang"] = {"size": 2, "same_region": chance.random() < 0.2}
     return raw
