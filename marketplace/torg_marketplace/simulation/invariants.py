@@ -23,7 +23,7 @@ PAUSING = {"declined", "drained", "exposure_limit"}
 PAUSE_MS = 60_000  # the first
 DECLINED_FOR_GOOD = "kind_denied"  # of what simulated nodes say
 UNBILLED = {"declined", "start_failed", "image_not_found", "input_invalid", "queue_deadline", "verification_rejected"}
-UP_TO_CHECKPOINT = {"gang_ended", "drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
+UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
 NOT_COUNTED = {"declined", "completed", "preempted"}
 MS_PER_HOUR = 3_600_000
 SPOT_PROTECTED_MS = 5_000  # of the simulated market
@@ -184,6 +184,9 @@ def _attempts(tables: Tables) -> Iterator[str]:
             billed_ms += max(lease["billed_ms"] for lease in members)
             reason = _why_it_ended(members)
             own += reason == "failed_exit"
+            beyond = [lease for lease in members if lease["billed_ms"] > lease["checkpoint_useful_ms"]]
+            if len(members) > 1 and beyond and reason in EXCLUDING | PAUSING:
+                yield f"{beyond[0]['lease_id']} is billed beyond the checkpoint of a gang that ended by {reason}"
             counted += reason is not None and reason not in NOT_COUNTED
         if spent > job["max_amount"]:
             yield f"{job_id} costs {spent}, at most {job['max_amount']} was promised"
@@ -275,7 +278,9 @@ def _times(tables: Tables, now_ms: int) -> Iterator[str]:
             yield f"{lease['lease_id']} ended for no reason"
         if lease["amount"] and lease["started_at_ms"] is None:
             yield f"{lease['lease_id']} is billed and never started"
-        if lease["reason"] in UNBILLED and lease["amount"]:
+        # Who says after its start that it could not start keeps what a checkpoint of it keeps.
+        kept = lease["reason"] == "start_failed" and lease["billed_ms"] <= lease["checkpoint_useful_ms"]
+        if lease["reason"] in UNBILLED and lease["amount"] and not kept:
             yield f"{lease['lease_id']} ended by {lease['reason']} and is billed"
         if lease["reason"] in UP_TO_CHECKPOINT and lease["billed_ms"] > lease["checkpoint_useful_ms"]:
             yield f"{lease['lease_id']} ended by {lease['reason']} and is billed beyond its checkpoint"
