@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torg_node.executors.port import Exit, ExitReason
@@ -24,11 +24,12 @@ class Decision:
     over: bool = False
 
 
-def decide(tasks: Sequence[Task], states: States, *, must_end: bool) -> Decision:
-    """`must_end`: the lease was told to stop or its time is up. Without it the job ends when a task fails that may not, or when no task but
+def decide(tasks: Sequence[Task], states: States, *, must_end: bool, ready: Collection[str] = frozenset()) -> Decision:
+    """`ready`: tasks whose ports are. `must_end`: the lease was told to stop or its time is up. Without it the job ends when a task fails that may not, or when no task but
     background ones is left. Safe to ask again at any time: what is done already is not asked for."""
     if not is_ending(tasks, states, must_end=must_end):
-        return Decision(start=tuple(task for task in _whose_turn(tasks, states) if _may_start(task, tasks, states)))
+        turn = _whose_turn(tasks, states)
+        return Decision(start=tuple(task for task in turn if _may_start(task, tasks, states, ready)))
     running = tuple(task for task in tasks if states[task.name] is TaskState.RUNNING)
     idle = {TaskState.WAITING, TaskState.RESTARTING}
     return Decision(stop=running, skip=tuple(task for task in tasks if states[task.name] in idle), over=not running)
@@ -105,14 +106,16 @@ def _whose_turn(tasks: Sequence[Task], states: States) -> list[Task]:
     return found
 
 
-def _may_start(task: Task, tasks: Sequence[Task], states: States) -> bool:
+def _may_start(task: Task, tasks: Sequence[Task], states: States, ready: Collection[str]) -> bool:
     if states[task.name] is not TaskState.WAITING:
         return False
     by_name = {other.name: other for other in tasks}
-    return all(_is_met(by_name[item.task], item.until, states[item.task]) for item in task.depends_on)
+    return all(_is_met(by_name[item.task], item.until, states[item.task], ready) for item in task.depends_on)
 
 
-def _is_met(other: Task, until: str, state: TaskState) -> bool:
+def _is_met(other: Task, until: str, state: TaskState, ready: Collection[str]) -> bool:
     if until == "started":
         return state is not TaskState.WAITING
+    if until == "ready" and other.name in ready:
+        return True
     return state is TaskState.SUCCEEDED or (state is TaskState.FAILED and other.may_fail)

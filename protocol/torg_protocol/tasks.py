@@ -69,10 +69,11 @@ class Restart(Strict):
 
 
 class Dependency(Strict):
-    """`succeeded`: the other task has ended with exit code 0, or has failed and may. `started`: its container runs, or ran."""
+    """`succeeded`: the other task has ended with exit code 0, or has failed and may. `started`: its container runs, or ran. `ready`: all of its
+    ports pass their health checks, or it has succeeded."""
 
     task: str = Field(pattern=TASK_NAME)
-    until: Literal["started", "succeeded"] = "succeeded"
+    until: Literal["started", "ready", "succeeded"] = "succeeded"
 
 
 class VolumeMount(Strict):
@@ -277,6 +278,8 @@ def _relations(field: str, task: Task, tasks: Sequence[Task]) -> Iterator[tuple[
             yield where, f'"{dependency.task}" is no other task of this job'
         elif order[other.name] > order[task.name]:
             yield where, f'"{other.name}" is of a later group'
+        elif dependency.until == "ready" and not other.ports:
+            yield where, f'"{other.name}" declares no ports that could be ready; write until: started'
         elif other.background and dependency.until == "succeeded":
             yield where, f'"{other.name}" runs in the background until the job ends; write until: started'
 

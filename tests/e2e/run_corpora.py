@@ -15,13 +15,15 @@ import tempfile
 from pathlib import Path
 
 from scripts.corpora import job_files
-from tests.support.docker_market import DockerMarket, answer, debian_image, load_debian_images, ready
+from tests.support.docker_market import DockerMarket, answer, debian_image, load_debian_images
 from tests.support.engine import run_engine_script
 from tests.support.small_market import running_market
 from torg.client import AsyncClient
 from torg.spec_file import SpecFile, read_spec_file
 from torg_protocol.jobspec import JobSpec
+from torg_protocol.ports import Port
 from torg_protocol.states import JobState
+from torg_protocol.tasks import groups_of
 
 _MOST_S = 120
 
@@ -42,15 +44,20 @@ def why_not(spec: JobSpec, spec_file: SpecFile) -> str | None:
     return f"image {others[0]}" if others else None
 
 
+def _served_first(spec: JobSpec) -> list[tuple[str | None, Port]]:
+    """Servers do not end, and so no later group begins."""
+    first = {task.name for task in groups_of(spec.tasks)[0]} if spec.tasks else {None}
+    return [(task, port) for task, port in spec.declared_ports if task in first]
+
+
 async def run(client: AsyncClient, spec_file: SpecFile) -> tuple[str, bool]:
     """What came of it, and whether that is right."""
     job = await client.submit(spec_file)
-    if ports := spec_file.check().ports:
-        await ready(client, job.job_id)
-        heads = [(await answer(client, job.job_id, port)).splitlines()[0] for port in ports]
+    if ports := _served_first(spec_file.check()):
+        heads = [(await answer(client, job.job_id, port, task=task)).splitlines()[0] for task, port in ports]
         await client.cancel(job.job_id)
         await client.wait(job.job_id)
-        right = all(str(port.health.expect_status or "") in head for port, head in zip(ports, heads, strict=True))
+        right = all(str(port.health.expect_status or "") in head for (_, port), head in zip(ports, heads, strict=True))
         return f"serves: {', '.join(heads)}", right
     try:
         async with asyncio.timeout(_MOST_S):

@@ -23,6 +23,7 @@ from torg.client import AsyncClient
 from torg_protocol.api import JobView
 from torg_protocol.errors import Conflict
 from torg_protocol.states import JobState, LeaseState
+from torg_protocol.tasks import TaskState
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -280,7 +281,7 @@ async def test_tasks_serve_ports_of_their_own_and_each_is_reached_by_its_name(cl
     tasks = [
         {"name": "up", "command": ["python", "-c", SERVER], "ports": port},
         {"name": "title", "command": ["python", "-c", other], "ports": [*port, {"port": 9}]},
-        {"name": "silent", "command": ["sleep", "600"]},
+        {"name": "silent", "command": ["sleep", "600"], "depends_on": [{"task": "up", "until": "ready"}]},
     ]
     job = await submit_raw(
         client, {"tasks": tasks, "limits": {"max_duration": "10m"}, "resources": {"memory": "256MiB"}}
@@ -294,6 +295,9 @@ async def test_tasks_serve_ports_of_their_own_and_each_is_reached_by_its_name(cl
                 states = {(port.task, port.port): port.ready for port in leases[-1].ports} if leases else {}
         assert states == {("up", 8888): True, ("title", 8888): True, ("title", 9): False}
 
+        async with asyncio.timeout(120):
+            while {task.state for task in (await client.job(job.job_id)).leases[-1].tasks} != {TaskState.RUNNING}:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         for task, answer in (("up", b"ABC"), ("title", b"Abc")):
             async with forwarding(client, job.job_id, "8888:0", "--task", task) as (port_, _):
                 assert await ask(port_, b"abc") == answer

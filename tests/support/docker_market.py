@@ -51,13 +51,13 @@ async def ready(client: AsyncClient, job_id: str, within_s: float = 90.0) -> Job
             await asyncio.sleep(0.2)
 
 
-async def answer(client: AsyncClient, job_id: str, port: Port, within_s: float = 90.0) -> str:
+async def answer(client: AsyncClient, job_id: str, port: Port, within_s: float = 90.0, task: str | None = None) -> str:
     """The head of what a job's port answers to its health check's GET, asked through the gateway until something answers."""
     request = f"GET {port.health.http or '/'} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
     async with asyncio.timeout(within_s):
         while True:
             try:
-                async with open_tunnel(client, job_id) as tunnel:
+                async with open_tunnel(client, job_id, task) as tunnel:
                     reader, writer = await tunnel.connect(port.port)
                     writer.write(request)
                     head: bytes = await reader.readuntil(b"\r\n\r\n")

@@ -97,13 +97,11 @@ def _task(
     task["gpu"] = args.gpu or shared.gpu
     if execution.depends_on:
         wanted = results_wanted(operation)  # which are there once the other one has ended
-        until = {other: "succeeded" if other in wanted else "started" for other in execution.depends_on}
+        until = {
+            other: "succeeded" if other in wanted else "ready" if other in checked else "started"
+            for other in execution.depends_on
+        }
         task["depends_on"] = [{"task": names[other], "until": until[other]} for other in execution.depends_on]
-        for place, other in enumerate(execution.depends_on):
-            if other in checked and until[other] == "started":
-                drops.lose(
-                    f"{here}.execution.depends_on.{place}", other, "it starts with the other one, healthy or not"
-                )
     if execution.timeout is not None:
         task["timeout"] = f"{math.ceil(execution.timeout)}s"
     if args.restart_policy not in (None, "no"):

@@ -28,6 +28,7 @@ class PortWatch:
             for task, port in lease.spec.declared_ports
         }
         self._changed = asyncio.Event()
+        self.news = asyncio.Event()  # for who waits for a task to be ready, and clears it
         if self._states:
             self._changed.set()
 
@@ -75,6 +76,16 @@ class PortWatch:
         if found != before:
             self._states[task, port.port] = found
             self._changed.set()
+            self.news.set()
+
+    @property
+    def ready_tasks(self) -> frozenset[str]:
+        """Those that have ports, all of which are ready."""
+        by_task: dict[str, list[bool]] = {}
+        for (task, _), state in self._states.items():
+            if task is not None:
+                by_task.setdefault(task, []).append(state.ready)
+        return frozenset(task for task, found in by_task.items() if all(found))
 
     async def _tell(self) -> None:
         lease = self._lease

@@ -122,7 +122,10 @@ class Crew:
     async def act(self) -> bool:
         """Does what is to be done now, until that changes nothing further. True: the job is over."""
         while True:
-            decision = task_rules.decide(self._tasks, self._states, must_end=self._must_end)
+            self.ports.news.clear()
+            decision = task_rules.decide(
+                self._tasks, self._states, must_end=self._must_end, ready=self.ports.ready_tasks
+            )
             for task in decision.skip:
                 state = TaskState.SKIPPED if self._runs[task.name] == 0 else TaskState.STOPPED
                 await self._move(task, state, self._last.get(task.name))
@@ -255,15 +258,15 @@ class Crew:
             if state is TaskState.RESTARTING
         }
         until_ms = min([self._deadline_ms, *pauses.values()])
-        wake = asyncio.ensure_future(self._stopping.wait()) if not self._stopping.is_set() else None
+        wakes = [asyncio.ensure_future(self.ports.news.wait())]
+        if not self._stopping.is_set():
+            wakes.append(asyncio.ensure_future(self._stopping.wait()))
         waiters = [running.waiter for running in self._running.values()]
         try:
             timeout_s = None if self._must_end else max(0, until_ms - now_ms) / 1000
-            await asyncio.wait(
-                [*waiters, *([wake] if wake else [])], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait([*waiters, *wakes], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if wake is not None:
+            for wake in wakes:
                 wake.cancel()
         for running in [item for item in self._running.values() if item.waiter.done()]:
             await self._on_container_ended(running)

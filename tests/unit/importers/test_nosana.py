@@ -315,14 +315,16 @@ def test_what_serves_may_start_again_have_volumes_and_results_and_know_its_job()
     assert spec.tasks[0].restart.policy == "always"
 
 
-def test_who_waits_for_a_health_check_starts_earlier_here_and_that_is_said() -> None:
+def test_who_waits_for_a_health_check_does_so_here() -> None:
     checked = {
         "port": 80,
         "health_checks": [{"type": "http", "method": "GET", "path": "/", "expected_status": 200, "continuous": False}],
     }
     group = {"group": "g"}
     raw = definition(op("a", expose=[checked], execution=group), op("b", execution={**group, "depends_on": ["a"]}))
-    assert lost(raw) == ["ops.1.execution.depends_on.0"]
+    assert lost(raw) == []
+    (wait,) = load_job_spec(translated(raw).spec).tasks[1].depends_on
+    assert (wait.task, wait.until) == ("a", "ready")
 
 
 def test_a_timeout_is_the_longest_duration() -> None:

@@ -56,6 +56,18 @@ def test_groups_wait_for_the_one_before_and_background_tasks_hold_nothing_up() -
     assert decide(tasks, {"server": X, "a": S, "b": S}, must_end=False).over
 
 
+def test_who_waits_for_ready_starts_when_the_other_ones_ports_are_or_when_it_is_done() -> None:
+    tasks = (
+        task("db", ports=[{"port": 5432}], background=True),
+        task("app", depends_on=[{"task": "db", "until": "ready"}]),
+    )
+
+    assert names(decide(tasks, {"db": W, "app": W}, must_end=False).start) == ["db"]
+    assert names(decide(tasks, {"db": R, "app": W}, must_end=False).start) == []
+    assert names(decide(tasks, {"db": R, "app": W}, must_end=False, ready={"db"}).start) == ["app"]
+    assert names(decide(tasks, {"db": S, "app": W}, must_end=False).start) == ["app"]
+
+
 def test_a_failure_stops_the_others_and_skips_those_that_wait_unless_it_is_allowed() -> None:
     tasks = (task("a"), task("b"), task("c", depends_on=["a"]))
     failed = decide(tasks, {"a": F, "b": R, "c": W}, must_end=False)

@@ -63,6 +63,21 @@ def test_images_are_named_once_each() -> None:
             ("tasks.0.depends_on.0", '"b" is of a later group'),
         ),
         (
+            [{"name": "a"}, {"name": "b", "depends_on": [{"task": "a", "until": "ready"}]}],
+            {},
+            ("tasks.1.depends_on.0", '"a" declares no ports that could be ready; write until: started'),
+        ),
+        (
+            [{"name": "a", "ports": [{"port": 1}, {"port": 1}]}],
+            {},
+            ("tasks.0.ports", "the port 1 is there twice"),
+        ),
+        (
+            [{"name": name, "ports": [{"port": port} for port in range(1, 10)]} for name in "ab"],
+            {},
+            ("tasks", "more than 16 ports in all"),
+        ),
+        (
             [{"name": "a", "background": True}, {"name": "b", "depends_on": ["a"]}],
             {},
             ("tasks.1.depends_on.0", '"a" runs in the background until the job ends; write until: started'),
