@@ -230,6 +230,15 @@ class AsyncClient:
             JobView, "POST", f"/v1/jobs/{_id(job_id)}/cancel", body={}, safe_to_repeat=True
         )
 
+    async def extend(self, job_id: str, by_ms: int) -> JobView:
+        """Lets an open job last so much longer, under a larger cap. A queued one has a larger limit; a running one goes on from its newest
+        checkpoint when its time is over. Raises Conflict (extend_needs_checkpoints, extend_verified, job_ended, vault_underfunded),
+        NotFound `job_not_in_journal`."""
+        from torg.extension import extend
+
+        job = await self.job(job_id)
+        return await extend(await self.submission(job.vault), job, by_ms)
+
     async def follow(
         self, job_id: str, *, after: int = 0, on_gap: Callable[[str], None] | None = None
     ) -> AsyncIterator[JobEvent]:

@@ -199,6 +199,25 @@ class Journal:
                 (job_id, 2**62 if max_amount is None else max_amount, idempotency_key, job_id),
             )
 
+    def raise_maximum(self, job_id: str, max_amount: int) -> int | None:
+        """Before a job is extended; returns what it counted with until now. None: this journal does not know it, or it has ended."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT max_amount FROM jobs WHERE job_id = ? AND final_amount IS NULL", (job_id,)
+            ).fetchone()
+            db.execute(
+                "UPDATE jobs SET max_amount = MAX(max_amount, ?) WHERE job_id = ? AND final_amount IS NULL",
+                (max_amount, job_id),
+            )
+        return None if row is None else int(row[0])
+
+    def lower_maximum(self, job_id: str, max_amount: int) -> None:
+        """The marketplace has refused to extend it: it counts with what it did before."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET max_amount = ? WHERE job_id = ? AND max_amount > ?", (max_amount, job_id, max_amount)
+            )
+
     def refused(self, idempotency_key: str) -> None:
         """The marketplace has not taken the job and never will: its maximum no longer counts."""
         with self._transaction() as db:

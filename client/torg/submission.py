@@ -148,6 +148,27 @@ class Submission(Books):
         known = {entry.job_id for entry in self._journal.jobs(self._entry.address)}
         return [job async for job in self._jobs_since(0) if job.job_id not in known]
 
+    # --- for torg.extension -----------------------------------------------------------------------------------------
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
+
+    @property
+    def market(self) -> MarketInfo:
+        return self._market
+
+    @property
+    def decimals(self) -> int:
+        return self._market.chain.decimals
+
+    async def post_extension(self, job_id: str, max_duration_ms: int, cap_lifetime_s: int) -> JobView:
+        """Under a cap that covers all that the journal counts."""
+        valid_until_s = self._now_ms() // 1000 + cap_lifetime_s
+        cap = await self._vaults.sign_cap(self._entry, self._journal.cap(self._entry.address), valid_until_s)
+        body = {"max_duration": f"{max_duration_ms}ms", "cap": cap.wire()}
+        return await self._transport.ask(JobView, "POST", f"/v1/jobs/{job_id}/extend", body=body, safe_to_repeat=True)
+
     # --- parts ------------------------------------------------------------------------------------------------------
 
     async def _post(self, spec: JobSpec, quote: Quote, key: str, cap_amount: int) -> JobView:

@@ -97,6 +97,12 @@ class Client:
         """Stops the job; useful seconds until then are billed. Raises Conflict when it has reported or ended already."""
         return self._run(self._client.cancel(job_id))
 
+    def extend(self, job_id: str, by_ms: int) -> JobView:
+        """Lets an open job last so much longer, under a larger cap. A queued one has a larger limit; a running one goes on from its newest
+        checkpoint when its time is over. Raises Conflict (extend_needs_checkpoints, extend_verified, job_ended, vault_underfunded),
+        NotFound `job_not_in_journal`."""
+        return self._run(self._client.extend(job_id, by_ms))
+
     def follow(self, job_id: str, *, after: int = 0, on_gap: Callable[[str], None] | None = None) -> Iterator[JobEvent]:
         """States, progress, logs and checkpoints as they happen, until the job has ended. Survives reconnects, of which
         `on_gap` is told."""

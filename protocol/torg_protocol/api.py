@@ -12,9 +12,10 @@ from torg_protocol.data import InputFile
 from torg_protocol.documents import Wire
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
-from torg_protocol.jobspec import BlobRef, JobSpec
+from torg_protocol.jobspec import MAX_DURATION_MS, BlobRef, JobSpec
 from torg_protocol.ports import PortState
 from torg_protocol.proofs import ProofStatus
+from torg_protocol.quantities import DurationMs
 from torg_protocol.refunds import RefundCause
 from torg_protocol.results import ResultValue
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
@@ -146,6 +147,16 @@ class SubmitRequest(Wire):
     cap: SignedCap | None = None
 
 
+class ExtendRequest(Wire):
+    """POST /v1/jobs/{id}/extend. The job may last so long in all, from then on: asking again changes nothing.
+
+    `cap` is the client's signature over what its vault may pay with the larger maximum.
+    """
+
+    max_duration: DurationMs = Field(gt=0, le=MAX_DURATION_MS)
+    cap: SignedCap
+
+
 class TaskView(Wire):
     """Where a task of a job stands in one attempt. `run`: how many containers were started for it."""
 
@@ -198,6 +209,8 @@ class JobView(Wire):
     spec: JobSpec
     spec_digest: Digest
     max_amount: int
+    max_duration_ms: int = 0  # in all attempts: the spec's, or what it was extended to
+    price_ceiling: int = 0  # base units per GPU-hour: no attempt costs more
     final_amount: int | None = None
     created_at_ms: int
     ended_at_ms: int | None = None

@@ -52,6 +52,7 @@ _LEFT_OUT_WHEN_EMPTY = (
     "spot",
     "gang",
 )
+MAX_DURATION_MS = 30 * _DAY_MS
 SPOT_PATIENCE_MS = _DAY_MS  # how much longer a spot job's cap lives: preemptions cost it time, and count as no attempt
 _RELATIVE_PATH = re.compile(r"(?!/)(?!.*(?:^|/)\.\.(?:/|$))[^\0]{1,512}")
 
@@ -87,7 +88,7 @@ class Resources(Strict):
 
 
 class Limits(Strict):
-    max_duration: DurationMs = Field(default=_HOUR_MS, ge=1_000, le=30 * _DAY_MS)
+    max_duration: DurationMs = Field(default=_HOUR_MS, ge=1_000, le=MAX_DURATION_MS)
     queue_timeout: DurationMs = Field(default=10 * _MINUTE_MS, ge=1_000, le=30 * _DAY_MS)
     max_price_per_hour: DecimalText | None = None  # per GPU, in token units
     max_cost: DecimalText | None = None  # in token units; default: price x GPUs x max_duration

@@ -372,6 +372,35 @@ async def test_the_cli_says_what_a_queued_job_waits_for(client: AsyncClient) -> 
     assert process.returncode == 0
 
 
+async def test_a_running_job_is_extended_and_goes_on_from_its_checkpoint(client: AsyncClient) -> None:
+    """It never ends by itself until it finds what it wrote at the end of its time."""
+    code = (
+        "import os, pathlib, time\n"
+        "folder = pathlib.Path(os.environ['TORG_CHECKPOINT_DIR'])\n"
+        "if (folder / 'one').exists():\n    raise SystemExit(0)\n"
+        "(folder / '.one').mkdir(); (folder / '.one' / 'state').write_text('half'); (folder / '.one').rename(folder / 'one')\n"
+        "time.sleep(600)\n"
+    )
+    job = await submit(
+        client,
+        ["python", "-c", code],
+        checkpoint={"enabled": True},
+        limits={"max_duration": "20s"},
+        retry={"max_attempts": 1},
+    )
+    cli = [script("torg"), "--home", str(client.config.home), "--marketplace", client.config.marketplace_url]
+    _, said = await call([*cli, "extend", job.job_id, "--by", "1m"])
+    done = await client.wait(job.job_id)
+
+    assert said.startswith(f"{job.job_id}  may last 80.0 s in all, and cost 0.022222")
+    assert (done.state, done.max_duration_ms, done.max_amount) == (JobState.SUCCEEDED, 80_000, 22_222)
+    assert [lease.reason for lease in done.leases] == [EndReason.MAX_DURATION, EndReason.COMPLETED]
+    assert done.final_amount == sum(lease.amount for lease in done.leases)
+    with pytest.raises(Conflict) as too_late:
+        await client.extend(job.job_id, 60_000)
+    assert too_late.value.code == "job_ended"
+
+
 async def _until(client: AsyncClient, job_id: str, state: LeaseState) -> None:
     """Follows the job until one of its leases is in `state`."""
     async with asyncio.timeout(30):

@@ -36,6 +36,7 @@ _SECTIONS = {
         "logs": ("jobs", "A job's output; -f follows it."),
         "wait": ("jobs", "Wait for a job; its exit code becomes this command's."),
         "pull": ("jobs", "Download a job's outputs."),
+        "extend": ("jobs", "Let a job last longer."),
         "cancel": ("jobs", "Stop a job; what was useful until now is billed."),
         "data": ("data", "Data that stays in the store for more than one job."),
     },

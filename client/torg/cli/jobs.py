@@ -1,4 +1,4 @@
-"""submit, retry, ps, show, logs, wait, pull, cancel."""
+"""submit, retry, ps, show, logs, wait, pull, extend, cancel."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torg.client import AsyncClient
 from torg.errors import Unavailable
 from torg_protocol.api import JobView, LeaseView
 from torg_protocol.errors import Invalid
+from torg_protocol.quantities import parse_duration_ms
 from torg_protocol.states import JobState, LeaseState
 from torg_protocol.task_lines import rank_name
 from torg_protocol.tasks import TaskState
@@ -325,6 +326,26 @@ async def pull(session: Session, job_id: str, destination: Path | None, overwrit
             )
         files = await pull_results(session, client, job_id, target, overwrite=overwrite)
     session.show({"files": [str(path) for path in files]}, "\n".join(str(path) for path in files))
+
+
+@click.command()
+@JOB
+@click.option("--by", "by_text", required=True, metavar="DURATION", help='For example "30m" or "2h".')
+@command
+async def extend(session: Session, job_id: str, by_text: str) -> None:
+    """Let a job last longer than its max_duration. A queued job gets a larger limit; a running one needs checkpoints, and goes on from the
+    newest when its time is over."""
+    try:
+        by_ms = parse_duration_ms(by_text)
+    except ValueError as error:
+        raise Invalid(str(error), code="duration_invalid", field="--by", value=by_text) from None
+    async with session.client() as client:
+        job_id = await resolve(client, job_id)
+        job, market = await client.extend(job_id, by_ms), await client.market()
+    most = coin(market).text(job.max_amount)
+    session.show(job.wire(), f"{job.job_id}  may last {duration(job.max_duration_ms)} in all, and cost {most} at most")
+    if job.state is JobState.LEASED:
+        session.hint("its time on this node ends as before; then it goes on from its newest checkpoint")
 
 
 @click.command()

@@ -16,6 +16,7 @@ from torg_marketplace.api.context import Edge, TheEdge
 from torg_marketplace.api.pages import Cursor, IfNoneMatch, Limit, Wait, answer
 from torg_marketplace.flow.cancel import cancel
 from torg_marketplace.flow.credit import credit_vault
+from torg_marketplace.flow.extend import extend
 from torg_marketplace.flow.quote import quote
 from torg_marketplace.flow.receipts import receipts
 from torg_marketplace.flow.submit import submit
@@ -23,7 +24,7 @@ from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.flow.views import JobFilter, events_after, job_log, job_view, jobs_page
 from torg_marketplace.stages import measured
 from torg_marketplace.storage.money_models import VaultRow
-from torg_protocol.api import JobPage, JobReceipts, JobView, Quote, QuoteRequest, SubmitRequest
+from torg_protocol.api import ExtendRequest, JobPage, JobReceipts, JobView, Quote, QuoteRequest, SubmitRequest
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import AccountId, JobId
@@ -110,6 +111,14 @@ async def cancel_job(job_id: JobIdPath, caller: JobsWriter, edge: TheEdge) -> Jo
     """Stops the job; what was useful until now is billed. Safe to repeat while the job is open."""
     async with edge.market.transaction() as unit:
         return await cancel(unit, caller.account, JobId(job_id))
+
+
+@router.post("/jobs/{job_id}/extend")
+async def extend_job(job_id: JobIdPath, body: ExtendRequest, caller: JobsWriter, edge: TheEdge) -> JobView:
+    """Lets an open job last longer, under a larger cap. Safe to repeat: `max_duration` is of all attempts together, not what is added."""
+    await _look_at_vault(edge, body.cap.vault)
+    async with edge.market.transaction() as unit:
+        return await extend(unit, caller.account, JobId(job_id), body)
 
 
 @router.get("/jobs/{job_id}/receipts", response_model=JobReceipts)

@@ -83,7 +83,7 @@ async def _end_attempt(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> N
     in_order = sorted(leases, key=lambda each: (each.ended_at_ms or 0, each.rank))
     cancelled = job.cancel_requested_at_ms is not None
     reason = attempt_reason([_reason_of(each) for each in in_order], cancel_requested=cancelled)
-    decision = _decide(job, reason)
+    decision = _decide(job, reason, was_extended=await _was_extended(unit, leases[0], job, reason))
     for each in leases:
         await record_usage(unit, each, job, member_billing(_reason_of(each), reason), final=True)
     _remember(job, decision)
@@ -170,8 +170,19 @@ async def close_if_over(unit: Unit, job: JobRow) -> None:
     job.closed_at_ms = unit.now_ms
 
 
-def _decide(job: JobRow, reason: EndReason) -> Ending:
-    history = JobHistory(job.attempts, job.own_failures, job.cancel_requested_at_ms is not None)
+async def _was_extended(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason) -> bool:
+    """Whether the job may last longer than the lease that ends now, with the time of earlier ones."""
+    spec = spec_of(job)
+    if reason is not EndReason.MAX_DURATION or job.max_duration_ms is None:
+        return False
+    if not spec.checkpoint.enabled or spec.gang is not None:
+        return False
+    earlier_ms = sum(other.billed_ms for other in await leases_of_job(unit, job.job_id) if other is not lease)
+    return spec.verify.policy == "none" and earlier_ms + lease.max_duration_ms < job.max_duration_ms
+
+
+def _decide(job: JobRow, reason: EndReason, *, was_extended: bool = False) -> Ending:
+    history = JobHistory(job.attempts, job.own_failures, job.cancel_requested_at_ms is not None, was_extended)
     return ending(reason, spec_of(job).retry, history)
 
 

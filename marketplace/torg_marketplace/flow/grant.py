@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from sqlalchemy import CursorResult, select, update
 
 from torg_marketplace.flow import vaults
-from torg_marketplace.flow.rows import demand_of, leases_of_job, node_row, node_snapshots, offer_of, spec_of
+from torg_marketplace.flow.rows import (
+    demand_of,
+    leases_of_job,
+    max_duration_ms_of,
+    node_row,
+    node_snapshots,
+    offer_of,
+    spec_of,
+)
 from torg_marketplace.flow.slowness import sold_as
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.constraints import can_run, constraints
@@ -151,14 +159,15 @@ async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
         most_ms[lease.attempt] = max(most_ms[lease.attempt], lease.billed_ms)
     billed_ms = sum(most_ms.values())
     # The cap was signed to outlive this moment; a lease must not.
-    until_cap_ms = latest_lease_end_ms(spec, job.created_at_ms) - spec.lease_grace - unit.now_ms
+    until_cap_ms = latest_lease_end_ms(spec, job.cap_from_ms, job.max_duration_ms) - spec.lease_grace - unit.now_ms
+    max_duration_ms = max_duration_ms_of(job)
     if amount <= 0 < job.max_amount:
         raise NothingLeft(EndReason.BUDGET, "earlier attempts have used up what the job may cost")
-    if billed_ms >= spec.limits.max_duration:
+    if billed_ms >= max_duration_ms:
         raise NothingLeft(EndReason.MAX_DURATION, "earlier attempts have used up the job's max_duration")
     if until_cap_ms <= 0:
         raise NothingLeft(EndReason.MAX_DURATION, "too late: the client's cap would expire before an attempt is paid")
-    return _Limits(amount, min(spec.limits.max_duration - billed_ms, until_cap_ms), len(most_ms) + 1)
+    return _Limits(amount, min(max_duration_ms - billed_ms, until_cap_ms), len(most_ms) + 1)
 
 
 async def _covering_cap(unit: Unit, job: JobRow, commitment: Commitment) -> SignedCap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from sqlalchemy import ColumnElement, select
 
@@ -124,7 +125,13 @@ def offer_of(node: NodeRow) -> Offer:
 def demand_of(job: JobRow, now_ms: int) -> Demand:
     excluded = frozenset(NodeId(node) for node in job.excluded_nodes)
     paused = frozenset(NodeId(node) for node, pause in job.paused_nodes.items() if pause["until_ms"] > now_ms)
-    return demand_for(spec_of(job), job.client, job.price_ceiling, job.max_amount, excluded, paused)
+    demand = demand_for(spec_of(job), job.client, job.price_ceiling, job.max_amount, excluded, paused)
+    return demand if job.max_duration_ms is None else replace(demand, extended_to_ms=job.max_duration_ms)
+
+
+def max_duration_ms_of(job: JobRow) -> int:
+    """In all attempts together."""
+    return job.max_duration_ms or spec_of(job).limits.max_duration
 
 
 def next_pause_over_ms(job: JobRow, now_ms: int) -> int | None:

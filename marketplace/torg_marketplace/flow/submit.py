@@ -227,6 +227,7 @@ async def _add_job(unit: Unit, account: AccountId, spec: JobSpec, cap: SignedCap
         max_amount=terms.max_amount,
         price_ceiling=terms.price_ceiling,
         cap=cap.wire(),
+        cap_from_ms=unit.now_ms,
         created_at_ms=unit.now_ms,
         queued_at_ms=unit.now_ms,
         queue_deadline_ms=unit.now_ms + spec.limits.queue_timeout,

@@ -16,6 +16,7 @@ from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.money import Refusal, VaultFacts, lowest_gap, refusal
 from torg_marketplace.storage import ledger
+from torg_marketplace.storage.account_models import CreditHoldRow
 from torg_marketplace.storage.money_models import CapRow, CommitmentRow, HoldRow, PayoutRow, SettlementRow, VaultRow
 from torg_protocol.api import PayoutView, SettlementPage, SettlementView, VaultView
 from torg_protocol.caps import CapStatement, Commitment, SignedCap
@@ -97,6 +98,36 @@ async def admit(
     Raises NotFound vault_unknown; Forbidden vault_not_yours; Invalid cap_signature_invalid; Conflict cap_expires_too_soon,
     cap_stale (with a signed CapStatement), vault_underfunded, vault_closing, vault_blocked.
     """
+    await _commit(unit, account, cap, max_amount, lease_end_latest_s)
+    unit.session.add(HoldRow(job_id=job_id, vault=cap.vault, max_amount=max_amount))
+    await unit.session.flush()
+    if max_amount:
+        entries = ledger.move(ledger.free(cap.vault), ledger.held(job_id), max_amount)
+        await ledger.post(
+            unit.session, key=f"hold:{job_id}", cause=f"job {job_id} admitted", entries=entries, at_ms=unit.now_ms
+        )
+
+
+async def admit_more(
+    unit: Unit, *, job_id: JobId, account: AccountId, cap: SignedCap, more: int, lease_end_latest_s: int
+) -> None:
+    """Commits so much more to a job that is open. Raises what `admit` raises, and changes nothing then."""
+    await _commit(unit, account, cap, more, lease_end_latest_s)
+    hold = await unit.session.get_one(HoldRow, job_id)
+    before, hold.max_amount = hold.max_amount, hold.max_amount + more
+    await unit.session.flush()
+    if more:
+        entries = ledger.move(ledger.free(cap.vault), ledger.held(job_id), more)
+        key = f"hold:{job_id}:{before}:{hold.max_amount}"
+        await ledger.post(unit.session, key=key, cause=f"job {job_id} extended", entries=entries, at_ms=unit.now_ms)
+
+
+async def is_on_credit(unit: Unit, job_id: JobId) -> bool:
+    """Whether an API key's credit pays for it."""
+    return await unit.session.get(CreditHoldRow, job_id) is not None
+
+
+async def _commit(unit: Unit, account: AccountId, cap: SignedCap, max_amount: int, lease_end_latest_s: int) -> None:
     row = await _row(unit, cap.vault)
     if row.depositor != account:
         raise Forbidden("this vault is somebody else's", code="vault_not_yours", field="cap.vault", value=cap.vault)
@@ -120,13 +151,6 @@ async def admit(
         raise await _refused(unit, row, cap, max_amount)
     unit.session.expire(row, ["open_maximum"])
     await _remember_cap(unit, cap)
-    unit.session.add(HoldRow(job_id=job_id, vault=cap.vault, max_amount=max_amount))
-    await unit.session.flush()
-    if max_amount:
-        entries = ledger.move(ledger.free(cap.vault), ledger.held(job_id), max_amount)
-        await ledger.post(
-            unit.session, key=f"hold:{job_id}", cause=f"job {job_id} admitted", entries=entries, at_ms=unit.now_ms
-        )
 
 
 async def commit_lease(

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, select
 
-from torg_marketplace.flow.rows import grant_of, job_of, leases_of_job, node_row, node_snapshots, spec_of
+from torg_marketplace.flow.rows import (
+    grant_of,
+    job_of,
+    leases_of_job,
+    max_duration_ms_of,
+    node_row,
+    node_snapshots,
+    spec_of,
+)
 from torg_marketplace.flow.tasks import check_task, task_views
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.snapshot import NodeSnapshot
@@ -164,6 +172,8 @@ async def view_of(unit: Unit, job: JobRow) -> JobView:
         spec=spec_of(job),
         spec_digest=Digest(job.spec_digest),
         max_amount=job.max_amount,
+        max_duration_ms=max_duration_ms_of(job),
+        price_ceiling=job.price_ceiling,
         final_amount=sum(lease.amount for lease in leases) if closed else None,
         created_at_ms=job.created_at_ms,
         ended_at_ms=job.ended_at_ms,

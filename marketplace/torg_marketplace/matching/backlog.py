@@ -149,7 +149,7 @@ def _wish(demand: Demand) -> Hashable:
         demand.only_on,
         spec.verify.policy,
         spec.checkpoint.enabled,
-        spec.limits.max_duration,
+        demand.max_duration_ms,
         demand.price_limit,
         demand.amount_limit,
         demand.regions,

@@ -66,7 +66,7 @@ def asked_of(demand: Demand, fleet: Fleet) -> kernel.Asked:
     wanted = [spec.image] if spec.workspace is None else [spec.image, spec.workspace.digest]
     excluded = _rows(fleet, demand.all_excluded | demand.paused)
     network = egress_kind(spec.network)
-    gpu_ms = spec.resources.billable_gpus * spec.limits.max_duration if is_paid_at_the_end(demand) else 0
+    gpu_ms = spec.resources.billable_gpus * demand.max_duration_ms if is_paid_at_the_end(demand) else 0
     if not asked.gpus:
         units = units_needed(asked)
     else:

@@ -349,7 +349,7 @@ def is_paid_at_the_end(demand: Demand) -> bool:
 def _can_wait_for_pay(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
     """Whether what the node will have earned at the end, unpaid, is within its `max_unpaid`."""
     spec = demand.spec
-    gpu_ms = min(spec.resources.billable_gpus * spec.limits.max_duration, MOST)
+    gpu_ms = min(spec.resources.billable_gpus * demand.max_duration_ms, MOST)
     passes = fleet.unpaid_gpu_ms[rows] >= gpu_ms
     if demand.amount_limit is not None:
         passes |= fleet.max_unpaid[rows] >= min(demand.amount_limit, MOST)
@@ -359,5 +359,5 @@ def _can_wait_for_pay(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
 def exposure(node: NodeSnapshot, demand: Demand) -> int:
     """What the node will have earned, unpaid, at the end. Base units."""
     spec = demand.spec
-    full = cost(node.offer.price_per_gpu_hour, spec.resources.billable_gpus, spec.limits.max_duration)
+    full = cost(node.offer.price_per_gpu_hour, spec.resources.billable_gpus, demand.max_duration_ms)
     return full if demand.amount_limit is None else min(full, demand.amount_limit)

@@ -81,6 +81,7 @@ class Demand:
     gpu_milli: int = WHOLE_MILLI  # less than a whole: a time slice of one GPU, among leases of this client alone
     regions: frozenset[str] = frozenset()  # any, when empty
     min_reputation_permille: int = 0
+    extended_to_ms: int | None = None  # how long it may last, when that is not what the spec says
     gpu_classes: frozenset[str] = field(init=False)  # lower case; several are written "l40s|a100". Empty: any
 
     def __post_init__(self) -> None:
@@ -91,6 +92,10 @@ class Demand:
             raise ValueError(f"gpu_milli: {self.gpu_milli} is not between 1 and {WHOLE_MILLI}")
         if self.gpu_milli < WHOLE_MILLI and (self.spec.resources.gpus != 1 or not self.client):
             raise ValueError("gpu_milli: a time slice is of exactly one GPU and belongs to a named client")
+
+    @property
+    def max_duration_ms(self) -> int:
+        return self.extended_to_ms or self.spec.limits.max_duration
 
     @property
     def all_excluded(self) -> frozenset[str]:

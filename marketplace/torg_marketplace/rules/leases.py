@@ -70,9 +70,10 @@ def was_down(awake_ms: int, now_ms: int, policy: MarketPolicy) -> bool:
     return now_ms - awake_ms >= policy.unknown_after_ms
 
 
-def latest_lease_end_ms(spec: JobSpec, now_ms: int) -> int:
-    """The latest moment at which a lease of this job may end: a cap has to outlive it. Clients compute the same."""
-    attempt_ms = spec.limits.max_duration + spec.lease_grace
+def latest_lease_end_ms(spec: JobSpec, now_ms: int, max_duration_ms: int | None = None) -> int:
+    """The latest moment at which a lease of this job may end: a cap has to outlive it. Clients compute the same. `max_duration_ms`: what
+    it was extended to."""
+    attempt_ms = (max_duration_ms or spec.limits.max_duration) + spec.lease_grace
     patience_ms = SPOT_PATIENCE_MS if spec.spot else 0
     return now_ms + spec.limits.queue_timeout + spec.retry.max_attempts * attempt_ms + patience_ms
 

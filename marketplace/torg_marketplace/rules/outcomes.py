@@ -10,7 +10,7 @@ from torg_protocol.states import OUTCOMES, EndReason, Fault, JobState
 
 # A declined grant costs nobody anything, and its job gets no further time in the queue, which bounds them. A completed one counts
 # when its verdict rejects it, not twice. A preemption is nobody's failure: how often a job suffers it is bounded by its protection.
-_NOT_COUNTED = frozenset({EndReason.DECLINED, EndReason.COMPLETED, EndReason.PREEMPTED})
+_NOT_COUNTED = frozenset({EndReason.DECLINED, EndReason.COMPLETED, EndReason.PREEMPTED, EndReason.MAX_DURATION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class JobHistory:
     attempts: int
     own_failures: int
     cancel_requested: bool
+    was_extended: bool = False  # it may last longer than the lease that ends, and writes checkpoints to go on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,9 @@ def ending(reason: EndReason, retry: Retry, history: JobHistory) -> Ending:
     counts = reason not in _NOT_COUNTED
     own_failure = reason is EndReason.FAILED_EXIT
     job, detail = outcome.job, ""
-    if own_failure and history.own_failures < retry.on_failure:
+    if (reason is EndReason.MAX_DURATION and history.was_extended) or (
+        own_failure and history.own_failures < retry.on_failure
+    ):
         job = JobState.QUEUED
     elif job is JobState.QUEUED and counts and history.attempts + 1 >= retry.max_attempts + history.own_failures:
         job, detail = JobState.FAILED, f"all {retry.max_attempts} attempts are used up"

@@ -10,17 +10,20 @@ from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
 from torg_marketplace.flow.cancel import cancel
+from torg_marketplace.flow.extend import extend
 from torg_marketplace.flow.quote import quote
 from torg_marketplace.flow.submit import submit
 from torg_marketplace.flow.vaults import refresh_vault
+from torg_marketplace.flow.views import job_view
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.simulation.world import WORKLOAD, World
-from torg_protocol.api import JobView, SubmitRequest
+from torg_protocol.api import ExtendRequest, JobView, SubmitRequest
 from torg_protocol.canonical import digest_of
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import AccountId, JobId, VaultAddress
 from torg_protocol.jobspec import JobSpec, load_job_spec
+from torg_protocol.money import cost, parse_amount
 from torg_protocol.vault_messages import CapMessage, sign_message
 
 _CAP_MARGIN_S = 3 * 3600
@@ -84,6 +87,37 @@ class SimulatedClient:
             return []
         view = await self._send(SubmitRequest(spec=raw, quote_id=quoted.quote_id, cap=cap), None)
         return [] if view is None else [f"{view.job_id} was admitted under a cap that does not hold (case {dice})"]
+
+    async def extend(self, chance: random.Random) -> list[str]:
+        """One of its jobs may last longer, under a fresh cap; sometimes the same again."""
+        if not self.jobs:
+            return []
+        job_id = chance.choice(self.jobs)
+        async with self.world.market.reading() as unit:
+            job = await job_view(unit, self.account, job_id)
+        longer_ms = job.max_duration_ms + chance.choice([10_000, 60_000, 300_000])
+        spec = job.spec
+        longer = spec.model_copy(update={"limits": spec.limits.model_copy(update={"max_duration": longer_ms})})
+        more = spec.nodes_at_once * cost(job.price_ceiling, spec.resources.billable_gpus, longer_ms)
+        if spec.limits.max_cost is not None:
+            more = min(more, parse_amount(spec.limits.max_cost, 6))
+        short = chance.random() < 0.2  # one base unit less than it takes
+        cap = self._sign_cap(longer, more=max(0, more - job.max_amount))
+        if short:
+            cap = self._sign(longer, self._committed() + more - job.max_amount - 1)
+        request = ExtendRequest.model_validate({"max_duration": f"{longer_ms}ms", "cap": cap})
+        for _ in range(chance.choice([1, 2])):
+            try:
+                async with self.world.market.transaction() as unit:
+                    view = await extend(unit, self.account, job_id, request)
+            except TorgError:
+                return []
+            if short and more > job.max_amount:
+                return [f"{job_id} was extended under a cap that does not cover it"]
+            self.wanted[job_id] = max(self.wanted[job_id], more)
+            if view.max_amount != max(more, job.max_amount) or view.max_duration_ms != longer_ms:
+                return [f"{job_id} was extended to {view.max_amount} and {view.max_duration_ms} ms"]
+        return []
 
     async def cancel(self, chance: random.Random) -> None:
         if not self.jobs:

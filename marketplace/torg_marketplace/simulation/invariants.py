@@ -24,7 +24,7 @@ PAUSE_MS = 60_000  # the first
 DECLINED_FOR_GOOD = "kind_denied"  # of what simulated nodes say
 UNBILLED = {"declined", "start_failed", "image_not_found", "input_invalid", "queue_deadline", "verification_rejected"}
 UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
-NOT_COUNTED = {"declined", "completed", "preempted"}
+NOT_COUNTED = {"declined", "completed", "preempted", "max_duration"}
 MS_PER_HOUR = 3_600_000
 SPOT_PROTECTED_MS = 5_000  # of the simulated market
 
@@ -263,7 +263,8 @@ def _limits(tables: Tables, job_id: str) -> _Limits:
         "json_extract(spec, '$.limits.max_duration') FROM jobs WHERE job_id = ?"
     )
     ((attempts, on_failure, max_duration),) = tables.all(query, job_id)
-    return _Limits(attempts, on_failure, parse_duration_ms(max_duration))
+    extended_ms = tables.jobs[job_id]["max_duration_ms"]
+    return _Limits(attempts, on_failure, extended_ms or parse_duration_ms(max_duration))
 
 
 def _times(tables: Tables, now_ms: int) -> Iterator[str]:

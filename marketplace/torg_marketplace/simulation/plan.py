@@ -13,6 +13,7 @@ class Kind(enum.StrEnum):
     NODE = "node"  # one round of a node's life
     SUBMIT = "submit"
     CANCEL = "cancel"
+    EXTEND = "extend"
     OVERSPEND = "overspend"
     RUSH = "rush"  # spot jobs take what there is, then jobs at the full price come
     DEPOSIT = "deposit"
@@ -40,6 +41,7 @@ _WEIGHTS = {
     Kind.NODE: 36,
     Kind.SUBMIT: 9,
     Kind.CANCEL: 2,
+    Kind.EXTEND: 3,
     Kind.OVERSPEND: 2,
     Kind.RUSH: 1,
     Kind.DEPOSIT: 1,

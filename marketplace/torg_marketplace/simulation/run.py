@@ -221,6 +221,8 @@ async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]
             return await client.overspend(chance)
         case Kind.CRASH | Kind.CUT_OFF | Kind.STALL | Kind.DRAIN:
             await _fail(node, step.kind, chance)
+        case Kind.EXTEND:
+            return await client.extend(chance)
         case Kind.RUSH:
             return await _rush(parties, client, chance)
         case Kind.DEPOSIT:
@@ -251,9 +253,11 @@ async def _fail(node: SimulatedNode, kind: Kind, chance: random.Random) -> None:
 
 
 async def _rush(parties: Parties, client: SimulatedClient, chance: random.Random) -> list[str]:
+    """Promises are checked after each pass of the matcher: what a node says later in this step it had not said then."""
     said = [problem for _ in range(3) for problem in await client.submit(chance, spot=True)]
     for _ in range(3):
         await match_pending(parties.world.market)
+        said += _problems(parties, Kind.MATCH)
         parties.world.advance(2_000)
         for node in parties.nodes:
             if node.online:
@@ -261,6 +265,7 @@ async def _rush(parties: Parties, client: SimulatedClient, chance: random.Random
     for _ in range(2):
         said += await client.submit(chance, spot=False)
         await match_pending(parties.world.market)
+        said += _problems(parties, Kind.MATCH)
     return said
 
 

@@ -61,6 +61,8 @@ class JobRow(Base):
     spec_digest: Mapped[DigestText]
     max_amount: Mapped[Amount]  # what is held of the vault until the job is closed
     price_ceiling: Mapped[Amount]  # per GPU-hour: no node above it gets this job
+    max_duration_ms: Mapped[Ms | None]  # in all attempts, when it was extended; None: as the spec says
+    cap_from_ms: Mapped[Ms]  # when the newest cap was signed: how long it lives is counted from here
     cap: Mapped[Json]  # SignedCap of the submit
     generation: Mapped[int] = mapped_column(default=0)  # fence of the newest lease
     attempts: Mapped[int] = mapped_column(default=0)  # ended leases that count against retry.max_attempts

@@ -151,7 +151,7 @@ def test_a_typing_error_is_answered_with_what_was_meant(torg: Torg, typed: str, 
 
 NEED_MARKET = [
     ("ps",), ("show", "job_1"), ("logs", "job_1"), ("logs", "-f", "job_1"), ("wait", "job_1"), ("pull", "job_1"),
-    ("cancel", "job_1"), ("retry", "job_1"), ("watch", "job_1"), ("receipt", "show", "job_1"), ("offers",), ("login",),
+    ("cancel", "job_1"), ("extend", "job_1", "--by", "30m"), ("retry", "job_1"), ("watch", "job_1"), ("receipt", "show", "job_1"), ("offers",), ("login",),
     ("wallet", "show"), ("wallet", "faucet"), ("vault", "open", "--deposit", "1"), ("vault", "deposit", "1"),
     ("vault", "status"), ("vault", "list"), ("vault", "settlements"), ("vault", "add", "x"), ("vault", "adopt"),
     ("run", "--no-workspace", "--", "true"), ("quote", "hello.yaml"), ("submit", "hello.yaml"),
