@@ -16,6 +16,14 @@ from torg_protocol.money import cost, format_amount, parse_amount
 async def extend(submission: Submission, job: JobView, by_ms: int) -> JobView:
     """Safe to repeat with the same view of the job: it names how long the job may last in all. Raises what the marketplace answers
     (extend_needs_checkpoints, vault_underfunded, job_ended, ...); NotFound `job_not_in_journal`; Invalid `duration_invalid`."""
+    if job.ended_at_ms is not None:
+        raise Conflict(
+            f"the job has ended: {job.state}",
+            code="job_ended",
+            field="job",
+            value=job.job_id,
+            hint="submit it again: torg retry",
+        )
     max_duration_ms = job.max_duration_ms + by_ms
     if by_ms <= 0 or max_duration_ms > MAX_DURATION_MS:
         raise Invalid(
