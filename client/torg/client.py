@@ -29,7 +29,7 @@ from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
-from torg_protocol.cases import AbuseView, AccountView, DisputePage, DisputeView
+from torg_protocol.cases import AbuseView, AccountView, DisputePage, DisputeView, ErasureView
 from torg_protocol.data import DataPage, DataView
 from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
 from torg_protocol.ids import AccountId
@@ -429,6 +429,11 @@ class AsyncClient:
     async def account(self) -> AccountView:
         """Who this is at the marketplace, and how much of what it may do is used."""
         return await self._transport.ask(AccountView, "GET", "/v1/account")
+
+    async def erase(self) -> ErasureView:
+        """Erases this account's data at the marketplace: specs, blobs, logs, events, names; receipts and ledger stay. Safe to repeat.
+        Raises Conflict jobs_open, dispute_open."""
+        return await self._transport.ask(ErasureView, "DELETE", "/v1/account/data")
 
     async def dispute(self, job_id: str, reason: str) -> DisputeView:
         """Objects to what a finished job cost; a person decides. Safe to repeat. Raises Conflict dispute_too_early, dispute_too_late,

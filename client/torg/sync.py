@@ -18,7 +18,7 @@ from torg.client import AsyncClient, R, StageProgress, T
 from torg.config import ClientConfig
 from torg.spec_file import SpecFile
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, Quote
-from torg_protocol.cases import AbuseView, AccountView, DisputeView
+from torg_protocol.cases import AbuseView, AccountView, DisputeView, ErasureView
 from torg_protocol.data import DataView
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.refunds import RefundView
@@ -196,6 +196,11 @@ class Client:
     def account(self) -> AccountView:
         """Who this is at the marketplace, and how much of what it may do is used."""
         return self._run(self._client.account())
+
+    def erase(self) -> ErasureView:
+        """Erases this account's data at the marketplace: specs, blobs, logs, events, names; receipts and ledger stay. Safe to repeat.
+        Raises Conflict jobs_open, dispute_open."""
+        return self._run(self._client.erase())
 
     def dispute(self, job_id: str, reason: str) -> DisputeView:
         """Objects to what a finished job cost; a person decides. Safe to repeat. Raises Conflict dispute_too_early, dispute_too_late,

@@ -10,11 +10,13 @@ from typing import Any
 from torg_marketplace.app import open_edge
 from torg_marketplace.flow.bans import KINDS, abuse_reports, ban, bans, close_report, lift
 from torg_marketplace.flow.disputes import all_disputes, decide_dispute
+from torg_marketplace.flow.erase import erase_account
 from torg_marketplace.flow.refunds import all_refunds, refund_lease
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.errors import Invalid, NotFound
+from torg_protocol.ids import AccountId
 from torg_protocol.money import parse_amount
 from torg_protocol.refunds import RefundCause
 
@@ -26,8 +28,9 @@ COMMANDS = {
     "unban": "take a ban back",
     "bans": "what is banned, and why",
     "abuse": "reports of abuse: list, or close one",
+    "erase": "delete an account's data; receipts and ledger stay",
 }
-_OPTIONS = ("lease", "amount", "cause", "subject", "note", "refund", "kind")
+_OPTIONS = ("lease", "amount", "cause", "subject", "note", "refund", "kind", "account")
 
 
 def add_options(name: str, command: argparse.ArgumentParser) -> None:
@@ -49,6 +52,8 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("--note", default="", help="why; both sides read it")
         if name == "dispute":
             command.add_argument("--refund", help='share of the price that goes back: "40%%"; "0%%" rejects')
+    elif name == "erase":
+        command.add_argument("account", help="a wallet's address or acct_...")
     elif name in {"ban", "unban"}:
         command.add_argument("kind", choices=KINDS)
         command.add_argument("subject", help="an image (name, name:tag, digest), a wallet's or a node's address")
@@ -143,6 +148,10 @@ async def _bans(market: Market, arguments: argparse.Namespace) -> Any:
         return await bans(unit)
 
 
+async def _erase(market: Market, arguments: argparse.Namespace) -> Any:
+    return (await erase_account(market, AccountId(arguments.account))).wire()
+
+
 def _wanted(arguments: argparse.Namespace) -> str:
     if arguments.id is None:
         raise Invalid("say which", code="id_missing", field="id", hint=f"torg-marketplace {arguments.command} list")
@@ -167,4 +176,5 @@ _COMMANDS = {
     "unban": _unban,
     "bans": _bans,
     "abuse": _abuse,
+    "erase": _erase,
 }

@@ -53,6 +53,15 @@ class AbuseView(Wire):
     reported_at_ms: int
 
 
+class ErasureView(Wire):
+    """DELETE /v1/account/data: how much was erased. Receipts and ledger stay."""
+
+    account: AccountId
+    jobs: int
+    blobs: int
+    rows: int
+
+
 class QuotaView(Wire):
     """`limit` None: there is none. `frees_at_ms`: when some of it is free again; None: by your own doing only, or it is not used."""
 

@@ -58,7 +58,7 @@ _SECTIONS = {
     "Set up": {
         "login": ("market", "Choose the marketplace and pin its identity."),
         "offers": ("market", "What nodes offer."),
-        "account": ("account", "Who you are at the marketplace, and what of your quotas is used."),
+        "account": ("account", "Your quotas at the marketplace; delete your data there."),
         "report-abuse": ("account", "Tell the operator of a job or a node that does harm."),
         "keys": ("wallet", "Your public keys in every form that others ask for."),
         "completion": ("completion", "Completion for bash, zsh or fish."),

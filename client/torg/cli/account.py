@@ -10,10 +10,15 @@ from torg.cli.session import Session, command
 _REASON = click.option("--reason", required=True, metavar="TEXT", help="What went wrong, for a person to read.")
 
 
-@click.command()
+@click.group()
+def account() -> None:
+    """Who you are at the marketplace, what of your quotas is used, and how to leave."""
+
+
+@account.command()
 @command
-async def account(session: Session) -> None:
-    """Who you are at the marketplace, and how much of your quotas is used."""
+async def show(session: Session) -> None:
+    """Your account, and how much of its quotas is used."""
     async with session.client() as client:
         market = await client.market()
         view = await client.account()
@@ -36,6 +41,19 @@ async def account(session: Session) -> None:
     banned = f"\nbanned: {view.banned}" if view.banned is not None else ""
     text = f"account {view.account}\n{table(('quota', 'used', 'limit', 'some is free again'), rows)}{banned}"
     session.show(view.wire(), text)
+
+
+@account.command(name="delete-data")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@command
+async def delete_data(session: Session, yes: bool) -> None:
+    """Erase your specs, files, logs, events and names from the marketplace. Receipts and ledger stay, under your public key; so does
+    the journal of this computer. Jobs must be over."""
+    if not yes:
+        click.confirm("outputs that you have not pulled are lost; go on?", abort=True, err=True)
+    async with session.client() as client:
+        view = await client.erase()
+    session.show(view.wire(), f"erased: {view.jobs} jobs' specs and logs, {view.blobs} blobs, {view.rows} rows")
 
 
 @click.command()

@@ -6,15 +6,24 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from torg_marketplace.api.auth import JobsReader, JobsWriter
+from torg_marketplace.api.auth import JobsReader, JobsWriter, Wallet
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.jobs import JobIdPath
 from torg_marketplace.api.pages import Cursor, Limit
 from torg_marketplace.flow.bans import report_abuse
 from torg_marketplace.flow.disputes import disputes_of, open_dispute
+from torg_marketplace.flow.erase import erase_account
 from torg_marketplace.flow.quotas import account_view
 from torg_marketplace.flow.refunds import refunds_of
-from torg_protocol.cases import AbuseRequest, AbuseView, AccountView, DisputePage, DisputeRequest, DisputeView
+from torg_protocol.cases import (
+    AbuseRequest,
+    AbuseView,
+    AccountView,
+    DisputePage,
+    DisputeRequest,
+    DisputeView,
+    ErasureView,
+)
 from torg_protocol.ids import JobId
 from torg_protocol.refunds import RefundPage
 
@@ -60,3 +69,9 @@ async def post_abuse_report(body: AbuseRequest, caller: JobsWriter, edge: TheEdg
     """Tells the operator of a job or a node that does harm. Safe to repeat."""
     async with edge.market.transaction() as unit:
         return await report_abuse(unit, caller.account, body)
+
+
+@router.delete("/account/data")
+async def delete_account_data(caller: Wallet, edge: TheEdge) -> ErasureView:
+    """Erases your specs, blobs, logs, events and names; receipts and ledger stay. Jobs must be over. Safe to repeat."""
+    return await erase_account(edge.market, caller.account)

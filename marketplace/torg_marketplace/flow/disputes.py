@@ -130,7 +130,7 @@ async def _rows(unit: Unit, condition: object) -> Sequence[DisputeRow]:
 
 
 async def _tell_nodes(unit: Unit, row: DisputeRow) -> None:
-    data = {"dispute": row.dispute_id, "job_id": row.job_id, "state": row.state, "note": row.note or row.reason}
+    data = {"dispute": row.dispute_id, "job_id": row.job_id, "state": row.state, "note": row.note}
     for node_id in await _nodes(unit, row.job_id):
         add_node_event(unit.session, node_id=node_id, data=data, at_ms=unit.now_ms)
 

@@ -99,6 +99,6 @@ def _reached(unit: Unit, message: str, code: str, frees_at_ms: int, value: int) 
         code=code,
         field="account",
         value=value,
-        hint=f"try again in {wait_s} s, submit a smaller job, or ask the operator; torg account shows what is left",
+        hint=f"try again in {wait_s} s, submit a smaller job, or ask the operator; torg account show says what is left",
         retry_after_s=wait_s,
     )
