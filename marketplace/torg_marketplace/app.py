@@ -38,6 +38,7 @@ from torg_marketplace.flow.sign_in import SignIn
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.gateway import tunnels
 from torg_marketplace.gateway.relay import Tunnels
+from torg_marketplace.logs import JsonLines, TextLines
 from torg_marketplace.metrics import serve_metrics
 from torg_marketplace.roles import check_roles, join_bus, working
 from torg_marketplace.settings import Settings
@@ -258,26 +259,9 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
     )
 
 
-class JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "at": self.formatTime(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
 def configure_logging(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonLines()
-        if settings.log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    )
+    handler.setFormatter(JsonLines() if settings.log_format == "json" else TextLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)

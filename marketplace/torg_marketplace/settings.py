@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     role: str = Field(default="all", pattern="^(all|api|matcher|worker|gateway)$")  # of this process
     bus_url: str | None = None  # of a NATS server; processes with one role each need it
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
+    otlp_endpoint: str | None = None  # of an OpenTelemetry collector, over HTTP; None: no traces
     log_format: str = Field(default="text", pattern="^(text|json)$")
 
     @classmethod

@@ -54,6 +54,7 @@ async def _leave(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, de
     await unit.session.execute(delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id))
     to = OUTCOMES[reason].lease
     await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms, reason=reason, detail=detail)
+    _trace(unit, lease, reason)
     match OUTCOMES[reason].excludes:
         case Exclusion.NO:
             pass
@@ -114,6 +115,7 @@ def _cause(leases: Sequence[LeaseRow], reason: EndReason) -> str:
 async def decide_reported(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
     """Applies a verdict to a lease, and to all others of its attempt, whose job is VERIFYING: passed and not_checked pay, failed does not and
     tries elsewhere, inconclusive neither pays nor blames."""
+    unit.trace("verify", job.job_id, lease.reported_at_ms, lease_id=lease.lease_id, verdict=verdict.result)
     match verdict.result:
         case "passed" | "not_checked":
             for each in await attempt_of(unit, lease):
@@ -168,6 +170,14 @@ async def close_if_over(unit: Unit, job: JobRow) -> None:
     await _release_held_back(unit, job, passed=job.reason != EndReason.VERIFICATION_REJECTED)
     await vaults.close_job(unit, job_id=job.id)
     job.closed_at_ms = unit.now_ms
+
+
+def _trace(unit: Unit, lease: LeaseRow, reason: EndReason) -> None:
+    lease_id, job_id = lease.lease_id, lease.job_id
+    until_ms = lease.started_at_ms if lease.started_at_ms is not None else unit.now_ms
+    unit.trace("prepare", job_id, lease.granted_at_ms, end_ms=until_ms, lease_id=lease_id)
+    unit.trace("run", job_id, lease.started_at_ms, end_ms=lease.exited_at_ms, lease_id=lease_id, reason=reason)
+    unit.trace("report", job_id, lease.exited_at_ms, lease_id=lease_id)
 
 
 async def _was_extended(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason) -> bool:

@@ -119,6 +119,8 @@ async def _lease(
     for name in units:
         unit.session.add(AllocationRow(node_id=node.node_id, unit=name, lease_id=lease_id))
     await unit.session.flush()
+    unit.trace("match", job.job_id, job.queued_at_ms, lease_id=lease.lease_id)
+    unit.trace("grant", job.job_id, unit.now_ms, lease_id=lease.lease_id, node=node.node_id)
     unit.touch(node.id)
     unit.send(node.id, Granted(signed=signed))
     return signed

@@ -18,6 +18,7 @@ from torg_marketplace.flow.rows import attempt_of, job_row, lease_to_change, nod
 from torg_marketplace.flow.tasks import on_task_moved
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.usage import on_usage
+from torg_marketplace.logs import about
 from torg_marketplace.matching.fleet import WARM_ITEMS
 from torg_marketplace.rules import metering
 from torg_marketplace.storage.events import add_job_event
@@ -81,6 +82,13 @@ async def _take(
     unit: Unit, node_id: NodeId, event: LeaseEvent, missing: Invalid | None, refusal: TorgError | None = None
 ) -> Acknowledge | Refused:
     """With `refusal`, the event counts as taken and changes nothing else. Raises _Refusal when it turns out to be one."""
+    with about(lease_id=event.lease_id):
+        return await _take_it(unit, node_id, event, missing, refusal)
+
+
+async def _take_it(
+    unit: Unit, node_id: NodeId, event: LeaseEvent, missing: Invalid | None, refusal: TorgError | None
+) -> Acknowledge | Refused:
     try:
         lease = await _lease_of(unit, node_id, event)
         if event.sequence <= lease.acknowledged:

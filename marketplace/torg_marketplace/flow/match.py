@@ -15,6 +15,7 @@ from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.preempt import make_room
 from torg_marketplace.flow.rows import demand_of, job_row, next_pause_over_ms
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.logs import about
 from torg_marketplace.matching.backlog import AGEING_MS, Waiting
 from torg_marketplace.matching.engine import Decision, Engine
 from torg_marketplace.matching.explain import explain
@@ -97,6 +98,11 @@ async def _running(unit: Unit) -> dict[str, int]:
 
 
 async def _try_grant(market: Market, job_id: str, nodes: Sequence[NodeId]) -> bool:
+    with about(job_id=job_id):
+        return await _grant(market, job_id, nodes)
+
+
+async def _grant(market: Market, job_id: str, nodes: Sequence[NodeId]) -> bool:
     try:
         async with market.transaction() as unit:
             job = await job_row(unit, job_id)

@@ -18,6 +18,7 @@ from torg_marketplace.flow.refunds import work_credit_off
 from torg_marketplace.flow.settlement_moves import apply_finalized, bury, move_settlement, skipped_addresses
 from torg_marketplace.flow.settlement_plan import IN_FLIGHT, build, make_plan
 from torg_marketplace.flow.unit import Market
+from torg_marketplace.logs import about
 from torg_marketplace.rules.settlement import Action, Evidence, Fate, next_action
 from torg_marketplace.storage.money_models import PayoutRow, SettlementRow
 from torg_protocol.errors import TorgError
@@ -55,7 +56,11 @@ async def advance_settlements(market: Market) -> int:
     async with market.reading() as unit:
         query = select(SettlementRow.settlement_id).where(SettlementRow.state.in_(IN_FLIGHT))
         ids = (await unit.session.scalars(query.order_by(SettlementRow.created_at_ms))).all()
-    return sum([await _advance(market, settlement_id) for settlement_id in ids])
+    moved = 0
+    for settlement_id in ids:
+        with about(settlement_id=settlement_id):
+            moved += await _advance(market, settlement_id)
+    return moved
 
 
 async def _advance(market: Market, settlement_id: str) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from sqlalchemy import CursorResult, select, update
 
 from torg_chain.captures import LandedCapture
+from torg_marketplace import tracing
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage import ledger
+from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.money_models import CommitmentRow, PayoutRow, SettlementRow, VaultRow
 from torg_marketplace.storage.moves import MovedMeanwhile
 from torg_protocol.states import (
@@ -69,7 +71,16 @@ async def apply_finalized(unit: Unit, settlement_id: str, skipped: frozenset[str
             await _move_payout(unit, payout, PayoutState.FINALIZED)
     await unit.session.flush()
     await release_commitments(unit, row.vault)
+    if tracing.is_on():
+        await _trace(unit, row)
     unit.wake("match")
+
+
+async def _trace(unit: Unit, row: SettlementRow) -> None:
+    since = {payout.lease_id: payout.created_at_ms for payout in await _payouts(unit, row)}
+    query = select(LeaseRow.lease_id, LeaseRow.job_id).where(LeaseRow.lease_id.in_(since))
+    for lease_id, job_id in (await unit.session.execute(query)).all():
+        unit.trace("settle", job_id, since[lease_id], lease_id=lease_id, signature=row.signature)
 
 
 async def adopt(unit: Unit, settlement_id: str, capture: LandedCapture) -> None:

@@ -55,6 +55,7 @@ async def submit(
     (idempotency_key_reused, cap_stale, vault_underfunded, quote_expired, too_many_jobs, spend_cap_reached, credit_exhausted), Forbidden (wallet_banned,
     image_banned), RateLimited (submissions_per_day_reached, spend_per_hour_reached). What only has to wait is queued.
     """
+    began_ms = market.clock.now_ms()
     async with market.reading() as unit:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
             return known
@@ -91,6 +92,7 @@ async def submit(
                     created_at_ms=unit.now_ms,
                 )
             )
+        unit.trace("submit", job.job_id, began_ms)
         unit.wake("match")
         return await view_of(unit, job)
 

@@ -21,6 +21,7 @@ from solders.keypair import Keypair
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm.util import identity_key
 
+from torg_marketplace import tracing
 from torg_marketplace.flow.book import Book
 from torg_marketplace.flow.wakes import NODE, Wakes
 from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness, Replayer
@@ -28,6 +29,7 @@ from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.engine import READ_ONLY
 from torg_marketplace.storage.events import collected, write_collected
+from torg_marketplace.tracing import Span
 from torg_protocol.ids import NodeId, new_id
 from torg_protocol.messages import ToNode
 
@@ -94,6 +96,7 @@ class Unit:
         self._outbox: list[tuple[NodeId, ToNode]] = []
         self._wakes: set[str] = set()
         self._touched: set[NodeId] = set()
+        self._spans: list[Span] = []
 
     @property
     def policy(self) -> MarketPolicy:
@@ -118,21 +121,33 @@ class Unit:
         """What the matcher knows of this node changes with the commit: its offer, state, liveness, or what is free on it."""
         self._touched.add(node_id)
 
+    def trace(
+        self, name: str, job_id: str, start_ms: int | None, *, end_ms: int | None = None, **attributes: str
+    ) -> None:
+        """A stage of a job's life that is over (by default: now), for its trace; told after the commit. Nothing where it did not begin."""
+        if tracing.is_on() and start_ms is not None:
+            end_ms = self.now_ms if end_ms is None else end_ms
+            self._spans.append(Span(name, job_id, start_ms, end_ms, attributes))
+
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """On an error, what was written, queued and woken inside is undone, and the error goes on. Rows that were loaded
         before are expired then: load them again."""
         queued, woken, events = len(self._outbox), set(self._wakes), len(collected(self.session))
+        spans = len(self._spans)
         try:
             async with self.session.begin_nested():
                 yield
         except BaseException:
             del self._outbox[queued:]
+            del self._spans[spans:]
             del collected(self.session)[events:]
             self._wakes = woken
             raise
 
     async def deliver(self) -> None:
+        for span in self._spans:
+            tracing.emit(span)
         self.market.book.touch(self._touched)
         await self.market.wakes.wake_all(
             [*sorted(self._wakes), *(f"{NODE}{node_id}" for node_id in sorted(self._touched))]

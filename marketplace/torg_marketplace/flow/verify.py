@@ -14,6 +14,7 @@ from torg_marketplace.flow.ending import decide_reported
 from torg_marketplace.flow.replay import ReplayTask, replay_task, verdict_of
 from torg_marketplace.flow.rows import job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.logs import about
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed
 from torg_marketplace.rules.replay import replay_impossible
 from torg_marketplace.rules.verification import inconclusive, judge
@@ -40,7 +41,11 @@ async def verify_pending(market: Market) -> int:
     async with market.reading() as unit:
         query = select(LeaseRow.lease_id).where(*_is_due(unit)).order_by(LeaseRow.verify_at_ms)
         due = (await unit.session.scalars(query)).all()
-    return sum([await _verify(market, lease_id) for lease_id in due])
+    decided = 0
+    for lease_id in due:
+        with about(lease_id=lease_id):
+            decided += await _verify(market, lease_id)
+    return decided
 
 
 async def _verify(market: Market, lease_id: str) -> bool:
