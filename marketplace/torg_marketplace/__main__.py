@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from torg_marketplace import operator_cases, operator_nodes
+from torg_marketplace import operator_backup, operator_cases, operator_nodes
 from torg_marketplace.app import configure_logging, database_url, make_app, make_keys, open_edge, serve
 from torg_marketplace.flow.judge_proof import lift_ban, proofs_of, replay
 from torg_marketplace.flow.reconcile import blocked_vaults, lost_payouts, reconcile, unblock, watch_fee_payer
@@ -68,6 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return 0
         case "migrate":
             return asyncio.run(_migrate(settings, arguments.to))
+        case name if name in operator_backup.COMMANDS:
+            return asyncio.run(operator_backup.run_backup_command(arguments, settings, _print))
         case name if name in operator_cases.COMMANDS:
             return asyncio.run(operator_cases.run_case_command(arguments, settings, _print))
         case name if name in operator_nodes.COMMANDS:
@@ -142,6 +144,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
         not in {"command", "json", "vault", "because", "action", "id", "stop", "to"}
         | options_of(arguments.command)
         | operator_cases.options_of(arguments.command)
+        | operator_backup.options_of(arguments.command)
     }
 
 
@@ -159,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         ("migrate", "bring the database to a schema revision; for going back, stop the marketplace first"),
         *operator_nodes.COMMANDS.items(),
         *operator_cases.COMMANDS.items(),
+        *operator_backup.COMMANDS.items(),
         *COMMANDS.items(),
     ):
         command = commands.add_parser(name, help=text)
@@ -180,6 +184,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--because", required=True, help="what you found; it goes to the log")
         elif name in operator_nodes.COMMANDS:
             operator_nodes.add_options(name, command)
+        elif name in operator_backup.COMMANDS:
+            operator_backup.add_options(name, command)
         elif name in operator_cases.COMMANDS:
             operator_cases.add_options(name, command)
         elif name in COMMANDS:

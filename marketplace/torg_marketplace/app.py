@@ -119,7 +119,9 @@ async def serve(settings: Settings) -> None:
         }
         if settings.metrics_port is not None:
             ready["metrics_port"], stop_metrics = serve_metrics(
-                settings.metrics_port, lambda: len(edge.hub.connected())
+                settings.metrics_port,
+                lambda: len(edge.hub.connected()),
+                lambda: edge.market.vitals.fee_payer_lamports,
             )
             stack.callback(stop_metrics)
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers no event for it

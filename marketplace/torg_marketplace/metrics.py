@@ -15,10 +15,12 @@ LOOPBACK = "127.0.0.1"
 _NANO = 1e-9
 
 
-def serve_metrics(port: int, connected_nodes: Callable[[], int]) -> tuple[int, Callable[[], None]]:
+def serve_metrics(
+    port: int, connected_nodes: Callable[[], int], fee_payer_lamports: Callable[[], int | None]
+) -> tuple[int, Callable[[], None]]:
     """The port that it listens on (`port`, or a free one for 0), and what stops it. Raises OSError when the port is taken."""
     registry = CollectorRegistry()
-    registry.register(MarketCollector(connected_nodes))
+    registry.register(MarketCollector(connected_nodes, fee_payer_lamports))
     ProcessCollector(registry=registry)
     server, thread = start_http_server(port, addr=LOOPBACK, registry=registry)
 
@@ -31,11 +33,14 @@ def serve_metrics(port: int, connected_nodes: Callable[[], int]) -> tuple[int, C
 
 
 class MarketCollector(Collector):
-    def __init__(self, connected_nodes: Callable[[], int]) -> None:
+    def __init__(self, connected_nodes: Callable[[], int], fee_payer_lamports: Callable[[], int | None]) -> None:
         self._connected_nodes = connected_nodes
+        self._fee_payer_lamports = fee_payer_lamports
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("torg_connected_nodes", "Nodes with a channel to this process", self._connected_nodes())
+        if (lamports := self._fee_payer_lamports()) is not None:  # only the process that watches it knows
+            yield GaugeMetricFamily("torg_fee_payer_lamports", "What the key that pays for captures holds", lamports)
         calls = CounterMetricFamily("torg_stage_calls", "Calls of a stage", labels=("stage",))
         failed = CounterMetricFamily("torg_stage_failures", "Calls that raised", labels=("stage",))
         processor = CounterMetricFamily("torg_stage_processor_seconds", "Processor time", labels=("stage",))

@@ -402,6 +402,7 @@ class Health(Wire):
     """GET /healthz, /readyz"""
 
     status: Literal["ok", "ready"]
+    warnings: tuple[str, ...] = Field(default=(), exclude_if=_is_nothing)
 
 
 class Problem(BaseModel):

@@ -7,8 +7,11 @@ import pytest
 from tests.support.actors import join, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.operate import inspect_anything, resume_node, suspend_node
+from torg_marketplace.flow.operate import inspect_anything, replay_events, resume_node, suspend_node
+from torg_marketplace.flow.reconcile import fee_payer_warning, watch_fee_payer
 from torg_marketplace.flow.rows import node_row
+from torg_marketplace.metrics import MarketCollector
+from torg_marketplace.storage.models import JobRow
 from torg_marketplace.storage.moves import move_node
 from torg_protocol.errors import Conflict, Invalid, NotFound
 from torg_protocol.ids import NodeId
@@ -78,3 +81,45 @@ async def test_what_cannot_be_done_says_why(world: World) -> None:
         with pytest.raises(Conflict) as banned:
             await resume_node(unit, node.id, because="x")
         assert banned.value.code == "node_banned"
+
+
+async def test_a_jobs_events_give_its_life_again(world: World) -> None:
+    node, client = await join(world), await make_client(world)
+    job = await client.submit(spec())
+    await match_pending(world.market)
+    await node.accept_and_start()
+    world.advance(seconds=60)
+    await node.finish()
+    node.read()
+    async with world.market.reading() as unit:
+        replayed = await replay_events(unit, job.job_id)
+    assert replayed["problems"] == []
+    states = [item["state"] for item in replayed["timeline"] if item["subject"] == job.job_id]
+    assert states == ["queued", "leased", "verifying", "succeeded"]
+    assert 60_000 in [item["lasted_ms"] for item in replayed["timeline"]]
+    async with world.market.transaction() as unit:
+        (await unit.session.get_one(JobRow, job.job_id)).state = JobState.FAILED  # by somebody's hand
+    async with world.market.reading() as unit:
+        problems = (await replay_events(unit, job.job_id))["problems"]
+        with pytest.raises(NotFound):
+            await replay_events(unit, "job_none")
+    assert problems == [f"{job.job_id} is failed in the database, succeeded by its events"]
+
+
+async def test_a_poor_fee_payer_is_said_by_log_metric_and_readiness(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def metrics() -> dict[str, float]:
+        collector = MarketCollector(lambda: 0, lambda: world.market.vitals.fee_payer_lamports)
+        return {family.name: family.samples[0].value for family in collector.collect() if family.samples}
+
+    assert "torg_fee_payer_lamports" not in metrics()
+    assert fee_payer_warning(world.market) is None
+    world.chain.fee_payer_lamports = 5
+    await watch_fee_payer(world.market)
+    assert metrics()["torg_fee_payer_lamports"] == 5
+    assert "holds 5 lamports" in (fee_payer_warning(world.market) or "")
+    assert [record.levelname for record in caplog.records if "fee payer" in record.message] == ["ERROR"]
+    world.chain.fee_payer_lamports = 10**9
+    await watch_fee_payer(world.market)
+    assert fee_payer_warning(world.market) is None

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from sqlalchemy import select
 
 from torg_marketplace.api.context import TheEdge
+from torg_marketplace.flow.reconcile import fee_payer_warning
 from torg_protocol.api import Health
 
 router = APIRouter(tags=["market"])
@@ -19,7 +20,8 @@ async def healthz() -> Health:
 
 @router.get("/readyz")
 async def readyz(edge: TheEdge) -> Health:
-    """The database answers too."""
+    """The database answers too. `warnings` are for its operator: it works, and will not for long."""
     async with edge.market.reading() as unit:
         await unit.session.execute(select(1))
-    return Health(status="ready")
+    warning = fee_payer_warning(edge.market)
+    return Health(status="ready", warnings=(warning,) if warning is not None else ())

@@ -55,7 +55,7 @@ async def _apply(unit: Unit, vault: str, capture: LandedCapture) -> bool:
     row = await unit.session.get_one(VaultRow, vault, with_for_update=True)
     if capture.arguments.expected_settled < row.chain_settled:
         return True  # booked already
-    order = await _order_of(unit, capture)
+    order = await order_of(unit, capture)
     if order is None or capture.arguments.expected_settled != row.chain_settled:
         _block(row, f"{capture.signature} captured {capture.paid} by an order that is not in the books")
         return False
@@ -65,7 +65,8 @@ async def _apply(unit: Unit, vault: str, capture: LandedCapture) -> bool:
     return True
 
 
-async def _order_of(unit: Unit, capture: LandedCapture) -> SettlementRow | None:
+async def order_of(unit: Unit, capture: LandedCapture) -> SettlementRow | None:
+    """The stored order that a landed capture carried out, argument by argument; None when there is none."""
     wanted = capture.arguments
     query = select(SettlementRow).where(
         SettlementRow.vault == wanted.vault,

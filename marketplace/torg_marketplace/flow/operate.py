@@ -10,6 +10,7 @@ from sqlalchemy import select
 from torg_marketplace.flow.rows import job_row, leases_of_job, live_leases, node_row
 from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Unit
+from torg_marketplace.rules.history import Move, replayed
 from torg_marketplace.storage.audit_models import SlashRow
 from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.case_models import BanRow
@@ -95,6 +96,20 @@ async def inspect_anything(unit: Unit, key: str) -> dict[str, Any]:
 async def newest_slashes(unit: Unit) -> list[dict[str, Any]]:
     query = select(SlashRow).order_by(SlashRow.created_at_ms.desc()).limit(_EVENTS)
     return [_columns(row) for row in await unit.session.scalars(query)]
+
+
+async def replay_events(unit: Unit, job_id: str) -> dict[str, Any]:
+    """A job's life again from its events alone: each state with how long it lasted, and `problems` where an event does not follow from
+    the one before, is no legal move, or the end is not what is stored. Raises NotFound job_unknown; `pruned` when its events are gone."""
+    job = await unit.session.get(JobRow, job_id)
+    if job is None:
+        raise NotFound("no such job", code="job_unknown", field="job", value=job_id)
+    query = select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.kind.in_(["job", "lease"]))
+    rows = (await unit.session.scalars(query.order_by(JobEventRow.id))).all()
+    moves = [Move(row.lease_id or job_id, row.data.get("from"), row.data["state"], row.at_ms) for row in rows]
+    stored = {job_id: job.state} | {lease.lease_id: lease.state for lease in await leases_of_job(unit, job_id)}
+    timeline, problems = replayed(moves, stored if moves else {})
+    return {"job_id": job_id, "timeline": timeline, "stored": stored, "problems": problems, "pruned": not moves}
 
 
 async def _newest(unit: Unit, table: Any, condition: Any) -> list[dict[str, Any]]:

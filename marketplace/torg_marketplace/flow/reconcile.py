@@ -83,7 +83,7 @@ async def unblock(market: Market, address: str, *, because: str) -> None:
 async def watch_fee_payer(market: Market) -> int:
     """Lamports of the key that pays for captures; below the policy's mark it says so loudly. Raises ChainUnavailable."""
     key = market.capture_key.pubkey()
-    lamports = await market.chain.lamports(key)
+    lamports = market.vitals.fee_payer_lamports = await market.chain.lamports(key)
     if lamports < market.policy.fee_payer_low_lamports:
         log.error(
             "the fee payer %s holds %s lamports, less than %s: without fees nothing is settled; send it some",
@@ -92,6 +92,14 @@ async def watch_fee_payer(market: Market) -> int:
             market.policy.fee_payer_low_lamports,
         )
     return lamports
+
+
+def fee_payer_warning(market: Market) -> str | None:
+    """What is wrong with the balance of the key that pays for captures; None: nothing, or it was not looked at yet."""
+    lamports = market.vitals.fee_payer_lamports
+    if lamports is None or lamports >= market.policy.fee_payer_low_lamports:
+        return None
+    return f"the fee payer {market.capture_key.pubkey()} holds {lamports} lamports, less than {market.policy.fee_payer_low_lamports}"
 
 
 async def watch_vaults(market: Market) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import CursorResult, select, update
 
 from torg_chain.captures import LandedCapture
@@ -136,6 +138,14 @@ async def give_back(unit: Unit, payout: PayoutRow, amount: int) -> None:
     payout.refunded += amount
     if payout.amount == 0:
         await _move_payout(unit, payout, PayoutState.REFUNDED)
+
+
+async def finish_payouts(unit: Unit, payouts: Sequence[PayoutRow], settlement_id: str) -> None:
+    """Payouts that waited were paid by a capture that is found only now, final already."""
+    for payout in payouts:
+        for state in (PayoutState.IN_FLIGHT, PayoutState.CONFIRMED, PayoutState.FINALIZED):
+            await _move_payout(unit, payout, state)
+        payout.settlement_id = settlement_id
 
 
 async def release_commitments(unit: Unit, vault: str) -> None:

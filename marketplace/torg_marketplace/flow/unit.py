@@ -41,6 +41,13 @@ R = TypeVar("R", bound=Base)
 _open_unit: contextvars.ContextVar[bool] = contextvars.ContextVar("torg_open_unit", default=False)
 
 
+@dataclass(slots=True)
+class Vitals:
+    """What this process saw last of things outside that it needs."""
+
+    fee_payer_lamports: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Market:
     """Everything that a flow may use, built once by the composition root."""
@@ -61,6 +68,7 @@ class Market:
     credit_key: Keypair | None = None  # depositor and signer of the credit vault: pays for jobs of API keys
     wakes: Wakes = field(default_factory=Wakes)
     book: Book = field(default_factory=Book)
+    vitals: Vitals = field(default_factory=Vitals)
     # One writer at a time: SQLite has one anyway, and a fair queue beats its busy timeout. Held for a transaction's length.
     writer: asyncio.Lock = field(default_factory=asyncio.Lock)
 

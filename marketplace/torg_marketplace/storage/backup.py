@@ -1,0 +1,105 @@
+"""Backup and restore of the database: SQLite's online backup, PostgreSQL's own tools (`pg_dump`, `pg_restore`: Debian postgresql-client).
+
+A backup is one moment of the database; writers go on meanwhile. Keys and blobs are files of the data folder, or the bucket's matter.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from torg_protocol.errors import Conflict, Invalid, NotFound, Unavailable
+
+_TOOL_S = 3_600
+
+
+def back_up(database_url: str, file: Path) -> None:
+    """Writes a new file; one that is there already is not touched. Raises Conflict backup_exists, Unavailable backup_failed."""
+    if file.exists():
+        raise Conflict(
+            "there is a file already", code="backup_exists", field="file", value=str(file), hint="name another one"
+        )
+    if (path := _sqlite_path(database_url)) is None:
+        _run("pg_dump", "--format=custom", f"--file={file}", _postgres_url(database_url))
+        return
+    if not path.exists():
+        raise NotFound("there is no database yet", code="database_missing", field="--data", value=str(path))
+    partial = file.with_name(file.name + ".partial")
+    try:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
+            source.backup(target)
+            target.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def restore(database_url: str, file: Path) -> Path | None:
+    """Puts a backup in the database's place; no process of the marketplace may run. Returns where SQLite's former database is now.
+
+    Raises NotFound backup_missing, Invalid backup_unreadable, Unavailable backup_failed.
+    """
+    if not file.is_file():
+        raise NotFound("no such backup", code="backup_missing", field="file", value=str(file))
+    if (path := _sqlite_path(database_url)) is None:
+        options = ("--clean", "--if-exists", "--single-transaction", "--no-owner")
+        _run("pg_restore", *options, f"--dbname={_postgres_url(database_url)}", str(file))
+        return None
+    _check(file)
+    aside = None
+    if path.exists():
+        aside = _free_name(path)
+        with closing(sqlite3.connect(path)) as current:  # what its log has goes into the file, which is then whole
+            current.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        path.rename(aside)
+    for leftover in ("-wal", "-shm"):
+        path.with_name(path.name + leftover).unlink(missing_ok=True)
+    shutil.copyfile(file, path)
+    return aside
+
+
+def _check(file: Path) -> None:
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            whole = connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+            connection.execute("SELECT 1 FROM vaults LIMIT 1")
+    except sqlite3.DatabaseError as error:
+        raise _unreadable(file, str(error)) from error
+    if not whole:
+        raise _unreadable(file, "it is damaged")
+
+
+def _unreadable(file: Path, why: str) -> Invalid:
+    return Invalid(
+        f"this is no backup of a marketplace: {why}", code="backup_unreadable", field="file", value=str(file)
+    )
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.before-restore-{number}") for number in range(1, 10_000))
+    return next(name for name in names if not name.exists())
+
+
+def _sqlite_path(database_url: str) -> Path | None:
+    url = make_url(database_url)
+    return Path(str(url.database)) if url.drivername.startswith("sqlite") else None
+
+
+def _postgres_url(database_url: str) -> str:
+    return make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def _run(tool: str, *arguments: str) -> None:
+    try:
+        done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=_TOOL_S, check=False)
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"{tool} is not installed", code="backup_failed", field="file", hint="Debian: apt install postgresql-client"
+        ) from error
+    if done.returncode != 0:
+        raise Unavailable(f"{tool} failed: {done.stderr.strip()[-500:]}", code="backup_failed", field="file")
