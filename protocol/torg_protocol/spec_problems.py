@@ -75,8 +75,8 @@ def _written(location: tuple[int | str, ...], raw: object) -> tuple[int | str, .
             raw, tag_seen = raw.get(part), False
         elif isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
             raw, tag_seen = raw[part], False
-        elif isinstance(part, str) and found:
-            continue  # what has no keys: this names a member of a union
+        elif found and (isinstance(part, str) or isinstance(raw, str | int | float)):
+            continue  # what has no keys: this names a member of a union, or is the place in a list of which it is a short form
         found.append(part)
     return tuple(found)
 
