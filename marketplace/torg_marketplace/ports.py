@@ -96,7 +96,9 @@ class CatalogueEntry:
     metric: str
     target: str
     better: Literal["higher", "lower"] = "higher"
-    required_outputs: tuple[str, ...] = ()  # paths that the evaluator opens
+    required_outputs: tuple[str, ...] = ()  # paths that the evaluator opens; the first is what it measures
+    policy: Literal["metric", "activation"] = "metric"
+    command: tuple[str, ...] = ()  # with "activation": the only one that can be checked
 
 
 class Catalogue(Protocol):

@@ -121,7 +121,15 @@ class VerifyReplay(Strict):
     segments: int = Field(default=1, ge=1, le=8)
 
 
-Verify = Annotated[VerifyNone | VerifyMetric | VerifyReplay, Field(discriminator="policy")]
+class VerifyActivation(Strict):
+    """The marketplace checks by fingerprints of the last hidden state that so many of the texts, chosen after the report, were written by
+    the model that was asked for, in its precision. Only for unchanged inference workloads of the catalogue that hand over fingerprints."""
+
+    policy: Literal["activation"]
+    catalogue: str = Field(pattern=r"^[a-z0-9-]{1,32}$")
+
+
+Verify = Annotated[VerifyNone | VerifyMetric | VerifyReplay | VerifyActivation, Field(discriminator="policy")]
 
 
 class Retry(Strict):

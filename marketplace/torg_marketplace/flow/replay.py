@@ -18,9 +18,9 @@ from torg_marketplace.rules.replay import (
     Distance,
     Segment,
     judge_replays,
-    not_drawn,
     segments_of,
 )
+from torg_marketplace.rules.verification import not_drawn
 from torg_marketplace.storage.models import LeaseEventRow, LeaseRow
 from torg_protocol.ids import Digest
 from torg_protocol.jobspec import JobSpec, VerifyReplay
@@ -56,7 +56,7 @@ async def verdict_of(market: Market, task: ReplayTask) -> VerdictSummary:
     """The first segment that fails decides. Raises EvaluationFailed."""
     if market.replayer is None:
         raise EvaluationFailed("this marketplace cannot execute segments again any more")
-    verdict = not_drawn(task.drawn.permille)
+    verdict = not_drawn("replay", task.drawn.permille, {})
     for segment in task.segments:
         found: list[Distance] = []
         judged: VerdictSummary | None = None

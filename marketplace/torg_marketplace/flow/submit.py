@@ -22,14 +22,22 @@ from torg_marketplace.matching.engine import Engine
 from torg_marketplace.ports import CatalogueEntry
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.replay import check_replay_policy
-from torg_marketplace.rules.verification import CatalogueFacts, check_metric_policy
+from torg_marketplace.rules.verification import CatalogueFacts, check_activation_policy, check_metric_policy
 from torg_marketplace.storage.events import add_job_born
 from torg_marketplace.storage.models import IdempotencyRow, JobRow, QuoteRow
 from torg_protocol.api import JobView, SubmitRequest
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, QuoteId
-from torg_protocol.jobspec import JobSpec, VerifyMetric, VerifyNone, VerifyReplay, check_secret_names, load_job_spec
+from torg_protocol.jobspec import (
+    JobSpec,
+    VerifyActivation,
+    VerifyMetric,
+    VerifyNone,
+    VerifyReplay,
+    check_secret_names,
+    load_job_spec,
+)
 from torg_protocol.sealing import check_job_key
 from torg_protocol.states import OPEN_JOB_STATES, JobState
 
@@ -140,6 +148,9 @@ def _check_verification(market: Market, spec: JobSpec) -> None:
         case VerifyMetric():
             entry = market.catalogue.entry(spec.verify.catalogue)
             check_metric_policy(spec, spec.verify, None if entry is None else _facts(entry))
+        case VerifyActivation():
+            entry = market.catalogue.entry(spec.verify.catalogue)
+            check_activation_policy(spec, spec.verify, None if entry is None else _facts(entry))
         case VerifyReplay():
             if market.replayer is None:
                 raise Invalid(
@@ -164,6 +175,8 @@ def _facts(entry: CatalogueEntry) -> CatalogueFacts:
         target=entry.target,
         better=entry.better,
         required_outputs=entry.required_outputs,
+        policy=entry.policy,
+        command=entry.command,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, select
 
+from torg_marketplace.flow.audit import Drawn, draw_audit
 from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.ending import decide_reported
 from torg_marketplace.flow.replay import ReplayTask, replay_task, verdict_of
@@ -17,10 +18,10 @@ from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.logs import about
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed
 from torg_marketplace.rules.replay import replay_impossible
-from torg_marketplace.rules.verification import inconclusive, judge
+from torg_marketplace.rules.verification import inconclusive, judge, not_drawn
 from torg_marketplace.storage.models import JobRow, LeaseRow
 from torg_protocol.ids import Digest, LeaseId
-from torg_protocol.jobspec import VerifyMetric, VerifyReplay
+from torg_protocol.jobspec import VerifyActivation, VerifyMetric, VerifyReplay
 from torg_protocol.states import LeaseState
 from torg_protocol.usage import OutputFile, VerdictSummary
 
@@ -29,11 +30,14 @@ SEED_BITS = 63
 
 @dataclass(frozen=True, slots=True)
 class _Task:
+    """`metric`, `target`: of the client's own wish, where it may wish. `drawn` of policies that audit: None, everything is measured."""
+
     lease_id: LeaseId
     entry: CatalogueEntry | None
-    policy: VerifyMetric
+    policy: VerifyMetric | VerifyActivation
     files: dict[str, Digest]
     seed: int
+    drawn: Drawn | None = None
 
 
 async def verify_pending(market: Market) -> int:
@@ -59,17 +63,25 @@ async def _verify(market: Market, lease_id: str) -> bool:
             return await _retry_or_give_up(market, lease_id, failure.message)
     if task.entry is None:
         return await _retry_or_give_up(market, lease_id, f"{task.policy.catalogue} is not in the catalogue any more")
+    if task.drawn is not None and not task.drawn.audited:
+        return await _apply(market, lease_id, not_drawn(task.policy.policy, task.drawn.permille, task.drawn.shown))
+    metric, target = task.entry.metric, task.entry.target
+    if isinstance(task.policy, VerifyMetric):
+        metric, target = task.policy.metric, task.policy.target
     try:
-        measured = await market.evaluator.evaluate(task.entry, task.policy.metric, task.files, task.seed)
+        measured = await market.evaluator.evaluate(task.entry, metric, task.files, task.seed)
     except EvaluationFailed as failure:
         return await _retry_or_give_up(market, lease_id, failure.message)
     verdict = judge(
-        metric=task.policy.metric,
-        target=task.policy.target,
+        metric=metric,
+        target=target,
         better=task.entry.better,
         measured=measured.values,
         detail=measured.detail,
+        policy=task.policy.policy,
     )
+    if task.drawn is not None:
+        verdict = verdict.model_copy(update={"measured": verdict.measured | task.drawn.shown})
     return await _apply(market, lease_id, verdict)
 
 
@@ -85,11 +97,14 @@ async def _claim(market: Market, lease_id: str) -> _Task | ReplayTask | None:
         lease.verify_attempts += 1
         if isinstance(policy, VerifyReplay):
             return await replay_task(unit, lease, policy)
-        if not isinstance(policy, VerifyMetric):
+        if not isinstance(policy, VerifyMetric | VerifyActivation):
             raise TypeError(f"{lease_id} waits for a verdict that nobody asked for")
         files = {item.path: item.digest for item in map(OutputFile.model_validate, lease.outputs)}
-        seed = market.random.bits(SEED_BITS)
-        return _Task(lease.id, market.catalogue.entry(policy.catalogue), policy, files, seed)
+        entry = market.catalogue.entry(policy.catalogue)
+        if isinstance(policy, VerifyMetric):
+            return _Task(lease.id, entry, policy, files, market.random.bits(SEED_BITS))
+        drawn = await draw_audit(unit, lease, await job_row(unit, lease.job_id), [])
+        return _Task(lease.id, entry, policy, files, drawn.dice.below(2**SEED_BITS), drawn)
 
 
 async def _apply(market: Market, lease_id: str, verdict: VerdictSummary) -> bool:
@@ -117,7 +132,10 @@ async def _retry_or_give_up(market: Market, lease_id: str, detail: str) -> bool:
         job = await job_row(unit, lease.job_id)
         policy = spec_of(job).verify
         lease.verify_at_ms = None
-        verdict = inconclusive(policy.target, detail) if isinstance(policy, VerifyMetric) else replay_impossible(detail)
+        target = policy.target if isinstance(policy, VerifyMetric) else ""
+        verdict = replay_impossible(detail)
+        if not isinstance(policy, VerifyReplay):
+            verdict = inconclusive(policy.policy, target, detail)
         await decide_reported(unit, lease, job, verdict)
         return True
 

@@ -74,12 +74,6 @@ def judge_replays(segment: Segment, found: Sequence[Distance]) -> VerdictSummary
     return None
 
 
-def not_drawn(permille: int) -> VerdictSummary:
-    return VerdictSummary(
-        policy="replay", result="not_checked", detail=f"not drawn for an audit ({permille / 10:.1f} %)"
-    )
-
-
 def replay_impossible(detail: str) -> VerdictSummary:
     return VerdictSummary(policy="replay", result="inconclusive", detail=detail[:2_000], target=str(TOLERANCE))
 

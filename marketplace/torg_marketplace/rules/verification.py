@@ -9,7 +9,7 @@ from typing import Literal
 
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest
-from torg_protocol.jobspec import JobSpec, VerifyMetric
+from torg_protocol.jobspec import JobSpec, VerifyActivation, VerifyMetric
 from torg_protocol.usage import VerdictSummary
 
 Better = Literal["higher", "lower"]
@@ -25,25 +25,35 @@ class CatalogueFacts:
     target: str
     better: Better
     required_outputs: tuple[str, ...]
+    policy: str = "metric"
+    command: tuple[str, ...] = ()
 
 
-def judge(*, metric: str, target: str, better: Better, measured: Mapping[str, str], detail: str = "") -> VerdictSummary:
+def judge(
+    *, metric: str, target: str, better: Better, measured: Mapping[str, str], detail: str = "", policy: str = "metric"
+) -> VerdictSummary:
     """Failed when the metric was not measured: then the outputs could not be read, and `detail` says why."""
     value = _decimal(measured.get(metric))
     if value is None:
         explanation = detail or f"{metric} could not be measured"
-        return _verdict("failed", explanation, measured, target)
+        return _verdict(policy, "failed", explanation, measured, target)
     passed = value >= Decimal(target) if better == "higher" else value <= Decimal(target)
     relation = "reaches" if passed else "misses"
-    return _verdict("passed" if passed else "failed", f"{metric} {value} {relation} {target}", measured, target)
+    words = f"{metric} {value} {relation} {target}"
+    return _verdict(policy, "passed" if passed else "failed", words, measured, target)
 
 
 def not_checked(policy: str) -> VerdictSummary:
     return VerdictSummary(policy=policy, result="not_checked")
 
 
-def inconclusive(target: str, detail: str) -> VerdictSummary:
-    return VerdictSummary(policy="metric", result="inconclusive", detail=detail[:2_000], target=target)
+def not_drawn(policy: str, permille: int, shown: Mapping[str, str]) -> VerdictSummary:
+    words = f"not drawn for an audit ({permille / 10:.1f} %)"
+    return VerdictSummary(policy=policy, result="not_checked", detail=words, measured=dict(shown))
+
+
+def inconclusive(policy: str, target: str, detail: str) -> VerdictSummary:
+    return VerdictSummary(policy=policy, result="inconclusive", detail=detail[:2_000], target=target)
 
 
 def check_metric_policy(spec: JobSpec, verify: VerifyMetric, facts: CatalogueFacts | None) -> None:
@@ -52,18 +62,7 @@ def check_metric_policy(spec: JobSpec, verify: VerifyMetric, facts: CatalogueFac
     A foreign workspace could write outputs that pass the check without doing the work; a lower target than the catalogue's
     could be met by a model that was never trained.
     """
-    if facts is None:
-        raise Invalid(
-            "no such catalogue workload", code="catalogue_unknown", field="verify.catalogue", value=verify.catalogue
-        )
-    if spec.workspace is None or spec.workspace.digest != facts.workspace_digest:
-        raise Invalid(
-            f'only the unchanged workspace of the catalogue workload "{facts.name}" can be verified',
-            code="workspace_not_catalogue",
-            field="workspace.digest",
-            value=spec.workspace.digest if spec.workspace else None,
-            hint=f"use the catalogue's workspace {facts.workspace_digest}, or verify: {{policy: none}}",
-        )
+    facts = _known(spec, verify.catalogue, facts, "metric")
     if verify.metric != facts.metric:
         raise Invalid(
             "this workload has another metric",
@@ -73,6 +72,43 @@ def check_metric_policy(spec: JobSpec, verify: VerifyMetric, facts: CatalogueFac
             hint=f"write {facts.metric}",
         )
     _check_target(verify, facts)
+    _check_outputs(spec, facts)
+
+
+def check_activation_policy(spec: JobSpec, verify: VerifyActivation, facts: CatalogueFacts | None) -> None:
+    """Raises Invalid unless this is a workload whose fingerprints the marketplace can recompute, with its very command."""
+    facts = _known(spec, verify.catalogue, facts, "activation")
+    if spec.command != facts.command or spec.args or spec.tasks or spec.env.keys() - {"OMP_NUM_THREADS"}:
+        raise Invalid(
+            "only the catalogue's own command, and no environment but OMP_NUM_THREADS, can be checked",
+            code="command_not_catalogue",
+            field="command",
+            value=" ".join(spec.command),
+            hint=f"write {' '.join(facts.command)}",
+        )
+    _check_outputs(spec, facts)
+
+
+def _known(spec: JobSpec, catalogue: str, facts: CatalogueFacts | None, policy: str) -> CatalogueFacts:
+    if facts is None or facts.policy != policy:
+        raise Invalid(
+            f"no such catalogue workload for the policy {policy}",
+            code="catalogue_unknown",
+            field="verify.catalogue",
+            value=catalogue,
+        )
+    if spec.workspace is None or spec.workspace.digest != facts.workspace_digest:
+        raise Invalid(
+            f'only the unchanged workspace of the catalogue workload "{facts.name}" can be verified',
+            code="workspace_not_catalogue",
+            field="workspace.digest",
+            value=spec.workspace.digest if spec.workspace else None,
+            hint=f"use the catalogue's workspace {facts.workspace_digest}, or verify: {{policy: none}}",
+        )
+    return facts
+
+
+def _check_outputs(spec: JobSpec, facts: CatalogueFacts) -> None:
     missing = [path for path in facts.required_outputs if path not in spec.outputs]
     if missing:
         raise Invalid(
@@ -104,8 +140,8 @@ def _check_target(verify: VerifyMetric, facts: CatalogueFacts) -> None:
         )
 
 
-def _verdict(result: str, detail: str, measured: Mapping[str, str], target: str) -> VerdictSummary:
-    return VerdictSummary(policy="metric", result=result, detail=detail[:2_000], measured=dict(measured), target=target)
+def _verdict(policy: str, result: str, detail: str, measured: Mapping[str, str], target: str) -> VerdictSummary:
+    return VerdictSummary(policy=policy, result=result, detail=detail[:2_000], measured=dict(measured), target=target)
 
 
 def _decimal(text: str | None) -> Decimal | None:

@@ -9,6 +9,7 @@ import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -63,16 +64,37 @@ def _load(root: Path) -> list[Workload]:
     for file in sorted(root.glob("*/job.yaml")):
         raw = yaml.safe_load(file.read_text())
         verify = raw.get("verify", {})
-        if verify.get("policy") != "metric":
+        if verify.get("policy") not in {"metric", "activation"}:
             continue
         with tempfile.TemporaryDirectory(prefix="torg-catalogue-") as scratch:
             packed = pack(file.parent, Path(scratch) / "workspace.tar.zst")
-        entry = CatalogueEntry(
-            name=verify["catalogue"],
-            workspace_digest=Digest(packed.digest),
-            metric=verify["metric"],
-            target=str(verify["target"]),
-            required_outputs=("model.safetensors",),
-        )
-        found.append(Workload(entry, file.parent / "evaluate.py"))
+        entry = _activation if verify["policy"] == "activation" else _metric
+        found.append(Workload(entry(raw, file.parent, Digest(packed.digest)), file.parent / "evaluate.py"))
     return found
+
+
+def _metric(raw: dict[str, Any], folder: Path, workspace: Digest) -> CatalogueEntry:
+    del folder
+    verify = raw["verify"]
+    return CatalogueEntry(
+        name=verify["catalogue"],
+        workspace_digest=workspace,
+        metric=verify["metric"],
+        target=str(verify["target"]),
+        required_outputs=("model.safetensors",),
+    )
+
+
+def _activation(raw: dict[str, Any], folder: Path, workspace: Digest) -> CatalogueEntry:
+    """What is far off is in target.yaml: calibrated with the model, and nothing that a client chooses."""
+    calibrated = yaml.safe_load((folder / "target.yaml").read_text())["activation"]
+    return CatalogueEntry(
+        name=raw["verify"]["catalogue"],
+        workspace_digest=workspace,
+        metric=calibrated["metric"],
+        target=calibrated["target"],
+        better="lower",
+        required_outputs=("answers.safetensors",),
+        policy="activation",
+        command=tuple(raw["command"]),
+    )

@@ -13,7 +13,7 @@ from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_protocol.ids import Digest
 
 TIMEOUT_S = 120.0
-MODEL = "model.safetensors"
+MODEL = "model.safetensors"  # what the file is called inside, whatever it is
 MAX_MODEL_BYTES = 256 << 20
 _LIMITS = SandboxLimits(memory_bytes=1 << 30, cpu_millis=1000, disk_bytes=16 << 20, pids=64)
 _REFUSED_INPUT = 2  # exit code of evaluate.py for a model that is not what it must be
@@ -32,21 +32,22 @@ class SandboxEvaluator:
         workload = self._catalogue.workloads.get(catalogue.name)
         if workload is None:
             raise EvaluationFailed(f"no evaluator for {catalogue.name}")
-        if MODEL not in files:
-            return Measurement(detail=f"there is no {MODEL} among the outputs")
-        size = await self._blobs.size(files[MODEL])
+        wanted = catalogue.required_outputs[0]
+        if wanted not in files:
+            return Measurement(detail=f"there is no {wanted} among the outputs")
+        size = await self._blobs.size(files[wanted])
         if size is None or size > MAX_MODEL_BYTES:
-            return Measurement(detail=f"{MODEL} is missing or larger than {MAX_MODEL_BYTES} bytes")
+            return Measurement(detail=f"{wanted} is missing or larger than {MAX_MODEL_BYTES} bytes")
         with tempfile.TemporaryDirectory(prefix="torg-evaluate-") as scratch:
             folder = Path(scratch)
             folder.chmod(0o755)
-            await self._blobs.fetch_to(files[MODEL], folder / MODEL)
+            await self._blobs.fetch_to(files[wanted], folder / MODEL)
             (folder / MODEL).chmod(0o644)
             return await self._run(workload.evaluator, folder / MODEL, metric, seed)
 
     async def _run(self, evaluator: Path, model: Path, metric: str, seed: int) -> Measurement:
-        mounts = [SandboxMount(evaluator, "/evaluate/evaluate.py"), SandboxMount(model, f"/evaluate/{MODEL}")]
-        argv = ["python", "/evaluate/evaluate.py", "--model", f"/evaluate/{MODEL}", "--seed", str(seed)]
+        mounts = [SandboxMount(evaluator.parent, "/workload"), SandboxMount(model, f"/evaluate/{MODEL}")]
+        argv = ["python", "/workload/evaluate.py", "--model", f"/evaluate/{MODEL}", "--seed", str(seed)]
         try:
             run = await run_sandboxed(
                 argv, mounts=mounts, limits=_LIMITS, timeout_s=TIMEOUT_S, env={"OMP_NUM_THREADS": "1"}
