@@ -281,7 +281,7 @@ def check_quote(spec: JobSpec, quote: Quote, decimals: int) -> None:
     if limits.max_price_per_hour is not None:
         price = parse_amount(limits.max_price_per_hour, decimals, field="limits.max_price_per_hour")
         of_each = cost(price, spec.resources.billable_gpus, limits.max_duration)
-        bounds.append(("limits.max_price_per_hour", spec.nodes_at_once * of_each))
+        bounds.append(("limits.max_price_per_hour", spec.nodes_at_once * spec.replicas * of_each))
     for field, most in bounds:
         if (quote.max_amount or 0) > most:
             raise Invalid(
@@ -296,7 +296,9 @@ def check_quote(spec: JobSpec, quote: Quote, decimals: int) -> None:
 def cap_lifetime_s(spec: JobSpec, market: MarketInfo) -> int:
     """Until the last lease can have ended, been verified and settled, plus an hour for what nobody planned."""
     attempts = spec.retry.max_attempts
-    leases_s = (spec.limits.queue_timeout + attempts * (spec.limits.max_duration + spec.lease_grace)) // 1000
+    attempts += spec.replicas - 1
+    queued_ms = spec.replicas * spec.limits.queue_timeout
+    leases_s = (queued_ms + attempts * (spec.limits.max_duration + spec.lease_grace)) // 1000
     leases_s += SPOT_PATIENCE_MS // 1000 if spec.spot else 0
     return leases_s + market.verification_window_s + market.settlement_max_age_s + 3600
 

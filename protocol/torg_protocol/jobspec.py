@@ -129,7 +129,18 @@ class VerifyActivation(Strict):
     catalogue: str = Field(pattern=r"^[a-z0-9-]{1,32}$")
 
 
-Verify = Annotated[VerifyNone | VerifyMetric | VerifyReplay | VerifyActivation, Field(discriminator="policy")]
+class VerifyQuorum(Strict):
+    """Nodes of different owners run the same job, one after the other, none seeing what another made, until more than half of `replicas`
+    have handed over equal outputs, byte for byte. These are paid; who handed over something else is not. For jobs that come out the same
+    wherever they run."""
+
+    policy: Literal["quorum"]
+    replicas: int = Field(default=3, ge=3, le=9)
+
+
+Verify = Annotated[
+    VerifyNone | VerifyMetric | VerifyReplay | VerifyActivation | VerifyQuorum, Field(discriminator="policy")
+]
 
 
 class Retry(Strict):
@@ -243,6 +254,16 @@ class JobSpec(Strict):
                 "gang",
                 "what several nodes did together cannot be verified yet; write verify: {policy: none}",
             ),
+            (
+                self.verify.policy == "quorum" and self.checkpoint.enabled,
+                "verify",
+                "a replica must not go on from another's checkpoint; write checkpoint: {enabled: false}",
+            ),
+            (
+                self.verify.policy == "quorum" and not self.outputs,
+                "outputs",
+                "a quorum compares outputs; name at least one",
+            ),
             (self.volumes and not several, "volumes", "are shared between tasks; one command has its workspace"),
             (
                 asked.gpus == 0 and (asked.min_vram or asked.min_compute_capability),
@@ -282,6 +303,11 @@ class JobSpec(Strict):
     @property
     def nodes_at_once(self) -> int:
         return 1 if self.gang is None else self.gang.size
+
+    @property
+    def replicas(self) -> int:
+        """How often it may be run at most, beside what is tried again."""
+        return self.verify.replicas if isinstance(self.verify, VerifyQuorum) else 1
 
     def without_secrets(self) -> JobSpec:
         return self.model_copy(update={"secrets": None})

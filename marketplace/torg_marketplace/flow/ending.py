@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
 from torg_marketplace.flow import earnings, vaults
 from torg_marketplace.flow.receipts import issue_receipt
@@ -23,11 +23,13 @@ from torg_marketplace.flow.usage import record_usage
 from torg_marketplace.rules import declines
 from torg_marketplace.rules.gangs import attempt_reason, member_billing
 from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node
+from torg_marketplace.rules.quorum import goes_on, is_vote, vote_of
 from torg_marketplace.rules.reputation import counted, reputation_permille
 from torg_marketplace.rules.verification import not_checked
 from torg_marketplace.storage.events import add_node_event
-from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow
+from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_marketplace.storage.moves import move_job, move_lease
+from torg_protocol.jobspec import VerifyQuorum
 from torg_protocol.messages import Abandon
 from torg_protocol.states import OPEN_JOB_STATES, OUTCOMES, EndReason, Exclusion, JobState, LeaseState
 from torg_protocol.usage import VerdictSummary
@@ -137,6 +139,14 @@ async def decide_reported(unit: Unit, lease: LeaseRow, job: JobRow, verdict: Ver
     unit.wake(f"job:{job.job_id}")
 
 
+async def reject_replica(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
+    """One of a quorum that the others contradict: as after any failed audit, but the job does not go back into the queue."""
+    await _leave(unit, lease, job, EndReason.VERIFICATION_REJECTED, verdict.detail)
+    _remember(job, _decide(job, EndReason.VERIFICATION_REJECTED))
+    await want_slash(unit, lease, job, verdict)
+    await conclude(unit, lease, job, verdict, passed=False)
+
+
 async def conclude(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary, *, passed: bool) -> None:
     """Makes a lease's money final and issues its receipt. What did not pass is not billed."""
     await earnings.decide_lease(unit, lease_id=lease.id, passed=passed)
@@ -243,6 +253,9 @@ def _is_held_back(lease: LeaseRow, job: JobRow, decision: Ending) -> bool:
 
 
 async def _ask_verdict(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
+    policy = spec_of(job).verify
+    if isinstance(policy, VerifyQuorum) and await _next_replica(unit, lease, job, policy.replicas):
+        return
     await move_job(unit.session, job, JobState.VERIFYING, at_ms=unit.now_ms, reason=EndReason.COMPLETED)
     if spec_of(job).verify.policy == "none":
         await decide_reported(unit, lease, job, not_checked("none"))
@@ -250,6 +263,21 @@ async def _ask_verdict(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
     lease.verify_at_ms = unit.now_ms
     lease.verify_deadline_ms = unit.now_ms + unit.policy.verification_window_s * 1000
     unit.wake("verify")
+
+
+async def _next_replica(unit: Unit, lease: LeaseRow, job: JobRow, replicas: int) -> bool:
+    """Whether more of a quorum's replicas must run before it can be decided; then the job is queued for nodes of other owners."""
+    votes = [vote_of(each.outputs) for each in await leases_of_job(unit, job.job_id) if is_vote(each.state)]
+    if not goes_on(votes, replicas):
+        return False
+    same_owner = select(NodeRow.node_id).where(NodeRow.offer["payout_address"].as_string() == lease.payout_address)
+    owned = {lease.node_id, *(await unit.session.scalars(same_owner)).all()}
+    job.excluded_nodes = sorted({*job.excluded_nodes, *owned})
+    job.queue_deadline_ms = unit.now_ms + spec_of(job).limits.queue_timeout
+    await move_job(
+        unit.session, job, JobState.QUEUED, at_ms=unit.now_ms, detail=f"{len(votes)} of {replicas} replicas are in"
+    )
+    return True
 
 
 async def _reject(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
@@ -279,4 +307,9 @@ async def _release_held_back(unit: Unit, job: JobRow, *, passed: bool) -> None:
     verdict = not_checked(policy)
     for lease in await leases_of_job(unit, job.job_id):
         if lease.decided_at_ms is None and lease.ended_at_ms is not None:
-            await conclude(unit, lease, job, verdict, passed=passed)
+            paid = passed
+            if lease.state == LeaseState.REPORTED:  # a replica of a quorum that never came about
+                paid = job.reason == EndReason.CANCELLED  # its client's own choice
+                to = LeaseState.VERIFIED if paid else LeaseState.INCONCLUSIVE
+                await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms)
+            await conclude(unit, lease, job, verdict, passed=paid)

@@ -160,6 +160,8 @@ async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
     for lease in leases:
         most_ms[lease.attempt] = max(most_ms[lease.attempt], lease.billed_ms)
     billed_ms = sum(most_ms.values())
+    if spec.replicas > 1:  # each has its own share of money and all of the time
+        amount, billed_ms = min(amount, job.max_amount // spec.replicas), 0
     # The cap was signed to outlive this moment; a lease must not.
     until_cap_ms = latest_lease_end_ms(spec, job.cap_from_ms, job.max_duration_ms) - spec.lease_grace - unit.now_ms
     max_duration_ms = max_duration_ms_of(job)

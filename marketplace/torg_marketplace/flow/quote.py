@@ -79,7 +79,8 @@ def appraise(engine: Engine, account: AccountId, spec: JobSpec, decimals: int) -
     demand = demand_for(spec, account, spec_cap, amount_limit)
     explanation = explain(engine.of(spec).fleet, demand, decimals)
     prices = group_prices(engine.of(spec).fleet, explanation.fitting, spec.gang)
-    ceiling = pricing.price_ceiling(prices, spec_cap, spec.retry.max_attempts, at_once=spec.nodes_at_once)
+    tries = spec.retry.max_attempts + spec.replicas - 1
+    ceiling = pricing.price_ceiling(prices, spec_cap, tries, at_once=spec.nodes_at_once)
     amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
     return Appraisal(demand, explanation, ceiling, amount)
 

@@ -34,6 +34,7 @@ from torg_protocol.jobspec import (
     VerifyActivation,
     VerifyMetric,
     VerifyNone,
+    VerifyQuorum,
     VerifyReplay,
     check_secret_names,
     load_job_spec,
@@ -161,7 +162,7 @@ def _check_verification(market: Market, spec: JobSpec) -> None:
                     hint="its operator has to install torch; or use verify: {policy: none}",
                 )
             check_replay_policy(spec, spec.verify, market.catalogue.replayable(spec.verify.catalogue))
-        case VerifyNone():
+        case VerifyNone() | VerifyQuorum():
             pass
         case _:
             assert_never(spec.verify)
@@ -191,6 +192,14 @@ async def _terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, 
     if quote_id is not None:
         return await _quoted_terms(unit, engine, account, spec, quote_id)
     appraisal = appraise(engine, account, spec, unit.policy.decimals)
+    if (fitting := appraisal.explanation.fitting.size) < spec.replicas and fitting:
+        raise Infeasible(
+            f"a quorum of {spec.replicas} needs as many nodes, and {fitting} fit(s)",
+            code="quorum_too_large",
+            field="verify.replicas",
+            value=spec.replicas,
+            hint="wait for more nodes, or ask for less: GPUs, memory, a price that more nodes ask",
+        )
     if appraisal.ceiling is None or appraisal.max_amount is None:
         explanation = appraisal.explanation
         raise Infeasible(

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, select
 from torg_marketplace.flow.audit import Drawn, draw_audit
 from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.ending import decide_reported
+from torg_marketplace.flow.quorum import decide_quorum
 from torg_marketplace.flow.replay import ReplayTask, replay_task, verdict_of
 from torg_marketplace.flow.rows import job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
@@ -21,7 +22,7 @@ from torg_marketplace.rules.replay import replay_impossible
 from torg_marketplace.rules.verification import inconclusive, judge, not_drawn
 from torg_marketplace.storage.models import JobRow, LeaseRow
 from torg_protocol.ids import Digest, LeaseId
-from torg_protocol.jobspec import VerifyActivation, VerifyMetric, VerifyReplay
+from torg_protocol.jobspec import VerifyActivation, VerifyMetric, VerifyQuorum, VerifyReplay
 from torg_protocol.states import LeaseState
 from torg_protocol.usage import OutputFile, VerdictSummary
 
@@ -95,6 +96,9 @@ async def _claim(market: Market, lease_id: str) -> _Task | ReplayTask | None:
         policy = spec_of(await job_row(unit, lease.job_id)).verify
         lease.verify_at_ms = unit.now_ms + market.policy.verify_claim_ms
         lease.verify_attempts += 1
+        if isinstance(policy, VerifyQuorum):
+            await decide_quorum(unit, await job_row(unit, lease.job_id))
+            return None
         if isinstance(policy, VerifyReplay):
             return await replay_task(unit, lease, policy)
         if not isinstance(policy, VerifyMetric | VerifyActivation):

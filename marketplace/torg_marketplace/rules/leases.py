@@ -75,7 +75,8 @@ def latest_lease_end_ms(spec: JobSpec, now_ms: int, max_duration_ms: int | None 
     it was extended to."""
     attempt_ms = (max_duration_ms or spec.limits.max_duration) + spec.lease_grace
     patience_ms = SPOT_PATIENCE_MS if spec.spot else 0
-    return now_ms + spec.limits.queue_timeout + spec.retry.max_attempts * attempt_ms + patience_ms
+    attempts = spec.retry.max_attempts + spec.replicas - 1
+    return now_ms + spec.replicas * spec.limits.queue_timeout + attempts * attempt_ms + patience_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,10 +41,10 @@ def price_ceiling(
 
 
 def max_amount(spec: JobSpec, ceiling: int, decimals: int, *, max_duration_ms: int | None = None) -> int:
-    """What a submit holds: ceiling x nodes x GPUs x max_duration (the spec's, unless it was extended), or the client's own max_cost if
+    """What a submit holds: ceiling x nodes (or replicas) x GPUs x max_duration (the spec's, unless it was extended), or the client's own max_cost if
     that is less."""
     longest_ms = max_duration_ms or spec.limits.max_duration
-    full = spec.nodes_at_once * cost(ceiling, spec.resources.billable_gpus, longest_ms)
+    full = spec.nodes_at_once * spec.replicas * cost(ceiling, spec.resources.billable_gpus, longest_ms)
     if spec.limits.max_cost is not None:
         full = min(full, parse_amount(spec.limits.max_cost, decimals, field="limits.max_cost"))
     if full > MAX_ACCEPTED_AMOUNT:

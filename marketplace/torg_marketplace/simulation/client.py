@@ -194,6 +194,9 @@ def random_spec(world: World, chance: random.Random, *, spot: bool | None = None
             "verify": {"policy": "metric", "catalogue": WORKLOAD, "metric": "accuracy", "target": "0.95"},
             "outputs": ["model.safetensors"],
         }
+    elif chance.random() < 0.25:
+        raw |= {"checkpoint": {"enabled": False}, "outputs": ["model.safetensors"]}
+        raw |= {"verify": {"policy": "quorum", "replicas": 3}}
     elif chance.random() < 0.3 and raw["checkpoint"]["enabled"]:
         raw |= {
             "workspace": world.workspace.model_dump(mode="json"),

@@ -76,6 +76,7 @@ def broken(database: sqlite3.Connection, now_ms: int) -> list[str]:
         *_leases(tables),
         *_capacity(tables),
         *_attempts(tables),
+        *_quorums(tables),
         *_places(tables),
         *_preemptions(tables),
         *_times(tables, now_ms),
@@ -190,7 +191,7 @@ def _attempts(tables: Tables) -> Iterator[str]:
             counted += reason is not None and reason not in NOT_COUNTED
         if spent > job["max_amount"]:
             yield f"{job_id} costs {spent}, at most {job['max_amount']} was promised"
-        if billed_ms > limits.max_duration_ms:
+        if billed_ms > limits.replicas * limits.max_duration_ms:
             yield f"{job_id} is billed for longer than its max_duration"
         if job["state"] == "queued" and job["cancel_requested_at_ms"] is not None:
             yield f"{job_id} was cancelled and is queued"
@@ -255,16 +256,44 @@ class _Limits(NamedTuple):
     max_attempts: int
     on_failure: int
     max_duration_ms: int
+    replicas: int
 
 
 def _limits(tables: Tables, job_id: str) -> _Limits:
     query = (
         "SELECT json_extract(spec, '$.retry.max_attempts'), json_extract(spec, '$.retry.on_failure'), "
-        "json_extract(spec, '$.limits.max_duration') FROM jobs WHERE job_id = ?"
+        "json_extract(spec, '$.limits.max_duration'), COALESCE(json_extract(spec, '$.verify.replicas'), 1) "
+        "FROM jobs WHERE job_id = ?"
     )
-    ((attempts, on_failure, max_duration),) = tables.all(query, job_id)
+    ((attempts, on_failure, max_duration, replicas),) = tables.all(query, job_id)
     extended_ms = tables.jobs[job_id]["max_duration_ms"]
-    return _Limits(attempts, on_failure, extended_ms or parse_duration_ms(max_duration))
+    return _Limits(attempts, on_failure, extended_ms or parse_duration_ms(max_duration), replicas)
+
+
+def _quorums(tables: Tables) -> Iterator[str]:
+    """What is paid of a quorum is what more than half of its replicas made; a succeeded one has as many, and they agree."""
+    query = (
+        "SELECT j.job_id, j.state, json_extract(j.spec, '$.verify.replicas'), l.state, l.amount, l.reason, "
+        "json_extract(l.outputs, '$[0].digest') FROM jobs j JOIN leases l USING (job_id) "
+        "WHERE json_extract(j.spec, '$.verify.policy') = 'quorum' AND j.state = 'succeeded' AND l.state IN ('verified', 'rejected')"
+    )
+    agreed: dict[str, Counter[str]] = defaultdict(Counter)
+    needed: dict[str, int] = {}
+    for job_id, _, replicas, state, amount, _, digest in tables.all(query):
+        needed[job_id] = replicas // 2 + 1
+        if state == "verified":
+            agreed[job_id][digest] += 1
+        elif amount:
+            yield f"{job_id}: a replica that the others contradict is paid {amount}"
+    twice = (
+        "SELECT job_id, node_id FROM leases JOIN jobs USING (job_id) WHERE json_extract(jobs.spec, '$.verify.policy') = 'quorum' "
+        "AND leases.reason = 'completed' GROUP BY job_id, node_id HAVING COUNT(*) > 1"
+    )
+    for job_id, node_id in tables.all(twice):
+        yield f"{job_id}: two replicas ran on {node_id}"
+    for job_id, least in needed.items():
+        if len(agreed[job_id]) != 1 or sum(agreed[job_id].values()) < least:
+            yield f"{job_id} succeeded, and its replicas say {dict(agreed[job_id])}"
 
 
 def _times(tables: Tables, now_ms: int) -> Iterator[str]:

@@ -324,7 +324,9 @@ class SimulatedNode:
             self._say(held, self._claim(held, chance, final=True))
         truth.good = chance.random() < (0.5 if self.character is Character.LIAR else 0.95)
         content = GOOD if truth.good else chance.choice([BAD, UNREADABLE])
-        blob = self.world.blobs.put(content + f" result of {held.grant.lease_id}".encode())
+        # Replicas of a quorum come out the same where they are right; who lies, lies alone.
+        of = held.grant.job_id if truth.good and held.grant.spec.replicas > 1 else held.grant.lease_id
+        blob = self.world.blobs.put(content + f" result of {of}".encode())
         output = OutputFile(path="model.safetensors", digest=blob.digest, size_bytes=blob.size_bytes)
         self._say(held, Reported(reason=reason, exit_code=exit_code, outputs=(output,)))
         held.state = LeaseState.REPORTED

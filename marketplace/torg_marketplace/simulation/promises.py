@@ -191,7 +191,7 @@ def _new_burials(parties: Parties, tables: Tables) -> Iterator[str]:
 
 def _verdict(parties: Parties, tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
     query = "SELECT json_extract(spec, '$.verify.policy') FROM jobs WHERE job_id = ?"
-    measured = tables.all(query, lease["job_id"])[0][0] in {"metric", "replay"}
+    measured = tables.all(query, lease["job_id"])[0][0] in {"metric", "replay", "quorum"}
     truth = parties.node(lease["node_id"]).truth.get(lease["lease_id"])
     if not measured or truth is None:
         return
