@@ -1,6 +1,6 @@
-"""What verification by replay costs: python -m benchmarks.verification [--quick] [NAME]
+"""What verification by replay costs: python -m benchmarks.verification [--quick] [--epochs N] [NAME]
 
-A catalogue training with all its checkpoints (default: rnn, 60 epochs; quick: 20). Commitment: packing and digesting every checkpoint, over the
+A catalogue training with all its checkpoints (default: rnn, 400 epochs, which is still a short job; quick: 20). Commitment: packing and digesting every checkpoint, over the
 training. Replay: one segment by the marketplace's own sandbox, everything included, over the whole job in the same sandbox, in turns. The share
 without what each container start and import takes is printed too: that part does not grow with the job.
 """
@@ -45,9 +45,10 @@ async def timed(replayer: SandboxReplayer, trained: Trained, segment: Segment) -
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer epochs")
+    parser.add_argument("--epochs", type=int, help="default: 400; with --quick 20")
     parser.add_argument("name", nargs="?", default="rnn", choices=NAMES)
     arguments = parser.parse_args()
-    epochs = "20" if arguments.quick else "60"
+    epochs = str(arguments.epochs or (20 if arguments.quick else 400))
     with tempfile.TemporaryDirectory(prefix="torg-verification-") as folder:
         print(f"{arguments.name}, {epochs} epochs ...", flush=True)
         trained = train(arguments.name, ["--epochs", epochs], Path(folder))

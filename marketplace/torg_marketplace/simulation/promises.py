@@ -309,6 +309,8 @@ def _slashes(parties: Parties, tables: Tables) -> Iterator[str]:
     leases = {lease["lease_id"]: lease for lease in tables.leases}
     for row in rows:
         lease, truth = leases[row["lease_id"]], parties.node(row["node_id"]).truth[row["lease_id"]]
+        if row["amount"] > lease["stake"]:
+            yield f"{row['slash_id']} takes {row['amount']}, and {lease['stake']} stood behind {row['lease_id']}"
         if lease["state"] != "rejected" or truth.good:
             yield f"{row['slash_id']} takes {row['amount']} of {row['node_id']}, whose work was right"
     for (collateral, root), times in Counter((item[0], item[1]) for item in chain.collaterals.executed).items():
