@@ -59,7 +59,7 @@ def honest() -> Answers:
     return written(model())
 
 
-def written(with_model: Any, at_once: int = 8) -> Answers:
+def written(with_model: Any, at_once: int = 64) -> Answers:
     """All texts, so many at once."""
     lines = [list(prompt) for prompt in prompts()]
     found = [
@@ -144,12 +144,9 @@ CHEATS: dict[str, Callable[[], Answers]] = {
 # --- ways that only look different -----------------------------------------------------------------------------------
 
 
-def one_at_a_time() -> Answers:
-    return written(model(), at_once=1)
-
-
-def all_at_once() -> Answers:
-    return written(model(), at_once=64)
+def eight_at_a_time() -> Answers:
+    """As the workload itself does."""
+    return written(model(), at_once=8)
 
 
 def two_threads() -> Answers:
@@ -168,8 +165,7 @@ def other_kernels() -> Answers:
 
 HONEST: dict[str, Callable[[], Answers]] = {
     "as asked": honest,
-    "one text at a time": one_at_a_time,
-    "all texts at once": all_at_once,
+    "eight texts at a time": eight_at_a_time,
     "two threads": two_threads,
     "other kernels": other_kernels,
 }

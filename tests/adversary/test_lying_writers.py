@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tests.adversary.generations import CHEATS, HONEST, honest, measured, partly, parts
 from tests.support.workload_runs import target_of
 
+pytestmark = pytest.mark.timeout(400)
 BOUND = float(target_of("generate")["activation"]["target"])
 SEEDS = range(6)
 

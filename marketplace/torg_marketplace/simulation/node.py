@@ -325,7 +325,8 @@ class SimulatedNode:
         truth.good = chance.random() < (0.5 if self.character is Character.LIAR else 0.95)
         content = GOOD if truth.good else chance.choice([BAD, UNREADABLE])
         # Replicas of a quorum come out the same where they are right; who lies, lies alone.
-        of = held.grant.job_id if truth.good and held.grant.spec.replicas > 1 else held.grant.lease_id
+        same = truth.good and reason is EndReason.COMPLETED and held.grant.spec.replicas > 1
+        of = held.grant.job_id if same else held.grant.lease_id
         blob = self.world.blobs.put(content + f" result of {of}".encode())
         output = OutputFile(path="model.safetensors", digest=blob.digest, size_bytes=blob.size_bytes)
         self._say(held, Reported(reason=reason, exit_code=exit_code, outputs=(output,)))

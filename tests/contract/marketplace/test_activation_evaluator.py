@@ -14,7 +14,7 @@ from torg_marketplace.simulation.world import Blobs
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(400)]
 
 
 async def evaluated(answers: Answers, folder: Path) -> Measurement:
