@@ -254,16 +254,6 @@ class JobSpec(Strict):
                 "gang",
                 "what several nodes did together cannot be verified yet; write verify: {policy: none}",
             ),
-            (
-                self.verify.policy == "quorum" and self.checkpoint.enabled,
-                "verify",
-                "a replica must not go on from another's checkpoint; write checkpoint: {enabled: false}",
-            ),
-            (
-                self.verify.policy == "quorum" and not self.outputs,
-                "outputs",
-                "a quorum compares outputs; name at least one",
-            ),
             (self.volumes and not several, "volumes", "are shared between tasks; one command has its workspace"),
             (
                 asked.gpus == 0 and (asked.min_vram or asked.min_compute_capability),
@@ -271,7 +261,7 @@ class JobSpec(Strict):
                 "min_vram and min_compute_capability need gpus: 1 or more",
             ),
         )
-        found = [(field, message) for failed, field, message in checks if failed]
+        found = [(field, message) for failed, field, message in (*checks, *self._of_a_quorum()) if failed]
         found += sealed_problems(self) if self.sealed is not None else []
         places = [item.path for item in self.inputs]
         twice = {path for number, path in enumerate(places) if path in places[:number]}
@@ -283,6 +273,14 @@ class JobSpec(Strict):
             if item.path in places
         ]
         return found + task_problems(self.tasks, self.image, self.volumes, asked.cpus, asked.memory)
+
+    def _of_a_quorum(self) -> tuple[tuple[bool, str, str], ...]:
+        asked = self.verify.policy == "quorum"
+        resumed = "a replica must not go on from another's checkpoint; write checkpoint: {enabled: false}"
+        return (
+            (asked and self.checkpoint.enabled, "verify", resumed),
+            (asked and not self.outputs, "outputs", "a quorum compares outputs; name at least one"),
+        )
 
     @property
     def image_archives(self) -> tuple[Digest, ...]:
