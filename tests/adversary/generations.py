@@ -59,12 +59,12 @@ def honest() -> Answers:
     return written(model())
 
 
-def written(with_model: Any, at_once: int = 64) -> Answers:
-    """All texts, so many at once."""
+def written(with_model: Any, at_once: int = 64, threads: int = 1) -> Answers:
+    """All texts, so many at once. One thread: on a busy machine several wait for each other far longer than they work."""
     lines = [list(prompt) for prompt in prompts()]
-    found = [
-        parts()["generate"].write(with_model, lines[first : first + at_once]) for first in range(0, len(lines), at_once)
-    ]
+    starts = range(0, len(lines), at_once)
+    with _setting(torch.get_num_threads, torch.set_num_threads, threads):
+        found = [parts()["generate"].write(with_model, lines[first : first + at_once]) for first in starts]
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
@@ -108,7 +108,7 @@ def smaller_model_with_the_right_fingerprints() -> Answers:
     numbers, generate = cheap["numbers"].long(), parts()["generate"]
     seen: list[torch.Tensor] = []
     handle = model().norm.register_forward_hook(lambda _module, _inputs, hidden: seen.append(hidden))
-    with torch.no_grad():
+    with torch.no_grad(), _setting(torch.get_num_threads, torch.set_num_threads, 1):
         model()(numbers)
     handle.remove()
     for place, at in enumerate(generate.PLACES):
@@ -150,8 +150,7 @@ def eight_at_a_time() -> Answers:
 
 
 def two_threads() -> Answers:
-    with _setting(torch.get_num_threads, torch.set_num_threads, 2):
-        return written(model())
+    return written(model(), threads=2)
 
 
 def other_kernels() -> Answers:
