@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
+import signal
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,12 +15,13 @@ import pytest
 import pytest_asyncio
 from solders.keypair import Keypair
 
-from scripts.market_processes import script
-from tests.support.small_market import SmallMarket, run, running_market
+from scripts.market_processes import call, remove_containers, script, start
+from tests.support.small_market import SmallMarket, run, running_market, submit
+from tests.support.waiting import eventually
 from torg.client import AsyncClient
 from torg_host.age import unseal_file
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
-from torg_protocol.states import JobState
+from torg_protocol.states import EndReason, JobState
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pytest.mark.root]
 NOISE_BYTES = 200_000  # around each mark, so that no compressor takes it apart
@@ -138,3 +141,54 @@ async def test_by_the_command_line(market: SmallMarket, client: AsyncClient, tmp
     assert (process.returncode, output) == (0, b"done\n"), errors.decode()
     assert mark in (tmp_path / "results" / "result.bin").read_bytes()
     assert files_that_hold(mark, market) == set()
+
+
+RESUME = """
+import os, pathlib, time
+kept = pathlib.Path(os.environ["TORG_CHECKPOINT_DIR"])
+if (kept / "one").exists():
+    print("resumed", (kept / "one" / "state.bin").read_bytes()[100_000:100_048].decode())
+else:
+    (kept / ".one").mkdir()
+    (kept / ".one" / "state.bin").write_bytes(pathlib.Path("data.bin").read_bytes())
+    (kept / ".one").rename(kept / "one")
+    time.sleep(120)
+"""
+
+
+async def test_another_chosen_node_goes_on_from_a_sealed_checkpoint(
+    market: SmallMarket, client: AsyncClient, tmp_path: Path
+) -> None:
+    workspace, mark = a_workspace(tmp_path / "sealed")
+    other = market.folder / "other"
+    init = ["init", "--data", str(other), "--marketplace", market.url, "--price", "1.00", "--executor", "sandbox"]
+    await call([script("torg-node"), *init, "--yes"])
+    second = await start("other", [script("torg-node"), "start", "--data", str(other)], market.folder / "other.log")
+    try:
+        nodes = {"nodes": [offer.node for offer in await client.offers()]}
+        fields = {"sealed": True, "placement": nodes, "checkpoint": {"enabled": True}}
+        job = await submit(client, ["python", "-c", RESUME], workspace=str(workspace), **fields)
+
+        async def is_safe() -> bool:
+            leases = (await client.job(job.job_id)).leases
+            return bool(leases) and leases[0].newest_checkpoint == "one"
+
+        await eventually(is_safe)
+        kill_container(market.folder)
+        job = await client.wait(job.job_id)
+
+        assert [lease.reason for lease in job.leases] == [EndReason.HOST_PROTECTION, EndReason.COMPLETED]
+        assert (len({lease.node for lease in job.leases}), job.leases[1].resumed_from) == (2, "one")
+        assert await client.logs(job.job_id) == f"resumed {mark.decode()}\n"
+        assert files_that_hold(mark, market) == set()
+    finally:
+        await second.stop()
+        await remove_containers(other)
+
+
+def kill_container(folder: Path) -> None:
+    """The one that runs, as a person with root would do it."""
+    (shim,) = folder.glob("*/containers/sandbox/lease*/shim.json")
+    main = json.loads(shim.read_text())["pid"]
+    for child in Path(f"/proc/{main}/task/{main}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
