@@ -67,16 +67,24 @@ async def authenticate(market: Market, secret: str) -> KeyIdentity:
         row = await unit.session.get(ApiKeyRow, key_id) if len(key_id) <= 64 and key_id.isascii() else None
         now_ms = unit.now_ms
     if row is None or not hmac.compare_digest(row.secret_sha256, _hash(secret)):
-        raise Unauthorized("no such API key", code="api_key_unknown", field="authorization")
+        hint = "is it whole? it begins with torgkey_ and is shown once, when it is made; make another if it is lost"
+        raise Unauthorized("no such API key", code="api_key_unknown", field="authorization", hint=hint)
     if row.revoked_at_ms is not None:
-        raise Unauthorized("this API key was revoked", code="api_key_revoked", field="authorization", value=row.key_id)
+        raise _over(row, "was revoked", "api_key_revoked")
     if row.expires_at_ms <= now_ms:
-        raise Unauthorized("this API key has expired", code="api_key_expired", field="authorization", value=row.key_id)
+        raise _over(row, "has expired", "api_key_expired")
     if row.last_used_at_ms is None or now_ms - row.last_used_at_ms > _NOTE_USE_EVERY_MS:
         async with market.transaction() as unit:
             used = update(ApiKeyRow).where(ApiKeyRow.key_id == row.key_id).values(last_used_at_ms=now_ms)
             await unit.session.execute(used)
     return KeyIdentity(row.key_id, AccountId(row.account), frozenset(Scope(scope) for scope in row.scopes))
+
+
+def _over(row: ApiKeyRow, how: str, code: str) -> Unauthorized:
+    hint = (
+        "make another: POST /v1/keys with the account's wallet, or ask who gave it to you (torg-marketplace key-create)"
+    )
+    return Unauthorized(f"this API key {how}", code=code, field="authorization", value=row.key_id, hint=hint)
 
 
 async def api_key_page(unit: Unit, account: AccountId, *, cursor: str | None, limit: int) -> ApiKeyPage:
