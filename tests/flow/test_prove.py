@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+
 import pytest
 
 from tests.support.actors import Node, join, make_client, make_node, spec
@@ -11,6 +14,7 @@ from torg_marketplace.flow import prove
 from torg_marketplace.flow.judge_proof import judge_opened, lift_ban, proofs_of, replay
 from torg_marketplace.flow.prove import advance_windows, on_proof_answer, open_windows
 from torg_marketplace.flow.views import node_view
+from torg_marketplace.storage.engine import create_engine, create_sessions
 from torg_marketplace.storage.proof_models import HardwareProofRow
 from torg_protocol.api import NodeView
 from torg_protocol.errors import Conflict, NotFound
@@ -211,3 +215,18 @@ async def test_answers_are_taken_once_in_order_and_only_from_their_node(world: W
     with pytest.raises(Conflict) as not_open:
         await on_proof_answer(world.market, node.id, early)
     assert not_open.value.code == "proof_not_open"
+
+
+async def test_two_workers_at_once_open_one_window(world: World, database_url: str) -> None:
+    node = await join(world)
+    await open_windows(world.market)
+    world.advance(seconds=61)
+    engine = create_engine(database_url)
+    try:
+        other = dataclasses.replace(world.market, sessions=create_sessions(engine), writer=asyncio.Lock())
+        opened = await asyncio.gather(*(open_windows(market) for market in (world.market, other, world.market, other)))
+    finally:
+        await engine.dispose()
+
+    assert sorted(opened) == [0, 0, 0, 1]
+    assert [type(message) for message in proof_messages(node)] == [ProofWanted]

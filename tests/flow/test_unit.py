@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from tests.support.actors import join, make_client, spec
@@ -15,9 +16,13 @@ from tests.support.postgres import Postgres
 from torg_marketplace.flow.blobs import may_read_blob, note_upload
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.storage import ledger
+from torg_marketplace.storage.engine import create_engine, create_sessions
 from torg_marketplace.storage.models import BlobUploadRow, JobRow
+from torg_marketplace.storage.money_models import HoldRow, VaultRow
 from torg_marketplace.storage.moves import MovedMeanwhile, move_job
 from torg_protocol.canonical import sha256_digest
+from torg_protocol.errors import Unavailable
 from torg_protocol.ids import LeaseId
 from torg_protocol.messages import Abandon
 from torg_protocol.states import IllegalMove, JobState
@@ -170,3 +175,94 @@ async def test_who_may_read_a_blob(world: World) -> None:
     await node.finish()
     node.read()
     assert await readers() == [True, True, False, False]
+
+
+async def test_a_writer_that_has_fallen_silent_is_ended(postgres: Postgres, tmp_path: Path) -> None:
+    """A process that was frozen in a transaction would keep everybody else from writing for as long as it is."""
+    url = postgres.new_database()
+    stuck = create_engine(url, stuck_after_s=0.5)
+    try:
+        async with open_world(tmp_path, database_url=url) as world, stuck.connect() as connection:
+            await connection.execute(text("SELECT 1"))  # from here on it holds the writers' lock
+            async with asyncio.timeout(60), world.market.transaction() as unit:
+                await note_upload(unit, "somebody", DIGEST, 4)
+            with pytest.raises(DBAPIError):
+                await connection.execute(text("SELECT 1"))
+            await connection.invalidate()
+    finally:
+        await stuck.dispose()
+
+
+async def test_a_database_that_is_not_there_is_said_so(world: World, tmp_path: Path) -> None:
+    engine = create_engine(f"postgresql+asyncpg://nobody@/nothing?host={tmp_path}")
+    away = dataclasses.replace(world.market, sessions=create_sessions(engine))
+    try:
+        for opened in (away.reading, away.transaction):
+            with pytest.raises(Unavailable) as gone:
+                async with opened() as unit:
+                    await unit.session.execute(text("SELECT 1"))
+            assert gone.value.code == "database_unavailable"
+    finally:
+        await engine.dispose()
+
+
+async def test_rows_are_written_at_the_end_parents_first_and_found_before(world: World) -> None:
+    client = await make_client(world)
+    async with world.market.transaction() as unit:
+        statements = [0]
+        event.listen(unit.session.sync_session, "before_flush", lambda *_: statements.append(1))
+        hold = HoldRow(job_id="job", vault="new", max_amount=1, billed=0, refunded=0, open=True)
+        unit.session.add(hold)  # refers to a vault that is added after it
+        unit.session.add(vault_like(await unit.session.get_one(VaultRow, client.vault), "new"))
+        assert await unit.session.get(HoldRow, "job") is hold
+        assert await unit.session.get(HoldRow, "other") is None
+        assert unit.known(HoldRow, "job") is hold
+        assert sum(statements) == 0
+    async with world.market.reading() as unit:
+        assert (await unit.session.get_one(HoldRow, "job")).vault == "new"
+
+
+def vault_like(row: VaultRow, address: str) -> VaultRow:
+    values = {column.key: getattr(row, column.key) for column in inspect(VaultRow).column_attrs}
+    return VaultRow(**values | {"address": address})
+
+
+async def test_postings_of_a_transaction_are_written_together_and_once(world: World) -> None:
+    move = ledger.move("free:v", "held:j", 5)
+
+    async def undo(unit: Unit) -> None:
+        async with unit.savepoint():
+            unit.post(key="undone", cause="a test", entries=move)
+            raise ZeroDivisionError
+
+    async def contradict() -> None:
+        async with world.market.transaction() as unit:
+            unit.post(key="two", cause="a test", entries=move)
+            unit.post(key="one", cause="a test", entries=ledger.move("free:v", "held:j", 3))
+
+    async with world.market.transaction() as unit:
+        unit.post(key="deposit", cause="a test", entries=ledger.move("chain:v", "free:v", 9))
+        with pytest.raises(ZeroDivisionError):
+            await undo(unit)
+        for _ in range(2):
+            unit.post(key="one", cause="a test", entries=move)
+        with pytest.raises(ledger.LedgerError) as other:
+            unit.post(key="one", cause="a test", entries=ledger.move("free:v", "held:j", 4))
+        assert await ledger.balance(unit.session, "held:j") == 5
+    async with world.market.transaction() as unit:
+        unit.post(key="one", cause="a test", entries=move)
+    with pytest.raises(ledger.LedgerError) as later:
+        await contradict()
+
+    assert (other.value.code, later.value.code) == ("key_reused", "key_reused")
+    async with world.market.reading() as unit:
+        assert await ledger.balance(unit.session, "held:j") == 5
+        assert await ledger.problems(unit.session) == []
+
+
+async def test_what_is_committed_survives_a_crash_whatever_the_server_is_set_to(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """The tests' own server says "off"."""
+    async with open_world(tmp_path, database_url=postgres.new_database()) as world, world.market.reading() as unit:
+        assert await unit.session.scalar(text("SHOW synchronous_commit")) == "on"

@@ -84,7 +84,6 @@ async def use_blob(unit: Unit, digest: Digest, job_id: JobId, *, client_may_read
     row = await unit.session.get(BlobUseRow, (digest, job_id))
     if row is None:
         unit.session.add(BlobUseRow(digest=digest, job_id=job_id, client_may_read=client_may_read))
-        await unit.session.flush()
     elif client_may_read:
         row.client_may_read = True
 

@@ -6,6 +6,8 @@ held by the job -> pending (until the lease is decided) -> payable (a payout eac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import select
 
 from torg_marketplace.flow.unit import Unit
@@ -23,8 +25,8 @@ PENDING, PAYABLE, REFUNDED = "pending", "payable", "refunded"
 
 
 async def earn(unit: Unit, *, record: UsageRecord, payable_now: bool) -> None:
-    """Books one countersigned record. Safe to repeat."""
-    if await unit.session.get(EarningRow, (record.lease_id, record.sequence)) is not None or record.amount == 0:
+    """Books one countersigned record, once: the record's own key sees to that."""
+    if record.amount == 0:
         return
     lease = await unit.session.get_one(LeaseRow, record.lease_id)
     node_amount, fee_amount = split_fee(record.amount, unit.policy.fee_basis_points)
@@ -40,19 +42,15 @@ async def earn(unit: Unit, *, record: UsageRecord, payable_now: bool) -> None:
         state=PENDING,
     )
     unit.session.add(earning)
-    await unit.session.flush()
     entries = ledger.move(ledger.held(record.job_id), ledger.pending(record.lease_id), record.amount)
-    await ledger.post(
-        unit.session, key=f"earn:{_name(earning)}", cause="usage countersigned", entries=entries, at_ms=unit.now_ms
-    )
+    unit.post(key=f"earn:{_name(earning)}", cause="usage countersigned", entries=entries)
     if payable_now:
         await _make_payable(unit, earning)
 
 
 async def decide_lease(unit: Unit, *, lease_id: LeaseId, passed: bool) -> None:
     """Everything that is still pending of this lease becomes payable, or goes back to the job's hold. Safe to repeat."""
-    query = select(EarningRow).where(EarningRow.lease_id == lease_id).order_by(EarningRow.sequence)
-    earned = (await unit.session.scalars(query)).all()
+    earned = await _earned_by(unit, lease_id)
     for earning in earned:
         if earning.state == PENDING and passed:
             await _make_payable(unit, earning)
@@ -67,8 +65,8 @@ async def keep_pending(unit: Unit, *, lease_id: LeaseId) -> None:
     repeat."""
     commitment = await unit.session.get_one(CommitmentRow, lease_id)
     if not commitment.decided:
-        commitment.upper = commitment.lower + await _earned(unit, lease_id, (PENDING, PAYABLE))
-        await unit.session.flush()
+        earned = [item for item in await _earned_by(unit, lease_id) if item.state in (PENDING, PAYABLE)]
+        commitment.upper = commitment.lower + sum(item.node_amount + item.fee_amount for item in earned)
 
 
 async def _make_payable(unit: Unit, earning: EarningRow) -> None:
@@ -76,9 +74,7 @@ async def _make_payable(unit: Unit, earning: EarningRow) -> None:
     shares = [(earning.payout_address, earning.node_amount), (FEE_ADDRESS, earning.fee_amount)]
     entries = [ledger.Entry(ledger.pending(earning.lease_id), -earning.node_amount - earning.fee_amount)]
     entries += [ledger.Entry(ledger.payable(earning.vault, address), amount) for address, amount in shares]
-    await ledger.post(
-        unit.session, key=f"payable:{_name(earning)}", cause="work accepted", entries=entries, at_ms=unit.now_ms
-    )
+    unit.post(key=f"payable:{_name(earning)}", cause="work accepted", entries=entries)
     for address, amount in shares:
         if amount:
             unit.session.add(
@@ -95,20 +91,14 @@ async def _make_payable(unit: Unit, earning: EarningRow) -> None:
             )
     hold = await unit.session.get_one(HoldRow, earning.job_id)
     hold.billed += earning.node_amount + earning.fee_amount
-    await unit.session.flush()
 
 
 async def _refund(unit: Unit, earning: EarningRow) -> None:
     earning.state = REFUNDED
     amount = earning.node_amount + earning.fee_amount
     entries = ledger.move(ledger.pending(earning.lease_id), ledger.held(earning.job_id), amount)
-    await ledger.post(
-        unit.session,
-        key=f"refund:{_name(earning)}",
-        cause=ledger.refund_of(RefundCause.VERIFICATION_FAILED, earning.job_id),
-        entries=entries,
-        at_ms=unit.now_ms,
-    )
+    cause = ledger.refund_of(RefundCause.VERIFICATION_FAILED, earning.job_id)
+    unit.post(key=f"refund:{_name(earning)}", cause=cause, entries=entries)
 
 
 async def _shrink_commitment(unit: Unit, lease_id: LeaseId, total: int) -> None:
@@ -119,12 +109,15 @@ async def _shrink_commitment(unit: Unit, lease_id: LeaseId, total: int) -> None:
     commitment.decided = True
     commitment.upper = commitment.lower + total
     commitment.released = total == 0
-    await unit.session.flush()
 
 
-async def _earned(unit: Unit, lease_id: LeaseId, states: tuple[str, ...]) -> int:
-    query = select(EarningRow).where(EarningRow.lease_id == lease_id, EarningRow.state.in_(states))
-    return sum(item.node_amount + item.fee_amount for item in await unit.session.scalars(query))
+async def _earned_by(unit: Unit, lease_id: LeaseId) -> Sequence[EarningRow]:
+    """Most leases have one record, made in the transaction that decides about it: that needs no question."""
+    lease = await unit.session.get_one(LeaseRow, lease_id)
+    if lease.records == 1 and (only := unit.known(EarningRow, (lease_id, 1))) is not None:
+        return [only]
+    query = select(EarningRow).where(EarningRow.lease_id == lease_id).order_by(EarningRow.sequence)
+    return (await unit.session.scalars(query)).all()
 
 
 def _name(earning: EarningRow) -> str:

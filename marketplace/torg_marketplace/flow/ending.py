@@ -53,7 +53,9 @@ async def end_lease(
 
 async def _leave(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, detail: str, code: str = "") -> None:
     """Its node has nothing to do with it any more, but for its last word."""
-    await unit.session.execute(delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id))
+    with unit.session.no_autoflush:
+        gone = delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id)
+        await unit.session.execute(gone.execution_options(synchronize_session=False))
     to = OUTCOMES[reason].lease
     await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms, reason=reason, detail=detail)
     _trace(unit, lease, reason)

@@ -112,13 +112,11 @@ async def _lease(
     signed = _sign(unit, job, node, price, place, limits, cap, commitment, commitment_signature)
     lease = _lease_row(unit, signed, spec)
     unit.session.add(lease)
-    await unit.session.flush()
     add_lease_born(unit.session, lease, at_ms=unit.now_ms)
     units = snapshot.free_units(spec.resources)[: units_needed(spec.resources)]
     lease.sold_as = sold_as(node, units)
     for name in units:
         unit.session.add(AllocationRow(node_id=node.node_id, unit=name, lease_id=lease_id))
-    await unit.session.flush()
     unit.trace("match", job.job_id, job.queued_at_ms, lease_id=lease.lease_id)
     unit.trace("grant", job.job_id, unit.now_ms, lease_id=lease.lease_id, node=node.node_id)
     unit.touch(node.id)

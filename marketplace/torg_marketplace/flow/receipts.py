@@ -52,7 +52,6 @@ async def issue_receipt(unit: Unit, lease: LeaseRow, job: JobRow) -> SignedRecei
             signed=signed.wire(),
         )
     )
-    await unit.session.flush()
     data = {
         "digest": receipt.digest,
         "state": receipt.state,
@@ -89,6 +88,8 @@ async def _billed_usage(unit: Unit, lease: LeaseRow) -> tuple[SignedUsage, ...]:
     """The records that are paid: all of them, or none (what did not pass its verdict)."""
     if lease.amount == 0 and lease.billed_ms == 0:
         return ()
+    if lease.records == 1 and (only := unit.known(UsageRow, (lease.lease_id, 1))) is not None:
+        return (SignedUsage.model_validate(only.signed),)  # made in this transaction
     query = select(UsageRow).where(UsageRow.lease_id == lease.lease_id).order_by(UsageRow.sequence)
     return tuple(SignedUsage.model_validate(row.signed) for row in await unit.session.scalars(query))
 

@@ -91,8 +91,11 @@ async def lease_to_change(unit: Unit, lease_id: str) -> LeaseRow | None:
 
 
 async def has_live_lease(unit: Unit, job_id: JobId) -> bool:
-    query = select(LeaseRow.lease_id).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.job_id == job_id).limit(1)
-    return await unit.session.scalar(query) is not None
+    """As this transaction knows them: one that it has just ended is no more, and nothing need be written to see that."""
+    query = select(LeaseRow).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.job_id == job_id)
+    with unit.session.no_autoflush:
+        stored = (await unit.session.scalars(query)).all()
+    return any(lease.state in LIVE_LEASE_STATES for lease in stored)
 
 
 async def leases_of_job(unit: Unit, job_id: str) -> Sequence[LeaseRow]:

@@ -68,14 +68,13 @@ async def submit(
     async with market.reading() as unit:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
             return known
-    if request.cap is None and api_key is None:
-        raise Invalid(
-            "a wallet signs a cap with each job", code="cap_missing", field="cap", hint="the torg client does"
-        )
-    spec = load_job_spec(request.spec)
-    check_secret_names(spec, spec.secrets.names if spec.secrets else ())
-    check_job_key(spec)
-    async with market.reading() as unit:
+        if request.cap is None and api_key is None:
+            raise Invalid(
+                "a wallet signs a cap with each job", code="cap_missing", field="cap", hint="the torg client does"
+            )
+        spec = load_job_spec(request.spec)
+        check_secret_names(spec, spec.secrets.names if spec.secrets else ())
+        check_job_key(spec)
         spec = await pin_data(unit, account, spec)
     for field, blob in spec.blobs():
         await check_stored(market, account, blob, field=f"{field}.digest")
@@ -257,7 +256,6 @@ async def _add_job(unit: Unit, account: AccountId, spec: JobSpec, cap: SignedCap
         queue_deadline_ms=unit.now_ms + spec.limits.queue_timeout,
     )
     unit.session.add(job)
-    await unit.session.flush()
     add_job_born(unit.session, job, at_ms=unit.now_ms)
     for _, blob in spec.blobs():
         await use_blob(unit, blob.digest, job.id, client_may_read=True)

@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from solders.keypair import Keypair
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm.util import identity_key
 
 from torg_marketplace import tracing
 from torg_marketplace.flow.book import Book
 from torg_marketplace.flow.wakes import NODE, Wakes
 from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness, Replayer
 from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.storage import ledger
 from torg_marketplace.storage.base import Base
-from torg_marketplace.storage.engine import READ_ONLY
+from torg_marketplace.storage.engine import READ_ONLY, KeepingSession, answering
 from torg_marketplace.storage.events import collected, write_collected
 from torg_marketplace.tracing import Span
 from torg_protocol.ids import NodeId, new_id
@@ -78,20 +78,25 @@ class Market:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Unit]:
-        """Commits at the end, rolls back on any error; then delivers what was queued. Never nested."""
+        """Commits at the end, rolls back on any error; then delivers what was queued. Never nested. Raises Unavailable
+        `database_unavailable`; when that is at the end, nobody can tell whether it was committed, so that flows are safe to repeat."""
         with _exclusive():
-            async with self.writer, self.sessions() as session, session.begin():
-                unit = Unit(session, self)
-                yield unit
-                await write_collected(session)
+            async with self.writer:
+                with answering():
+                    async with self.sessions() as session, session.begin():
+                        unit = Unit(session, self)
+                        yield unit
+                        await ledger.write_collected(session)
+                        await write_collected(session)
         await unit.deliver()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Unit]:
         """A transaction that writes nothing: it waits for no writer and sees one moment of the database."""
-        async with self.sessions() as session, session.begin():
-            await session.connection(execution_options={READ_ONLY: True})
-            yield Unit(session, self)
+        with answering():
+            async with self.sessions() as session, session.begin():
+                await session.connection(execution_options={READ_ONLY: True})
+                yield Unit(session, self)
 
 
 class Unit:
@@ -113,9 +118,14 @@ class Unit:
     def new_id(self, prefix: str) -> str:
         return new_id(prefix, self.now_ms, self.market.random.bits(80))
 
-    def known(self, table: type[R], key: str) -> R | None:
-        """A row that this transaction has loaded before, as it stands; None asks for a look into the database."""
-        return self.session.sync_session.identity_map.get(identity_key(table, key))
+    def known(self, table: type[R], key: str | tuple[object, ...]) -> R | None:
+        """A row that this transaction has loaded or added before, as it stands; None asks for a look into the database."""
+        session = self.session.sync_session
+        return session.known(table, key) if isinstance(session, KeepingSession) else None
+
+    def post(self, *, key: str, cause: str, entries: Sequence[ledger.Entry]) -> None:
+        """Once, with the commit. Raises LedgerError."""
+        ledger.post_later(self.session, key=key, cause=cause, entries=entries, at_ms=self.now_ms)
 
     def send(self, node_id: NodeId, message: ToNode) -> None:
         """Sent after the commit, in order, best effort."""
@@ -143,6 +153,7 @@ class Unit:
         before are expired then: load them again."""
         queued, woken, events = len(self._outbox), set(self._wakes), len(collected(self.session))
         spans = len(self._spans)
+        postings = dict(ledger.collected(self.session))
         try:
             async with self.session.begin_nested():
                 yield
@@ -150,6 +161,7 @@ class Unit:
             del self._outbox[queued:]
             del self._spans[spans:]
             del collected(self.session)[events:]
+            self.session.info[ledger.COLLECTED] = postings
             self._wakes = woken
             raise
 

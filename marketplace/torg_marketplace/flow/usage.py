@@ -51,7 +51,6 @@ async def record_usage(unit: Unit, lease: LeaseRow, job: JobRow, billing: Billin
     lease.billed_ms += signed.record.useful_ms
     lease.amount += signed.record.amount
     lease.claim = None
-    await unit.session.flush()
     payable_now = spec_of(job).verify.policy == "none"
     await earnings.earn(unit, record=signed.record, payable_now=payable_now)
     unit.send(lease.node, UsageCountersigned(usage=signed))

@@ -99,13 +99,10 @@ async def admit(
     cap_stale (with a signed CapStatement), vault_underfunded, vault_closing, vault_blocked.
     """
     await _commit(unit, account, cap, max_amount, lease_end_latest_s)
-    unit.session.add(HoldRow(job_id=job_id, vault=cap.vault, max_amount=max_amount))
-    await unit.session.flush()
+    unit.session.add(HoldRow(job_id=job_id, vault=cap.vault, max_amount=max_amount, billed=0, refunded=0, open=True))
     if max_amount:
         entries = ledger.move(ledger.free(cap.vault), ledger.held(job_id), max_amount)
-        await ledger.post(
-            unit.session, key=f"hold:{job_id}", cause=f"job {job_id} admitted", entries=entries, at_ms=unit.now_ms
-        )
+        unit.post(key=f"hold:{job_id}", cause=f"job {job_id} admitted", entries=entries)
 
 
 async def admit_more(
@@ -197,7 +194,6 @@ async def commit_lease(
     unit.session.add(
         CommitmentRow(lease_id=lease_id, vault=vault, sequence=row.commitments, lower=lower, upper=lower + max_amount)
     )
-    await unit.session.flush()
     return commitment, commitment.sign(unit.market.identity)
 
 
@@ -207,23 +203,21 @@ async def close_job(unit: Unit, *, job_id: JobId) -> None:
     if not hold.open:
         return
     hold.open = False
-    await unit.session.flush()
-    await unit.session.execute(
-        update(VaultRow)
-        .where(VaultRow.address == hold.vault)
-        .values(
-            open_maximum=VaultRow.open_maximum - hold.max_amount,
-            final_total=VaultRow.final_total + hold.billed - hold.refunded,
+    with unit.session.no_autoflush:
+        await unit.session.execute(
+            update(VaultRow)
+            .where(VaultRow.address == hold.vault)
+            .values(
+                open_maximum=VaultRow.open_maximum - hold.max_amount,
+                final_total=VaultRow.final_total + hold.billed - hold.refunded,
+            )
+            .execution_options(synchronize_session=False)
         )
-        .execution_options(synchronize_session=False)
-    )
     await close_credit(unit, hold)
     rest = hold.max_amount - hold.billed + hold.refunded
     if rest:
         entries = ledger.move(ledger.held(job_id), ledger.free(hold.vault), rest)
-        await ledger.post(
-            unit.session, key=f"release:{job_id}", cause=f"job {job_id} ended", entries=entries, at_ms=unit.now_ms
-        )
+        unit.post(key=f"release:{job_id}", cause=f"job {job_id} ended", entries=entries)
 
 
 async def _follow_captures(market: Market, address: str, state: VaultState | None) -> None:

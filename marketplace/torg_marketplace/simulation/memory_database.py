@@ -19,7 +19,7 @@ from torg_marketplace.storage.registry import metadata
 def memory_engine() -> tuple[AsyncEngine, sqlite3.Connection]:
     """The process's one engine (what SQLAlchemy compiled for one market serves the next), and its connection for reading
     beside it."""
-    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection = sqlite3.connect(":memory:", isolation_level=None, factory=inline_sqlite.InlineConnection)
 
     engine = create_async_engine(
         f"{inline_sqlite.DRIVER}://", poolclass=StaticPool, creator=lambda: connection, commit_in_thread=False

@@ -7,28 +7,58 @@ to all processes of a marketplace; what reads is a read-only snapshot.
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, event, make_url
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy import Connection, event, inspect, make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, NoResultFound, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.util import identity_key
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from torg_marketplace.storage import inline_sqlite
+from torg_marketplace.storage.base import Base
+from torg_marketplace.storage.registry import know_parents
+from torg_protocol.errors import Unavailable
+
+R = TypeVar("R", bound=Base)
+log = logging.getLogger(__name__)
 
 _TRUSTED_FOR_S = 1.0
+_STATEMENTS_KEPT = 1_000  # compiled and prepared: more than a marketplace has, or they push each other out
 READ_ONLY = "torg_read_only"  # execution option of transactions that write nothing
 WRITER_LOCK = int.from_bytes(
     b"torg", "big"
 )  # the advisory lock's number; other programs in the same database have others
 
 
-def create_engine(url: str) -> AsyncEngine:
-    """`url` as SQLAlchemy wants it: sqlite:///path or postgresql+asyncpg://..."""
+def create_engine(url: str, *, stuck_after_s: float = 10.0) -> AsyncEngine:
+    """`url` as SQLAlchemy wants it: sqlite:///path or postgresql+asyncpg://...
+
+    `stuck_after_s`: PostgreSQL ends a transaction that has said nothing for so long. Its process is stopped, or its machine is gone, and
+    nobody else could write until it comes back."""
     if not url.startswith("sqlite"):
-        engine = create_async_engine(url, isolation_level="READ COMMITTED")
+        engine = create_async_engine(
+            url,
+            isolation_level="READ COMMITTED",
+            query_cache_size=_STATEMENTS_KEPT,
+            connect_args={
+                "prepared_statement_cache_size": _STATEMENTS_KEPT,
+                "server_settings": {
+                    "idle_in_transaction_session_timeout": str(round(stuck_after_s * 1000)),
+                    "tcp_keepalives_idle": "10",  # of a machine that is gone nothing is heard, not even an end
+                    "tcp_keepalives_interval": "5",
+                    "tcp_keepalives_count": "3",
+                },
+            },
+        )
+        event.listen(engine.sync_engine, "do_connect", _connect)
+        event.listen(engine.sync_engine, "connect", _commit_for_good)
         event.listen(engine.sync_engine, "begin", _begin_postgresql)
         event.listen(engine.sync_engine, "checkout", _check_alive)
         event.listen(engine.sync_engine, "checkin", _note_use)
@@ -39,13 +69,86 @@ def create_engine(url: str) -> AsyncEngine:
     return engine
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """Around a transaction. Raises Unavailable `database_unavailable` for a database that does not answer, or has stopped in the middle."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeout) as error:
+        if isinstance(error, DBAPIError) and not _has_gone(error):
+            raise
+        why = (str(error).splitlines() or [""])[0]
+        log.warning("the database does not answer: %s", why)
+        raise Unavailable(
+            "the database does not answer", code="database_unavailable", hint="try again in a moment"
+        ) from error
+
+
+def _has_gone(error: DBAPIError) -> bool:
+    """By PostgreSQL's classes of errors: connection lost, out of resources, shutting down or starting, ended for its silence."""
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    known = error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    return known or state[:2] in {"08", "53", "57"} or state == "25P03"
+
+
+def _connect(dialect: Any, _record: object, arguments: Any, options: Any) -> Any:
+    """A server that is not there is the database's error, and not a file's or a socket's."""
+    try:
+        return dialect.connect(*arguments, **options)
+    except (OSError, TimeoutError) as error:
+        raise dialect.dbapi.OperationalError(str(error) or type(error).__name__) from error
+
+
+def _commit_for_good(connection: Any, _record: object) -> None:
+    """What is committed must survive a crash of the server: a capture is stored before it is sent, and one that the books have forgotten
+    looks like theft. Where the server says "off", this session says otherwise; all other settings are stricter than "on"."""
+    cursor = connection.cursor()
+    cursor.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    cursor.close()
+    connection.commit()
+
+
 def create_sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    know_parents()
     return async_sessionmaker(engine, expire_on_commit=False, sync_session_class=KeepingSession)
 
 
 class KeepingSession(Session):
     """Keeps the rows that it has met until it is closed: asking for one again is no question to the database. SQLAlchemy's own sessions
-    forget a row as soon as nobody else holds it."""
+    forget a row as soon as nobody else holds it.
+
+    What a transaction changes is written at its end, or before a query that could see it; a row that is asked for by its key cannot, so
+    that asking writes nothing yet. Parents are written before their children, by the tables' foreign keys."""
+
+    def known(self, table: type[R], key: Any) -> R | None:
+        """A row that was loaded or added in this transaction."""
+        wanted = identity_key(table, key)
+        found: R | None = self.identity_map.get(wanted)
+        if found is not None:
+            return None if inspect(found).expired else found
+        mine = (row for row in self.new if isinstance(row, table))
+        return next((row for row in mine if _key_of(row) == wanted[1]), None)
+
+    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
+        if not any(options.get(name) for name in ("populate_existing", "with_for_update")):
+            row = self.known(entity, ident)
+            if row is not None:
+                return row
+            with self.no_autoflush:
+                return super().get(entity, ident, **options)
+        return super().get(entity, ident, **options)
+
+    def get_one(self, entity: Any, ident: Any, **options: Any) -> Any:
+        row = self.get(entity, ident, **options)
+        if row is None:
+            raise NoResultFound(f"no {entity.__name__} {ident!r}")
+        return row
+
+
+def _key_of(row: Any) -> tuple[Any, ...]:
+    return tuple(inspect(row).mapper.primary_key_from_instance(row))
 
 
 @event.listens_for(KeepingSession, "loaded_as_persistent")

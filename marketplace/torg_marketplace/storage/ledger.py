@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import CursorResult, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -25,6 +26,7 @@ from torg_marketplace.storage.money_models import EntryRow, PostingRow
 from torg_protocol.errors import TorgError
 
 _POSTINGS, _ENTRIES = (row.metadata.tables[row.__tablename__] for row in (PostingRow, EntryRow))  # rows without objects
+COLLECTED = "torg_postings"
 
 
 class LedgerError(TorgError):
@@ -84,11 +86,63 @@ def move(source: str, target: str, amount: int) -> list[Entry]:
     return [Entry(source, -amount), Entry(target, amount)]
 
 
+@dataclass(frozen=True, slots=True)
+class Posting:
+    key: str
+    cause: str
+    entries: tuple[Entry, ...]
+    at_ms: int
+
+
+def post_later(session: AsyncSession, *, key: str, cause: str, entries: Sequence[Entry], at_ms: int) -> None:
+    """Writes a posting once, with all others of the transaction, by two statements at its end (`write_collected`).
+
+    Raises LedgerError as `post` does; key_reused of a posting that an earlier transaction wrote only at the end.
+    """
+    posting = Posting(key, cause, tuple(_checked(key, entries)), at_ms)
+    known = collected(session).setdefault(key, posting)
+    if known.entries != posting.entries:
+        raise LedgerError("this key was used for another posting", code="key_reused", field="key", value=key)
+
+
+def collected(session: AsyncSession) -> dict[str, Posting]:
+    """Postings that are not written yet, in their order. Cut it back to undo some."""
+    postings: dict[str, Posting] = session.info.setdefault(COLLECTED, {})
+    return postings
+
+
+async def write_collected(session: AsyncSession) -> None:
+    """Call before every commit."""
+    postings = dict(collected(session))
+    if not postings:
+        return
+    collected(session).clear()
+    rows = [{"key": each.key, "cause": each.cause, "at_ms": each.at_ms} for each in postings.values()]
+    fresh = set(await session.scalars(_insert_once(session).values(rows).returning(_POSTINGS.c.key)))
+    for each in postings.values():
+        if each.key not in fresh and await entries_of(session, each.key) != list(each.entries):
+            raise LedgerError("this key was used for another posting", code="key_reused", field="key", value=each.key)
+    entries = [row for each in postings.values() if each.key in fresh for row in _rows(each.key, each.entries)]
+    if entries:
+        await session.execute(insert(_ENTRIES), entries)
+
+
 async def post(session: AsyncSession, *, key: str, cause: str, entries: Sequence[Entry], at_ms: int) -> bool:
-    """Writes a posting once. True when it was written now, False when the same one is there already.
+    """Writes a posting once, at once. True when it was written now, False when the same one is there already.
 
     Raises LedgerError: not_zero, empty, amount_out_of_range, key_reused (same key, other entries).
     """
+    kept = _checked(key, entries)
+    written = await session.execute(_insert_once(session).values(key=key, cause=cause, at_ms=at_ms))
+    if not isinstance(written, CursorResult) or written.rowcount != 1:
+        if await entries_of(session, key) != kept:
+            raise LedgerError("this key was used for another posting", code="key_reused", field="key", value=key)
+        return False
+    await session.execute(insert(_ENTRIES), _rows(key, kept))
+    return True
+
+
+def _checked(key: str, entries: Sequence[Entry]) -> list[Entry]:
     kept = [entry for entry in entries if entry.amount != 0]
     if sum(entry.amount for entry in kept) != 0:
         raise LedgerError("a posting must add up to zero", code="not_zero", field="entries", value=str(kept))
@@ -96,17 +150,14 @@ async def post(session: AsyncSession, *, key: str, cause: str, entries: Sequence
         raise LedgerError("a posting must move something", code="empty", field="key", value=key)
     if any(abs(entry.amount) > MAX_AMOUNT for entry in kept):
         raise LedgerError("an amount is out of range", code="amount_out_of_range", field="entries", value=str(kept))
-    written = await session.execute(_insert_once(session).values(key=key, cause=cause, at_ms=at_ms))
-    if not isinstance(written, CursorResult) or written.rowcount != 1:
-        if await entries_of(session, key) != kept:
-            raise LedgerError("this key was used for another posting", code="key_reused", field="key", value=key)
-        return False
-    rows = [
+    return kept
+
+
+def _rows(key: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    return [
         {"posting": key, "number": number, "account": entry.account, "amount": entry.amount}
-        for number, entry in enumerate(kept)
+        for number, entry in enumerate(entries)
     ]
-    await session.execute(insert(_ENTRIES), rows)
-    return True
 
 
 def _insert_once(session: AsyncSession) -> postgresql.Insert | sqlite.Insert:
@@ -125,6 +176,7 @@ async def entries_of(session: AsyncSession, key: str) -> list[Entry]:
 
 
 async def balance(session: AsyncSession, account: str) -> int:
+    await write_collected(session)
     total = await session.scalar(select(func.coalesce(func.sum(EntryRow.amount), 0)).where(EntryRow.account == account))
     return int(total or 0)
 

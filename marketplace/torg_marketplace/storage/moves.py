@@ -1,7 +1,8 @@
 """The one writer of every `state` column.
 
-A move is checked against the table of legal moves, made by an UPDATE that still expects the state it was decided on (so two
-deciders cannot both win), and leaves an event row. The row object given is up to date afterwards.
+A move is checked against the table of legal moves and leaves an event row. Two deciders cannot both win: writers take turns (`engine.py`), so
+that a row which this transaction has loaded still is as it was, and its moves are written with whatever else changes of it; a row that was
+loaded elsewhere is moved by an UPDATE that still expects the state it was decided on. The row object given is up to date afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CursorResult, insert, inspect, update
+from sqlalchemy import CursorResult, insert, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -125,11 +126,10 @@ async def revive_nodes(session: AsyncSession, silent: Mapping[NodeId, Liveness],
 
 
 async def _write(session: AsyncSession, row: Any, is_row: Any, is_current: Any, values: dict[str, Any]) -> None:
-    """One statement: what the session still holds of this row goes with it, and what is written need not be read again."""
-    known = inspect(row)
-    if known.pending:
-        await session.flush()
-    values = {name: getattr(row, name) for name in known.committed_state} | values
+    if row in session:
+        for name, value in values.items():
+            setattr(row, name, value.value if isinstance(value, StrEnum) else value)
+        return
     with session.no_autoflush:
         result = await session.execute(
             update(type(row)).where(is_row, is_current).values(**values).execution_options(synchronize_session=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy.orm import Mapper, relationship
+
 from torg_marketplace.storage import (
     account_models,
     audit_models,
@@ -26,3 +28,15 @@ TABLE_MODULES = (
 )
 
 metadata = Base.metadata
+
+
+def know_parents() -> None:
+    """SQLAlchemy writes rows in the order of relationships. These tables do without them; so that a transaction need not write a job before
+    it adds its hold, each foreign key is told to it as one that nobody reads. Safe to repeat."""
+    mappers: dict[object, Mapper[Base]] = {mapper.local_table: mapper for mapper in Base.registry.mappers}
+    for mapper in mappers.values():
+        for key in mapper.local_table.foreign_keys:
+            name = f"_parent_of_{key.parent.name}"
+            if not mapper.has_property(name):
+                parent = mappers[key.column.table]
+                mapper.add_property(name, relationship(parent, foreign_keys=[key.parent], lazy="raise"))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torg_chain.errors import ChainUnavailable
 from torg_marketplace.flow.collateral import look_at_collaterals
 from torg_marketplace.flow.garbage import collect_garbage
 from torg_marketplace.flow.judge_proof import judge_opened
@@ -28,6 +27,7 @@ from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.stages import measured
 from torg_marketplace.workers.webhooks import deliver_webhooks
+from torg_protocol.errors import Unavailable
 
 log = logging.getLogger(__name__)
 _LONGEST_BACKOFF_S = 30.0
@@ -86,8 +86,8 @@ async def _run(loop: Loop, market: Market) -> None:
         try:
             await measured(loop.name, loop.work(market))
             failures = 0
-        except ChainUnavailable as error:
-            failures, asked_s = failures + 1, error.retry_after_s or 0.0
+        except Unavailable as error:  # the chain, the database, the store of blobs
+            failures, asked_s = failures + 1, getattr(error, "retry_after_s", None) or 0.0
             log.warning("%s: %s", loop.name, error.message)
         except Exception:
             failures += 1
