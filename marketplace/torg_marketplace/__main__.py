@@ -207,6 +207,9 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--blobs-endpoint", help="of an S3 service that is not Amazon's: https://HOST")
     command.add_argument("--metrics-port", type=int, help="Prometheus metrics on 127.0.0.1; 0 takes a free port")
     command.add_argument("--otlp-endpoint", help="an OpenTelemetry collector, for example http://127.0.0.1:4318")
+    command.add_argument(
+        "--drain", help='after SIGTERM, go on serving for so long while /readyz says no; default "0s", at once'
+    )
     command.add_argument("--name")
     command.add_argument("--heartbeat", help='how often nodes report, for example "10s"')
     command.add_argument(

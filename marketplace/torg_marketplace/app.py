@@ -8,11 +8,13 @@ import importlib.util
 import json
 import logging
 import secrets
+import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import FrameType
 from typing import TypeVar
 
 import uvicorn
@@ -109,7 +111,7 @@ async def serve(settings: Settings) -> None:
         if settings.role == "all":
             await on_startup(edge.market)
         app = make_app(edge, settings.role)
-        server = uvicorn.Server(_uvicorn_config(app))
+        server = DrainingServer(_uvicorn_config(app), edge.ending, settings.drain / 1000)
         serving = asyncio.create_task(server.serve([listener]))
         at_work = await stack.enter_async_context(working(edge, settings))
         ready: dict[str, str | int] = {
@@ -134,6 +136,8 @@ async def serve(settings: Settings) -> None:
             edge.hub.close_all()
             app.state.tunnels.close_all()
             await serving
+        if at_work.done() and not at_work.cancelled() and (error := at_work.exception()) is not None:
+            raise error  # loops end only so: whoever supervises this process has to start it again
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -247,6 +251,30 @@ async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
         except Unavailable as error:
             log.warning("%s; waiting for it", error.message)
             await asyncio.sleep(1)
+
+
+class DrainingServer(uvicorn.Server):
+    """At the first SIGTERM says that it is not ready, so that a balancer sends nobody here any more, and ends `drain_s` later; a second
+    one, or SIGINT, ends it at once. SIGTERM is not raised again afterwards, which is uvicorn's way: it would end the process before its loops
+    and connections have ended."""
+
+    def __init__(self, config: uvicorn.Config, ending: asyncio.Event, drain_s: float) -> None:
+        super().__init__(config)
+        self._ending, self._drain_s = ending, drain_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        is_first = not self._ending.is_set()
+        self._ending.set()
+        if sig != signal.SIGTERM:
+            super().handle_exit(sig, frame)
+        elif is_first and self._drain_s > 0:
+            loop = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(loop.call_later, self._drain_s, self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self.should_exit = True
 
 
 def _uvicorn_config(app: FastAPI) -> uvicorn.Config:

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     dispute_window: DurationMs = Field(default="14d", validate_default=True)  # after a job's end
     sign_in_domains: tuple[str, ...] = ()  # JSON list; of pages elsewhere that may sign wallets in and call this API
     webhook_networks: tuple[IPvAnyNetwork, ...] = ()  # JSON list; private networks that webhooks may reach
+    drain: DurationMs = Field(
+        default="0s", validate_default=True
+    )  # from SIGTERM on: not ready any more, and serving still
     role: str = Field(default="all", pattern="^(all|api|matcher|worker|gateway)$")  # of this process
     bus_url: str | None = None  # of a NATS server; processes with one role each need it
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port

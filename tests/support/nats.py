@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,46 @@ import pytest
 @contextmanager
 def running_nats() -> Iterator[str]:
     """Its URL. Skips the test where Debian's package `nats-server` is missing."""
+    with nats_server() as server:
+        yield server.url
+
+
+@dataclass
+class NatsServer:
+    program: str
+    folder: Path
+    url: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """At a free port at first, and at the same one ever after."""
+        port = self.url.rpartition(":")[2] or "-1"
+        command = [self.program, "--addr", "127.0.0.1", "--port", port, "--ports_file_dir", str(self.folder)]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.url = _url(self.process, self.folder)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(timeout=30)
+
+
+@contextmanager
+def nats_server() -> Iterator[NatsServer]:
+    """One that a test may kill. Skips the test where Debian's package `nats-server` is missing."""
     program = shutil.which("nats-server", path="/usr/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         pytest.skip("the NATS server is not installed (Debian: nats-server)")
     with tempfile.TemporaryDirectory(prefix="torg-nats-") as name:
-        folder = Path(name)
-        command = [program, "--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir", name]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+        server = NatsServer(program, Path(name))
         try:
-            yield _url(process, folder)
+            server.start()
+            yield server
         finally:
-            process.terminate()
-            process.wait(timeout=30)
+            if server.process is not None:
+                server.process.terminate()
+                server.process.wait(timeout=30)
 
 
 def _url(process: subprocess.Popen[bytes], folder: Path) -> str:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -32,6 +32,7 @@ class Postgres:
     user: str
     pid: int = 0  # of the server itself; its connections are its children
     numbers: Iterator[int] = field(default_factory=count)
+    crash: Callable[[], None] = lambda: None  # kills it as a power cut would, and starts it again
 
     def url(self, database: str) -> str:
         return f"postgresql+asyncpg://{self.user}@/{database}?host={self.socket_folder}"
@@ -62,18 +63,41 @@ def running_postgres() -> Iterator[Postgres]:
     user, as_user = _owner(folder)
     data, settings = folder / "data", [f"-c{name}={value}" for name, value in QUICK.items()]
     server: list[str | Path] = [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", *settings]
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        with (folder / "log").open("ab") as log:
+            processes.append(subprocess.Popen([*as_user, *server], stdout=log, stderr=log, cwd="/"))
+
+    def started() -> bool:
+        asked: list[str | Path] = [programs / "pg_isready", "-h", folder, "-t", "0"]
+        return subprocess.run(asked, cwd="/", capture_output=True, check=False).returncode == 0
+
+    def wait() -> None:
+        until = time.monotonic() + 30
+        while not started():
+            assert time.monotonic() < until, (folder / "log").read_text()[-2000:]
+            time.sleep(0.1)
+            if processes[-1].poll() is not None:  # after a crash, the connections of the old one have still to end
+                start()
+
+    def crash() -> None:
+        processes[-1].kill()
+        processes[-1].wait(timeout=30)
+        start()
+        wait()
+
     try:
         _run([*as_user, programs / "initdb", "-D", data, "-U", user, "--auth=trust", "--no-sync", "--encoding=UTF8"])
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([*as_user, *server], stdout=log, stderr=log, cwd="/")
         try:
-            _run([programs / "pg_isready", "-h", folder, "-t", "0"], until_s=30)
-            postgres = Postgres(programs, folder, user, process.pid)
+            start()
+            wait()
+            postgres = Postgres(programs, folder, user, processes[-1].pid, crash=crash)
             postgres.make_template()
             yield postgres
         finally:
-            process.terminate()  # to setpriv or PostgreSQL itself: the same process
-            process.wait(timeout=30)
+            processes[-1].terminate()  # to setpriv or PostgreSQL itself: the same process
+            processes[-1].wait(timeout=30)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

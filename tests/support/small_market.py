@@ -12,7 +12,7 @@ from solders.keypair import Keypair
 from scripts.market_processes import Running, call, remove_containers, script, start
 from torg.client import AsyncClient
 from torg.config import ClientConfig
-from torg.spec_file import spec_from_mapping
+from torg.spec_file import SpecFile, spec_from_mapping
 from torg_chain.rpc import ChainClient
 from torg_chain.wallet import save_keypair
 from torg_protocol.api import JobView
@@ -144,6 +144,10 @@ async def submit(client: AsyncClient, command: list[str], **fields: object) -> J
 
 async def submit_raw(client: AsyncClient, fields: Mapping[str, object]) -> JobView:
     """A small job; `fields` are its spec's top level, where they differ from it."""
+    return await client.submit(spec_of_small_job(client, fields))
+
+
+def spec_of_small_job(client: AsyncClient, fields: Mapping[str, object]) -> SpecFile:
     raw: dict[str, object] = {
         "version": 1,
         "name": "test",
@@ -151,7 +155,7 @@ async def submit_raw(client: AsyncClient, fields: Mapping[str, object]) -> JobVi
         "limits": {"max_duration": "1m"},
         "lease_grace": "10s",
     }
-    return await client.submit(spec_from_mapping({**raw, **fields}, base=client.config.home))
+    return spec_from_mapping({**raw, **fields}, base=client.config.home)
 
 
 async def run(client: AsyncClient, command: list[str], **fields: object) -> JobView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -27,6 +28,7 @@ class Edge:
     limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
     pulse: Pulse = field(default_factory=Pulse)
     sign_in: SignIn = field(default_factory=lambda: SignIn(("localhost",), secrets.token_bytes(32)))
+    ending: asyncio.Event = field(default_factory=asyncio.Event)  # set once this process was asked to end
     vaults_seen_ms: dict[str, int] = field(
         default_factory=dict
     )  # address -> when the chain was asked, as far as known here

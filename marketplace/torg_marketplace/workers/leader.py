@@ -1,7 +1,7 @@
 """One of several processes does the work, the others stand by: whoever holds a PostgreSQL advisory lock on a connection of its own.
 
 The lock goes with the connection: a process that is killed loses it at once, and who stands by looks twice a second. A leader whose connection
-broke stops working before it tries again. Two that overlap for a moment could do no harm: every grant and every capture is decided by the database
+broke stops working before it tries again; one that is stopped (frozen, or its machine paused) loses the lock after five seconds of silence. Two that overlap for a moment could do no harm: every grant and every capture is decided by the database
 once more, under its own locks. The leader saves work; it keeps nothing safe.
 """
 
@@ -20,6 +20,11 @@ from sqlalchemy import make_url
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _ANSWER_WITHIN_S = 5.0
+_SILENT_FOR_S = (
+    5.0  # a process that was stopped keeps its connection: the server ends what has not asked anything for so long
+)
+# The driver calls a connection that broke while it was asked something an internal error of its own.
+_LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError)
 _SPACE = int.from_bytes(b"torg", "big")
 
 
@@ -30,9 +35,14 @@ async def lead(database_url: str, role: str, work: Callable[[], Coroutine[Any, A
     while True:
         try:
             connection = await asyncpg.connect(
-                dsn, timeout=_ANSWER_WITHIN_S, server_settings={"application_name": f"torg {role} {os.getpid()}"}
+                dsn,
+                timeout=_ANSWER_WITHIN_S,
+                server_settings={
+                    "application_name": f"torg {role} {os.getpid()}",
+                    "idle_session_timeout": str(round(_SILENT_FOR_S * 1000)),
+                },
             )
-        except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+        except _LOST as error:
             log.warning("%s: no connection to stand by on: %s", role, error or type(error).__name__)
             await asyncio.sleep(_LOOK_EVERY_S)
             continue
@@ -42,7 +52,7 @@ async def lead(database_url: str, role: str, work: Callable[[], Coroutine[Any, A
                 await asyncio.sleep(_LOOK_EVERY_S)
             log.info("%s: this process leads", role)
             await _while_held(connection, work)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except _LOST as error:
             log.warning("%s: this process leads no more: %s", role, error or type(error).__name__)
         finally:
             with contextlib.suppress(Exception):
