@@ -209,3 +209,11 @@ def test_a_wrong_place_is_named(url: str, endpoint: str | None, code: str, field
         bucket_objects(url, endpoint)
 
     assert (wrong.value.code, wrong.value.field) == (code, field)
+
+
+async def test_what_is_forgotten_is_gone(blobs: StoredBlobs) -> None:
+    digest = await blobs.write(b"kept for a while")
+    for _ in range(2):  # safe to repeat
+        await blobs.forget(digest)
+
+    assert await blobs.size(digest) is None
