@@ -275,7 +275,8 @@ def _quorums(tables: Tables) -> Iterator[str]:
     query = (
         "SELECT j.job_id, j.state, json_extract(j.spec, '$.verify.replicas'), l.state, l.amount, l.reason, "
         "json_extract(l.outputs, '$[0].digest') FROM jobs j JOIN leases l USING (job_id) "
-        "WHERE json_extract(j.spec, '$.verify.policy') = 'quorum' AND j.state = 'succeeded' AND l.state IN ('verified', 'rejected')"
+        "WHERE json_extract(j.spec, '$.verify.policy') = 'quorum' AND j.state = 'succeeded' AND l.state IN ('verified', 'rejected') "
+        "AND l.reason IN ('completed', 'verification_rejected')"
     )
     agreed: dict[str, Counter[str]] = defaultdict(Counter)
     needed: dict[str, int] = {}
