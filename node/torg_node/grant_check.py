@@ -54,6 +54,11 @@ def why_not(signed: SignedGrant, facts: NodeFacts) -> Refusal | None:
         ),
         (grant.node != facts.node, "grant_wrong_node", "the grant is for another node"),
         (
+            (gang := grant.gang) is not None and gang.nodes[gang.rank : gang.rank + 1] != (facts.node,),
+            "grant_wrong_gang",
+            "this node is not where the grant says in its gang",
+        ),
+        (
             abs(facts.now_ms - grant.granted_at_ms) > _CLOCK_SKEW_MS,
             "grant_wrong_time",
             "the grant's time is too far from this clock",

@@ -18,6 +18,7 @@ from torg_node.allocation import Assignment, Claim
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.cache import Cache
 from torg_node.executors.port import Executor, Exit, Handle, PreparedImage
+from torg_node.gang_network import GangNetwork
 from torg_node.hardware.rapl import CpuEnergy
 from torg_node.journal import Journal
 from torg_node.reservation import Reservations
@@ -94,6 +95,7 @@ class Lease:
     log_was_cut: bool = False  # the marketplace was away when the last of it was to be sent
     stored_checkpoints: set[str] = field(default_factory=set)
     job_key: str = ""  # of a sealed job, once its secrets are open; in memory only
+    gang_network: GangNetwork | None = None  # while its container runs
 
     @property
     def grant(self) -> Grant:

@@ -22,6 +22,7 @@ from torg_host.tunnel.dial import Dialled, dialled
 from torg_host.tunnel.ssh_keys import ALGORITHMS, private_ssh_key, public_ssh_key
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import Executor, Handle
+from torg_node.gang_lines import PeerServer
 from torg_node.lease import Lease
 from torg_node.ssh_session import CANNOT_START, ServedSession
 from torg_protocol.errors import Conflict, TorgError, Unavailable
@@ -85,9 +86,9 @@ class Tunnels:
             return
         await line.answer(TunnelOpen(lease_id=lease.id, node=lease.grant.node))
         async with line.as_socket() as stream:
-            server = LeaseServer(self._executor, lease)
+            server = self._server(lease, message)
             connection = await serve_ssh(stream, server, self._keypair)
-            log.info("%s: its client is connected by a tunnel", lease.id)
+            log.info("%s: connected by a tunnel", lease.id)
             try:
                 await _first_of(connection.wait_closed(), _ended(self._executor, lease))
             finally:
@@ -96,9 +97,19 @@ class Tunnels:
                 connection.abort()
                 log.info("%s: a tunnel has ended", lease.id)
 
+    def _server(self, lease: Lease, message: OpenTunnel) -> LeaseServer | PeerServer:
+        place, network = lease.grant.gang, lease.gang_network
+        if message.from_rank is not None and place is not None and network is not None:
+            return PeerServer(network, place, message.from_rank)
+        return LeaseServer(self._executor, lease)
+
     def _refusal(self, lease: Lease | None, message: OpenTunnel) -> TorgError | None:
         if lease is None or lease.exit is not None or (lease.handle is None and lease.tasks_started_at_ms is None):
             return _not_running(message.lease_id)
+        if message.from_rank is not None:
+            place = lease.grant.gang
+            is_peer = place is not None and message.from_rank in set(range(place.size)) - {place.rank}
+            return None if is_peer and lease.gang_network is not None else _not_running(message.lease_id)
         if sum(lease_id == message.lease_id for lease_id in self._tasks.values()) > TUNNELS_OF_ONE_LEASE:
             return Conflict(
                 f"this job has {TUNNELS_OF_ONE_LEASE} tunnels open", code="too_many_tunnels", hint="close some of them"
@@ -106,14 +117,16 @@ class Tunnels:
         return None
 
 
-async def serve_ssh(stream: socket.socket, server: LeaseServer, keypair: Keypair) -> asyncssh.SSHServerConnection:
+async def serve_ssh(
+    stream: socket.socket, server: LeaseServer | PeerServer, keypair: Keypair
+) -> asyncssh.SSHServerConnection:
     """Speaks SSH as a server on `stream`; returns when the client has logged in. Raises asyncssh.Error for anybody else."""
     return await asyncssh.run_server(
         stream,
         config=None,
         server_factory=lambda: server,
         server_host_keys=[private_ssh_key(keypair)],
-        process_factory=server.run_program,
+        process_factory=server.run_program if isinstance(server, LeaseServer) else None,
         encoding=None,
         line_editor=False,
         agent_forwarding=False,

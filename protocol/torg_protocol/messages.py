@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from torg_protocol.caps import Commitment, SignedCap, SignedOrder
 from torg_protocol.documents import Document, Wire
@@ -54,6 +54,13 @@ class GangPlace(Wire):
 
     rank: int = Field(ge=0)
     size: int = Field(ge=2)
+    nodes: tuple[NodeId, ...]  # of all members, by rank: they know each other by these keys
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> GangPlace:
+        if len(self.nodes) != self.size or self.rank >= self.size:
+            raise ValueError("a gang has one node for each rank")
+        return self
 
 
 class Grant(Document):
@@ -364,11 +371,13 @@ class RefundIssued(Wire):
 
 
 class OpenTunnel(Wire):
-    """The lease's client waits at the gateway: dial `torg_protocol.tunnels.node_path(tunnel_id)`, also to refuse."""
+    """The lease's client waits at the gateway: dial `torg_protocol.tunnels.node_path(tunnel_id)`, also to refuse. With `from_rank` it is
+    not the client but that member of the lease's gang."""
 
     type: Literal["open_tunnel"] = "open_tunnel"
     lease_id: LeaseId
     tunnel_id: str
+    from_rank: int | None = Field(default=None, exclude_if=_is_none)
 
 
 class Refused(Wire):

@@ -2,6 +2,7 @@
 
     client   GET /v1/tunnels/jobs/{job_id}   signed by the job's client
     node     is told `OpenTunnel` over its channel, and dials GET /v1/tunnels/{tunnel_id}, signed by itself
+    member   GET /v1/tunnels/leases/{lease_id}/ranks/{rank}   of a gang, signed by the lease's node: to another member, as clients to nodes
 
 The first message to the client is text, `TunnelOpen` or `TunnelRefused`; the node's first message is one of them too. All that follows
 is binary and is passed on as it is: an SSH session, in which the node is the server with its wallet key as host key and the client logs in with
@@ -42,6 +43,10 @@ TUNNEL_ANSWER: TypeAdapter[TunnelAnswer] = TypeAdapter(TunnelAnswer)
 
 def client_path(job_id: str) -> str:
     return f"{TUNNELS_PATH}/jobs/{job_id}"
+
+
+def peer_path(lease_id: str, rank: int) -> str:
+    return f"{TUNNELS_PATH}/leases/{lease_id}/ranks/{rank}"
 
 
 def node_path(tunnel_id: str) -> str:

@@ -72,7 +72,8 @@ async def grant(unit: Unit, job: JobRow, nodes: Sequence[NodeId]) -> tuple[Signe
     shares = split_budget(limits.max_amount, prices)
     ranks = range(len(nodes))
     granted = [
-        await _lease(unit, job, *claimed[nodes[rank]], _Place(rank, len(nodes), shares[rank]), limits) for rank in ranks
+        await _lease(unit, job, *claimed[nodes[rank]], _Place(rank, tuple(nodes), shares[rank]), limits)
+        for rank in ranks
     ]
     unit.wake(f"job:{job.job_id}")
     return tuple(granted)
@@ -91,7 +92,7 @@ class _Place:
     """Of a lease in its attempt. `max_amount`: its share of what the attempt may cost."""
 
     rank: int
-    size: int
+    nodes: tuple[NodeId, ...]
     max_amount: int
 
 
@@ -224,7 +225,7 @@ def _sign(
         cap=cap,
         commitment=commitment,
         commitment_signature=commitment_signature,
-        gang=GangPlace(rank=place.rank, size=place.size) if place.size > 1 else None,
+        gang=GangPlace(rank=place.rank, size=len(place.nodes), nodes=place.nodes) if len(place.nodes) > 1 else None,
     )
     return SignedGrant(grant=document, signature=document.sign(unit.market.identity))
 

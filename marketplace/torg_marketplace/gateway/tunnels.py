@@ -1,4 +1,4 @@
-"""Both doors of the gateway: the client's and the node's. See torg_protocol.tunnels for what is said on them."""
+"""The doors of the gateway: the client's, the node's, and that of members of a gang. See torg_protocol.tunnels for what is said on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from torg_marketplace.api.auth import verify_party
 from torg_marketplace.api.context import Edge, edge_of
-from torg_marketplace.flow.tunnel import TunnelEnds, lease_lives, tunnel_ends
+from torg_marketplace.flow.tunnel import TunnelEnds, lease_lives, peer_ends, tunnel_ends
 from torg_marketplace.gateway.relay import NODE_WITHIN_S, Tunnels, close_quietly
 from torg_protocol.errors import TorgError, Unavailable
 from torg_protocol.ids import AccountId, JobId, LeaseId, NodeId
@@ -48,6 +48,23 @@ async def client_door(socket: WebSocket, job_id: str) -> None:
         pass  # it did not wait
 
 
+@router.websocket(TUNNELS_PATH + "/leases/{lease_id}/ranks/{rank}")
+async def peer_door(socket: WebSocket, lease_id: str, rank: int) -> None:
+    edge, tunnels = edge_of(socket), tunnels_of(socket)
+    await socket.accept()
+    try:
+        node = _caller(edge, socket)
+        edge.limiter.take(node)
+        with tunnels.place_for(node):
+            async with edge.market.reading() as unit:
+                ends = await peer_ends(unit, NodeId(node), LeaseId(lease_id), rank)
+            await _connect(edge, tunnels, socket, ends)
+    except TorgError as error:
+        await _refuse(socket, error)
+    except WebSocketDisconnect:
+        pass  # it did not wait
+
+
 @router.websocket(TUNNELS_PATH + "/{tunnel_id}")
 async def node_door(socket: WebSocket, tunnel_id: str) -> None:
     edge, tunnels = edge_of(socket), tunnels_of(socket)
@@ -61,7 +78,8 @@ async def node_door(socket: WebSocket, tunnel_id: str) -> None:
 async def _connect(edge: Edge, tunnels: Tunnels, client: WebSocket, ends: TunnelEnds) -> None:
     tunnel_id = secrets.token_urlsafe(18)
     with tunnels.waiting(tunnel_id, ends.node) as waiting:
-        if not await edge.market.links.send(ends.node, OpenTunnel(lease_id=ends.lease_id, tunnel_id=tunnel_id)):
+        asking = OpenTunnel(lease_id=ends.lease_id, tunnel_id=tunnel_id, from_rank=ends.from_rank)
+        if not await edge.market.links.send(ends.node, asking):
             raise Unavailable(
                 "the job's node is not connected just now", code="node_away", hint="the job may well run on; try again"
             )

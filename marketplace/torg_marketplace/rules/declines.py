@@ -21,6 +21,8 @@ LASTING_CODES = frozenset(
         "grant_signature_invalid",
         "grant_wrong_node",
         "grant_wrong_gpus",
+        "grant_wrong_gang",
+        "gang_unavailable",
         "secrets_for_others",
         "commitment_signature_invalid",
         "commitment_wrong_lease",

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from torg_node.executors.docker_network import hand_over_listener
 from torg_node.executors.docker_supervise import Supervision
 from torg_node.executors.docker_watch import running_since_ms
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUnavailable, LaunchRefused
-from torg_node.executors.inside import dialled
+from torg_node.executors.inside import dialled, interface_in
 from torg_node.executors.port import (
     Capabilities,
     Exit,
@@ -230,14 +231,21 @@ class DockerExecutor:
 
     async def dial(self, handle: Handle, port: int) -> socket.socket:
         """Needs the host's root, and containers that share its kernel."""
-        container = await self._containers.inspect(handle.ref)
-        pid = int(container["State"].get("Pid") or 0) if container is not None else 0
-        if pid == 0:
-            raise ExecutorError("the container does not run", code="not_running", field="name", value=handle.name)
+        pid = await self._main_pid(handle)
         try:
             return await dialled(connect_inside(pid, port), port)
         except SandboxUnavailable as error:
             raise ExecutorError(error.message, code=error.code, hint=error.hint) from error
+
+    async def open_interface(self, handle: Handle, address: IPv4Interface) -> int:
+        return await interface_in(await self._main_pid(handle), address)
+
+    async def _main_pid(self, handle: Handle) -> int:
+        container = await self._containers.inspect(handle.ref)
+        pid = int(container["State"].get("Pid") or 0) if container is not None else 0
+        if pid == 0:
+            raise ExecutorError("the container does not run", code="not_running", field="name", value=handle.name)
+        return pid
 
     async def stop(self, handle: Handle, grace_ms: int) -> None:
         if supervision := await self._supervise(handle.ref):

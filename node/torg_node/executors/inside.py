@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable
+from ipaddress import IPv4Interface
 from typing import Protocol
 
+from torg_host.overlay import open_interface, why_not
 from torg_node.executors.errors import ExecutorError
 
 READ_BYTES = 64 << 10
@@ -80,6 +82,17 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
         return await reader.read(READ_BYTES)
     except OSError:  # a terminal whose last program has ended
         return b""
+
+
+async def interface_in(pid: int, address: IPv4Interface) -> int:
+    if (problem := why_not()) is not None:
+        raise ExecutorError(problem, code="gang_unavailable", hint="run torg-node as root, on a host with TUN devices")
+    try:
+        return await asyncio.to_thread(open_interface, pid, address)
+    except FileNotFoundError as error:  # its process went in this moment
+        raise ExecutorError("the container does not run", code="not_running") from error
+    except OSError as error:
+        raise ExecutorError(f"an interface for the gang: {error.strerror}", code="gang_unavailable") from error
 
 
 async def dialled(connecting: Awaitable[socket.socket], port: int) -> socket.socket:

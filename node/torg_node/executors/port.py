@@ -12,6 +12,7 @@ import enum
 import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Protocol
 
@@ -220,6 +221,11 @@ class Executor(Protocol):
     async def dial(self, handle: Handle, port: int) -> socket.socket:
         """A non-blocking socket that is connected to 127.0.0.1:`port` in the container's own network. Raises ExecutorError:
         `not_running`, `port_closed` when nobody listens there."""
+        ...
+
+    async def open_interface(self, handle: Handle, address: IPv4Interface) -> int:
+        """One network interface more in the container; its descriptor is the caller's (torg_host.overlay). Raises ExecutorError:
+        `not_running`, `gang_unavailable` where this host cannot."""
         ...
 
     async def stop(self, handle: Handle, grace_ms: int) -> None:

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 from torg_host.sandbox.container import Container
@@ -116,6 +117,9 @@ class ProcessExecutor:
         raise ExecutorError(
             "there is no inside without isolation", code="inside_not_supported", value=command.command[0]
         )
+
+    async def open_interface(self, handle: Handle, address: IPv4Interface) -> int:  # noqa: ARG002  the port's
+        raise ExecutorError("a process without a container has no network of its own", code="gang_unavailable")
 
     async def dial(self, handle: Handle, port: int) -> socket.socket:  # noqa: ARG002  the port's
         raise ExecutorError("there is no inside without isolation", code="inside_not_supported", value=port)

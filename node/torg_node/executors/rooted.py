@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 from torg_host.sandbox.images import HOST_PYTHON
@@ -97,6 +98,9 @@ class RootedExecutor:
 
     async def dial(self, handle: Handle, port: int) -> socket.socket:
         return await self._of(handle).dial(handle, port)
+
+    async def open_interface(self, handle: Handle, address: IPv4Interface) -> int:
+        return await self._of(handle).open_interface(handle, address)
 
     async def stop(self, handle: Handle, grace_ms: int) -> None:
         await self._of(handle).stop(handle, grace_ms)

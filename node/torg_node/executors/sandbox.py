@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 from torg_host.oci_archive import read_image
@@ -41,7 +42,7 @@ from torg_node.executors.errors import (
     ImageNotFound,
     LaunchRefused,
 )
-from torg_node.executors.inside import StreamedProgram, dialled
+from torg_node.executors.inside import StreamedProgram, dialled, interface_in
 from torg_node.executors.port import (
     PROXY_PORT,
     Capabilities,
@@ -173,6 +174,12 @@ class SandboxExecutor:
         try:
             return await dialled(connect_inside(main_pid(self._container(handle).state_dir), port), port)
         except (Conflict, SandboxUnavailable) as error:
+            raise ExecutorError(error.message, code=error.code, hint=error.hint) from error
+
+    async def open_interface(self, handle: Handle, address: IPv4Interface) -> int:
+        try:
+            return await interface_in(main_pid(self._container(handle).state_dir), address)
+        except Conflict as error:
             raise ExecutorError(error.message, code=error.code, hint=error.hint) from error
 
     async def stop(self, handle: Handle, grace_ms: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 
 from torg_chain.errors import ChainUnavailable
+from torg_host import overlay
 from torg_node.allocation import NoRoom
 from torg_node.grant_check import NodeFacts, Refusal, overlap_with, why_not, why_not_vault
 from torg_node.lease import Declined, Lease
@@ -45,6 +46,8 @@ class CheckGrant:
         )
         if (reason := why_not(lease.signed, facts)) is not None:
             raise Declined(reason.detail, reason.code)
+        if lease.grant.gang is not None and (lack := overlay.why_not()) is not None:
+            raise Declined(f"it cannot join a gang: {lack}", "gang_unavailable")
         if (proof := overlap_with(lease.signed, _running(lease))) is not None:
             kept = publish(proof, node.settings.proofs_path)
             raise Declined(f"its range is promised to another lease already: {kept.name}", "commitment_overlaps")

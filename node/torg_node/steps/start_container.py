@@ -18,6 +18,7 @@ from torg_node.executors.port import (
     PreparedImage,
     ResourceLimits,
 )
+from torg_node.gang_network import gang_env
 from torg_node.lease import CHECKPOINT, OUTPUT, SECRETS, TORG, WORK, Lease, LeaseEnded
 from torg_node.steps.energy import note_energy
 from torg_node.steps.fetch_inputs import input_mounts
@@ -109,6 +110,7 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
     home = {} if spec.root else {"HOME": WORK}  # root's is where its image says, as other platforms have it
     env = {
         **(_PROXY_ENV if proxy else {}),
+        **(gang_env(gang.rank, gang.size) if (gang := lease.grant.gang) is not None else {}),
         **spec.env,
         **home,
         "TORG_CHECKPOINT_DIR": CHECKPOINT,
@@ -117,8 +119,6 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
         "TORG_JOB_ID": lease.grant.job_id,
         "TORG_ATTEMPT": str(lease.grant.attempt),
     }
-    if (gang := lease.grant.gang) is not None:
-        env |= {"TORG_RANK": str(gang.rank), "TORG_WORLD_SIZE": str(gang.size)}
     if spec.secrets is not None:
         env["TORG_SECRETS_DIR"] = SECRETS
     secrets = (Mount(secrets_folder(lease), SECRETS),) if spec.secrets is not None else ()

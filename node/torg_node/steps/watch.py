@@ -14,6 +14,7 @@ from torg_node.executors.port import Exit
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.metering import budget_ms
 from torg_node.steps.checkpoints import CheckpointKeeper
+from torg_node.steps.gang import in_gang
 from torg_node.steps.ports import PortWatch
 from torg_node.steps.streams import follow_logs, follow_progress
 from torg_node.usage import claim_usage
@@ -32,14 +33,15 @@ class Watch:
         async def stop() -> None:
             await executor.stop(handle, lease.stop_grace_ms)
 
-        ended_by_host_clock = await watched(
-            lease,
-            executor.wait(handle),
-            stop,
-            ended,
-            follow_logs(lease, handle, ended),
-            PortWatch(lease).run(handle, ended),
-        )
+        async with in_gang(lease, handle):
+            ended_by_host_clock = await watched(
+                lease,
+                executor.wait(handle),
+                stop,
+                ended,
+                follow_logs(lease, handle, ended),
+                PortWatch(lease).run(handle, ended),
+            )
         lease.exit = on_line(ended_by_host_clock, handle.started_at_ms)
 
     async def undo(self, lease: Lease) -> None:

@@ -1,0 +1,148 @@
+"""The network of a gang: each member's container has one interface, `torg0`, with an address by its rank, and reaches the others' on all
+ports, by packets that the agents carry over SSH connections from node to node through the gateway.
+
+Each pair of members has one connection. The higher rank dials, the lower one answers; both know each other by the keys in the grant, which
+the marketplace has signed. Over it go IP packets, each with its length before it. What cannot be sent is dropped, as networks do: TCP
+sends it again. A packet is taken only from the member whose address it bears, for this member's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface
+
+import asyncssh
+
+from torg_host.overlay import MTU_BYTES
+
+log = logging.getLogger(__name__)
+NETWORK = IPv4Interface("10.88.0.0/24")
+CHANNEL = "gang"  # the name under which a member asks another one for the line of packets
+MASTER_PORT = 29_500  # as torchrun's
+_MOST_WAITING_BYTES = 16 << 20  # for one peer
+_READ_AT_ONCE = 64
+_HEADER_BYTES = 20  # of IPv4 at least
+
+
+def address_of(rank: int) -> IPv4Interface:
+    return IPv4Interface((int(NETWORK.ip) + 1 + rank, NETWORK.network.prefixlen))
+
+
+def gang_env(rank: int, size: int) -> dict[str, str]:
+    """What torch, gloo, NCCL and torchrun look for, so that their defaults find the other members."""
+    master, own, port = str(address_of(0).ip), str(address_of(rank).ip), str(MASTER_PORT)
+    return {
+        "TORG_RANK": str(rank),
+        "TORG_WORLD_SIZE": str(size),
+        "TORG_GANG_ADDRESS": own,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": master,
+        "MASTER_PORT": port,
+        **{f"{library}_SOCKET_IFNAME": "torg0" for library in ("GLOO", "NCCL", "TP")},
+        "PET_NNODES": str(size),
+        "PET_NODE_RANK": str(rank),
+        "PET_LOCAL_ADDR": own,
+        "PET_MASTER_ADDR": master,
+        "PET_MASTER_PORT": port,
+    }
+
+
+@dataclass
+class _Peer:
+    """Packets for one other member, while there is a line to it or not yet."""
+
+    address: bytes
+    waiting: deque[bytes] = field(default_factory=deque)
+    waiting_bytes: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, packet: bytes) -> None:
+        if self.waiting_bytes + len(packet) <= _MOST_WAITING_BYTES:
+            self.waiting.append(packet)
+            self.waiting_bytes += len(packet)
+            self.news.set()
+
+    def take_all(self) -> bytes:
+        framed = b"".join(len(packet).to_bytes(4) + packet for packet in self.waiting)
+        self.waiting.clear()
+        self.waiting_bytes = 0
+        self.news.clear()
+        return framed
+
+
+class GangNetwork:
+    """Of one member. `descriptor`: of its interface (torg_host.overlay), which is closed with this."""
+
+    def __init__(self, descriptor: int, rank: int, size: int) -> None:
+        self.rank = rank
+        self._descriptor = descriptor
+        self._own = address_of(rank).ip.packed
+        self._peers = {other: _Peer(address_of(other).ip.packed) for other in range(size) if other != rank}
+        self._by_address = {peer.address: peer for peer in self._peers.values()}
+        self._closed = False
+        asyncio.get_running_loop().add_reader(descriptor, self._read)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+
+    async def carry(self, other: int, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
+        """Packets from and to one member, until the line breaks."""
+        peer = self._peers[other]
+        log.info("rank %s is connected to rank %s", self.rank, other)
+        sending = asyncio.create_task(self._send(peer, writer))
+        try:
+            with contextlib.suppress(asyncssh.Error, OSError, asyncio.IncompleteReadError):
+                while True:
+                    size = int.from_bytes(await reader.readexactly(4))
+                    if not _HEADER_BYTES <= size <= MTU_BYTES:
+                        log.warning("rank %s sent a packet of %s bytes: the line is closed", other, size)
+                        return
+                    self._write(peer, await reader.readexactly(size))
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            writer.close()
+
+    async def _send(self, peer: _Peer, writer: asyncssh.SSHWriter[bytes]) -> None:
+        with contextlib.suppress(asyncssh.Error, OSError):
+            while True:
+                await peer.news.wait()
+                writer.write(peer.take_all())
+                await writer.drain()
+
+    def _read(self) -> None:
+        """From the container."""
+        for _ in range(_READ_AT_ONCE):
+            try:
+                packet = os.read(self._descriptor, MTU_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.warning("rank %s: its interface is gone: %s", self.rank, error)
+                self.close()
+                return
+            if _source_of(packet) == self._own and (peer := self._by_address.get(packet[16:20])) is not None:
+                peer.put(packet)
+
+    def _write(self, peer: _Peer, packet: bytes) -> None:
+        """To the container."""
+        if _source_of(packet) != peer.address or packet[16:20] != self._own or self._closed:
+            return
+        with contextlib.suppress(OSError):  # full, or going down: dropped
+            os.write(self._descriptor, packet)
+
+
+def _source_of(packet: bytes) -> bytes | None:
+    """None: not IPv4."""
+    return packet[12:16] if len(packet) >= _HEADER_BYTES and packet[0] >> 4 == 4 else None
