@@ -39,8 +39,8 @@ class Machine:
         pack(WORKLOADS / self.name, self.root / "workspace.tar.zst")
         unpack(self.root / "workspace.tar.zst", self.root / "work")
 
-    def start(self, *options: str, kill_after_checkpoint: int = 0) -> ForkedProcess:
-        env = {
+    def start(self, *options: str, kill_after_checkpoint: int = 0, env: dict[str, str] | None = None) -> ForkedProcess:
+        env = (env or {}) | {
             "HOME": str(self.root / "work"),
             "OMP_NUM_THREADS": "1",
             "TORG_CHECKPOINT_DIR": str(self.checkpoints),
