@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import select
 
 from tests.support.actors import TUSD, Client, Node, join, let_pass, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.settle import advance_settlements, settle_due
+from torg_marketplace.storage.money_models import CommitmentRow
 from torg_protocol.api import JobView
 from torg_protocol.ids import JobId
 from torg_protocol.messages import Exited, UsageClaimed, UsageCountersigned
@@ -114,6 +117,29 @@ async def test_intervals_are_paid_up_to_the_newest_checkpoint_only(world: World)
     receipt = await only_receipt(client, node, job.job_id)
     assert [item.record.useful_ms for item in receipt.usage] == [8 * MINUTE_MS, 7 * MINUTE_MS]
     assert receipt.receipt.amount == 15 * MINUTE_MS
+
+
+async def test_a_lease_that_was_captured_to_the_last_unit_before_it_ends_frees_its_range(world: World) -> None:
+    _, node, _ = await running(world, checkpoint={"enabled": True}, retry={"max_attempts": 1})
+    world.advance(ms=8 * MINUTE_MS)
+    await node.checkpoint()
+    world.advance(ms=2 * MINUTE_MS)
+    await node.ok(node.claim())
+    await settle_due(world.market, hurry=True)
+    await advance_settlements(world.market)
+    await advance_settlements(world.market)
+    assert not await released(world), "it may earn more"
+
+    await node.disconnect()
+    await let_pass(world, seconds=310)  # lost: what came after the checkpoint is free
+
+    assert await released(world)
+
+
+async def released(world: World) -> bool:
+    async with world.market.reading() as unit:
+        (commitment,) = await unit.session.scalars(select(CommitmentRow))
+        return commitment.released
 
 
 async def test_without_checkpoints_an_interval_pays_nothing_yet(world: World) -> None:

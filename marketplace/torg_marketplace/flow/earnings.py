@@ -17,7 +17,7 @@ from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.money_models import CommitmentRow, EarningRow, HoldRow, PayoutRow
 from torg_protocol.ids import LeaseId
 from torg_protocol.refunds import RefundCause
-from torg_protocol.states import PayoutState
+from torg_protocol.states import OVER_PAYOUT_STATES, PayoutState
 from torg_protocol.usage import UsageRecord
 
 FEE_ADDRESS = "fee"  # stands for the fee account that the operator's config names on chain
@@ -108,7 +108,15 @@ async def _shrink_commitment(unit: Unit, lease_id: LeaseId, total: int) -> None:
         return
     commitment.decided = True
     commitment.upper = commitment.lower + total
-    commitment.released = total == 0
+    # Records that were payable at once may have been captured to the last one by now: no later capture would free the range.
+    commitment.released = total == 0 or not await _is_owed(unit, lease_id)
+
+
+async def _is_owed(unit: Unit, lease_id: LeaseId) -> bool:
+    query = select(PayoutRow.payout_id).where(
+        PayoutRow.lease_id == lease_id, PayoutRow.state.not_in(OVER_PAYOUT_STATES)
+    )
+    return await unit.session.scalar(query.limit(1)) is not None
 
 
 async def _earned_by(unit: Unit, lease_id: LeaseId) -> Sequence[EarningRow]:
