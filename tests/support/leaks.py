@@ -114,7 +114,9 @@ def survey(base: Path, temp: Path) -> frozenset[str]:
 
 
 def _processes(marks: tuple[str, ...]) -> Iterator[str]:
-    """Those that name this session's folders: in their arguments, environment, working directory, or control group."""
+    """Those that name this session's folders, in their arguments, environment or working directory. Counted by what they run: a test may
+    have started a daemon of its module's market anew."""
+    seen: Counter[str] = Counter()
     for directory in Path("/proc").iterdir():
         if not directory.name.isdigit() or int(directory.name) == os.getpid():
             continue
@@ -126,8 +128,9 @@ def _processes(marks: tuple[str, ...]) -> Iterator[str]:
             continue
         if command and is_kept_spare(directory):
             continue
-        if command and any(mark in said for mark in marks) and not _is_engine(command):
-            yield f"process {directory.name}: {command[:200]}"
+        if command and any(mark in said for mark in marks) and not _is_shared(command):
+            seen[command[:200]] += 1
+            yield f"process {command[:200]} ({seen[command[:200]]})"
 
 
 def is_kept_spare(process: Path) -> bool:
@@ -140,9 +143,9 @@ def is_kept_spare(process: Path) -> bool:
     return "wait_and_become" in command and name != TAKEN and parent != 1
 
 
-def _is_engine(command: str) -> bool:
-    """The session's own engine stays; its containers' shims and proxies do not."""
-    return Path(command.split(maxsplit=1)[0]).name in {"dockerd", "containerd"}
+def _is_shared(command: str) -> bool:
+    """What a whole session shares stays: engine (its containers' shims and proxies do not), database, bus."""
+    return Path(command.split(maxsplit=1)[0].rstrip(":")).name in {"dockerd", "containerd", "postgres", "nats-server"}
 
 
 def _cgroups(state_roots: Iterable[Path]) -> Iterator[str]:
