@@ -2,7 +2,7 @@
 
 QUEUED      a larger limit, for its next attempt already
 LEASED      the lease that runs ends at its own limit, as its node agreed to; then the job goes on from its newest checkpoint, in another
-            lease, with what was added (docs/adr/0027). So it needs checkpoints, and nothing to verify: a job whose result is measured is
+            lease, with what was added (docs/adr/0020). So it needs checkpoints, and nothing to verify: a job whose result is measured is
             measured at the end of the lease that made it
 else        too late
 """
