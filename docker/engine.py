@@ -64,6 +64,8 @@ class PrivateEngine:
         self.log_file = self.state_dir / "engine.log"
         self._config_file = self.state_dir / "daemon.json"
         self._strays_file = self.state_dir / "strays.json"
+        # The daemons' TMPDIR, where they dump their stacks when they are slow to end. gVisor's sandboxes pass through it as nobody.
+        self._dumps = Path("/tmp") / f"torg-engine-{hashlib.sha256(bytes(self.state_dir)).hexdigest()[:12]}"  # noqa: S108
         self._cgroup = "torg-engine-" + hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:12]
 
     def start(self) -> Path:
@@ -119,6 +121,7 @@ class PrivateEngine:
         remove_cgroups(self._cgroup)
         strays = json.loads(self._strays_file.read_text())
         shutil.rmtree(self.state_dir)
+        shutil.rmtree(self._dumps, ignore_errors=True)
         remove_strays({Path(path) for path in strays})
 
     def answers(self) -> bool:
@@ -163,10 +166,8 @@ class PrivateEngine:
 
     def _launch(self, dockerd: str) -> subprocess.Popen[bytes]:
         command = [dockerd, "--config-file", str(self._config_file)]
-        environment = {
-            **os.environ,
-            "TMPDIR": str(self.state_dir),
-        }  # both daemons dump their stacks there when they are slow to end
+        self._dumps.mkdir(mode=0o711, exist_ok=True)
+        environment = {**os.environ, "TMPDIR": str(self._dumps)}
         with self.log_file.open("wb") as log:
             return subprocess.Popen(
                 command,

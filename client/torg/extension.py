@@ -73,7 +73,7 @@ def _max_amount(job: JobView, max_duration_ms: int, decimals: int) -> int:
 
 
 def _bounded(spec: JobSpec, price_ceiling: int, max_duration_ms: int, decimals: int) -> int:
-    full = spec.nodes_at_once * cost(price_ceiling, spec.resources.billable_gpus, max_duration_ms)
+    full = spec.nodes_at_once * spec.replicas * cost(price_ceiling, spec.resources.billable_gpus, max_duration_ms)
     if spec.limits.max_cost is None:
         return full
     return min(full, parse_amount(spec.limits.max_cost, decimals, field="limits.max_cost"))

@@ -151,3 +151,23 @@ async def test_a_quorum_needs_nodes_outputs_and_no_checkpoints(world: World) -> 
             await client.quote(quorum_spec(**changes))
         assert refused.value.field == field
     node.read()
+
+
+async def test_a_replica_that_was_ready_before_its_cancel_reached_it_is_the_last_one(world: World) -> None:
+    nodes, client = [await join(world, price=PRICE) for _ in range(3)], await make_client(world)
+    job = await client.submit(quorum_spec())
+    await match_pending(world.market)
+    for each in nodes:
+        each.read()
+    (node,) = [each for each in nodes if each.held]
+    await node.ok(Accepted())
+    node.lease.state = LeaseState.PREPARING
+    await node.start()
+    world.advance(seconds=10)
+    await node.disconnect()
+    await client.cancel(job.job_id)
+    await node.finish(outputs={"result.txt": RIGHT})
+
+    view = await client.job(job.job_id)
+    assert (view.state, view.final_amount) == (JobState.CANCELLED, 10_000)
+    assert await match_pending(world.market) == 0

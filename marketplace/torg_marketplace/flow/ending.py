@@ -162,7 +162,7 @@ async def conclude(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSum
 
 
 async def end_queued(unit: Unit, job: JobRow, reason: EndReason, detail: str = "") -> None:
-    """Ends a job that has no lease: cancelled, past its queue deadline, or out of time or money."""
+    """Ends a job that has no live lease: cancelled, past its queue deadline, or out of time or money."""
     match reason:
         case EndReason.CANCELLED:
             to = JobState.CANCELLED
@@ -272,6 +272,9 @@ async def _next_replica(unit: Unit, lease: LeaseRow, job: JobRow, replicas: int)
     votes = [vote_of(each.outputs) for each in await leases_of_job(unit, job.job_id) if is_vote(each.state)]
     if not goes_on(votes, replicas):
         return False
+    if job.cancel_requested_at_ms is not None:  # this replica was ready before the order to stop reached it
+        await end_queued(unit, job, EndReason.CANCELLED)
+        return True
     same_owner = select(NodeRow.node_id).where(NodeRow.offer["payout_address"].as_string() == lease.payout_address)
     owned = {lease.node_id, *(await unit.session.scalars(same_owner)).all()}
     job.excluded_nodes = sorted({*job.excluded_nodes, *owned})

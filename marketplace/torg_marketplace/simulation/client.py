@@ -98,7 +98,7 @@ class SimulatedClient:
         longer_ms = job.max_duration_ms + chance.choice([10_000, 60_000, 300_000])
         spec = job.spec
         longer = spec.model_copy(update={"limits": spec.limits.model_copy(update={"max_duration": longer_ms})})
-        more = spec.nodes_at_once * cost(job.price_ceiling, spec.resources.billable_gpus, longer_ms)
+        more = spec.nodes_at_once * spec.replicas * cost(job.price_ceiling, spec.resources.billable_gpus, longer_ms)
         if spec.limits.max_cost is not None:
             more = min(more, parse_amount(spec.limits.max_cost, 6))
         short = chance.random() < 0.2  # one base unit less than it takes

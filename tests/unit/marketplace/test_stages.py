@@ -58,13 +58,14 @@ async def test_errors_and_cancellations_go_through() -> None:
 
 async def test_metrics_tell_stages_and_nodes() -> None:
     await measured('test "quoted"', busy(1))
-    port, stop = serve_metrics(0, lambda: 7)
+    port, stop = serve_metrics(0, lambda: 7, lambda: 5_000)
     try:
         url = f"http://127.0.0.1:{port}/metrics"
         text = (await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read())).decode()
     finally:
         stop()
     assert "torg_connected_nodes 7.0" in text
+    assert "torg_fee_payer_lamports 5000.0" in text
     assert 'torg_stage_calls_total{stage="test \\"quoted\\""} 1.0' in text
     assert 'torg_stage_processor_seconds_total{stage="test \\"quoted\\""}' in text
     assert "process_resident_memory_bytes" in text
