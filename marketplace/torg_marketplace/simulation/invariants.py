@@ -188,7 +188,9 @@ def _attempts(tables: Tables) -> Iterator[str]:
             beyond = [lease for lease in members if lease["billed_ms"] > lease["checkpoint_useful_ms"]]
             if len(members) > 1 and beyond and reason in EXCLUDING | PAUSING:
                 yield f"{beyond[0]['lease_id']} is billed beyond the checkpoint of a gang that ended by {reason}"
-            counted += reason is not None and reason not in NOT_COUNTED
+            # A replica is outvoted after the next ones have run.
+            outvoted = limits.replicas > 1 and reason == "verification_rejected"
+            counted += reason is not None and reason not in NOT_COUNTED and not outvoted
         if spent > job["max_amount"]:
             yield f"{job_id} costs {spent}, at most {job['max_amount']} was promised"
         if billed_ms > limits.replicas * limits.max_duration_ms:
