@@ -3,7 +3,7 @@
 
 The container has no route and needs no program, no mount and no port of the host: it finds a listener on its own loopback, and what
 accepts there lives in the host's network. Run as a module (`python -m torg_host.netns PID PORT FD`) or called in a fork; never in a
-process that goes on, since it changes the network namespace of whoever calls it.
+process that goes on, since it changes the network namespace of whoever calls it. A process that goes on asks `torg_host.network_thread`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def hand_over_listener(pid: int, port: int, channel: int) -> None:
     Raises OSError: no such process, no right to enter, no listener. The caller is in the other namespace afterwards.
     """
     pidfd = os.pidfd_open(pid)
-    _enter(pid)
+    enter_network(pid)
     with socket.socket() as listener:
         listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         listener.bind(("127.0.0.1", port))
@@ -46,8 +46,9 @@ def receive_listener(channel: socket.socket) -> tuple[socket.socket, int] | None
     return listener, descriptors[1]
 
 
-def _enter(pid: int) -> None:
-    """As root at once; as the plain user who made the container, by way of the user namespace that owns the network."""
+def enter_network(pid: int) -> None:
+    """The calling thread is in the network of `pid` afterwards. As root at once; as the plain user who made the container, by way of the user namespace that owns the network.
+    Raises OSError, also where that network is the caller's own."""
     libc = ctypes.CDLL(None, use_errno=True)
     network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
     try:

@@ -4,19 +4,18 @@ packet (a TUN device of Linux). The container needs no capability for it, and ge
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import socket
 import struct
-import threading
 from ipaddress import IPv4Interface
 from pathlib import Path
+
+from torg_host.network_thread import in_network_of
 
 INTERFACE = "torg0"
 MTU_BYTES = 65_000  # bytes go through a tunnel that cuts them anyway: large packets cost less
 _TUN = Path("/dev/net/tun")
-_CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFMTU, _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8916, 0x891C, 0x8922, 0x8913, 0x8914
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
@@ -32,35 +31,10 @@ def why_not() -> str | None:
 def open_interface(pid: int, address: IPv4Interface) -> int:
     """Makes `torg0` with this address in the network of process `pid`. The descriptor is non-blocking and the caller's; the interface is
     gone when it is closed. Blocks for a moment. Raises OSError."""
-    result: list[int | OSError] = []
-
-    def enter_and_make() -> None:
-        try:
-            result.append(_make(pid, address))
-        except OSError as error:
-            result.append(error)
-
-    thread = threading.Thread(
-        target=enter_and_make, name="overlay"
-    )  # which has changed its network: never used for anything else
-    thread.start()
-    thread.join()
-    (made,) = result
-    if isinstance(made, OSError):
-        raise made
-    return made
+    return in_network_of(pid, lambda: _make(address))
 
 
-def _make(pid: int, address: IPv4Interface) -> int:
-    network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if os.path.samestat(os.fstat(network), os.stat("/proc/self/ns/net")):  # noqa: PTH116
-            raise OSError(0, "the container has no network of its own")
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(network, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"cannot enter the network of process {pid}")
-    finally:
-        os.close(network)
+def _make(address: IPv4Interface) -> int:
     descriptor = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", INTERFACE.encode(), _IFF_TUN | _IFF_NO_PI))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -16,10 +15,10 @@ import socket
 import struct
 import sys
 import termios
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torg_host.network_thread import in_network_of
 from torg_host.sandbox import processes
 from torg_host.sandbox.errors import SandboxUnavailable
 from torg_host.sandbox.launch import PACKAGE_PARENT
@@ -28,7 +27,6 @@ from torg_protocol.errors import Conflict
 ENTER = "import sys; sys.path.insert(0, sys.argv[1]); from torg_host.sandbox.enter import main; main(sys.argv[2:])"
 READ_BYTES = 64 << 10
 STARTS_WITHIN_S = 20.0
-CLONE_NEWNET = 0x40000000
 
 
 class InsideProcess:
@@ -178,7 +176,7 @@ async def connect_inside(pid: int, port: int) -> socket.socket:
             code="inside_needs_root",
             hint="run torg-node as root",
         )
-    made = await asyncio.to_thread(_socket_in_network_of, pid)
+    made = await asyncio.to_thread(in_network_of, pid, socket.socket)
     try:
         made.setblocking(False)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -186,32 +184,6 @@ async def connect_inside(pid: int, port: int) -> socket.socket:
     except BaseException:
         made.close()
         raise
-    return made
-
-
-def _socket_in_network_of(pid: int) -> socket.socket:
-    """A socket belongs for good to the network in which it was made. The thread that enters it is never used for anything else."""
-    result: list[socket.socket | OSError] = []
-
-    def enter_and_make() -> None:
-        try:
-            descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.setns(descriptor, CLONE_NEWNET):
-                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            finally:
-                os.close(descriptor)
-            result.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-        except OSError as error:
-            result.append(error)
-
-    thread = threading.Thread(target=enter_and_make, name="network of a job")
-    thread.start()
-    thread.join()
-    (made,) = result
-    if isinstance(made, OSError):
-        raise made
     return made
 
 
