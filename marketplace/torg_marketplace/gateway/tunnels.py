@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from torg_marketplace.api.auth import verify_party
 from torg_marketplace.api.context import Edge, edge_of
 from torg_marketplace.flow.tunnel import TunnelEnds, lease_lives, peer_ends, tunnel_ends
+from torg_marketplace.flow.unit import Unit
 from torg_marketplace.gateway.relay import NODE_WITHIN_S, Tunnels, close_quietly
 from torg_protocol.errors import TorgError, Unavailable
 from torg_protocol.ids import AccountId, JobId, LeaseId, NodeId
@@ -33,31 +35,24 @@ def tunnels_of(socket: WebSocket) -> Tunnels:
 
 @router.websocket(TUNNELS_PATH + "/jobs/{job_id}")
 async def client_door(socket: WebSocket, job_id: str) -> None:
-    edge, tunnels = edge_of(socket), tunnels_of(socket)
-    await socket.accept()
-    try:
-        account = _caller(edge, socket)
-        edge.limiter.take(account)
-        with tunnels.place_for(account):
-            async with edge.market.reading() as unit:
-                ends = await tunnel_ends(unit, account, JobId(job_id))
-            await _connect(edge, tunnels, socket, ends)
-    except TorgError as error:
-        await _refuse(socket, error)
-    except WebSocketDisconnect:
-        pass  # it did not wait
+    await _open(socket, lambda unit, account: tunnel_ends(unit, account, JobId(job_id)))
 
 
 @router.websocket(TUNNELS_PATH + "/leases/{lease_id}/ranks/{rank}")
 async def peer_door(socket: WebSocket, lease_id: str, rank: int) -> None:
+    await _open(socket, lambda unit, node: peer_ends(unit, NodeId(node), LeaseId(lease_id), rank))
+
+
+async def _open(socket: WebSocket, ends_for: Callable[[Unit, AccountId], Awaitable[TunnelEnds]]) -> None:
+    """`ends_for`: who asks, by its key; raises TorgError when that one may not."""
     edge, tunnels = edge_of(socket), tunnels_of(socket)
     await socket.accept()
     try:
-        node = _caller(edge, socket)
-        edge.limiter.take(node)
-        with tunnels.place_for(node):
+        caller = _caller(edge, socket)
+        edge.limiter.take(caller)
+        with tunnels.place_for(caller):
             async with edge.market.reading() as unit:
-                ends = await peer_ends(unit, NodeId(node), LeaseId(lease_id), rank)
+                ends = await ends_for(unit, caller)
             await _connect(edge, tunnels, socket, ends)
     except TorgError as error:
         await _refuse(socket, error)
