@@ -9,8 +9,9 @@ from __future__ import annotations
 from torg.submission import Submission, cap_lifetime_s
 from torg_protocol.api import JobView
 from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError, Unavailable
-from torg_protocol.jobspec import MAX_DURATION_MS, JobSpec
-from torg_protocol.money import cost, format_amount, parse_amount
+from torg_protocol.job_cost import largest_cost
+from torg_protocol.jobspec import MAX_DURATION_MS
+from torg_protocol.money import format_amount
 
 
 async def extend(submission: Submission, job: JobView, by_ms: int) -> JobView:
@@ -60,7 +61,7 @@ async def extend(submission: Submission, job: JobView, by_ms: int) -> JobView:
 
 def _max_amount(job: JobView, max_duration_ms: int, decimals: int) -> int:
     """Raises Conflict `price_unknown` when what the marketplace says of the job does not add up."""
-    now = _bounded(job.spec, job.price_ceiling, job.max_duration_ms, decimals)
+    now = largest_cost(job.spec, job.price_ceiling, job.max_duration_ms, decimals)
     if now != job.max_amount:
         raise Conflict(
             f"the marketplace says that this job may cost {job.max_amount} base units, and its own price makes that {now}",
@@ -69,11 +70,4 @@ def _max_amount(job: JobView, max_duration_ms: int, decimals: int) -> int:
             value=job.job_id,
             hint="nothing was signed",
         )
-    return _bounded(job.spec, job.price_ceiling, max_duration_ms, decimals)
-
-
-def _bounded(spec: JobSpec, price_ceiling: int, max_duration_ms: int, decimals: int) -> int:
-    full = spec.nodes_at_once * spec.replicas * cost(price_ceiling, spec.resources.billable_gpus, max_duration_ms)
-    if spec.limits.max_cost is None:
-        return full
-    return min(full, parse_amount(spec.limits.max_cost, decimals, field="limits.max_cost"))
+    return largest_cost(job.spec, job.price_ceiling, max_duration_ms, decimals)

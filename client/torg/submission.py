@@ -17,8 +17,9 @@ from torg.transport import Transport
 from torg_protocol.api import JobPage, JobReceipts, JobView, MarketInfo, Quote
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound, TorgError, Unavailable
 from torg_protocol.httpsig import MAX_CLOCK_SKEW_S
+from torg_protocol.job_cost import full_cost
 from torg_protocol.jobspec import SPOT_PATIENCE_MS, JobSpec
-from torg_protocol.money import cost, format_amount, parse_amount
+from torg_protocol.money import format_amount, parse_amount
 from torg_protocol.usage import SignedReceipt, verify_receipt
 
 if TYPE_CHECKING:
@@ -280,8 +281,7 @@ def check_quote(spec: JobSpec, quote: Quote, decimals: int) -> None:
         bounds.append(("limits.max_cost", parse_amount(limits.max_cost, decimals, field="limits.max_cost")))
     if limits.max_price_per_hour is not None:
         price = parse_amount(limits.max_price_per_hour, decimals, field="limits.max_price_per_hour")
-        of_each = cost(price, spec.resources.billable_gpus, limits.max_duration)
-        bounds.append(("limits.max_price_per_hour", spec.nodes_at_once * spec.replicas * of_each))
+        bounds.append(("limits.max_price_per_hour", full_cost(spec, price, limits.max_duration)))
     for field, most in bounds:
         if (quote.max_amount or 0) > most:
             raise Invalid(

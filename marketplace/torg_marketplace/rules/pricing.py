@@ -6,8 +6,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from torg_protocol.errors import Invalid
+from torg_protocol.job_cost import largest_cost
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.money import MS_PER_HOUR, cost, parse_amount
+from torg_protocol.money import MS_PER_HOUR, parse_amount
 
 MAX_ACCEPTED_AMOUNT = 2**63 - 1  # the database's integers end here
 ABSURD_TIMES_MIDDLE = 4
@@ -43,10 +44,7 @@ def price_ceiling(
 def max_amount(spec: JobSpec, ceiling: int, decimals: int, *, max_duration_ms: int | None = None) -> int:
     """What a submit holds: ceiling x nodes (or replicas) x GPUs x max_duration (the spec's, unless it was extended), or the client's own max_cost if
     that is less."""
-    longest_ms = max_duration_ms or spec.limits.max_duration
-    full = spec.nodes_at_once * spec.replicas * cost(ceiling, spec.resources.billable_gpus, longest_ms)
-    if spec.limits.max_cost is not None:
-        full = min(full, parse_amount(spec.limits.max_cost, decimals, field="limits.max_cost"))
+    full = largest_cost(spec, ceiling, max_duration_ms or spec.limits.max_duration, decimals)
     if full > MAX_ACCEPTED_AMOUNT:
         raise Invalid(
             "this job could cost more than can be held",

@@ -1,4 +1,4 @@
-"""What a client signs for more time is what the marketplace asks for it: both work it out for themselves."""
+"""What a client signs for more time is what the marketplace asks for it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 import pytest
 
 from tests.support.actors import spec
-from torg.extension import _bounded
 from torg_marketplace.rules import pricing
+from torg_protocol.job_cost import largest_cost
 from torg_protocol.jobspec import load_job_spec
 
-HOUR_MS = 3_600_000
+TWO_HOURS_MS, PRICE = 7_200_000, 1_000_003
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "most"),
     [
-        {},
-        {"resources": {"gpus": 4}},
-        {"gang": {"size": 3}},
-        {"verify": {"policy": "quorum", "replicas": 3}, "outputs": ["result.txt"]},
-        {"limits": {"max_duration": "1h", "max_cost": "0.5"}},
+        ({}, 2_000_006),
+        ({"resources": {"gpus": 4}}, 8_000_024),
+        ({"gang": {"size": 3}}, 6_000_018),
+        ({"verify": {"policy": "quorum", "replicas": 3}, "outputs": ["result.txt"]}, 6_000_018),
+        ({"limits": {"max_duration": "1h", "max_cost": "0.5"}}, 500_000),
     ],
     ids=["one", "cards", "gang", "quorum", "bounded"],
 )
-def test_both_sides_come_to_the_same_maximum(changes: dict[str, Any]) -> None:
+def test_both_sides_come_to_the_same_maximum(changes: dict[str, Any], most: int) -> None:
     job = load_job_spec(spec(**changes))
-    theirs = pricing.max_amount(job, 1_000_003, 6, max_duration_ms=2 * HOUR_MS)
 
-    assert _bounded(job, 1_000_003, 2 * HOUR_MS, 6) == theirs
+    assert largest_cost(job, PRICE, TWO_HOURS_MS, 6) == most
+    assert pricing.max_amount(job, PRICE, 6, max_duration_ms=TWO_HOURS_MS) == most
