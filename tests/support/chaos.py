@@ -16,7 +16,7 @@ import asyncpg
 from scripts.market_processes import Running, script, start
 from tests.support.nats import NatsServer
 from tests.support.postgres import Postgres
-from tests.support.small_market import SmallMarket, spec_of_small_job
+from tests.support.small_market import SmallMarket, running_market, spec_of_small_job
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
 from torg.errors import TorgError
@@ -94,13 +94,8 @@ def signal_to(running: Running | None, number: signal.Signals) -> None:
 @asynccontextmanager
 async def chaos_market(folder: Path, postgres: Postgres, nats: NatsServer) -> AsyncIterator[RolesMarket]:
     market = RolesMarket(folder, postgres.new_database(), nats=nats, postgres=postgres)
-    try:
-        await market.start_localnet()
-        await market.start_marketplace()
-        await market.start_node()
+    async with running_market(folder, market=market):
         yield market
-    finally:
-        await market.stop()
 
 
 async def submit_through_it(client: AsyncClient, name: str) -> str:
