@@ -35,6 +35,7 @@ CALLS = {
     "init_module": (175, 105),
 }
 PIECE = bytes(1 << 20)
+SEEN_BY_THE_ENGINE_S = 0.5
 PR_GET_NO_NEW_PRIVS = 39
 OWN_ROOT_CAPABILITIES = 0x4FB  # over its own files, processes, ids and low ports
 
@@ -107,6 +108,8 @@ def fork_bomb(limit: int) -> str | None:
 
 def memory_hog(limit_bytes: int) -> str:
     """Never returns where the limit works."""
+    # An engine notes why it lost a container only from when it has noted its start: one that is killed in its first moment has no reason.
+    time.sleep(SEEN_BY_THE_ENGINE_S)
     kept = [bytearray(b"x") * len(PIECE) for _ in range(4 * limit_bytes // len(PIECE))]
     return f"{len(kept)} MiB allocated, the limit is {limit_bytes} bytes"
 
