@@ -22,7 +22,10 @@ Undo = Callable[[], object]
 
 
 def _process(base: Path, _temp: Path) -> Undo:
-    child = subprocess.Popen([sys.executable, "-c", "input()", str(base)], stdin=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", "print(flush=True); input()", str(base)], stdin=pipe, stdout=pipe)
+    assert child.stdout is not None
+    child.stdout.readline()  # a program that was only just started has an empty command line for a moment
     return lambda: (child.kill(), child.communicate())
 
 
