@@ -50,6 +50,7 @@ def _offer(node: TraceNode) -> Offer:
         isolation=("sandbox",),
         payout_address="benchmark",
         max_unpaid=10**15,
+        gpu_slices=100,
     )
 
 
@@ -66,6 +67,7 @@ def _demand(pod: Pod) -> Demand:
     }
     if pod.models:
         resources["gpu_class"] = "|".join(sorted(pod.models))
+    if pod.gpus == 1:
+        resources["gpu_fraction"] = format_cpu_millis(pod.gpu_milli)
     spec = load_job_spec({"version": 1, "command": ["x"], "resources": resources})
-    share = pod.gpus == 1 and pod.gpu_milli < 1000
-    return Demand(spec=spec, client=_CLIENT, gpu_milli=pod.gpu_milli if share else 1000)
+    return Demand(spec=spec, client=_CLIENT)

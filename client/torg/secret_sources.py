@@ -17,7 +17,7 @@ from typing import Any
 from torg_protocol.api import NodeView
 from torg_protocol.errors import Infeasible, Invalid
 from torg_protocol.ids import AccountId
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.jobspec import WHOLE_GPU_MILLI, JobSpec
 from torg_protocol.sealing import JOB_KEY
 from torg_protocol.secrets import MAX_RECIPIENTS, MAX_SECRET_BYTES, MAX_SECRETS, SealedSecrets, content_of
 from torg_protocol.states import NodeState
@@ -120,6 +120,7 @@ def _fits(spec: JobSpec, offer: NodeView) -> bool:
         and (not spec.spot or offer.spot_price_per_gpu_hour is not None)
         and offer.node not in spec.excluded_nodes
         and offer.gpus >= asked.gpus
+        and asked.gpu_fraction >= WHOLE_GPU_MILLI // offer.gpu_slices
         and (not classes or offer.gpu_class.lower() in classes)
         and offer.cpu_millis >= asked.cpus
         and offer.memory_bytes >= asked.memory

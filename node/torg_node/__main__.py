@@ -296,7 +296,7 @@ def _uncordon(settings: Settings, gpu_uuid: str) -> int:
 
 
 def _ledger(settings: Settings, inventory: Inventory, units: Sequence[GpuFacts]) -> Reservations:
-    capacity = capacity_of(inventory, units, settings.slots, time_slices=settings.time_slices)
+    capacity = capacity_of(inventory, units, settings.slots, gpu_slices=settings.gpu_slices)
     return Reservations(settings.host_ledger_path, str(load_keypair(settings.key_path).pubkey()), capacity)
 
 

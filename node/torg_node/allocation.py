@@ -38,7 +38,7 @@ class Capacity:
     memory_bytes: int
     disk_bytes: int
     slots: int
-    time_slices: bool = False
+    gpu_slices: int = 1  # how many leases of one client may share a GPU
     numa_node_of: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -64,6 +64,7 @@ class Claim:
             cpu_millis=asked.cpus,
             memory_bytes=asked.memory,
             disk_bytes=asked.disk,
+            gpu_milli=asked.gpu_fraction,
             min_vram=asked.min_vram,
             min_compute_capability=asked.min_compute_capability,
         )
@@ -128,8 +129,10 @@ def _gpus(
 
 
 def _time_slice(claim: Claim, capacity: Capacity, held: Sequence[Held], cordoned: Mapping[str, str]) -> str:
-    if not capacity.time_slices:
-        raise NoRoom("this node gives no time slices")
+    if capacity.gpu_slices == 1:
+        raise NoRoom("this node shares no GPUs")
+    if claim.gpu_milli < WHOLE_MILLI // capacity.gpu_slices:
+        raise NoRoom(f"{claim.gpu_milli}/1000 of a GPU asked; this node cuts none into more than {capacity.gpu_slices}")
     if claim.gpus != 1:
         raise NoRoom("a time slice is of exactly one GPU")
     found: list[tuple[int, int, str]] = []

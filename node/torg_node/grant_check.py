@@ -64,16 +64,6 @@ def why_not(signed: SignedGrant, facts: NodeFacts) -> Refusal | None:
             "the grant's time is too far from this clock",
         ),
         (
-            (price := facts.offer.price_of(grant.spec)) is None,
-            "spot_not_offered",
-            "this node takes no spot jobs",
-        ),
-        (
-            grant.price_per_gpu_hour < (price or 0),
-            "grant_price_too_low",
-            "the price is below the offer",
-        ),
-        (
             grant.billable_gpus != grant.spec.resources.billable_gpus,
             "grant_wrong_gpus",
             "the grant bills other GPUs than the job asks for",
@@ -99,7 +89,12 @@ def why_not(signed: SignedGrant, facts: NodeFacts) -> Refusal | None:
             f"{facts.exposure} base units are owed to this node, which takes no more from {facts.offer.max_unpaid} on",
         ),
     )
-    return _first(checks) or _commitment_problem(grant, facts) or _cap_problem(grant, facts)
+    return (
+        _first(checks)
+        or _offer_problem(grant, facts.offer)
+        or _commitment_problem(grant, facts)
+        or _cap_problem(grant, facts)
+    )
 
 
 def why_not_vault(grant: Grant, vault: VaultState | None, facts: NodeFacts) -> Refusal | None:
@@ -147,6 +142,22 @@ def overlap_with(signed: SignedGrant, earlier: Iterable[SignedGrant]) -> Overlap
         if not proof.problems():
             return proof
     return None
+
+
+def _offer_problem(grant: Grant, offer: Offer) -> Refusal | None:
+    """What of it is not for sale here, or not at this price."""
+    price = offer.price_of(grant.spec)
+    return _first(
+        (
+            (price is None, "spot_not_offered", "this node takes no spot jobs"),
+            (grant.price_per_gpu_hour < (price or 0), "grant_price_too_low", "the price is below the offer"),
+            (
+                grant.spec.resources.gpu_fraction < offer.least_gpu_milli,
+                "gpu_fraction_not_offered",
+                "the job wants a part of a GPU that this node does not cut",
+            ),
+        )
+    )
 
 
 def _commitment_problem(grant: Grant, facts: NodeFacts) -> Refusal | None:

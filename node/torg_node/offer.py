@@ -41,6 +41,7 @@ def make_offer(
         egress=_egress(settings) if EGRESS_PROBE in capabilities.verified else (),
         own_root=settings.own_root and OWN_ROOT_PROBE in capabilities.verified,
         collateral=collateral,
+        gpu_slices=settings.gpu_slices if inventory.gpus else 1,
     )
     return SignedOffer(offer=offer, signature=offer.sign(keypair))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, IPvAnyNetwork, ValidationError, model_validator
 
@@ -42,13 +42,19 @@ class Settings(BaseModel):
     land_orders_after_s: int = Field(default=900, ge=0)  # an order that the marketplace has not landed by then, we land
     reservations_path: Path | None = None  # the host's ledger; nodes that share a host share it
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
-    time_slices: bool = False  # whether leases of one client may share a GPU
+    gpu_slices: int = Field(default=1, ge=1, le=100)  # how many leases of one client may share a GPU; 1: none
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
     max_image_bytes: int = Field(default=20 << 30, gt=0)  # of an image archive, packed and unpacked
     cache_bytes: int = Field(default=10 << 30, ge=0)  # of inputs and images that are kept for the next job; 0: none
     rules: OwnerRules = OwnerRules()
     rental_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")  # None: not rented directly
     rental_interval_s: int = Field(default=60, ge=1, le=3600)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_never_did_anything(cls, raw: Any) -> Any:
+        """Config files from before `gpu_slices` hold a switch that no offer told of."""
+        return {name: value for name, value in raw.items() if name != "time_slices"} if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _rentals_cost_something(self) -> Settings:
@@ -161,9 +167,8 @@ local_images = [{", ".join(map(_toml, settings.local_images))}]
     text += """\
 # Nodes that share this host (one per marketplace) must name one file here, so that no GPU is promised twice.
 # reservations_path = "/var/lib/torg/reservations.sqlite"
-# Whether leases of one client may share a GPU. They share its memory too, unprotected; strangers never do.
 """
-    text += f"time_slices = {str(settings.time_slices).lower()}\n"
+    text += _sharing(settings)
     text += "# metrics_port = 9464   # Prometheus metrics, on 127.0.0.1 only\n"
     if settings.metrics_port is not None:
         text += f"metrics_port = {settings.metrics_port}\n"
@@ -218,6 +223,14 @@ egress = {_toml(settings.egress)}
 egress_networks = [{", ".join(_toml(str(network)) for network in settings.egress_networks)}]
 # Of one lease, both directions together; 0 means no limit.
 egress_bytes_per_s = {settings.egress_bytes_per_s}
+"""
+
+
+def _sharing(settings: Settings) -> str:
+    return f"""\
+# How many leases of one client may share a GPU, each for its part of the price; 1: none. They share its memory too, unprotected: a lease that
+# takes all of it makes its siblings fail. Strangers never meet on a GPU.
+gpu_slices = {settings.gpu_slices}
 """
 
 

@@ -365,6 +365,7 @@ class NodeView(Wire):
     isolation: tuple[str, ...]
     egress: tuple[str, ...] = ()  # networks beside "none" that a job may ask for
     own_root: bool = False  # whether a job may ask for `root: true`
+    gpu_slices: int = 1  # how many leases of one client may share a GPU; none takes less than that part of it
     region: str
     inventory_source: str
     proof: ProofStatus | None = None  # what proofs of its hardware established

@@ -9,7 +9,8 @@ from torg_protocol.money import cost, parse_amount
 
 def full_cost(spec: JobSpec, price_per_gpu_hour: int, duration_ms: int) -> int:
     """In base units: every node of a gang, or every replica of a quorum, for all of the time."""
-    return spec.nodes_at_once * spec.replicas * cost(price_per_gpu_hour, spec.resources.billable_gpus, duration_ms)
+    price = spec.resources.price_of(price_per_gpu_hour)
+    return spec.nodes_at_once * spec.replicas * cost(price, spec.resources.billable_gpus, duration_ms)
 
 
 def largest_cost(spec: JobSpec, price_per_gpu_hour: int, duration_ms: int, decimals: int) -> int:

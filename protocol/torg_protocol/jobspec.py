@@ -29,7 +29,7 @@ from torg_protocol.inputs import MAX_INPUTS, BlobInput, DataInput, Input, UrlInp
 from torg_protocol.network import EgressKind, Network, egress_kind
 from torg_protocol.placement import Placement
 from torg_protocol.ports import MAX_PORTS, Port, clashes
-from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, SizeBytes
+from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, GpuMillis, SizeBytes, format_cpu_millis
 from torg_protocol.sealing import Sealed, sealed_problems
 from torg_protocol.secrets import SealedSecrets
 from torg_protocol.spec_problems import BETWEEN_FIELDS, problems_of
@@ -71,8 +71,15 @@ class BlobRef(Strict):
         return value
 
 
+WHOLE_GPU_MILLI = 1000
+
+
 class Resources(Strict):
+    """With a `gpu_fraction` below 1 the job shares its one GPU with other jobs of the same client, never with a stranger's: it pays that
+    part of the price, and takes turns with them. The GPU's memory is not divided: each sees all of it, and `min_vram` is the GPU's."""
+
     gpus: int = Field(default=0, ge=0, le=64)
+    gpu_fraction: GpuMillis = Field(default=WHOLE_GPU_MILLI, exclude_if=lambda milli: milli == WHOLE_GPU_MILLI)
     gpu_class: str | None = Field(default=None, max_length=64)
     min_vram: SizeBytes | None = None
     min_compute_capability: str | None = Field(default=None, pattern=r"^[0-9]{1,2}\.[0-9]$")
@@ -85,6 +92,15 @@ class Resources(Strict):
     def billable_gpus(self) -> int:
         """A job without GPUs occupies one slot and pays the node's price for one."""
         return max(self.gpus, 1)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it takes a part of a GPU only."""
+        return self.gpu_fraction < WHOLE_GPU_MILLI
+
+    def price_of(self, price_per_gpu_hour: int) -> int:
+        """What a billable GPU costs this job per hour, in base units: of a shared GPU its part of the price, rounded down."""
+        return price_per_gpu_hour * self.gpu_fraction // WHOLE_GPU_MILLI
 
 
 class Limits(Strict):
@@ -259,6 +275,11 @@ class JobSpec(Strict):
                 asked.gpus == 0 and (asked.min_vram or asked.min_compute_capability),
                 "resources",
                 "min_vram and min_compute_capability need gpus: 1 or more",
+            ),
+            (
+                asked.is_share and (asked.gpus != 1 or self.gang is not None or self.spot),
+                "resources.gpu_fraction",
+                f"{format_cpu_millis(asked.gpu_fraction)} is a part of one GPU, on demand: write gpus: 1, and neither gang nor spot",
             ),
         )
         found = [(field, message) for failed, field, message in (*checks, *self._of_a_quorum()) if failed]

@@ -76,7 +76,7 @@ class Grant(Document):
     node: NodeId
     marketplace: str
     spec: JobSpec
-    price_per_gpu_hour: int = Field(ge=0)
+    price_per_gpu_hour: int = Field(ge=0)  # where the job shares a GPU: of its part
     billable_gpus: int = Field(ge=1)
     max_amount: int = Field(ge=0)  # base units; at this the node stops the lease (reason budget)
     max_duration_ms: int = Field(gt=0)  # what is left of the job's max_duration for this attempt

@@ -9,11 +9,15 @@ from pydantic import Field, model_validator
 
 from torg_protocol.documents import Document, Wire
 from torg_protocol.ids import NodeId
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.jobspec import WHOLE_GPU_MILLI, JobSpec
 
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _is_one(value: object) -> bool:
+    return value == 1
 
 
 class GpuInfo(Wire):
@@ -59,6 +63,8 @@ class Offer(Document):
     own_root: bool = Field(default=False, exclude_if=operator.not_)  # takes jobs with `root: true`; likewise left out
     # A vault of kind collateral whose session key is the node: what it loses when it cheats. Left out when there is none, as above.
     collateral: str | None = Field(default=None, max_length=44, exclude_if=operator.not_)
+    # How many leases of one client may share a GPU; none takes less than that part of it. 1: no GPU is shared. Left out then, as above.
+    gpu_slices: int = Field(default=1, ge=1, le=100, exclude_if=_is_one)
     # Of leases that may be preempted (spec: spot); None: it takes no such jobs.
     spot_price_per_gpu_hour: int | None = Field(default=None, ge=0, exclude_if=_is_none)
 
@@ -69,8 +75,14 @@ class Offer(Document):
         return self
 
     def price_of(self, spec: JobSpec) -> int | None:
-        """What this job pays per GPU-hour; None: no such jobs here."""
-        return self.spot_price_per_gpu_hour if spec.spot else self.price_per_gpu_hour
+        """What this job pays per hour and billable GPU, of a shared one its part; None: no such jobs here."""
+        price = self.spot_price_per_gpu_hour if spec.spot else self.price_per_gpu_hour
+        return None if price is None else spec.resources.price_of(price)
+
+    @property
+    def least_gpu_milli(self) -> int:
+        """The smallest part of a GPU that a job may take here, in thousandths."""
+        return WHOLE_GPU_MILLI // self.gpu_slices
 
 
 class SignedOffer(Wire):

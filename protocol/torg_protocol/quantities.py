@@ -44,6 +44,17 @@ def parse_cpu_millis(value: object) -> int:
     return int(match.group(1)) * 1000 + int((match.group(2) or "0").ljust(3, "0"))
 
 
+def parse_gpu_millis(value: object) -> int:
+    """1, 0.5 or "0.5" of a GPU as thousandths of it; at most three decimals, at most 1."""
+    match = None
+    if not isinstance(value, bool) and isinstance(value, int | float | str):
+        match = re.fullmatch(r"([01])(?:\.([0-9]{1,3}))?", str(value))
+    millis = 0 if match is None else int(match.group(1)) * 1000 + int((match.group(2) or "0").ljust(3, "0"))
+    if not 0 < millis <= 1000:
+        raise ValueError('not a part of a GPU; write 0.5 or "0.25": above 0, at most 1, at most three decimals')
+    return millis
+
+
 def format_cpu_millis(millis: int) -> str:
     whole, rest = divmod(millis, 1000)
     return f"{whole}.{rest:03d}".rstrip("0").rstrip(".")
@@ -82,6 +93,12 @@ CpuMillis = Annotated[
     BeforeValidator(parse_cpu_millis),
     PlainSerializer(format_cpu_millis, return_type=str),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}], "examples": [1, "0.5"]}),
+]
+GpuMillis = Annotated[
+    int,
+    BeforeValidator(parse_gpu_millis),
+    PlainSerializer(format_cpu_millis, return_type=str),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}], "examples": [0.5, "0.25"]}),
 ]
 DecimalText = Annotated[
     str,

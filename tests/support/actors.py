@@ -354,6 +354,7 @@ def make_node(
     isolation: tuple[str, ...] = ("sandbox",),
     max_unpaid: int = 1_000 * TUSD,
     memory_gib: int = 16,
+    gpu_slices: int = 1,
 ) -> Node:
     key = world.random.keypair()
     inventory = Inventory(
@@ -378,6 +379,7 @@ def make_node(
         isolation=isolation,
         payout_address=str(world.random.keypair().pubkey()),
         max_unpaid=max_unpaid,
+        gpu_slices=gpu_slices,
     )
     return Node(world, key, offer)
 

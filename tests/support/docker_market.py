@@ -28,6 +28,7 @@ debian_image = load_script(DOCKER_FOLDER / "debian_image.py")
 class DockerMarket(SmallMarket):
     engine: Path = Path("/nowhere")
     images: Sequence[str] = ()  # that jobs may use, beside those of registries
+    gpu_slices: int = 1
 
     async def start_node(self, env: Mapping[str, str] | None = None) -> None:
         data = self.folder / "node"
@@ -36,6 +37,7 @@ class DockerMarket(SmallMarket):
         await call([script("torg-node"), *init, "--yes", "--json"])
         config = (data / "config.toml").read_text()
         listed = ", ".join(f'"{name}:latest"' for name in self.images)
+        config = config.replace("gpu_slices = 1", f"gpu_slices = {self.gpu_slices}")
         (data / "config.toml").write_text(re.sub(r"(?m)^local_images = .*$", f"local_images = [{listed}]", config))
         await super().start_node(env)
 

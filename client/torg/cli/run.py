@@ -41,6 +41,9 @@ _JOB_FILES = (".json", ".yaml", ".yml")
 )
 @click.option("--no-workspace", is_flag=True, help="Send no files.")
 @click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="GPUs that it needs.")
+@click.option(
+    "--gpu-fraction", metavar="PART", help="Of one GPU, for its part of the price, beside others of your jobs."
+)
 @click.option("--min-vram", metavar="SIZE", help='Per GPU, for example "24GiB".')
 @click.option("--gpu-class", metavar="CLASS", help="Only this kind of GPU; see torg offers.")
 @click.option("--cpus", default="1", show_default=True, help='Cores, for example 4 or "0.5".')
@@ -178,7 +181,7 @@ def _refuse_decided(options: dict[str, Any], message: str, hint: str) -> None:
 
 def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
     resources = {"gpus": options["gpus"], "cpus": options["cpus"], "memory": options["memory"], "disk": options["disk"]}
-    resources |= {name: options[name] for name in ("min_vram", "gpu_class") if options[name]}
+    resources |= {name: options[name] for name in ("gpu_fraction", "min_vram", "gpu_class") if options[name]}
     limits = {"max_duration": options["max_duration"]}
     limits |= {"max_cost": options["max_cost"]} if options["max_cost"] else {}
     limits |= {"max_price_per_hour": options["max_price"]} if options["max_price"] else {}

@@ -16,6 +16,7 @@ from torg.workloads import workload_file, workloads
 from torg_protocol.api import Quote, StartEstimate
 from torg_protocol.errors import Conflict, NotFound
 from torg_protocol.jobspec import JobSpec
+from torg_protocol.quantities import format_cpu_millis
 
 FILE = click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 FORCE = click.option("--force", is_flag=True, help="Replace a file that is there.")
@@ -161,9 +162,10 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
     when = "when a node is free" if answer.waiting else "now"
     prices = low if low == high else f"{low} to {high}"
     at_once = f", on {answer.nodes_at_once} nodes at once" if answer.nodes_at_once > 1 else ""
+    part = spec.resources.gpu_fraction if spec.resources.is_share else 1000 * answer.billable_gpus
     lines = [
         f"{spec.name}: can run {when} on {answer.nodes_fitting} of {answer.nodes_considered} nodes",
-        f"  price per GPU-hour  {prices}, x {answer.billable_gpus}{at_once}",
+        f"  price per GPU-hour  {prices}, x {format_cpu_millis(part)}{at_once}",
         f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)",
     ]
     if answer.least_proven_gops:

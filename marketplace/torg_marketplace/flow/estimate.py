@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import func, select
 
+from torg_marketplace.flow.rows import shared_gpu
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.estimate import History, Holding, PastLease, openings_ms
@@ -66,13 +67,19 @@ async def _held(unit: Unit, nodes: Sequence[NodeId], *, may_preempt: bool) -> tu
     """By node; and how many of them are spot leases that make room for the job."""
     units = (
         await unit.session.execute(
-            select(AllocationRow.lease_id, AllocationRow.unit).where(AllocationRow.node_id.in_(nodes))
+            select(AllocationRow.lease_id, AllocationRow.node_id, AllocationRow.unit).where(
+                AllocationRow.node_id.in_(nodes)
+            )
         )
     ).all()
     gpus: dict[str, int] = defaultdict(int)
     slots: dict[str, int] = defaultdict(int)
-    for lease_id, name in units:
-        (gpus if name.startswith("gpu:") else slots)[lease_id] += 1
+    sharing: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for lease_id, node_id, name in units:
+        if "/" in name:
+            sharing[node_id, shared_gpu(name)].append(lease_id)
+        else:
+            (gpus if name.startswith("gpu:") else slots)[lease_id] += 1
     columns = (
         LeaseRow.lease_id,
         LeaseRow.node_id,
@@ -85,8 +92,11 @@ async def _held(unit: Unit, nodes: Sequence[NodeId], *, may_preempt: bool) -> tu
     )
     query = select(*columns).where(LeaseRow.node_id.in_(nodes), LeaseRow.state.in_(LIVE_LEASE_STATES))
     found: dict[NodeId, list[Holding]] = defaultdict(list)
-    spot_leases = 0
-    for lease_id, node_id, since_ms, max_ms, cpus, memory, disk, spot in (await unit.session.execute(query)).all():
+    spot_leases, live = 0, (await unit.session.execute(query)).all()
+    ends_ms = {row[0]: row[2] + row[3] for row in live}
+    for members in sharing.values():  # a GPU that is shared is free with the last of its leases
+        gpus[max(members, key=lambda lease_id: ends_ms.get(lease_id, 0))] += 1
+    for lease_id, node_id, since_ms, max_ms, cpus, memory, disk, spot in live:
         if spot and may_preempt:
             since_ms, max_ms, spot_leases = unit.now_ms, unit.policy.preempt_grace_ms, spot_leases + 1
         holding = Holding(since_ms, max_ms, gpus[lease_id], slots[lease_id], cpus, memory, disk)

@@ -25,7 +25,7 @@ from torg_marketplace.flow.rows import (
 from torg_marketplace.flow.slowness import sold_as
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.constraints import can_run, constraints
-from torg_marketplace.matching.snapshot import NodeSnapshot, units_needed
+from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.money import split_budget
 from torg_marketplace.storage.events import add_lease_born
@@ -109,12 +109,12 @@ async def _lease(
         max_amount=place.max_amount,
     )
     cap = await _covering_cap(unit, job, commitment)
-    price = snapshot.offer.price_per_gpu_hour
+    price = spec.resources.price_of(snapshot.offer.price_per_gpu_hour)
     signed = _sign(unit, job, node, price, place, limits, cap, commitment, commitment_signature)
     lease = _lease_row(unit, signed, spec)
     unit.session.add(lease)
     add_lease_born(unit.session, lease, at_ms=unit.now_ms)
-    units = snapshot.free_units(spec.resources)[: units_needed(spec.resources)]
+    units = snapshot.units_for(demand_of(job, unit.now_ms))
     lease.sold_as = sold_as(node, units)
     for name in units:
         unit.session.add(AllocationRow(node_id=node.node_id, unit=name, lease_id=lease_id))

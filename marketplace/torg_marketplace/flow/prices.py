@@ -85,13 +85,14 @@ def _asks(engine: Engine) -> dict[str, list[Quantity]]:
 
 
 async def _bids(unit: Unit, engine: Engine) -> dict[str, list[Quantity]]:
-    """A waiting job bids in the class of the cheapest node that fits it: that is where it would go. Spot jobs are another market."""
+    """A waiting job bids in the class of the cheapest node that fits it: that is where it would go. Spot jobs are another market, and parts of a GPU
+    are not on offer here."""
     fleet, found = engine.fleet, defaultdict[str, list[Quantity]](list)
     query = select(JobRow).where(JobRow.state == JobState.QUEUED).order_by(JobRow.price_ceiling.desc(), JobRow.job_id)
     waiting: Sequence[JobRow] = (await unit.session.scalars(query.limit(_JOBS_LOOKED_AT))).all()
     for job in waiting:
         demand = demand_of(job, unit.now_ms)
-        if demand.spec.spot:
+        if demand.spec.spot or demand.spec.resources.is_share:
             continue
         lasting = [rule for rule in constraints(demand, unit.policy.decimals) if rule.permanent]
         rows = passing(fleet, fleet.rows(), lasting)

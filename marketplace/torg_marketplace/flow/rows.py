@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from sqlalchemy import ColumnElement, select
 
 from torg_marketplace.flow.unit import Unit
-from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
+from torg_marketplace.matching.snapshot import Demand, GpuShare, NodeSnapshot
 from torg_marketplace.rules.proof import ProofRecord
 from torg_marketplace.rules.reputation import reputation_permille
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
@@ -171,14 +171,14 @@ async def node_snapshots(unit: Unit, *, only: Collection[NodeId] | None = None) 
         nodes = nodes.where(NodeRow.node_id.in_(only))
         allocations = allocations.where(AllocationRow.node_id.in_(only))
         leases = leases.where(LeaseRow.node_id.in_(only))
-    units: dict[str, set[str]] = defaultdict(set)
+    units: dict[str, dict[str, str]] = defaultdict(dict)
     for row in await unit.session.scalars(allocations):
-        units[row.node_id].add(row.unit)
+        units[row.node_id][row.unit] = row.lease_id
     running: dict[str, list[LeaseRow]] = defaultdict(list)
     for lease in await unit.session.scalars(leases.order_by(LeaseRow.lease_id)):
         running[lease.node_id].append(lease)
     return [
-        _snapshot(node, frozenset(units[node.node_id]), running[node.node_id])
+        _snapshot(node, units[node.node_id], running[node.node_id])
         for node in await unit.session.scalars(nodes.order_by(NodeRow.node_id))
     ]
 
@@ -189,14 +189,16 @@ def is_registered(unit: Unit) -> tuple[ColumnElement[bool], ...]:
     return NodeRow.state != NodeState.SUSPENDED, NodeRow.last_seen_ms >= since_ms
 
 
-def _snapshot(node: NodeRow, units: frozenset[str], leases: Sequence[LeaseRow]) -> NodeSnapshot:
+def _snapshot(node: NodeRow, units: Mapping[str, str], leases: Sequence[LeaseRow]) -> NodeSnapshot:
+    """`units`: who has which."""
     return NodeSnapshot(
         node_id=node.id,
         offer=offer_of(node),
         state=NodeState(node.state),
         liveness=Liveness(node.liveness),
         connected=node.connected,
-        units_in_use=units,
+        units_in_use=frozenset(units),
+        shares=_shares(units, leases) if any("/" in name for name in units) else (),
         cpu_millis_in_use=sum(lease.cpu_millis for lease in leases),
         memory_in_use=sum(lease.memory_bytes for lease in leases),
         disk_in_use=sum(lease.disk_bytes for lease in leases),
@@ -204,3 +206,19 @@ def _snapshot(node: NodeRow, units: frozenset[str], leases: Sequence[LeaseRow]) 
         reputation_permille=reputation_permille(node.leases_kept, node.leases_broken),
         proof=ProofRecord.model_validate(node.proof).status(),
     )
+
+
+def _shares(units: Mapping[str, str], leases: Sequence[LeaseRow]) -> tuple[GpuShare, ...]:
+    """What leases hold of shared GPUs ("gpu:0/2"), as their grants say."""
+    holding = {lease_id for name, lease_id in units.items() if "/" in name}
+    grants = {lease.lease_id: grant_of(lease) for lease in leases if lease.lease_id in holding}
+    return tuple(
+        GpuShare(shared_gpu(name), grants[lease_id].spec.resources.gpu_fraction, grants[lease_id].client)
+        for name, lease_id in sorted(units.items())
+        if "/" in name and lease_id in grants
+    )
+
+
+def shared_gpu(unit: str) -> int:
+    """The number of the GPU of which "gpu:0/2" is a place."""
+    return int(unit.removeprefix("gpu:").partition("/")[0])

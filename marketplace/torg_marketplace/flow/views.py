@@ -244,6 +244,7 @@ def _node_view(node: NodeSnapshot) -> NodeView:
         isolation=node.offer.isolation,
         egress=node.offer.egress,
         own_root=node.offer.own_root,
+        gpu_slices=node.offer.gpu_slices,
         region=node.offer.region,
         inventory_source=inventory.source,
         proof=node.proof,

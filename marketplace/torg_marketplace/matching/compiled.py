@@ -7,7 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from torg_marketplace.matching import kernel
-from torg_marketplace.matching.constraints import Constraint, is_paid_at_the_end, isolation_levels_for
+from torg_marketplace.matching.constraints import (
+    Constraint,
+    billed_gpu_ms,
+    is_paid_at_the_end,
+    isolation_levels_for,
+)
 from torg_marketplace.matching.fleet import MOST, Fleet, egress_bits, isolation_bits, version_code
 from torg_marketplace.matching.packing import Outlook
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, units_needed
@@ -17,6 +22,7 @@ from torg_protocol.network import egress_kind
 # Constraints that `kernel` asks about. A job with any other is searched for over columns.
 KNOWN = frozenset(
     {
+        "gpu_fraction",
         "min_vram",
         "min_compute_capability",
         "isolation",
@@ -66,7 +72,7 @@ def asked_of(demand: Demand, fleet: Fleet) -> kernel.Asked:
     wanted = [spec.image] if spec.workspace is None else [spec.image, spec.workspace.digest]
     excluded = _rows(fleet, demand.all_excluded | demand.paused)
     network = egress_kind(spec.network)
-    gpu_ms = spec.resources.billable_gpus * demand.max_duration_ms if is_paid_at_the_end(demand) else 0
+    gpu_ms = billed_gpu_ms(demand) if is_paid_at_the_end(demand) else 0
     if not asked.gpus:
         units = units_needed(asked)
     else:

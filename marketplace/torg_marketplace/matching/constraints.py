@@ -125,6 +125,13 @@ def _accelerator(demand: Demand) -> Iterator[Constraint]:
         lambda fleet, rows: str(fleet.gpus_total[rows].max()),
         in_search=True,
     )
+    if demand.gpu_milli < WHOLE_MILLI:
+        yield Constraint(
+            "gpu_fraction",
+            lambda: format_cpu_millis(demand.gpu_milli),
+            lambda fleet, rows: fleet.least_gpu_milli[rows] <= demand.gpu_milli,
+            words.smallest_share,
+        )
     if asked.min_vram is not None:
         vram = asked.min_vram
         yield Constraint(
@@ -348,16 +355,20 @@ def is_paid_at_the_end(demand: Demand) -> bool:
 
 def _can_wait_for_pay(fleet: Fleet, rows: Rows, demand: Demand) -> Mask:
     """Whether what the node will have earned at the end, unpaid, is within its `max_unpaid`."""
-    spec = demand.spec
-    gpu_ms = min(spec.resources.billable_gpus * demand.max_duration_ms, MOST)
+    gpu_ms = min(billed_gpu_ms(demand), MOST)
     passes = fleet.unpaid_gpu_ms[rows] >= gpu_ms
     if demand.amount_limit is not None:
         passes |= fleet.max_unpaid[rows] >= min(demand.amount_limit, MOST)
     return np.asarray(passes)
 
 
+def billed_gpu_ms(demand: Demand) -> int:
+    """Whole GPUs' time that it is billed at the most, rounded up."""
+    return -(-demand.spec.resources.billable_gpus * demand.gpu_milli * demand.max_duration_ms // WHOLE_MILLI)
+
+
 def exposure(node: NodeSnapshot, demand: Demand) -> int:
     """What the node will have earned, unpaid, at the end. Base units."""
-    spec = demand.spec
-    full = cost(node.offer.price_per_gpu_hour, spec.resources.billable_gpus, demand.max_duration_ms)
+    asked = demand.spec.resources
+    full = cost(asked.price_of(node.offer.price_per_gpu_hour), asked.billable_gpus, demand.max_duration_ms)
     return full if demand.amount_limit is None else min(full, demand.amount_limit)

@@ -43,6 +43,7 @@ NUMBERS = (
     "max_unpaid",
     "egress",
     "proven_gops",
+    "least_gpu_milli",
 )
 
 
@@ -188,6 +189,7 @@ class Fleet:
         with_root = [SANDBOX_WITH_ROOT] if offer.own_root else []
         self.isolation[row] = isolation_bits([*offer.isolation, *with_root])
         self.egress[row] = egress_bits(offer.egress)
+        self.least_gpu_milli[row] = offer.least_gpu_milli
         self.vram[row], self.capability[row] = 0, 0
         for number, size in enumerate(sorted((gpu.vram_bytes for gpu in inventory.gpus), reverse=True)):
             self.vram[row, number] = size
@@ -239,7 +241,7 @@ class Fleet:
         views = (self.numbers[:, place] for place in range(len(NUMBERS)))
         self.price, self.tie, self.cpu_free, self.memory_free, self.disk_free, *rest = views
         self.isolation, self.region, self.reputation, self.unpaid_gpu_ms, self.max_unpaid, *rest = rest
-        self.egress, self.proven_gops = rest
+        self.egress, self.proven_gops, self.least_gpu_milli = rest
 
     def _columns(self) -> list[str]:
         return [name for name, value in vars(self).items() if isinstance(value, np.ndarray) and name not in NUMBERS]

@@ -23,7 +23,7 @@ Integers = npt.NDArray[Any]
 
 # Columns of `Fleet.numbers`
 PRICE, TIE, CPU_FREE, MEMORY_FREE, DISK_FREE, ISOLATION, REGION, REPUTATION, UNPAID_GPU_MS, MAX_UNPAID = range(10)
-EGRESS, PROVEN_GOPS = 10, 11
+EGRESS, PROVEN_GOPS, LEAST_GPU_MILLI = 10, 11, 12
 
 
 class Columns(NamedTuple):
@@ -137,7 +137,8 @@ def _has_gpus(fleet: Columns, row: int, asked: Asked) -> bool:
     """The free ones are counted already: whether they are good enough, and whether there is one to share."""
     last = asked.gpus - 1  # columns are sorted, the best GPU first
     if (
-        last >= fleet.vram.shape[1]
+        asked.gpu_milli < fleet.numbers[row, LEAST_GPU_MILLI]
+        or last >= fleet.vram.shape[1]
         or fleet.vram[row, last] < asked.vram
         or fleet.capability[row, last] < asked.capability
     ):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from torg_protocol.ids import NodeId
-from torg_protocol.jobspec import JobSpec, Resources
+from torg_protocol.jobspec import WHOLE_GPU_MILLI, JobSpec, Resources
 from torg_protocol.offers import Offer
 from torg_protocol.proofs import ProofStatus
 from torg_protocol.states import Liveness, NodeState
 
-WHOLE_MILLI = 1000  # a whole GPU
+WHOLE_MILLI = WHOLE_GPU_MILLI
 UNPROVEN = ProofStatus()
 
 
@@ -32,7 +32,7 @@ class NodeSnapshot:
     state: NodeState
     liveness: Liveness
     connected: bool
-    units_in_use: frozenset[str] = frozenset()  # "gpu:0", "slot:2"
+    units_in_use: frozenset[str] = frozenset()  # "gpu:0", "slot:2"; "gpu:1/0": a place on a GPU that is shared
     cpu_millis_in_use: int = 0
     memory_in_use: int = 0
     disk_in_use: int = 0
@@ -59,9 +59,29 @@ class NodeSnapshot:
         return len(self.offer.inventory.gpus)
 
     def free_units(self, resources: Resources) -> list[str]:
-        """Units of the kind that this job takes: GPUs, or slots when it wants none."""
+        """Units of the kind that this job takes: whole GPUs, or slots when it wants none."""
         kind, count = ("gpu", self.gpus) if resources.gpus else ("slot", self.offer.slots)
-        return [unit for unit in (f"{kind}:{number}" for number in range(count)) if unit not in self.units_in_use]
+        taken = self.units_in_use | {f"gpu:{share.gpu}" for share in self.shares}
+        return [unit for unit in (f"{kind}:{number}" for number in range(count)) if unit not in taken]
+
+    def units_for(self, demand: Demand) -> list[str]:
+        """Those that a lease would get; fewer than it needs where there are not as many. Of a shared GPU the first free place."""
+        asked = demand.spec.resources
+        if demand.gpu_milli == WHOLE_MILLI:
+            return self.free_units(asked)[: units_needed(asked)]
+        gpu = self._gpu_to_share(demand)
+        places = () if gpu is None else (f"gpu:{gpu}/{place}" for place in range(WHOLE_MILLI))
+        return [unit for unit in places if unit not in self.units_in_use][:1]
+
+    def _gpu_to_share(self, demand: Demand) -> int | None:
+        """Of those with room beside this client's leases alone the fullest, as the node's own ledger decides (`torg_node.allocation`)."""
+        found: list[tuple[int, int]] = []
+        for gpu in range(self.gpus):
+            there = [share for share in self.shares if share.gpu == gpu]
+            free = 0 if f"gpu:{gpu}" in self.units_in_use else WHOLE_MILLI - sum(share.milli for share in there)
+            if free >= demand.gpu_milli and all(share.client == demand.client for share in there):
+                found.append((free, gpu))
+        return min(found)[1] if found else None
 
     @property
     def is_live(self) -> bool:
@@ -78,20 +98,19 @@ class Demand:
     price_limit: int | None = None
     amount_limit: int | None = None  # what the job may cost at most, of a gang each node
     client: str = ""
-    gpu_milli: int = WHOLE_MILLI  # less than a whole: a time slice of one GPU, among leases of this client alone
     regions: frozenset[str] = frozenset()  # any, when empty
     min_reputation_permille: int = 0
     extended_to_ms: int | None = None  # how long it may last, when that is not what the spec says
+    gpu_milli: int = field(init=False)  # less than a whole: a share of one GPU, among leases of this client alone
     gpu_classes: frozenset[str] = field(init=False)  # lower case; several are written "l40s|a100". Empty: any
 
     def __post_init__(self) -> None:
         asked = self.spec.resources.gpu_class
         classes = frozenset(part.strip().lower() for part in asked.split("|")) if asked is not None else frozenset()
         object.__setattr__(self, "gpu_classes", classes)
-        if not 1 <= self.gpu_milli <= WHOLE_MILLI:
-            raise ValueError(f"gpu_milli: {self.gpu_milli} is not between 1 and {WHOLE_MILLI}")
-        if self.gpu_milli < WHOLE_MILLI and (self.spec.resources.gpus != 1 or not self.client):
-            raise ValueError("gpu_milli: a time slice is of exactly one GPU and belongs to a named client")
+        object.__setattr__(self, "gpu_milli", self.spec.resources.gpu_fraction)
+        if self.gpu_milli < WHOLE_MILLI and not self.client:
+            raise ValueError("client: a share of a GPU belongs to a named client")
 
     @property
     def max_duration_ms(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torg_marketplace.matching.fleet import ISOLATION_LEVELS, SANDBOX_WITH_ROOT, Fleet, Rows
+from torg_marketplace.matching.snapshot import WHOLE_MILLI
 from torg_protocol.network import EGRESS_KINDS
+from torg_protocol.quantities import format_cpu_millis
 
 
 def gib(size_bytes: int) -> str:
@@ -42,6 +44,11 @@ def networks(fleet: Fleet, rows: Rows) -> str:
 def most_vram(fleet: Fleet, rows: Rows) -> str:
     most = int(fleet.vram[rows].max(initial=0))
     return gib(most) if most else "no GPU"
+
+
+def smallest_share(fleet: Fleet, rows: Rows) -> str:
+    least = int(fleet.least_gpu_milli[rows].min())
+    return f"{format_cpu_millis(least)} of a GPU at least" if least < WHOLE_MILLI else "whole GPUs only"
 
 
 def best_capability(fleet: Fleet, rows: Rows) -> str:

@@ -98,7 +98,8 @@ class SimulatedClient:
         longer_ms = job.max_duration_ms + chance.choice([10_000, 60_000, 300_000])
         spec = job.spec
         longer = spec.model_copy(update={"limits": spec.limits.model_copy(update={"max_duration": longer_ms})})
-        more = spec.nodes_at_once * spec.replicas * cost(job.price_ceiling, spec.resources.billable_gpus, longer_ms)
+        price = spec.resources.price_of(job.price_ceiling)
+        more = spec.nodes_at_once * spec.replicas * cost(price, spec.resources.billable_gpus, longer_ms)
         if spec.limits.max_cost is not None:
             more = min(more, parse_amount(spec.limits.max_cost, 6))
         short = chance.random() < 0.2  # one base unit less than it takes
@@ -205,4 +206,6 @@ def random_spec(world: World, chance: random.Random, *, spot: bool | None = None
         }
     elif chance.random() < 0.4 and "spot" not in raw:
         raw["gang"] = {"size": 2, "same_region": chance.random() < 0.2}
+    if world.shares_gpus and not {"gang", "spot"} & raw.keys():
+        raw["resources"] = {"gpus": 1, "gpu_fraction": chance.choice([1, 0.5, 0.5, 0.334, 0.3])}
     return raw

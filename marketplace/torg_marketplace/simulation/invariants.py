@@ -135,6 +135,7 @@ def _waits_for_verdict(tables: Tables, job_id: str) -> bool:
 
 def _capacity(tables: Tables) -> Iterator[str]:
     units: Counter[str] = Counter()
+    on_gpu: dict[tuple[str, str], list[tuple[str, bool]]] = defaultdict(list)
     live = {lease["lease_id"]: lease for lease in tables.leases if lease["state"] in LIVE}
     query = (
         "SELECT a.lease_id, a.node_id, a.unit, json_extract(n.offer, '$.slots'), "
@@ -147,11 +148,16 @@ def _capacity(tables: Tables) -> Iterator[str]:
             yield f"{unit} of {node_id} is kept by {lease_id}, which has ended"
         elif live[lease_id]["node_id"] != node_id:
             yield f"{lease_id} has {unit} of another node"
-        if int(number) >= (gpus if kind == "gpu" else slots):
+        gpu, _, place = number.partition("/")
+        if int(gpu) >= (gpus if kind == "gpu" else slots):
             yield f"{node_id} has no {unit}"
+        if kind == "gpu" and lease_id in live:
+            on_gpu[node_id, gpu].append((lease_id, bool(place)))
     for lease_id, lease in live.items():
         if units[lease_id] != lease["billable_gpus"]:
             yield f"{lease_id} lives on {units[lease_id]} units and pays for {lease['billable_gpus']}"
+    for (node_id, gpu), users in on_gpu.items():
+        yield from _shared(tables, f"gpu:{gpu} of {node_id}", users)
     used = (
         "SELECT node_id, SUM(cpu_millis), SUM(memory_bytes), SUM(disk_bytes) FROM leases "
         "WHERE state IN ('granted', 'preparing', 'running', 'stopping') GROUP BY node_id"
@@ -164,6 +170,19 @@ def _capacity(tables: Tables) -> Iterator[str]:
         (most,) = tables.all(inventory, node_id)
         if any(have > there for have, there in zip(sums, most, strict=True)):
             yield f"{node_id} is over-used: {sums} of {list(most)}"
+
+
+def _shared(tables: Tables, name: str, users: list[tuple[str, bool]]) -> Iterator[str]:
+    """`users`: leases on one GPU, and whether as a share of it."""
+    query = "SELECT client, json_extract(spec, '$.resources.gpu_fraction') FROM jobs JOIN leases USING (job_id) WHERE lease_id = ?"
+    asked = {lease_id: tables.all(query, lease_id)[0] for lease_id, _ in users}
+    milli = {lease_id: round(1000 * float(fraction or 1)) for lease_id, (_, fraction) in asked.items()}
+    if sum(milli.values()) > 1000:
+        yield f"{name} is over-used: {milli}"
+    if len({client for client, _ in asked.values()}) > 1:
+        yield f"{name} is shared by strangers: {sorted(asked)}"
+    if any(is_share != (milli[lease_id] < 1000) for lease_id, is_share in users):
+        yield f"{name} is held as something else than was asked for: {users}"
 
 
 def _attempts(tables: Tables) -> Iterator[str]:

@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from solders.pubkey import Pubkey
 
@@ -73,6 +74,8 @@ def _new_leases(parties: Parties, tables: Tables) -> Iterator[str]:
             if not connected:
                 yield f"{lease['lease_id']} was granted to {node.id}, which has gone"
         asked = node.offer.spot_price_per_gpu_hour if _is_spot(job) else node.offer.price_per_gpu_hour
+        share = Fraction(json.loads(job["spec"])["resources"].get("gpu_fraction", "1"))  # of a GPU
+        asked = None if asked is None else int(asked * share)
         if lease["price_per_gpu_hour"] != asked:
             yield f"{lease['lease_id']} pays {lease['price_per_gpu_hour']}, the offer says {asked}"
         if (

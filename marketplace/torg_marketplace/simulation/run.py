@@ -158,7 +158,8 @@ async def _assemble(world: World, plan: Plan) -> Parties:
         price = PRICE + number * chance.choice([0, 1_000, 400_000])
         slots, gpus = chance.randrange(1, 4), chance.choice([0, 0, 1, 2])
         spot = chance.choice([None, price // 2, price // 3, price // 3])
-        node = make_node(world, price=price, slots=slots, gpus=gpus, character=character, skew_ms=skew_ms)
+        slices = {"gpu_slices": chance.choice([1, 2, 3])} if world.shares_gpus else {}
+        node = make_node(world, price=price, slots=slots, gpus=gpus, character=character, skew_ms=skew_ms, **slices)
         node.offer = node.offer.model_copy(update={"spot_price_per_gpu_hour": spot})
         nodes.append(node)
     for node in nodes[::2]:
@@ -166,7 +167,8 @@ async def _assemble(world: World, plan: Plan) -> Parties:
         amount = chance.choice([5_000, 10**6, 10**9])
         address = stake(world.chain.finalized, world.market.network, node.key.pubkey(), owner, amount)
         node.offer = node.offer.model_copy(update={"collateral": address})
-    clients = [await make_client(world, deposit=chance.choice([10**6, 10**9])) for _ in range(plan.clients)]
+    strangers = int(world.shares_gpus)  # who must not meet on a GPU
+    clients = [await make_client(world, deposit=chance.choice([10**6, 10**9])) for _ in range(plan.clients + strangers)]
     await on_startup(world.market)
     for node in nodes:
         await node.come_back()

@@ -197,6 +197,7 @@ class World:
     chain: SimulatedChain
     database: sqlite3.Connection  # to read beside the flows
     workspace: BlobRef
+    shares_gpus: bool  # whether owners let leases of one client share a GPU
 
     def advance(self, ms: int) -> None:
         self.clock.advance(ms)
@@ -226,7 +227,9 @@ def open_world(seed: int, policy: MarketPolicy) -> World:
         policy=policy,
         replayer=SimulatedReplayer(evaluator),
     )
-    return World(market, clock, randomness, links, blobs, evaluator, chain, database, workspace)
+    return World(
+        market, clock, randomness, links, blobs, evaluator, chain, database, workspace, shares_gpus=seed % 4 == 2
+    )
 
 
 def made_up_network(randomness: SeededRandomness) -> Network:

@@ -191,7 +191,7 @@ class LeaseRow(Base):
 
 
 class AllocationRow(Base):
-    """One unit of a node's capacity in use by a live lease: "gpu:0", "slot:3". The primary key is the last guard against
+    """One unit of a node's capacity in use by a live lease: "gpu:0", "slot:3", "gpu:1/0" (a place on a GPU that leases of one client share). The primary key is the last guard against
     giving one unit to two leases; rows go when the lease ends."""
 
     __tablename__ = "allocations"

@@ -36,7 +36,7 @@ def _source(gpus: Sequence[GpuInfo]) -> str:
     return "simulated" if any(gpu.model.startswith(SIMULATED) for gpu in gpus) else "nvml"
 
 
-def capacity_of(inventory: Inventory, units: Sequence[GpuFacts], slots: int, *, time_slices: bool) -> Capacity:
+def capacity_of(inventory: Inventory, units: Sequence[GpuFacts], slots: int, *, gpu_slices: int) -> Capacity:
     """What may be handed out to leases here."""
     near = {unit.info.uuid: numa_node_of_pci(unit.pci_address) for unit in units if unit.pci_address is not None}
     return Capacity(
@@ -46,7 +46,7 @@ def capacity_of(inventory: Inventory, units: Sequence[GpuFacts], slots: int, *, 
         memory_bytes=inventory.memory_bytes,
         disk_bytes=inventory.disk_bytes,
         slots=slots,
-        time_slices=time_slices,
+        gpu_slices=gpu_slices,
         numa_node_of={uuid: node for uuid, node in near.items() if node is not None},
     )
 

@@ -58,6 +58,7 @@ def check_spec(spec: JobSpec, isolation: tuple[str, ...], *, own_root: bool) -> 
             "nobody stands between you and the node to verify",
         ),
         (spec.network != "none", "network", str(spec.network), "a rental's container has no network"),
+        (spec.resources.is_share, "resources.gpu_fraction", "", "a rental has its GPU to itself"),
         (bool(spec.tasks), "tasks", len(spec.tasks), "a rental runs one container"),
         (bool(spec.ports), "ports", len(spec.ports), "a rental serves no ports"),
         (spec.sealed is not None, "sealed", "", "a rental's workspace goes to the node itself and to nobody else"),

@@ -1,6 +1,7 @@
 """What a lease's GPUs consumed, by the cards' own counters: read when its container starts and when it ends.
 
-Of the processors the host's whole counters, see `hardware.rapl`. Nothing where a card does not count, where a unit is a slice of a card (the counter is the card's), or where a counter was reset meanwhile.
+Of the processors the host's whole counters, see `hardware.rapl`. Nothing where a card does not count, where a unit is a slice of a card or the
+lease shares it (the counter is the card's), or where a counter was reset meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ async def note_energy(lease: Lease) -> None:
     uuids, path, cpus = lease.assignment.gpu_uuids, lease.folder / _FILE, lease.folder / _CPU_FILE
     if not cpus.exists() and (energy := await asyncio.to_thread(lease.node.cpu_energy)) is not None:
         cpus.write_text(json.dumps(asdict(energy)))
-    if uuids and not path.exists():
+    if uuids and not lease.spec.resources.is_share and not path.exists():
         path.write_text(json.dumps(await asyncio.to_thread(lease.node.gpu_energy_mj, uuids)))
 
 

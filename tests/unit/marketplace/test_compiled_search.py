@@ -65,6 +65,7 @@ def snapshots(draw: st.DrawFn, number: int) -> NodeSnapshot:
         region=draw(st.sampled_from(["eu", "us"])),
         egress=draw(st.sampled_from([(), ("open",)])),
         own_root=draw(st.booleans()),
+        gpu_slices=draw(st.sampled_from([1, 2, 4])),
     )
     return NodeSnapshot(
         offer.node,
@@ -87,6 +88,8 @@ def demands(draw: st.DrawFn) -> Demand:
         "memory": f"{draw(st.integers(1, 16))}GiB",
         "disk": draw(st.sampled_from(["1GiB", "50GiB"])),
     }
+    if gpus == 1:
+        resources["gpu_fraction"] = draw(st.sampled_from([1, 1, 0.5, 0.3]))
     if gpus and draw(st.booleans()):
         resources["gpu_class"] = draw(st.sampled_from(["a100", "a100|rtx-4090"]))
     if gpus and draw(st.booleans()):
@@ -112,7 +115,6 @@ def demands(draw: st.DrawFn) -> Demand:
     return Demand(
         spec,
         client=draw(st.sampled_from(["anna", "ben"])),
-        gpu_milli=draw(st.sampled_from([1000, 1000, 500, 300])) if gpus == 1 else 1000,
         price_limit=draw(st.sampled_from([None, 10**6, 2 * 10**6])),
         amount_limit=draw(st.sampled_from([None, 10**4])),
         regions=frozenset(draw(st.sets(st.sampled_from(["eu", "us"])))),
@@ -156,7 +158,13 @@ def test_every_constraint_of_a_search_is_known_to_it() -> None:
             "root": True,
             "placement": {"min_proven_gops": 1, "nodes": ["b"]},
             "excluded_nodes": ["a"],
-            "resources": {"gpus": 1, "gpu_class": "a100", "min_vram": "1GiB", "min_compute_capability": "8.0"},
+            "resources": {
+                "gpus": 1,
+                "gpu_fraction": 0.5,
+                "gpu_class": "a100",
+                "min_vram": "1GiB",
+                "min_compute_capability": "8.0",
+            },
         }
     )
     demand = Demand(
@@ -167,5 +175,5 @@ def test_every_constraint_of_a_search_is_known_to_it() -> None:
         regions=frozenset({"eu"}),
         min_reputation_permille=1,
     )
-    for asked in (demand, replace(demand, gpu_milli=500), replace(demand, amount_limit=1)):
+    for asked in (demand, replace(demand, amount_limit=1)):
         assert {rule.name for rule in search_constraints(asked, DECIMALS)} == KNOWN

@@ -21,7 +21,7 @@ from torg_node.grant_check import NodeFacts, overlap_with, why_not, why_not_vaul
 from torg_node.proofs import publish
 from torg_protocol.caps import Commitment, SignedCap
 from torg_protocol.ids import AccountId, JobId, LeaseId, NodeId, VaultAddress
-from torg_protocol.jobspec import load_job_spec
+from torg_protocol.jobspec import JobSpec, load_job_spec
 from torg_protocol.messages import Grant, SignedGrant
 from torg_protocol.offers import Inventory, Offer
 from torg_protocol.vault_messages import CapMessage, sign_message
@@ -139,6 +139,23 @@ def test_a_grant_that_holds_is_taken() -> None:
     assert why_not_vault(grant().grant, STATE, FACTS) is None
 
 
+def share(fraction: str) -> JobSpec:
+    resources = {"gpus": 1, "gpu_fraction": fraction}
+    return load_job_spec({"version": 1, "command": ["true"], "resources": resources})
+
+
+def test_a_share_is_paid_its_part_of_the_offers_price() -> None:
+    sharing = replace(FACTS, offer=OFFER.model_copy(update={"gpu_slices": 2}))
+    half = grant(spec=share("0.5"), price_per_gpu_hour=500)
+    too_little = grant(spec=share("0.5"), price_per_gpu_hour=499)
+
+    assert why_not(half, sharing) is None
+    assert (refusal := why_not(too_little, sharing)) is not None
+    assert refusal.code == "grant_price_too_low"
+    assert (refusal := why_not(half, FACTS)) is not None
+    assert refusal.code == "gpu_fraction_not_offered"
+
+
 WRONG_GRANTS: dict[str, Callable[[], SignedGrant]] = {
     "grant_wrong_marketplace": lambda: grant(marketplace=str(STRANGER.pubkey())),
     "grant_signature_invalid": lambda: grant(signed_by=STRANGER),
@@ -146,6 +163,7 @@ WRONG_GRANTS: dict[str, Callable[[], SignedGrant]] = {
     "grant_wrong_time": lambda: grant(granted_at_ms=NOW_MS - 300_001),
     "grant_price_too_low": lambda: grant(price_per_gpu_hour=999),
     "grant_wrong_gpus": lambda: grant(billable_gpus=2),
+    "gpu_fraction_not_offered": lambda: grant(spec=share("0.4")),
     "commitment_signature_invalid": lambda: grant(committed_by=STRANGER),
     "commitment_wrong_lease": lambda: grant(commitment=commitment(lease_id="lease_2")),
     "commitment_wrong_payee": lambda: grant(commitment=commitment(payout_address=str(STRANGER.pubkey()))),

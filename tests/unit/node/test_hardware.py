@@ -195,7 +195,7 @@ def test_the_owner_reads_what_is_known_and_what_is_not(root: Path) -> None:
 
 
 def test_capacity_has_the_processors_of_this_process(tmp_path: Path) -> None:
-    has = capacity_of(take_inventory(tmp_path, 1 << 30, ()), (), 2, time_slices=False)
+    has = capacity_of(take_inventory(tmp_path, 1 << 30, ()), (), 2, gpu_slices=1)
     assert [cpu.number for cpu in has.cpus] == sorted(cpus_by_numa_node())
     assert has.cpu_millis == len(has.cpus) * 1000
 

@@ -90,6 +90,7 @@ def test_terms_that_do_not_fit_the_offer_are_refused(changes: dict[str, Any], fi
         ("network", "open"),
         ("isolation", "gvisor"),
         ("root", True),
+        ("resources", {"gpus": 1, "gpu_fraction": "0.5"}),
         ("ports", [{"port": 8000, "name": "web"}]),
         ("verify", {"policy": "metric", "catalogue": "cnn", "metric": "accuracy", "target": "0.9"}),
     ],
@@ -98,7 +99,8 @@ def test_what_a_rental_does_not_give_is_said_by_field(field: str, value: object)
     spec = load_job_spec({"version": 1, "command": ["true"], field: value})
     with pytest.raises(Invalid) as caught:
         check_spec(spec, ("sandbox",), own_root=False)
-    assert (caught.value.code, caught.value.field) == ("rental_unsupported", field)
+    assert caught.value.code == "rental_unsupported"
+    assert (caught.value.field or "").partition(".")[0] == field
 
 
 def test_one_vault_serves_one_rental_and_the_book_survives_a_restart(tmp_path: Path) -> None:

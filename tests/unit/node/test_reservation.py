@@ -25,7 +25,7 @@ def gpu(uuid: str, vram_gib: int = 24, *, parent: str | None = None, capability:
     )
 
 
-def capacity(*gpus: GpuInfo, cores: int = 8, slots: int = 4, time_slices: bool = False) -> Capacity:
+def capacity(*gpus: GpuInfo, cores: int = 8, slots: int = 4, gpu_slices: int = 1) -> Capacity:
     return Capacity(
         gpus=gpus,
         cpus=tuple(Cpu(number, number // 4) for number in range(cores)),
@@ -33,7 +33,7 @@ def capacity(*gpus: GpuInfo, cores: int = 8, slots: int = 4, time_slices: bool =
         memory_bytes=64 * GIB,
         disk_bytes=100 * GIB,
         slots=slots,
-        time_slices=time_slices,
+        gpu_slices=gpu_slices,
     )
 
 
@@ -128,7 +128,7 @@ def test_one_lease_never_gets_a_gpu_and_its_own_slice(opened: Open) -> None:
 
 
 def test_time_slices_are_shared_by_one_client_only(opened: Open) -> None:
-    ledger = opened(capacity(gpu("g0"), gpu("g1"), time_slices=True))
+    ledger = opened(capacity(gpu("g0"), gpu("g1"), gpu_slices=3))
     half = {"gpu_milli": 500}
     assert ledger.reserve(LeaseId("a1"), claim(1, **half)).gpu_uuids == ("g0",)
     assert ledger.reserve(LeaseId("b1"), claim(1, client="bert", **half)).gpu_uuids == ("g1",)
@@ -140,8 +140,29 @@ def test_time_slices_are_shared_by_one_client_only(opened: Open) -> None:
 
 
 def test_time_slices_need_the_owners_word(opened: Open) -> None:
-    with pytest.raises(NoRoom, match="gives no time slices"):
+    with pytest.raises(NoRoom, match="shares no GPUs"):
         opened(capacity(gpu("g0"))).reserve(LeaseId("a"), claim(1, gpu_milli=500))
+
+
+def test_a_gpu_is_cut_no_finer_than_its_owner_says(opened: Open) -> None:
+    ledger = opened(capacity(gpu("g0"), gpu_slices=3))
+    with pytest.raises(NoRoom, match="250/1000 of a GPU asked; this node cuts none into more than 3"):
+        ledger.reserve(LeaseId("a"), claim(1, gpu_milli=250))
+    for lease in ("a", "b", "c"):
+        assert ledger.reserve(LeaseId(lease), claim(1, gpu_milli=333)).gpu_uuids == ("g0",)
+    with pytest.raises(NoRoom, match="333/1000"):
+        ledger.reserve(LeaseId("d"), claim(1, gpu_milli=333))
+
+
+def test_a_share_of_a_gpu_outlives_a_restart_beside_its_sibling(opened: Open) -> None:
+    has = capacity(gpu("g0"), gpu_slices=2)
+    for lease in ("a", "b"):
+        opened(has).reserve(LeaseId(lease), claim(1, gpu_milli=500))
+    after = opened(has)
+    assert after.keep_only({LeaseId("b")}) == ("a",)
+    assert after.reserve(LeaseId("b"), claim(1, gpu_milli=500)).gpu_uuids == ("g0",)
+    with pytest.raises(NoRoom, match="may share"):
+        after.reserve(LeaseId("c"), claim(1, client="bert", gpu_milli=500))
 
 
 def test_whole_cores_are_pinned_within_one_numa_node(opened: Open) -> None:
@@ -176,7 +197,7 @@ HOST = capacity(
     gpu("g2", 40),
     cores=6,
     slots=3,
-    time_slices=True,
+    gpu_slices=3,
 )
 CLAIMS = st.builds(
     Claim,
@@ -185,7 +206,7 @@ CLAIMS = st.builds(
     cpu_millis=st.sampled_from([250, 500, 1000, 1500, 2000, 3000]),
     memory_bytes=st.integers(1, 30).map(lambda gib: gib * GIB),
     disk_bytes=st.integers(1, 40).map(lambda gib: gib * GIB),
-    gpu_milli=st.sampled_from([WHOLE_MILLI, WHOLE_MILLI, 300, 500]),
+    gpu_milli=st.sampled_from([WHOLE_MILLI, WHOLE_MILLI, 300, 333, 500, 700]),
     min_vram=st.sampled_from([None, 20 * GIB]),
 )
 
@@ -264,6 +285,7 @@ class HostLedger(RuleBasedStateMachine):
             users = [item for item in standing if unit.uuid in item.assignment.gpu_uuids]
             assert sum(item.claim.gpu_milli for item in users) <= WHOLE_MILLI
             assert len({item.claim.client for item in users}) <= 1
+            assert all(item.claim.gpu_milli >= WHOLE_MILLI // HOST.gpu_slices for item in users)
             for item in users:
                 assert item.claim.min_vram is None or unit.vram_bytes >= item.claim.min_vram
         whole = any("g2" in item.assignment.gpu_uuids for item in standing)

@@ -29,7 +29,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
             local_images=("mine:1", 'odd"name'),
             container_runtime="runsc",
             metrics_port=9464,
-            time_slices=True,
+            gpu_slices=3,
             reservations_path=Path("/x/host.sqlite"),
             engine_socket=Path("/run/e.sock"),
         ),
@@ -37,6 +37,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         write_settings(settings)
 
         assert load_settings(tmp_path) == settings
+
+
+def test_a_file_from_before_gpu_slices_is_read(tmp_path: Path) -> None:
+    write_settings(_settings(tmp_path))
+    file = tmp_path / CONFIG_NAME
+    file.write_text(file.read_text().replace("gpu_slices = 1", "time_slices = true"))
+
+    assert load_settings(tmp_path).gpu_slices == 1
 
 
 def test_the_owner_lists_local_images(tmp_path: Path) -> None:

@@ -19,11 +19,15 @@ TWO_HOURS_MS, PRICE = 7_200_000, 1_000_003
     [
         ({}, 2_000_006),
         ({"resources": {"gpus": 4}}, 8_000_024),
+        (
+            {"resources": {"gpus": 1, "gpu_fraction": "0.25"}},
+            500_000,
+        ),  # a quarter of the price, rounded down, for two hours
         ({"gang": {"size": 3}}, 6_000_018),
         ({"verify": {"policy": "quorum", "replicas": 3}, "outputs": ["result.txt"]}, 6_000_018),
         ({"limits": {"max_duration": "1h", "max_cost": "0.5"}}, 500_000),
     ],
-    ids=["one", "cards", "gang", "quorum", "bounded"],
+    ids=["one", "cards", "share", "gang", "quorum", "bounded"],
 )
 def test_both_sides_come_to_the_same_maximum(changes: dict[str, Any], most: int) -> None:
     job = load_job_spec(spec(**changes))

@@ -1,0 +1,103 @@
+"""Real processes and a real container engine share one SIMULATED GPU among one client's jobs. What is made up: NVML, the engine's nvidia hook
+(which would mount the devices) and nvidia-smi inside of the image, which believes what the engine was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import simulated_nvml
+from tests.support.docker_market import DockerMarket
+from tests.support.engine import load_image, run_engine_script, small_image
+from tests.support.small_market import TUSD, submit
+from torg.client import AsyncClient
+from torg_node.executors.docker_archive import File
+from torg_protocol.api import JobView
+from torg_protocol.states import JobState, LeaseState
+
+pytestmark = [pytest.mark.engine, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
+IMAGE = "simulated-cuda"
+_SMI = b'#!/bin/sh\necho "GPU 0: SIMULATED GPU (UUID: $NVIDIA_VISIBLE_DEVICES)"\n'
+_HALF = {"gpus": 1, "gpu_fraction": "0.5", "memory": "64MiB", "disk": "32MiB"}
+_UNTIL_TOLD = ["sh", "-c", "nvidia-smi -L; sleep 600"]
+
+
+@pytest.fixture
+def engine_with_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An engine of its own that takes GPU requests: it finds nvidia's hook, which here does nothing."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    hook = programs / "nvidia-container-runtime-hook"
+    hook.write_text("#!/bin/sh\nexit 0\n")
+    hook.chmod(0o755)
+    with tempfile.TemporaryDirectory(prefix="torg-gpu-engine-") as folder:
+        try:
+            with monkeypatch.context() as patched:
+                patched.setenv("PATH", str(programs), prepend=":")
+                socket = Path(run_engine_script("start", Path(folder) / "engine"))
+            yield socket
+        finally:
+            run_engine_script("stop", Path(folder) / "engine")
+
+
+async def test_two_jobs_of_one_client_share_the_gpu_and_a_strangers_waits(
+    engine_with_hook: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nvml").mkdir()
+    environment = {"LD_LIBRARY_PATH": str(simulated_nvml.build(tmp_path / "nvml")), "TORG_SIMULATED_GPUS": "1"}
+    await load_image(engine_with_hook, small_image(f"{IMAGE}:latest", files=[File("bin/nvidia-smi", _SMI, 0o755)]))
+    market = DockerMarket(tmp_path / "market", engine=engine_with_hook, images=[IMAGE], gpu_slices=2)
+    try:
+        await market.start_localnet()
+        await market.start_marketplace()
+        await market.start_node(environment)
+        async with market.client() as anna, market.client() as bert:
+            mine = [await _submit(anna, name) for name in ("first", "second")]
+            for job in mine:
+                await _until(anna, job, LeaseState.RUNNING)
+            strange = await _submit(bert, "stranger")
+            waiting = await _waits(bert, strange)
+            for job in mine:
+                await anna.cancel(job.job_id)
+            ended = [await anna.wait(job.job_id) for job in mine]
+            await _until(bert, strange, LeaseState.RUNNING)
+            await bert.cancel(strange.job_id)
+            ended.append(await bert.wait(strange.job_id))
+            receipts = [
+                (await who.receipts(job.job_id))[0].receipt for who, job in zip((anna, anna, bert), ended, strict=True)
+            ]
+            said = await anna.logs(mine[1].job_id)
+    finally:
+        await market.stop()
+
+    assert said == "GPU 0: SIMULATED GPU (UUID: GPU-SIMULATED-0)\n"
+    assert (waiting.state, waiting.waiting_for) == (JobState.QUEUED, "all 1 fitting node(s) are busy")
+    assert {receipt.gpu_uuids for receipt in receipts} == {("GPU-SIMULATED-0",)}
+    for receipt in receipts:
+        assert receipt.price_per_gpu_hour == TUSD // 2, "half of what the node asks"
+        assert receipt.amount == receipt.price_per_gpu_hour * receipt.billed_ms // 3_600_000
+
+
+async def _submit(client: AsyncClient, name: str) -> JobView:
+    return await submit(client, _UNTIL_TOLD, name=name, image=f"{IMAGE}:latest", resources=_HALF, isolation="container")
+
+
+async def _until(client: AsyncClient, job: JobView, state: LeaseState) -> JobView:
+    async with asyncio.timeout(120):
+        while not (job.leases and job.leases[-1].state is state):
+            assert job.state in {JobState.QUEUED, JobState.LEASED}, job
+            await asyncio.sleep(0.2)
+            job = await client.job(job.job_id)
+    return job
+
+
+async def _waits(client: AsyncClient, job: JobView) -> JobView:
+    async with asyncio.timeout(60):
+        while job.waiting_for is None:
+            await asyncio.sleep(0.2)
+            job = await client.job(job.job_id)
+    return job
