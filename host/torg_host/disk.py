@@ -7,6 +7,7 @@ All methods block for tens of milliseconds (mkfs, mount): call them in a thread.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -61,7 +62,7 @@ class QuotaDisk:
         return DiskState(self.files, enforced=True)
 
     def is_mounted(self) -> bool:
-        return any(line.split()[4] == str(self.files) for line in _mount_lines())
+        return str(self.files) in _mount_points()
 
     def remove(self) -> None:
         """Unmounts it and deletes everything. Safe to repeat. Raises Unavailable `disk_busy` while something still uses it."""
@@ -119,8 +120,10 @@ def delete_tree(root: Path) -> None:
         _run("rm", "-rf", "--", str(root))
 
 
-def _mount_lines() -> list[str]:
-    return Path("/proc/self/mountinfo").read_text().splitlines()
+def _mount_points() -> set[str]:
+    """The kernel writes blanks, newlines and backslashes of a path as a backslash and three octal digits."""
+    escaped = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return {re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), path) for path in escaped}
 
 
 def _loop_devices_of(image: Path) -> list[Path]:

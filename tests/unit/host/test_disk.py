@@ -66,6 +66,17 @@ def test_a_restarted_agent_finds_it_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+def test_a_folder_with_blanks_in_its_name_is_a_folder(tmp_path: Path) -> None:
+    disk = QuotaDisk(tmp_path / "my node" / "disk", 16 * MIB)
+    disk.open()
+    assert disk.is_mounted()
+
+    disk.remove()
+    assert not (tmp_path / "my node" / "disk").exists()
+    assert loop_devices(tmp_path) == []
+
+
+@pytest.mark.root
 def test_a_half_made_image_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "disk.img.partial").write_bytes(b"killed while making it")
