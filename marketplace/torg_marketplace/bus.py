@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _PENDING_BYTES = 32 << 20  # published while the server is away; more is dropped
+_ASKED_EVERY_S = 5  # whether the server is still there: of a network that is cut nothing is heard
 
 
 class NatsBus:
@@ -66,6 +67,8 @@ async def open_bus(url: str, marketplace: str) -> AsyncIterator[NatsBus]:
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.5,
             connect_timeout=5,
+            ping_interval=_ASKED_EVERY_S,
+            max_outstanding_pings=2,
             pending_size=_PENDING_BYTES,
             error_cb=on_error,
         )

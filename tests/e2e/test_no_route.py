@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scripts.market_processes import Running, call, remove_containers, script, start
-from tests.support.networks import MIDDLE_ADDRESS, Place, link_of, star
+from tests.support.networks import MIDDLE_ADDRESS, Place, link_of, relay_command, star
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -23,20 +23,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(os.geteuid() != 0, reason="makes networks"),
 ]
-RELAY = """
-import asyncio, json, sys
-async def pump(reader, writer):
-    while data := await reader.read(65536): writer.write(data); await writer.drain()
-    writer.close()
-async def serve(reader, writer):
-    far = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
-    await asyncio.gather(pump(reader, far[1]), pump(far[0], writer), return_exceptions=True)
-async def main():
-    server = await asyncio.start_server(serve, sys.argv[1], int(sys.argv[2]))
-    print(json.dumps({}), flush=True)
-    await server.serve_forever()
-asyncio.run(main())
-"""
 SERVER = (
     "import socket; s = socket.create_server(('127.0.0.1', 8888)); print('up', flush=True)\n"
     "while True:\n c, _ = s.accept(); c.sendall(c.recv(100).upper()); c.close()"
@@ -58,7 +44,7 @@ async def _market(folder: Path, middle: Place, node: Place) -> AsyncIterator[str
             "localnet", middle, script("torg-localnet"), "--data", str(folder / "localnet"), "--port", "0", *slots
         )
         rpc_port = localnet.ready["rpc_url"].rsplit(":", 1)[1]
-        await run("relay", middle, sys.executable, "-c", RELAY, MIDDLE_ADDRESS, rpc_port)
+        await run("relay", middle, *relay_command(int(rpc_port)))
         market = await run(
             "marketplace",
             middle,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import asyncpg
 
-from scripts.market_processes import Running, script, start
+from scripts.market_processes import Running, call, script, start
 from tests.support.nats import NatsServer
+from tests.support.networks import Place
 from tests.support.postgres import Postgres
 from tests.support.small_market import SmallMarket, running_market, spec_of_small_job
 from tests.support.waiting import eventually
@@ -38,6 +39,7 @@ class RolesMarket(SmallMarket):
     nats: NatsServer | None = None
     postgres: Postgres | None = None
     processes: dict[str, Running] = field(default_factory=dict)
+    places: Mapping[str, Place] = field(default_factory=dict)  # by a process's name; others are where the test is
 
     async def start_marketplace(self) -> None:
         await self.start_process("api")  # makes the keys
@@ -49,7 +51,11 @@ class RolesMarket(SmallMarket):
         argv = [script("torg-marketplace"), "serve", "--data", str(self.folder / "marketplace"), "--role"]
         argv += [PROCESSES[name], "--port", str(self.ports.get(name, 0)), "--rpc-url", self.rpc_url]
         argv += ["--bus-url", self.nats.url if self.nats else "", *OPTIONS]
-        env = {"TORG_MARKETPLACE_DATABASE_URL": self.database_url or ""}
+        url = self.database_url or ""
+        if (place := self.places.get(name)) is not None and self.postgres is not None:
+            argv = place.command(*argv, "--host", place.address)
+            url = self.postgres.url_from_afar(url)
+        env = {"TORG_MARKETPLACE_DATABASE_URL": url}
         running = await start(name, argv, self.folder / f"{name}.log", env=env)
         self.processes[name] = running
         self.ports[name] = int(str(running.ready["url"]).rpartition(":")[2])
@@ -77,6 +83,23 @@ class RolesMarket(SmallMarket):
         await eventually(led)
         return await self.leader(role) or ""
 
+    def roles(self) -> list[str]:
+        """Names of the marketplace's own processes."""
+        return list(PROCESSES)
+
+    async def assert_paid_by_the_receipts(self) -> None:
+        async def paid() -> bool:
+            return not await self.ask("SELECT * FROM payouts WHERE state != 'finalized'")
+
+        await eventually(paid, within_s=90)
+        (earned,) = await self.ask("SELECT sum(amount)::bigint AS amount FROM leases")
+        captured = await self.ask("SELECT amount FROM payouts")
+        assert sum(row["amount"] for row in captured) == earned["amount"] > 0
+        data = ["--data", str(self.folder / "marketplace"), "--rpc-url", self.rpc_url]
+        env = {"TORG_MARKETPLACE_DATABASE_URL": self.database_url or ""}
+        code, out = await call([script("torg-marketplace"), "reconcile", *data], env=env, check=False)
+        assert (code, out.splitlines()[-1][:14]) == (0, "0 differences;"), out
+
     async def ask(self, query: str, *values: object) -> list[asyncpg.Record]:
         connection = await asyncpg.connect((self.database_url or "").replace("postgresql+asyncpg:", "postgresql:"))
         try:
@@ -98,10 +121,10 @@ async def chaos_market(folder: Path, postgres: Postgres, nats: NatsServer) -> As
         yield market
 
 
-async def submit_through_it(client: AsyncClient, name: str) -> str:
+async def submit_through_it(client: AsyncClient, name: str, **fields: object) -> str:
     """As people do whose command failed: again, with the same key, until there is an answer. The job's id."""
     command = ["python", "-c", "import time; print('at work', flush=True); time.sleep(0.7)"]
-    job = spec_of_small_job(client, {"name": name, "command": command, "lease_grace": "2m"})
+    job = spec_of_small_job(client, {"name": name, "command": command, "lease_grace": "2m", **fields})
     async with asyncio.timeout(90):
         while True:
             try:

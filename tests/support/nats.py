@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.support.networks import Place
 
 
 @contextmanager
@@ -28,11 +31,14 @@ class NatsServer:
     folder: Path
     url: str = ""
     process: subprocess.Popen[bytes] | None = None
+    place: Place | None = None
 
     def start(self) -> None:
         """At a free port at first, and at the same one ever after."""
         port = self.url.rpartition(":")[2] or "-1"
-        command = [self.program, "--addr", "127.0.0.1", "--port", port, "--ports_file_dir", str(self.folder)]
+        address = self.place.address if self.place is not None else "127.0.0.1"
+        command = [self.program, "--addr", address, "--port", port, "--ports_file_dir", str(self.folder)]
+        command = self.place.command(*command) if self.place is not None else command
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         self.url = _url(self.process, self.folder)
@@ -42,20 +48,25 @@ class NatsServer:
             self.process.kill()
             self.process.wait(timeout=30)
 
+    def send(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+
 
 @contextmanager
-def nats_server() -> Iterator[NatsServer]:
-    """One that a test may kill. Skips the test where Debian's package `nats-server` is missing."""
+def nats_server(place: Place | None = None) -> Iterator[NatsServer]:
+    """One that a test may kill or freeze. Skips the test where Debian's package `nats-server` is missing."""
     program = shutil.which("nats-server", path="/usr/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         pytest.skip("the NATS server is not installed (Debian: nats-server)")
     with tempfile.TemporaryDirectory(prefix="torg-nats-") as name:
-        server = NatsServer(program, Path(name))
+        server = NatsServer(program, Path(name), place=place)
         try:
             server.start()
             yield server
         finally:
             if server.process is not None:
+                server.send(signal.SIGCONT)
                 server.process.terminate()
                 server.process.wait(timeout=30)
 

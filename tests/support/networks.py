@@ -1,14 +1,33 @@
-"""Networks of a test's own: parties that all reach one place in the middle, and not each other."""
+"""Networks of a test's own: parties that all reach one place in the middle and, if it forwards, each other through it: until it loses
+what goes from one to another."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 MIDDLE_ADDRESS = "10.77.0.1"  # of the middle, from wherever one looks
+_CLONE_NEWNET = 0x40000000
+_RELAY = """
+import asyncio, json, sys
+async def pump(reader, writer):
+    while data := await reader.read(65536): writer.write(data); await writer.drain()
+    writer.close()
+async def serve(reader, writer):
+    far = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    await asyncio.gather(pump(reader, far[1]), pump(far[0], writer), return_exceptions=True)
+async def main():
+    server = await asyncio.start_server(serve, sys.argv[1], int(sys.argv[2]))
+    print(json.dumps({}), flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
 
 
 @dataclass(frozen=True)
@@ -24,8 +43,8 @@ class Place:
 
 
 @contextlib.contextmanager
-def star(*names: str) -> Iterator[tuple[Place, ...]]:
-    """The middle first, then the parties by name. Nothing forwards. All of it is gone afterwards, processes are the caller's."""
+def star(*names: str, forwards: bool = False) -> Iterator[tuple[Place, ...]]:
+    """The middle first, then the parties by name. All of it is gone afterwards, processes are the caller's."""
     prefix = f"torg{os.getpid()}"
     middle = Place(f"{prefix}-middle", MIDDLE_ADDRESS)
     places = [middle]
@@ -44,10 +63,63 @@ def star(*names: str) -> Iterator[tuple[Place, ...]]:
                 _inside(place, "link", "set", link, "up")
             _inside(party, "link", "set", "lo", "up")
             _inside(party, "route", "add", "default", "via", f"10.77.{number}.1")
+        if forwards:
+            _run(middle.command("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"))
         yield tuple(places)
     finally:
         for place in reversed(places):
             subprocess.run(["ip", "netns", "delete", place.name], check=False, capture_output=True)
+
+
+@contextlib.contextmanager
+def lost_between(middle: Place, *pairs: tuple[Place, Place]) -> Iterator[None]:
+    """Meanwhile a middle that forwards loses, without a word, what the first of a pair sends to the second; what comes back it lets through."""
+    rules: list[tuple[str, ...]] = [
+        ("from", sender.address, "to", receiver.address, "blackhole") for sender, receiver in pairs
+    ]
+    added: list[tuple[str, ...]] = []
+    try:
+        for rule in rules:
+            _inside(middle, "rule", "add", *rule)
+            added.append(rule)
+        yield
+    finally:
+        for rule in added:
+            _inside(middle, "rule", "del", *rule)
+
+
+@contextlib.contextmanager
+def unplugged(middle: Place, party: Place) -> Iterator[None]:
+    """Meanwhile the party's link has no carrier, as with a cable that was pulled."""
+    theirs = link_of(party)
+    ours = "tm" + theirs.removeprefix("tp")
+    _inside(middle, "link", "set", ours, "down")
+    try:
+        yield
+    finally:
+        _inside(middle, "link", "set", ours, "up")
+
+
+@contextlib.contextmanager
+def entered(place: Place) -> Iterator[None]:
+    """Meanwhile this thread, and every process that it starts, is there; its sockets of before stay where they were made."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter(namespace: int) -> None:
+        if libc.setns(namespace, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+
+    with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{place.name}").open() as there:
+        enter(there.fileno())
+        try:
+            yield
+        finally:
+            enter(home.fileno())
+
+
+def relay_command(port: int) -> list[str]:
+    """What, run in the middle, makes a port of its loopback a port of its address. Prints a JSON line when it does."""
+    return [sys.executable, "-c", _RELAY, MIDDLE_ADDRESS, str(port)]
 
 
 def link_of(place: Place) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.networks import Place
 from torg_marketplace.storage.engine import create_engine
 from torg_marketplace.storage.schema import upgrade
 
@@ -33,9 +36,16 @@ class Postgres:
     pid: int = 0  # of the server itself; its connections are its children
     numbers: Iterator[int] = field(default_factory=count)
     crash: Callable[[], None] = lambda: None  # kills it as a power cut would, and starts it again
+    send: Callable[[signal.Signals], None] = lambda _: None  # to the server and all its connections
+    place: Place | None = None  # where it listens also at a TCP port
 
     def url(self, database: str) -> str:
         return f"postgresql+asyncpg://{self.user}@/{database}?host={self.socket_folder}"
+
+    def url_from_afar(self, url: str) -> str:
+        """Of the same database, for who is in another place."""
+        assert self.place is not None
+        return url.replace("@/", f"@{self.place.address}/").partition("?")[0]
 
     def new_database(self) -> str:
         """A database with all migrations applied; its URL."""
@@ -56,13 +66,16 @@ def postgres() -> Iterator[Postgres]:
 
 
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
-    """Skips the test where Debian's package `postgresql` is missing."""
+def running_postgres(place: Place | None = None) -> Iterator[Postgres]:
+    """On a Unix socket and, in a place, at that place's address. Skips the test where Debian's package `postgresql` is missing."""
     programs = _programs()
     folder = Path(tempfile.mkdtemp(prefix="torg-postgres-"))
     user, as_user = _owner(folder)
     data, settings = folder / "data", [f"-c{name}={value}" for name, value in QUICK.items()]
-    server: list[str | Path] = [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", *settings]
+    listen = f"listen_addresses={place.address if place else ''}"
+    server: list[str | Path] = [programs / "postgres", "-D", data, "-k", folder, "-c", listen, *settings]
+    if place is not None:
+        as_user = place.command(*as_user)
     processes: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
@@ -87,15 +100,26 @@ def running_postgres() -> Iterator[Postgres]:
         start()
         wait()
 
+    def send(number: signal.Signals) -> None:
+        server_pid = processes[-1].pid
+        connections = Path(f"/proc/{server_pid}/task/{server_pid}/children").read_text().split()
+        for pid in (server_pid, *map(int, connections)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     try:
         _run([*as_user, programs / "initdb", "-D", data, "-U", user, "--auth=trust", "--no-sync", "--encoding=UTF8"])
+        if place is not None:
+            with (data / "pg_hba.conf").open("a") as file:
+                file.write("host all all 10.77.0.0/16 trust\n")
         try:
             start()
             wait()
-            postgres = Postgres(programs, folder, user, processes[-1].pid, crash=crash)
+            postgres = Postgres(programs, folder, user, processes[-1].pid, crash=crash, send=send, place=place)
             postgres.make_template()
             yield postgres
         finally:
+            send(signal.SIGCONT)
             processes[-1].terminate()  # to setpriv or PostgreSQL itself: the same process
             processes[-1].wait(timeout=30)
     finally:

@@ -24,6 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from torg_marketplace.storage import inline_sqlite
 from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.registry import know_parents
+from torg_marketplace.storage.silence import connection_class
 from torg_protocol.errors import Unavailable
 
 R = TypeVar("R", bound=Base)
@@ -41,7 +42,7 @@ def create_engine(url: str, *, stuck_after_s: float = 10.0) -> AsyncEngine:
     """`url` as SQLAlchemy wants it: sqlite:///path or postgresql+asyncpg://...
 
     `stuck_after_s`: PostgreSQL ends a transaction that has said nothing for so long. Its process is stopped, or its machine is gone, and
-    nobody else could write until it comes back."""
+    nobody else could write until it comes back. This side gives a server up that is not even heard of for as long."""
     if not url.startswith("sqlite"):
         engine = create_async_engine(
             url,
@@ -49,6 +50,8 @@ def create_engine(url: str, *, stuck_after_s: float = 10.0) -> AsyncEngine:
             query_cache_size=_STATEMENTS_KEPT,
             connect_args={
                 "prepared_statement_cache_size": _STATEMENTS_KEPT,
+                "connection_class": connection_class(stuck_after_s),
+                "timeout": stuck_after_s,  # for being connected
                 "server_settings": {
                     "idle_in_transaction_session_timeout": str(round(stuck_after_s * 1000)),
                     "tcp_keepalives_idle": "10",  # of a machine that is gone nothing is heard, not even an end

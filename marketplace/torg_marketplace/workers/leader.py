@@ -17,6 +17,8 @@ from typing import Any
 import asyncpg
 from sqlalchemy import make_url
 
+from torg_marketplace.storage.silence import connection_class
+
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _ANSWER_WITHIN_S = 5.0
@@ -37,6 +39,7 @@ async def lead(database_url: str, role: str, work: Callable[[], Coroutine[Any, A
             connection = await asyncpg.connect(
                 dsn,
                 timeout=_ANSWER_WITHIN_S,
+                connection_class=connection_class(_ANSWER_WITHIN_S),
                 server_settings={
                     "application_name": f"torg {role} {os.getpid()}",
                     "idle_session_timeout": str(round(_SILENT_FOR_S * 1000)),
