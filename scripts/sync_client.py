@@ -17,7 +17,7 @@ _LEFT_OUT = {"aclose", "submission"}  # `close` is written by hand; a Submission
 _HEAD = '''\
 """The same client for code without an event loop. Each call runs on one private loop in a background thread.
 
-Written by scripts/sync_client.py from client.py: change that, then run `python -m scripts.sync_client`.
+Written by scripts/sync_client.py from client.py and kept.py: change those, then run `python -m scripts.sync_client`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from typing import Any, Self
 
 from solders.keypair import Keypair
 
-from torg.client import AsyncClient, R, StageProgress, T
+from torg.client import AsyncClient, R, T
 from torg.config import ClientConfig
+from torg.kept import StageProgress
 from torg.spec_file import SpecFile
 {imports}
 
@@ -101,16 +102,20 @@ async def _build(config: ClientConfig | None, keypair: Keypair | None) -> AsyncC
 
 
 def generated() -> str:
-    module = ast.parse((CLIENT / "client.py").read_text())
-    (source,) = [node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "AsyncClient"]
+    modules = [ast.parse((CLIENT / name).read_text()) for name in ("client.py", "kept.py")]
+    statements = [node for module in modules for node in module.body]
+    sources = [
+        node for node in statements if isinstance(node, ast.ClassDef) and node.name in {"AsyncClient", "KeptData"}
+    ]
     methods = [
         _method(node)
+        for source in sources
         for node in source.body
         if isinstance(node, ast.AsyncFunctionDef) and not node.name.startswith("_") and node.name not in _LEFT_OUT
     ]
     imports = "\n".join(
         ast.unparse(node)
-        for node in module.body
+        for node in statements
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torg_protocol")
     ).replace("\\\n", "\n")
     text = _HEAD.replace("{imports}", imports) + "\n".join(methods) + _TAIL

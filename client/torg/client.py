@@ -24,13 +24,13 @@ from solders.keypair import Keypair
 from torg.config import ClientConfig, load_config, pin_or_check
 from torg.errors import JobFailed, ReceiptInvalid
 from torg.journal import Journal
+from torg.kept import KeptData, StageProgress, of_stage
 from torg.packing import packed
 from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
 from torg_protocol.cases import AbuseView, AccountView, DisputePage, DisputeView, ErasureView
-from torg_protocol.data import DataPage, DataView
 from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
 from torg_protocol.ids import AccountId
 from torg_protocol.jobspec import JobSpec
@@ -39,20 +39,17 @@ from torg_protocol.states import JobState
 from torg_protocol.usage import SignedReceipt
 
 if TYPE_CHECKING:
-    from torg.blobs import BlobTransfer
     from torg.credit import CreditSubmission
-    from torg.data import DataNames
     from torg.submission import Submission
     from torg.vaults import Vaults
 
 R = TypeVar("R")
 T = TypeVar("T")
-StageProgress = Callable[[str, int, int], None]  # what is being moved, bytes done, bytes in all
 
 _REQUOTE_WHEN_LEFT_MS = 30_000
 
 
-class AsyncClient:
+class AsyncClient(KeptData):
     """One key at one marketplace. Use it as a context manager, from one event loop.
 
     Reads the configuration and the key of `home` (see torg.config). With an API key in the configuration (TORG_API_KEY) there is no
@@ -103,18 +100,6 @@ class AsyncClient:
         if self._journal is None:
             self._journal = Journal(self.config.journal_path)
         return self._journal
-
-    @property
-    def _blobs(self) -> BlobTransfer:
-        from torg.blobs import BlobTransfer
-
-        return BlobTransfer(self._transport)
-
-    @property
-    def _data(self) -> DataNames:
-        from torg.data import DataNames
-
-        return DataNames(self._transport, self._blobs)
 
     @property
     def vaults(self) -> Vaults:
@@ -169,9 +154,9 @@ class AsyncClient:
                 spec = await self._with_secrets(spec, file, ready.secrets)
             quote = await submission.quote(spec)
             if (image := file.image_archive()) is not None:
-                await self._blobs.store(image[0], image[1], _named(on_progress, "image"))
+                await self._blobs.store(image[0], image[1], of_stage(on_progress, "image"))
             if ready.archive is not None and spec.workspace is not None:
-                on_bytes = _named(on_progress, "workspace")
+                on_bytes = of_stage(on_progress, "workspace")
                 await self._blobs.store(spec.workspace.digest, ready.archive, on_bytes, ready.pieces)
                 if quote.expires_at_ms - self._now_ms() < _REQUOTE_WHEN_LEFT_MS:
                     quote = await submission.quote(spec)
@@ -323,32 +308,9 @@ class AsyncClient:
         planned = plan_downloads(job.outputs, destination, overwrite=overwrite)
         for item in planned:
             if not item.is_there:
-                progress = _named(on_progress, item.output.path)
+                progress = of_stage(on_progress, item.output.path)
                 await self._fetch(job, item.output.digest, item.target, destination, progress)
         return [item.target for item in planned]
-
-    # --- named data -------------------------------------------------------------------------------------------------
-
-    async def put_data(self, name: str, source: Path, *, on_progress: StageProgress | None = None) -> DataView:
-        """Uploads what the store lacks of a folder or file and names it; a name that is there moves. Safe to repeat."""
-        return await self._data.put(name, source, _named(on_progress, name))
-
-    async def get_data(self, name: str, destination: Path, *, on_progress: StageProgress | None = None) -> DataView:
-        """Unpacks it as `destination`, absent or empty before; goes on where an earlier call was cut off. Raises NotFound
-        `data_unknown`, Conflict `destination_exists`."""
-        return await self._data.get(name, destination, _named(on_progress, name))
-
-    async def list_data(self) -> tuple[DataView, ...]:
-        """All named data, by name."""
-        return tuple([item async for page in self._transport.ask_pages(DataPage, "/v1/data") for item in page.data])
-
-    async def stored_bytes(self) -> int:
-        """All that this account has sent and the store still has: named data, workspaces of jobs, and for a day what nothing refers to."""
-        return (await self._transport.ask(DataPage, "GET", "/v1/data", query={"limit": "1"})).stored_bytes
-
-    async def remove_data(self, name: str) -> DataView:
-        """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""
-        return await self._data.remove(name)
 
     # --- functions --------------------------------------------------------------------------------------------------
 
@@ -471,10 +433,6 @@ def _id(job_id: str) -> str:
             hint="job ids begin with job_: see torg ps",
         )
     return job_id
-
-
-def _named(on_progress: StageProgress | None, what: str) -> ByteProgress | None:
-    return None if on_progress is None else lambda done, total: on_progress(what, done, total)
 
 
 def _now_ms() -> int:

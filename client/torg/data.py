@@ -13,6 +13,7 @@ from torg.transport import ByteProgress, Transport
 from torg_host.archive import PackedTree, pack, unpack
 from torg_protocol.data import DataView
 from torg_protocol.errors import Conflict, Invalid, NotFound
+from torg_protocol.ids import Digest
 from torg_protocol.jobspec import BlobRef, JobSpec
 
 
@@ -24,33 +25,16 @@ class DataNames:
     async def put(self, name: str, source: Path, on_bytes: ByteProgress | None = None) -> DataView:
         """Packs a directory (without what its .torgignore or .gitignore leaves out) or one file, uploads what the store lacks, and names
         it; a name that is there moves. Safe to repeat. Raises Invalid `path_missing`."""
-        with tempfile.TemporaryDirectory(prefix="torg-") as scratch:
-            archive = Path(scratch) / "data.tar.zst"
-            packed = await asyncio.to_thread(_packed, source, archive)
-            await self._blobs.store(packed.digest, archive, on_bytes, packed.pieces)
+        packed = await upload_tree(self._blobs, source, on_bytes)
         body = {"digest": packed.digest, "size_bytes": packed.size_bytes}
         return await self._transport.ask(DataView, "PUT", f"/v1/data/{_quoted(name)}", body=body)
 
     async def get(self, name: str, destination: Path, on_bytes: ByteProgress | None = None) -> DataView:
         """Unpacks it as `destination`, which must be absent or an empty directory; checked against its digest before. Goes on where an
         earlier call was cut off. Raises NotFound `data_unknown`, Conflict `destination_exists`."""
-        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-            raise Conflict(
-                "there is something already",
-                code="destination_exists",
-                field="path",
-                value=str(destination),
-                hint="name a folder that is empty or not there yet: -o DIR",
-            )
+        check_free(destination)
         view = await self._transport.ask(DataView, "GET", f"/v1/data/{_quoted(name)}")
-        parent = destination.absolute().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        archive = parent / f".torg-{view.digest.removeprefix('sha256:')[:32]}.tar.zst"
-        try:
-            await self._blobs.fetch(view.digest, archive, parent, on_bytes)
-            await asyncio.to_thread(unpack, archive, destination)
-        finally:
-            archive.unlink(missing_ok=True)
+        await download_tree(self._blobs, view.digest, destination, on_bytes)
         return view
 
     async def pin(self, spec: JobSpec) -> JobSpec:
@@ -74,16 +58,53 @@ class DataNames:
         return await self._transport.ask(DataView, "DELETE", f"/v1/data/{_quoted(name)}")
 
 
-def _packed(source: Path, archive: Path) -> PackedTree:
+async def upload_tree(
+    blobs: BlobTransfer, source: Path, on_bytes: ByteProgress | None, *, ignore: bool = True
+) -> PackedTree:
+    """Packs a directory or one file and uploads what the store lacks of it. `ignore`: without what ignore files name. Raises Invalid
+    `path_missing`."""
+    with tempfile.TemporaryDirectory(prefix="torg-") as scratch:
+        archive = Path(scratch) / "data.tar.zst"
+        packed = await asyncio.to_thread(_packed, source, archive, ignore)
+        await blobs.store(packed.digest, archive, on_bytes, packed.pieces)
+    return packed
+
+
+async def download_tree(blobs: BlobTransfer, digest: Digest, destination: Path, on_bytes: ByteProgress | None) -> None:
+    """Unpacks it as `destination`. Goes on where an earlier call was cut off. Raises Conflict `destination_exists`."""
+    check_free(destination)
+    parent = destination.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    archive = parent / f".torg-{digest.removeprefix('sha256:')[:32]}.tar.zst"
+    try:
+        await blobs.fetch(digest, archive, parent, on_bytes)
+        await asyncio.to_thread(unpack, archive, destination)
+    finally:
+        archive.unlink(missing_ok=True)
+
+
+def check_free(destination: Path) -> None:
+    """Raises Conflict `destination_exists`."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise Conflict(
+            "there is something already",
+            code="destination_exists",
+            field="path",
+            value=str(destination),
+            hint="name a folder that is empty or not there yet: -o DIR",
+        )
+
+
+def _packed(source: Path, archive: Path, ignore: bool) -> PackedTree:
     if source.is_dir():
-        return pack(source, archive)
+        return pack(source, archive, ignore=ignore)
     if not source.is_file():
         raise Invalid(
             "there is no such file or folder",
             code="path_missing",
             field="path",
             value=str(source),
-            hint=f"a path is relative to where you are, {Path.cwd()}; torg data put PATH --name NAME",
+            hint=f"a path is relative to where you are, {Path.cwd()}",
         )
     with tempfile.TemporaryDirectory(prefix=".torg-", dir=archive.parent) as folder:
         _same(source, Path(folder) / source.name)

@@ -1,6 +1,6 @@
 """The same client for code without an event loop. Each call runs on one private loop in a background thread.
 
-Written by scripts/sync_client.py from client.py: change that, then run `python -m scripts.sync_client`.
+Written by scripts/sync_client.py from client.py and kept.py: change those, then run `python -m scripts.sync_client`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any, Self
 
 from solders.keypair import Keypair
 
-from torg.client import AsyncClient, R, StageProgress, T
+from torg.client import AsyncClient, R, T
 from torg.config import ClientConfig
+from torg.kept import StageProgress
 from torg.spec_file import SpecFile
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, Quote
 from torg_protocol.cases import AbuseView, AccountView, DisputeView, ErasureView
@@ -23,6 +24,7 @@ from torg_protocol.data import DataView
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.refunds import RefundView
 from torg_protocol.usage import SignedReceipt
+from torg_protocol.volumes import JobVolume, VolumeView
 
 
 class Client:
@@ -136,27 +138,6 @@ class Client:
         """
         return self._run(self._client.pull(job_id, destination, overwrite=overwrite, on_progress=on_progress))
 
-    def put_data(self, name: str, source: Path, *, on_progress: StageProgress | None = None) -> DataView:
-        """Uploads what the store lacks of a folder or file and names it; a name that is there moves. Safe to repeat."""
-        return self._run(self._client.put_data(name, source, on_progress=on_progress))
-
-    def get_data(self, name: str, destination: Path, *, on_progress: StageProgress | None = None) -> DataView:
-        """Unpacks it as `destination`, absent or empty before; goes on where an earlier call was cut off. Raises NotFound
-        `data_unknown`, Conflict `destination_exists`."""
-        return self._run(self._client.get_data(name, destination, on_progress=on_progress))
-
-    def list_data(self) -> tuple[DataView, ...]:
-        """All named data, by name."""
-        return self._run(self._client.list_data())
-
-    def stored_bytes(self) -> int:
-        """All that this account has sent and the store still has: named data, workspaces of jobs, and for a day what nothing refers to."""
-        return self._run(self._client.stored_bytes())
-
-    def remove_data(self, name: str) -> DataView:
-        """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""
-        return self._run(self._client.remove_data(name))
-
     def run(
         self,
         function: Callable[..., R],
@@ -218,6 +199,57 @@ class Client:
     def receipts(self, job_id: str) -> tuple[SignedReceipt, ...]:
         """All receipts of a job, each verified, and kept in a wallet's journal. Raises ReceiptInvalid when one does not hold."""
         return self._run(self._client.receipts(job_id))
+
+    def put_data(self, name: str, source: Path, *, on_progress: StageProgress | None = None) -> DataView:
+        """Uploads what the store lacks of a folder or file and names it; a name that is there moves. Safe to repeat."""
+        return self._run(self._client.put_data(name, source, on_progress=on_progress))
+
+    def get_data(self, name: str, destination: Path, *, on_progress: StageProgress | None = None) -> DataView:
+        """Unpacks it as `destination`, absent or empty before; goes on where an earlier call was cut off. Raises NotFound
+        `data_unknown`, Conflict `destination_exists`."""
+        return self._run(self._client.get_data(name, destination, on_progress=on_progress))
+
+    def list_data(self) -> tuple[DataView, ...]:
+        """All named data, by name."""
+        return self._run(self._client.list_data())
+
+    def stored_bytes(self) -> int:
+        """All that this account has sent and the store still has: named data, workspaces of jobs, and for a day what nothing refers to."""
+        return self._run(self._client.stored_bytes())
+
+    def remove_data(self, name: str) -> DataView:
+        """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""
+        return self._run(self._client.remove_data(name))
+
+    def list_volumes(self) -> tuple[VolumeView, ...]:
+        """All volumes, by name."""
+        return self._run(self._client.list_volumes())
+
+    def volume(self, name: str) -> VolumeView:
+        """Its newest generation, which job writes it, and which jobs use it. Raises NotFound `volume_unknown`."""
+        return self._run(self._client.volume(name))
+
+    def put_volume(
+        self, name: str, source: Path, *, generation: int | None = None, on_progress: StageProgress | None = None
+    ) -> VolumeView:
+        """What is in a folder, or one file, becomes the volume's next generation; one that is not there is made. `generation`: which one it must be
+        at before (0: it must not be there). Safe to repeat. Raises Conflict `volume_busy` while a job writes it, `volume_moved`."""
+        return self._run(self._client.put_volume(name, source, generation=generation, on_progress=on_progress))
+
+    def get_volume(self, name: str, destination: Path, *, on_progress: StageProgress | None = None) -> VolumeView:
+        """Unpacks its newest generation as `destination`, absent or empty before. Raises NotFound `volume_unknown`, `volume_empty`; Conflict
+        `destination_exists`."""
+        return self._run(self._client.get_volume(name, destination, on_progress=on_progress))
+
+    def get_job_volume(
+        self, job_id: str, name: str, destination: Path, *, on_progress: StageProgress | None = None
+    ) -> JobVolume:
+        """The same of what this job stored last, also when it failed and that became no generation."""
+        return self._run(self._client.get_job_volume(job_id, name, destination, on_progress=on_progress))
+
+    def remove_volume(self, name: str) -> VolumeView:
+        """Deletes it with what is in it. Raises NotFound `volume_unknown`, Conflict `volume_in_use` while open jobs name it."""
+        return self._run(self._client.remove_volume(name))
 
     def _run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Ctrl-C reaches the coroutine as its cancellation."""

@@ -31,6 +31,7 @@ from torg_marketplace.api import account, channel, contract, health, jobs, keys,
 from torg_marketplace.api import blobs as blob_routes
 from torg_marketplace.api import data as data_routes
 from torg_marketplace.api import sign_in as sign_in_routes
+from torg_marketplace.api import volumes as volume_routes
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import Bounds, RateLimiter
@@ -207,7 +208,19 @@ def make_app(edge: Edge | None, role: str = "all") -> FastAPI:
     app.state.edge, app.state.tunnels = edge, Tunnels()
     parts = [health]
     if role in {"all", "api"}:
-        parts = [market, health, jobs, account, blob_routes, data_routes, keys, sign_in_routes, webhooks, channel]
+        parts = [
+            market,
+            health,
+            jobs,
+            account,
+            blob_routes,
+            data_routes,
+            volume_routes,
+            keys,
+            sign_in_routes,
+            webhooks,
+            channel,
+        ]
     if role in {"all", "gateway"}:
         parts.append(tunnels)
     routers = [module.router for module in parts]

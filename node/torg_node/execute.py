@@ -24,6 +24,7 @@ from torg_node.steps.report import Report
 from torg_node.steps.reserve import Reserve
 from torg_node.steps.run_tasks import RunTasks
 from torg_node.steps.start_container import StartContainer
+from torg_node.steps.volumes import BringVolumes, KeepVolumes
 from torg_node.steps.watch import Watch
 from torg_protocol import messages
 from torg_protocol.states import EndReason, LeaseState
@@ -31,8 +32,16 @@ from torg_protocol.states import EndReason, LeaseState
 log = logging.getLogger(__name__)
 _LOOK_FOR_ROOM_EVERY_S = 2.0
 
-_BEFORE: tuple[Step, ...] = (CheckGrant(), Reserve(), PrepareImage(), OpenSecrets(), MakeWorkspace(), FetchInputs())
-_AFTER: tuple[Step, ...] = (CollectOutputs(), Report())
+_BEFORE: tuple[Step, ...] = (
+    CheckGrant(),
+    Reserve(),
+    PrepareImage(),
+    OpenSecrets(),
+    MakeWorkspace(),
+    BringVolumes(),
+    FetchInputs(),
+)
+_AFTER: tuple[Step, ...] = (CollectOutputs(), KeepVolumes(), Report())
 STEPS: tuple[Step, ...] = (*_BEFORE, StartContainer(), Watch(), *_AFTER)
 STEPS_OF_SEVERAL_TASKS: tuple[Step, ...] = (*_BEFORE, RunTasks(), *_AFTER)
 

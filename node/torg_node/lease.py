@@ -24,7 +24,7 @@ from torg_node.journal import Journal
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
 from torg_protocol.ids import LeaseId
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.messages import Grant, LeaseEventBody, Progress, SignedGrant
 from torg_protocol.network import egress_kind
 from torg_protocol.offers import Offer
@@ -94,6 +94,9 @@ class Lease:
     stop_grace_ms: int = 30_000
     log_was_cut: bool = False  # the marketplace was away when the last of it was to be sent
     stored_checkpoints: set[str] = field(default_factory=set)
+    stored_volumes: dict[str, BlobRef | None] = field(
+        default_factory=dict
+    )  # while it runs, the newest of all that it writes
     job_key: str = ""  # of a sealed job, once its secrets are open; in memory only
     gang_network: GangNetwork | None = None  # while its container runs
 

@@ -21,6 +21,7 @@ from torg_protocol.results import ResultValue
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness, NodeState
 from torg_protocol.tasks import TaskState
 from torg_protocol.usage import OutputFile, SignedReceipt
+from torg_protocol.volumes import JobVolume
 
 MAX_BLOB_PIECES = 8_192
 
@@ -220,6 +221,7 @@ class JobView(Wire):
     progress: dict[str, Any] | None = None
     leases: tuple[LeaseView, ...] = ()
     outputs: tuple[OutputFile, ...] = ()
+    volumes: tuple[JobVolume, ...] = ()  # of the account
 
     def whole_log(self, stream: str, *, attempt: int | None = None, task: str | None = None) -> BlobRef:
         """Of an attempt, by default the newest that has one; of a task its last run. Raises NotFound `log_not_stored`."""
@@ -251,12 +253,12 @@ class JobPage(Wire):
 class JobEvent(Wire):
     """One event of GET /v1/jobs/{id}/events (SSE; the id is resumable by Last-Event-ID).
 
-    kind: job (state moves), lease (state moves), task (state moves), preparing, progress, ports, checkpoint, log, receipt.
+    kind: job (state moves), lease (state moves), task (state moves), preparing, progress, ports, checkpoint, volume, log, receipt.
     """
 
     id: int
     at_ms: int
-    kind: Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "log", "receipt"]
+    kind: Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "volume", "log", "receipt"]
     lease_id: LeaseId | None = None
     data: dict[str, Any]
 

@@ -34,7 +34,8 @@ from torg_protocol.sealing import Sealed, sealed_problems
 from torg_protocol.secrets import SealedSecrets
 from torg_protocol.spec_problems import BETWEEN_FIELDS, problems_of
 from torg_protocol.strict import Strict, check_env
-from torg_protocol.tasks import BLOB_IMAGE, HOST_PYTHON, MAX_TASKS, TASK_NAME, Task, Volume, task_problems
+from torg_protocol.tasks import BLOB_IMAGE, HOST_PYTHON, MAX_TASKS, Task, task_problems
+from torg_protocol.volumes import MAX_VOLUMES, Volume, Volumes, volume_problems
 
 _MINUTE_MS, _HOUR_MS, _DAY_MS = 60_000, 3_600_000, 86_400_000
 # Fields that came after the first release are left out of the wire form while they are empty: older specs keep their digests, and older
@@ -184,7 +185,9 @@ class JobSpec(Strict):
         default=None, pattern=r"^(/[^\x00]{0,511}|image)$"
     )  # "image": its own; default: the workspace
     tasks: tuple[Task, ...] = Field(default=(), max_length=MAX_TASKS)  # instead of command, args and workdir
-    volumes: dict[Annotated[str, Field(pattern=TASK_NAME)], Volume] = Field(default_factory=dict, max_length=32)
+    volumes: Volumes = Field(
+        default_factory=dict, max_length=MAX_VOLUMES
+    )  # shared by its containers; those that are kept outlive it
     env: dict[str, str] = Field(default_factory=dict, max_length=256)
     workspace: BlobRef | None = None  # tar + zstd, unpacked to the working directory
     inputs: tuple[Input, ...] = Field(default=(), max_length=MAX_INPUTS)  # fetched by the node; all tasks see them
@@ -270,7 +273,11 @@ class JobSpec(Strict):
                 "gang",
                 "what several nodes did together cannot be verified yet; write verify: {policy: none}",
             ),
-            (self.volumes and not several, "volumes", "are shared between tasks; one command has its workspace"),
+            (
+                self.written_volumes and self.verify.policy != "none",
+                "volumes",
+                "a volume would be written before the verdict; write verify: {policy: none}, or mount it read-only",
+            ),
             (
                 asked.gpus == 0 and (asked.min_vram or asked.min_compute_capability),
                 "resources",
@@ -284,16 +291,22 @@ class JobSpec(Strict):
         )
         found = [(field, message) for failed, field, message in (*checks, *self._of_a_quorum()) if failed]
         found += sealed_problems(self) if self.sealed is not None else []
-        places = [item.path for item in self.inputs]
+        found += volume_problems(self.volumes, disk_bytes=asked.disk, has_tasks=several)
+        found += self._clashing_places()
+        return found + task_problems(self.tasks, self.image, self.volumes, asked.cpus, asked.memory)
+
+    def _clashing_places(self) -> list[tuple[str, str]]:
+        """Two things at one path of a container."""
+        of_volumes = {volume.path for volume in self.volumes.values() if volume.path is not None}
+        places = [*(item.path for item in self.inputs), *sorted(of_volumes)]
         twice = {path for number, path in enumerate(places) if path in places[:number]}
-        found += [("inputs", f"two things at {path}") for path in sorted(twice)]
-        found += [
-            (f"tasks.{number}", f"two things at {item.path}: this task's, and the job's input")
+        found = [("inputs" if self.inputs else "volumes", f"two things at {path}") for path in sorted(twice)]
+        return found + [
+            (f"tasks.{number}", f"two things at {item.path}: this task's, and the job's")
             for number, task in enumerate(self.tasks)
             for item in (*task.inputs, *task.volumes)
             if item.path in places
         ]
-        return found + task_problems(self.tasks, self.image, self.volumes, asked.cpus, asked.memory)
 
     def _of_a_quorum(self) -> tuple[tuple[bool, str, str], ...]:
         asked = self.verify.policy == "quorum"
@@ -318,6 +331,16 @@ class JobSpec(Strict):
         """Each with its task; None: of a job of one command."""
         found: list[tuple[str | None, Port]] = [(None, port) for port in self.ports]
         return found + [(task.name, port) for task in self.tasks for port in task.ports]
+
+    @property
+    def kept_volumes(self) -> dict[str, Volume]:
+        """Those of the account."""
+        return {name: volume for name, volume in self.volumes.items() if volume.keep}
+
+    @property
+    def written_volumes(self) -> tuple[str, ...]:
+        """Of the account's those that it makes a new generation of."""
+        return tuple(name for name, volume in self.volumes.items() if volume.is_written)
 
     @property
     def nodes_at_once(self) -> int:

@@ -31,6 +31,7 @@ from torg_protocol.results import MAX_RESULTS, ResultValue
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.tasks import MAX_TASKS, TASK_NAME, TaskState
 from torg_protocol.usage import OutputFile, ResourceUse, SignedReceipt, SignedUsage, UsageRecord
+from torg_protocol.volumes import MAX_VOLUMES, VOLUME_NAME
 
 MAX_TASK_LOGS = 16 * MAX_TASKS  # in a report
 
@@ -45,8 +46,34 @@ class CheckpointRef(Wire):
     written_at_ms: int
 
 
+class VolumeAtStart(Wire):
+    """What an attempt begins with in a volume that is kept. `blob` None: nothing is in it yet."""
+
+    name: str = Field(pattern=VOLUME_NAME)
+    generation: int = Field(ge=0)
+    blob: BlobRef | None = None
+
+
+class VolumeSnapshot(Wire):
+    """What was in a volume: tar + zstd of it, or why it could not be kept."""
+
+    name: str = Field(pattern=VOLUME_NAME)
+    blob: BlobRef | None = None
+    problem: str = Field(default="", max_length=500)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> VolumeSnapshot:
+        if (self.blob is None) == (not self.problem):
+            raise ValueError("a snapshot is a blob, or the problem with it")
+        return self
+
+
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _is_empty(value: tuple[object, ...]) -> bool:
+    return not value
 
 
 class GangPlace(Wire):
@@ -88,6 +115,7 @@ class Grant(Document):
     commitment: Commitment
     commitment_signature: str
     gang: GangPlace | None = Field(default=None, exclude_if=_is_none)  # None: a lease by itself
+    volumes: tuple[VolumeAtStart, ...] = Field(default=(), exclude_if=_is_empty)  # those of the spec that are kept
 
 
 class SignedGrant(Wire):
@@ -136,6 +164,15 @@ class TaskMoved(Wire):
 class CheckpointStored(Wire):
     kind: Literal["checkpoint"] = "checkpoint"
     checkpoint: CheckpointRef
+
+
+class VolumesStored(Wire):
+    """Snapshots of the volumes that the job writes. Before the end: taken while nothing in them changed, for an attempt that takes over. At the
+    end: what the containers left; whether it becomes a generation follows from how the lease ends."""
+
+    kind: Literal["volumes"] = "volumes"
+    volumes: tuple[VolumeSnapshot, ...] = Field(min_length=1, max_length=MAX_VOLUMES)
+    at_end: bool
 
 
 class UsageClaimed(Wire):
@@ -189,7 +226,16 @@ class Released(Wire):
 
 
 LeaseEventBody = Annotated[
-    Accepted | Declined | Started | TaskMoved | CheckpointStored | UsageClaimed | Exited | Reported | Released,
+    Accepted
+    | Declined
+    | Started
+    | TaskMoved
+    | CheckpointStored
+    | VolumesStored
+    | UsageClaimed
+    | Exited
+    | Reported
+    | Released,
     Field(discriminator="kind"),
 ]
 

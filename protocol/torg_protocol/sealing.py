@@ -35,6 +35,10 @@ def sealed_problems(spec: JobSpec) -> list[tuple[str, str]]:
     ]
     if spec.verify.policy != "none":
         found.append(("verify.policy", "the marketplace cannot open a sealed job to verify it; write policy: none"))
+    if spec.kept_volumes:
+        found.append(
+            ("volumes", "the store could read them, and the next job has another key; send data in the workspace")
+        )
     if spec.tasks:
         found.append(("tasks", "a job of several tasks cannot be sealed yet"))
     if not spec.placement.nodes:

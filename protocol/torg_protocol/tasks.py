@@ -89,10 +89,6 @@ class VolumeMount(Strict):
         return check_container_path(path)
 
 
-class Volume(Strict):
-    """An empty directory at the start, on the job's disk, that tasks share; it goes with the lease. Written as `NAME: {}`."""
-
-
 def _short(key: str, model: type[Strict]) -> BeforeValidator:
     """Lets a bare text stand for a mapping with only this key; the JSON Schema knows both."""
     return BeforeValidator(

@@ -38,5 +38,7 @@ def blocking() -> None:
         for event in client.follow(job.job_id):
             assert_type(
                 event.kind,
-                Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "log", "receipt"],
+                Literal[
+                    "job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "volume", "log", "receipt"
+                ],
             )

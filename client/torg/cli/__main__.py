@@ -39,6 +39,7 @@ _SECTIONS = {
         "extend": ("jobs", "Let a job last longer."),
         "cancel": ("jobs", "Stop a job; what was useful until now is billed."),
         "data": ("data", "Data that stays in the store for more than one job."),
+        "volume": ("volume", "Volumes that outlive a job and follow it to the next node."),
     },
     "Reach into it": {
         "exec": ("inside", "Run a command in a running job's container."),

@@ -28,7 +28,7 @@ async def put(session: Session, path: Path, name: str | None) -> None:
     """Upload a folder or a file. What the store has from you already is not sent again; a name that is there moves."""
     name = name or path.resolve().name.lower()
     async with session.client() as client:
-        with _going_on(f"torg data put {path} --name {name}"), transfer_bar(session) as on_progress:
+        with going_on(f"torg data put {path} --name {name}"), transfer_bar(session) as on_progress:
             view = await client.put_data(name, path, on_progress=on_progress)
     session.show(view.model_dump(), f"{view.name}  {size(view.size_bytes)}  {view.digest}")
 
@@ -41,13 +41,13 @@ async def get(session: Session, name: str, output: Path | None) -> None:
     """Download to a new folder, checked against its digest."""
     target = output or Path(name)
     async with session.client() as client:
-        with _going_on(f"torg data get {name} -o {target}"), transfer_bar(session) as on_progress:
+        with going_on(f"torg data get {name} -o {target}"), transfer_bar(session) as on_progress:
             view = await client.get_data(name, target, on_progress=on_progress)
     session.show({**view.model_dump(), "path": str(target)}, f"{target}  {size(view.size_bytes)}")
 
 
 @contextlib.contextmanager
-def _going_on(again: str) -> Iterator[None]:
+def going_on(again: str) -> Iterator[None]:
     """Ctrl-C loses nothing of a transfer: says how to take it up."""
     try:
         yield

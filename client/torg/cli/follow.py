@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
-from torg.cli.present import coin, duration, ports_line
+from torg.cli.present import coin, duration, ports_line, size
 from torg.cli.session import Session
-from torg.client import AsyncClient, StageProgress
+from torg.client import AsyncClient
+from torg.kept import StageProgress
 from torg_protocol.api import JobEvent, JobView
 from torg_protocol.errors import TorgError
 from torg_protocol.states import JobState
@@ -175,7 +176,7 @@ class _Lines:
                 self._log(data)
             case "progress":
                 self._progress(data)
-            case "job" | "lease" | "task" | "checkpoint":
+            case "job" | "lease" | "task" | "checkpoint" | "volume":
                 if event.kind == "job":
                     self.is_queued = data.get("state") == JobState.QUEUED
                 if self._states:
@@ -231,6 +232,8 @@ def state_line(event: JobEvent) -> str:
     match event.kind:
         case "checkpoint":
             return f"· checkpoint {data.get('name', '')} is safe"
+        case "volume":
+            return f"· volume {data.get('name', '')} is stored, {size(int(data.get('size_bytes', 0)))}"
         case "task":
             code = data.get("exit_code")
             note = f" (exit code {code})" if code and data.get("state") != "running" else ""

@@ -77,6 +77,14 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     help="Data that you keep (torg data ls), read-only at PATH; may be repeated.",
 )
 @click.option(
+    "--volume",
+    "-v",
+    "volumes",
+    multiple=True,
+    metavar="NAME:PATH[:ro]",
+    help="A volume of yours (torg volume ls), made at first use; what the job writes at PATH the next one finds. May be repeated.",
+)
+@click.option(
     "--sealed",
     is_flag=True,
     help="Encrypt workspace, outputs and logs: only the nodes of --node and this wallet can read them.",
@@ -120,6 +128,7 @@ async def run(
     torg run -- python train.py
     torg run --gpus 1 --min-vram 24GiB --keep model.bin -o results -- python train.py --epochs 3
     torg run --data mnist:/data -- python train.py
+    torg run -v runs:/runs -- python train.py --out /runs
     torg run --workload rnn -o results
     torg run job.yaml
     """
@@ -173,9 +182,13 @@ def _refuse_decided(options: dict[str, Any], message: str, hint: str) -> None:
     context = click.get_current_context()
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
-        option = "--" + {"outputs": "keep", "secret_sources": "secret", "data_places": "data", "nodes": "node"}.get(
-            given[0], given[0]
-        ).replace("_", "-")
+        option = "--" + {
+            "outputs": "keep",
+            "secret_sources": "secret",
+            "data_places": "data",
+            "nodes": "node",
+            "volumes": "volume",
+        }.get(given[0], given[0]).replace("_", "-")
         raise Invalid(message, code="option_conflict", field=option, value=str(options[given[0]]), hint=hint)
 
 
@@ -216,6 +229,8 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         spec["placement"] = {"nodes": list(options["nodes"])}
     if options["data_places"]:
         spec["inputs"] = [_placed_data(item) for item in options["data_places"]]
+    if options["volumes"]:
+        spec["volumes"] = list(options["volumes"])
     if not options["no_workspace"]:
         spec["workspace"] = str(options["workspace"])
     return spec

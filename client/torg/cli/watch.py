@@ -68,7 +68,7 @@ class Story:
                     text = self._tasks.take(data["task"], data["stream"], text)
                 *whole, self._rest = (self._rest + text).split("\n")
                 self.output.extend(printable(line) for line in whole)
-            case "job" | "lease" | "checkpoint":
+            case "job" | "lease" | "checkpoint" | "volume":
                 self.states.append(state_line(event))
             case "task":
                 self.standing[data["task"]] = str(data["state"])

@@ -27,7 +27,28 @@ _KEY: dict[str, Any] = {
     "expires_at_ms": 1_766_703_600_000,
 }
 
+_VOLUME: dict[str, Any] = {
+    "name": "runs",
+    "generation": 3,
+    "digest": _DIGEST,
+    "size_bytes": 48_213_007,
+    "made_by": _JOB_ID,
+    "created_at_ms": 1_764_111_600_000,
+    "stored_at_ms": 1_764_115_200_000,
+    "used_at_ms": 1_764_115_200_000,
+    "expires_at_ms": None,
+    "writer": None,
+    "users": [],
+}
+
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "get_volumes": {"200": {"volumes": [_VOLUME], "next_cursor": None, "total_bytes": 48_213_007}},
+    "get_volume": {"200": _VOLUME},
+    "put_volume_content": {
+        "request": {"digest": _DIGEST, "size_bytes": 48_213_007, "generation": 2},
+        "200": _VOLUME | {"made_by": None},
+    },
+    "delete_volume_content": {"200": _VOLUME},
     "post_quote": {
         "request": {"spec": _SPEC},
         "200": {

@@ -8,6 +8,7 @@ from sqlalchemy import exists, select, update
 
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow, LeaseRow
+from torg_marketplace.storage.volume_models import VolumeRow
 from torg_protocol.api import BlobUpload, BlobUploadRequest, MissingPiece
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest, JobId
@@ -95,7 +96,7 @@ async def note_upload(unit: Unit, account: str, digest: Digest, size_bytes: int)
 
 
 async def may_read_blob(unit: Unit, party: str, digest: Digest) -> bool:
-    """Its uploader, the client of a job that refers to it, and a node with a live lease of such a job."""
+    """Its uploader, the client of a job that refers to it, whose volume it is, and a node with a live lease of such a job."""
     uploaded = exists().where(BlobUploadRow.digest == digest, BlobUploadRow.account == party)
     as_client = exists().where(
         BlobUseRow.digest == digest,
@@ -109,4 +110,5 @@ async def may_read_blob(unit: Unit, party: str, digest: Digest) -> bool:
         LeaseRow.node_id == party,
         LeaseRow.state.in_(LIVE_LEASE_STATES),
     )
-    return bool(await unit.session.scalar(select(uploaded | as_client | as_node)))
+    as_owner = exists().where(VolumeRow.digest == digest, VolumeRow.account == party)
+    return bool(await unit.session.scalar(select(uploaded | as_client | as_node | as_owner)))

@@ -20,6 +20,7 @@ from torg_marketplace.flow.slowness import refund_if_slow
 from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import record_usage
+from torg_marketplace.flow.volumes import end_of_attempt, free_volumes
 from torg_marketplace.rules import declines
 from torg_marketplace.rules.gangs import attempt_reason, member_billing
 from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node
@@ -91,6 +92,7 @@ async def _end_attempt(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> N
     decision = _decide(job, reason, was_extended=await _was_extended(unit, leases[0], job, reason))
     for each in leases:
         await record_usage(unit, each, job, member_billing(_reason_of(each), reason), final=True)
+    await end_of_attempt(unit, job, leases[0].fence, reason)
     _remember(job, decision)
     job.preemptions += reason is EndReason.PREEMPTED
     if decision.job is JobState.VERIFYING and job.state in OPEN_JOB_STATES:
@@ -181,6 +183,7 @@ async def close_if_over(unit: Unit, job: JobRow) -> None:
         return
     await _release_held_back(unit, job, passed=job.reason != EndReason.VERIFICATION_REJECTED)
     await vaults.close_job(unit, job_id=job.id)
+    await free_volumes(unit, job)
     job.closed_at_ms = unit.now_ms
 
 

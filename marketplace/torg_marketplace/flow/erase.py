@@ -28,6 +28,7 @@ from torg_marketplace.storage.models import (
     LeaseRow,
     QuoteRow,
 )
+from torg_marketplace.storage.volume_models import JobVolumeRow, VolumeRow
 from torg_marketplace.storage.webhook_models import DeliveryRow, WebhookRow
 from torg_protocol.cases import ErasureView
 from torg_protocol.errors import Conflict
@@ -125,7 +126,7 @@ async def _blank_jobs(unit: Unit, account: AccountId) -> list[str]:
         job.checkpoint = job.progress = job.waiting_for = None
     ids = [job.job_id for job in jobs]
     for lease in (await unit.session.scalars(select(LeaseRow).where(LeaseRow.job_id.in_(ids)))).all():
-        grant = lease.grant["grant"] | {"spec": _BLANK.wire(), "resume_from": None}
+        grant = lease.grant["grant"] | {"spec": _BLANK.wire(), "resume_from": None, "volumes": []}
         lease.grant = {**lease.grant, "grant": grant}  # its signature was over the whole: nobody asks for it again
         lease.detail, lease.outputs, lease.ports, lease.logs = "", [], [], {}
         lease.tasks, lease.task_log_bytes = {}, {}
@@ -146,6 +147,8 @@ async def _delete_rows(unit: Unit, account: AccountId, jobs: list[str]) -> int:
         delete(IdempotencyRow).where(IdempotencyRow.account == account),
         delete(QuoteRow).where(QuoteRow.account == account),
         delete(DataRow).where(DataRow.account == account),
+        delete(JobVolumeRow).where(JobVolumeRow.account == account),
+        delete(VolumeRow).where(VolumeRow.account == account),
         delete(DeliveryRow).where(DeliveryRow.webhook_id.in_(hooks)),
         delete(WebhookRow).where(WebhookRow.account == account),
     ):

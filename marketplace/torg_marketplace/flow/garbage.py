@@ -1,6 +1,6 @@
 """Blobs that nobody needs any more leave the store.
 
-Needed is what an account has named, what a job uses that is open, or was closed less than `keep_blobs_ms` ago (0: every job's, for good), what
+Needed is what an account has named or has in a volume, what a job uses that is open, or was closed less than `keep_blobs_ms` ago (0: every job's, for good), what
 was sent or asked about within `blob_grace_ms`, and the pieces of all that. The rest goes: first who may read it, then the bytes, so that what
 is on its way out already counts as not there, and is sent again by who wants it. A process that is killed in between leaves bytes without a
 reader behind, and nothing worse.
@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, tuple_
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.data_models import DataRow
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow
+from torg_marketplace.storage.volume_models import VolumeRow
 from torg_protocol.ids import Digest
 
 _AT_ONCE = 200
@@ -87,7 +88,8 @@ def _is_used(unit: Unit) -> ColumnElement[bool]:
     lasts = or_(JobRow.closed_at_ms.is_(None), JobRow.closed_at_ms >= unit.now_ms - unit.policy.keep_blobs_ms)
     of_job = and_(BlobUseRow.digest == BlobUploadRow.digest, BlobUseRow.job_id == JobRow.job_id)
     used = exists().where(of_job, lasts) if unit.policy.keep_blobs_ms else exists().where(of_job)
-    return or_(named, used)
+    in_volume = exists().where(VolumeRow.digest == BlobUploadRow.digest)
+    return or_(named, in_volume, used)
 
 
 def _short(digest: str) -> bytes:

@@ -24,6 +24,7 @@ from torg_marketplace.flow.rows import (
 )
 from torg_marketplace.flow.slowness import sold_as
 from torg_marketplace.flow.unit import Unit
+from torg_marketplace.flow.volumes import take_volumes
 from torg_marketplace.matching.constraints import can_run, constraints
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_marketplace.rules.leases import latest_lease_end_ms
@@ -36,7 +37,7 @@ from torg_protocol.caps import Commitment, SignedCap
 from torg_protocol.errors import Conflict
 from torg_protocol.ids import LeaseId, NodeId, VaultAddress
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.messages import CheckpointRef, GangPlace, Grant, Granted, SignedGrant
+from torg_protocol.messages import CheckpointRef, GangPlace, Grant, Granted, SignedGrant, VolumeAtStart
 from torg_protocol.offers import Offer
 from torg_protocol.states import EndReason, JobState, LeaseState
 
@@ -59,7 +60,7 @@ class NothingLeft(Conflict):
 
 async def grant(unit: Unit, job: JobRow, nodes: Sequence[NodeId]) -> tuple[SignedGrant, ...]:
     """One attempt: a lease on each of these nodes, by rank, or nothing at all. Raises NotGrantable or MovedMeanwhile (somebody was faster),
-    NothingLeft, and what the vault refuses (its hold, closing)."""
+    NothingLeft, what the vault refuses (its hold, closing), and Conflict `volume_busy`, `volume_gone`."""
     claimed = {
         node_id: await _claim(unit, job, node_id) for node_id in sorted(nodes)
     }  # in one order: two gangs never wait for each other
@@ -69,10 +70,11 @@ async def grant(unit: Unit, job: JobRow, nodes: Sequence[NodeId]) -> tuple[Signe
     limits = await _limits(unit, job, spec)
     job.generation += 1
     await move_job(unit.session, job, JobState.LEASED, at_ms=unit.now_ms)
+    volumes = await take_volumes(unit, job, spec)
     shares = split_budget(limits.max_amount, prices)
     ranks = range(len(nodes))
     granted = [
-        await _lease(unit, job, *claimed[nodes[rank]], _Place(rank, tuple(nodes), shares[rank]), limits)
+        await _lease(unit, job, *claimed[nodes[rank]], _Place(rank, tuple(nodes), shares[rank], volumes), limits)
         for rank in ranks
     ]
     unit.wake(f"job:{job.job_id}")
@@ -94,6 +96,7 @@ class _Place:
     rank: int
     nodes: tuple[NodeId, ...]
     max_amount: int
+    volumes: tuple[VolumeAtStart, ...]
 
 
 async def _lease(
@@ -225,6 +228,7 @@ def _sign(
         cap=cap,
         commitment=commitment,
         commitment_signature=commitment_signature,
+        volumes=place.volumes,
         gang=GangPlace(rank=place.rank, size=len(place.nodes), nodes=place.nodes) if len(place.nodes) > 1 else None,
     )
     return SignedGrant(grant=document, signature=document.sign(unit.market.identity))

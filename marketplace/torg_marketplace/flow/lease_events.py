@@ -18,6 +18,7 @@ from torg_marketplace.flow.rows import attempt_of, job_row, lease_to_change, nod
 from torg_marketplace.flow.tasks import on_task_moved
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.usage import on_usage
+from torg_marketplace.flow.volumes import on_volumes_stored
 from torg_marketplace.logs import about
 from torg_marketplace.matching.fleet import WARM_ITEMS
 from torg_marketplace.rules import metering
@@ -42,6 +43,7 @@ from torg_protocol.messages import (
     Started,
     TaskMoved,
     UsageClaimed,
+    VolumesStored,
 )
 from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState
 
@@ -137,6 +139,8 @@ async def _apply(unit: Unit, lease: LeaseRow, job: JobRow, body: LeaseEventBody)
             await on_task_moved(unit, lease, job, body)
         case CheckpointStored():
             await _on_checkpoint(unit, lease, job, body)
+        case VolumesStored():
+            await on_volumes_stored(unit, lease, job, body)
         case UsageClaimed():
             await on_usage(unit, lease, job, body)
         case Exited():
@@ -269,6 +273,8 @@ def blobs_named_by(body: LeaseEventBody) -> list[tuple[str, BlobRef]]:
     """What the node says that it has stored, each with the name of its field."""
     if isinstance(body, CheckpointStored):
         return [("checkpoint.blob", body.checkpoint.blob)]
+    if isinstance(body, VolumesStored):
+        return [(f"volumes.{item.name}", item.blob) for item in body.volumes if item.blob is not None]
     if not isinstance(body, Reported):
         return []
     outputs = [(item.path, BlobRef(digest=item.digest, size_bytes=item.size_bytes)) for item in body.outputs]

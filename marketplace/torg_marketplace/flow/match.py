@@ -15,6 +15,7 @@ from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.preempt import make_room
 from torg_marketplace.flow.rows import demand_of, job_row, next_pause_over_ms
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.flow.volumes import look_for_volumes
 from torg_marketplace.logs import about
 from torg_marketplace.matching.backlog import AGEING_MS, Waiting
 from torg_marketplace.matching.engine import Decision, Engine
@@ -34,11 +35,12 @@ async def match_pending(market: Market) -> int:
     """Grants what can be granted now and notes for the rest what it waits for. Returns the number of grants."""
     engine = await live_engine(market)
     async with market.reading() as unit:
-        waiting, running = await _waiting(unit, engine), await _running(unit)
+        waiting, blocked = await look_for_volumes(unit, await _waiting(unit, engine))
+        running = await _running(unit)
         now_ms = unit.now_ms
     granted, backlog = 0, market.book.backlog
     waits_for: dict[Hashable, str] = {}  # in words, for all that wish the same
-    told: dict[str, str] = {}  # for those that spot leases are stopped for
+    told = blocked  # for those whose volumes are in use, or that spot leases are stopped for
     for job in backlog.turns(waiting, now_ms, running):
         chosen = decide_all(engine.of(job.demand.spec), job.demand)
         if chosen:

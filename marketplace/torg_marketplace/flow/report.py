@@ -9,6 +9,7 @@ from torg_marketplace.flow.ending import end_lease
 from torg_marketplace.flow.rows import attempt_of, node_row, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import meter_of
+from torg_marketplace.flow.volumes import lacking_volumes
 from torg_marketplace.rules import metering
 from torg_marketplace.rules.leases import Ran, believed_reason
 from torg_marketplace.storage.models import JobRow, LeaseRow
@@ -61,7 +62,8 @@ async def on_reported(unit: Unit, lease: LeaseRow, job: JobRow, body: Reported) 
     lease.outputs = [item.wire() for item in body.outputs]
     await _keep_blobs(unit, lease, job, body)
     reason, detail = body.reason, lease.detail
-    if body.reason is EndReason.COMPLETED and (missing := _missing_outputs(lease, job, body)):
+    missing = _missing_outputs(lease, job, body) + await lacking_volumes(unit, lease, job)
+    if body.reason is EndReason.COMPLETED and missing:
         reason, detail = EndReason.OUTPUT_MISSING, "missing: " + ", ".join(missing)
     await _end(unit, lease, job, reason, detail)
 

@@ -18,6 +18,7 @@ from torg_marketplace.flow.quote import appraise
 from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.views import view_of
+from torg_marketplace.flow.volumes import name_volumes
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.ports import CatalogueEntry
 from torg_marketplace.rules.leases import latest_lease_end_ms
@@ -257,6 +258,7 @@ async def _add_job(unit: Unit, account: AccountId, spec: JobSpec, cap: SignedCap
     )
     unit.session.add(job)
     add_job_born(unit.session, job, at_ms=unit.now_ms)
+    await name_volumes(unit, account, job.id, spec)
     for _, blob in spec.blobs():
         await use_blob(unit, blob.digest, job.id, client_may_read=True)
     for digest in spec.image_archives:

@@ -18,6 +18,7 @@ from torg_marketplace.flow.rows import (
 )
 from torg_marketplace.flow.tasks import check_task, task_views
 from torg_marketplace.flow.unit import Unit
+from torg_marketplace.flow.volumes import volumes_of_job
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow
 from torg_protocol.api import JobEvent, JobPage, JobView, LeaseView, NodeView, OfferPage
@@ -183,6 +184,7 @@ async def view_of(unit: Unit, job: JobRow) -> JobView:
         progress=job.progress,
         leases=tuple(_lease_view(lease, job) for lease in leases),
         outputs=_outputs(job, leases),
+        volumes=await volumes_of_job(unit, job),
     )
 
 

@@ -69,7 +69,7 @@ class CompiledSearch:
 
 def asked_of(demand: Demand, fleet: Fleet) -> kernel.Asked:
     spec, asked = demand.spec, demand.spec.resources
-    wanted = [spec.image] if spec.workspace is None else [spec.image, spec.workspace.digest]
+    wanted = [spec.image, *(() if spec.workspace is None else (spec.workspace.digest,)), *demand.begins_with]
     excluded = _rows(fleet, demand.all_excluded | demand.paused)
     network = egress_kind(spec.network)
     gpu_ms = billed_gpu_ms(demand) if is_paid_at_the_end(demand) else 0

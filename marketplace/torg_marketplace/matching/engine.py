@@ -207,8 +207,8 @@ class Engine:
         )
 
     def _missing(self, rows: Rows, demand: Demand) -> Floats:
-        """Share of image and workspace that the node would have to fetch first."""
-        wanted = [*demand.spec.images]
+        """Share of image, workspace and volumes that the node would have to fetch first."""
+        wanted = [*demand.spec.images, *demand.begins_with]
         if demand.spec.workspace is not None:
             wanted.append(demand.spec.workspace.digest)
         missing = np.ones(rows.size)

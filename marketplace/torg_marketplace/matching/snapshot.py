@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from torg_protocol.ids import NodeId
+from torg_protocol.ids import Digest, NodeId
 from torg_protocol.jobspec import WHOLE_GPU_MILLI, JobSpec, Resources
 from torg_protocol.offers import Offer
 from torg_protocol.proofs import ProofStatus
@@ -101,6 +101,7 @@ class Demand:
     regions: frozenset[str] = frozenset()  # any, when empty
     min_reputation_permille: int = 0
     extended_to_ms: int | None = None  # how long it may last, when that is not what the spec says
+    begins_with: tuple[Digest, ...] = ()  # what is in its volumes: such a blob may be on a node's disk already
     gpu_milli: int = field(init=False)  # less than a whole: a share of one GPU, among leases of this client alone
     gpu_classes: frozenset[str] = field(init=False)  # lower case; several are written "l40s|a100". Empty: any
 

@@ -15,7 +15,7 @@ from torg_protocol.ids import JobId, LeaseId, NodeId
 
 _JOB_EVENTS = JobEventRow.metadata.tables[JobEventRow.__tablename__]  # the table itself: rows without objects
 _COLLECTED = "torg_events"
-EventKind = Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "log", "receipt"]
+EventKind = Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "volume", "log", "receipt"]
 
 
 def add_job_event(

@@ -12,6 +12,7 @@ from torg_marketplace.storage import (
     models,
     money_models,
     proof_models,
+    volume_models,
     webhook_models,
 )
 from torg_marketplace.storage.base import Base
@@ -25,6 +26,7 @@ TABLE_MODULES = (
     data_models,
     audit_models,
     case_models,
+    volume_models,
 )
 
 metadata = Base.metadata

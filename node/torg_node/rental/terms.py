@@ -61,6 +61,7 @@ def check_spec(spec: JobSpec, isolation: tuple[str, ...], *, own_root: bool) -> 
         (spec.resources.is_share, "resources.gpu_fraction", "", "a rental has its GPU to itself"),
         (bool(spec.tasks), "tasks", len(spec.tasks), "a rental runs one container"),
         (bool(spec.ports), "ports", len(spec.ports), "a rental serves no ports"),
+        (bool(spec.volumes), "volumes", ", ".join(spec.volumes), "a rental has no store that could keep them"),
         (spec.sealed is not None, "sealed", "", "a rental's workspace goes to the node itself and to nobody else"),
         (spec.secrets is not None, "secrets", "", "a rental opens no secrets"),
         (spec.root and not own_root, "root", "true", "this node gives no job a root of its own"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from torg_host.archive import pack
 from torg_node.lease import Lease
 from torg_node.sealing import for_next_node
+from torg_node.steps.volumes import store_volumes
 from torg_protocol.errors import TorgError
 from torg_protocol.messages import CheckpointRef, CheckpointStored
 
@@ -76,3 +77,4 @@ class CheckpointKeeper:
         lease.stored_checkpoints.add(item.name)
         lease.node.journal.add_checkpoint(lease.id, item.name)
         await lease.say(CheckpointStored(checkpoint=checkpoint))
+        await store_volumes(lease, at_end=False)

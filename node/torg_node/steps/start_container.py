@@ -22,6 +22,7 @@ from torg_node.gang_network import gang_env
 from torg_node.lease import CHECKPOINT, OUTPUT, SECRETS, TORG, WORK, Lease, LeaseEnded
 from torg_node.steps.energy import note_energy
 from torg_node.steps.fetch_inputs import input_mounts
+from torg_node.steps.make_workspace import VOLUMES
 from torg_node.steps.open_secrets import secrets_folder
 from torg_protocol.canonical import digest_of
 from torg_protocol.messages import Started
@@ -133,6 +134,7 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
         mounts=(
             *(Mount(lease.files / name, target, writable=True) for name, target in folders),
             *secrets,
+            *volume_mounts(lease),
             *input_mounts(lease),
         ),
         limits=ResourceLimits(
@@ -147,6 +149,15 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
         proxy=proxy,
         labels={"torg.lease": lease.id, "torg.job": lease.grant.job_id},
         own_root=lease.files / ROOTS / "job" if spec.root else None,
+    )
+
+
+def volume_mounts(lease: Lease) -> tuple[Mount, ...]:
+    """Those that all containers see."""
+    return tuple(
+        Mount(lease.files / VOLUMES / name, volume.path, writable=not volume.read_only)
+        for name, volume in lease.spec.volumes.items()
+        if volume.path is not None
     )
 
 

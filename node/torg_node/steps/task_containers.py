@@ -61,7 +61,12 @@ def launch_of_task(
     whole = launch_of(lease, lease.image_of(image), proxy)
     cpu_millis, memory_bytes = share
     volumes = tuple(
-        Mount(lease.files / VOLUMES / mount.volume, mount.path, writable=not mount.read_only) for mount in task.volumes
+        Mount(
+            lease.files / VOLUMES / mount.volume,
+            mount.path,
+            writable=not (mount.read_only or lease.spec.volumes[mount.volume].read_only),
+        )
+        for mount in task.volumes
     )
     return replace(
         whole,
