@@ -20,7 +20,7 @@ from torg_marketplace.rules.replay import Distance, Segment
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest, NodeId
 from torg_protocol.jobspec import BlobRef, JobSpec
-from torg_protocol.messages import ToNode
+from torg_protocol.messages import CheckpointRef, ToNode
 
 
 class Clock(Protocol):
@@ -135,9 +135,25 @@ class Evaluator(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A segment from an altered checkpoint, and the weights that we have come to ourselves."""
+
+    start: CheckpointRef
+    answer: Digest
+
+
 class Replayer(Protocol):
     async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
         """Executes the segment again; `model`: the reported model, for the last one. Raises EvaluationFailed when it cannot judge."""
+        ...
+
+    async def compare(self, segment: Segment, model: Digest | None, answer: Digest) -> Distance:
+        """Of the weights that somebody else came to. Raises EvaluationFailed when it cannot judge."""
+        ...
+
+    async def plant(self, spec: JobSpec, segment: Segment, model: Digest | None, seed: int) -> Planted:
+        """Alters where the segment starts, and executes it. Raises EvaluationFailed: also when what was claimed would pass all the same."""
         ...
 
 

@@ -40,6 +40,11 @@ class Settings(BaseSettings):
         default="0s", validate_default=True
     )  # logs and events of closed jobs; 0s: for good
     keep_blobs: DurationMs = Field(default="0s", validate_default=True)  # what closed jobs read and wrote; 0s: for good
+    # Segments that took less are replayed by this process; others by nodes, paid out of the credit vault where there is one.
+    replay_here_below: DurationMs = Field(default="5s", validate_default=True)
+    planted_permille: int = Field(
+        default=100, ge=0, le=1000
+    )  # of replays by nodes are followed by one whose answer is known
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
@@ -82,6 +87,8 @@ class Settings(BaseSettings):
             proof_every_ms=self.proof_interval,
             proof_first_within_ms=max(min(60_000, self.proof_interval // 10), 1),
             fee_basis_points=self.fee_basis_points,
+            replay_here_below_ms=self.replay_here_below,
+            planted_permille=self.planted_permille,
             preempt_grace_ms=self.preempt_grace,
             spot_protected_ms=self.spot_protected,
             keep_history_ms=self.keep_history,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tests.adversary import verifiers
 from tests.adversary.spoofers import Rate, cheats, honest
 
 
@@ -18,6 +19,7 @@ def main() -> int:
     _print("\n| honest machine | what it suffers | rate | trials |\n|---|---|---|---|")
     for rate in honest(trials):
         _print(_row(rate))
+    _print("\n" + "\n".join(verifiers.table(20 * trials)))
     return 0
 
 

@@ -16,17 +16,15 @@ import uvicorn
 from solders.keypair import Keypair
 
 from tests.support.actors import TUSD, Client, make_client
+from tests.support.credit import open_credit_vault
 from tests.support.market import World, open_world
-from tests.support.money import open_vault
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import RateLimiter
 from torg_marketplace.app import listen, make_app
 from torg_marketplace.flow.api_keys import create_api_key
 from torg_marketplace.flow.credit import grant_credit
-from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.rules.policy import MarketPolicy
-from torg_marketplace.storage.account_models import CreditVaultRow
 from torg_marketplace.storage.blobs import StoredBlobs, local_blobs
 from torg_marketplace.storage.nonces import NonceStore
 from torg_protocol.accounts import ApiKeyRequest, NewApiKey
@@ -97,7 +95,7 @@ async def served_world(
         credit_key = opened.random.keypair()
         market = dataclasses.replace(opened.market, blobs=blobs, credit_key=credit_key)
         world = dataclasses.replace(opened, market=market)
-        await _open_credit_vault(world, credit_key)
+        await open_credit_vault(world, credit_key)
         nonces = NonceStore(folder / "nonces.sqlite")
         edge = Edge(market, Hub(), blobs, nonces, RateLimiter(requests_per_minute))
         try:
@@ -106,15 +104,6 @@ async def served_world(
                 yield ServedWorld(world, await make_client(world), url)
         finally:
             nonces.close()
-
-
-async def _open_credit_vault(world: World, key: Keypair) -> None:
-    address = open_vault(
-        world.chain, world.market.network, depositor=key.pubkey(), signer=key.pubkey(), balance=100 * TUSD
-    )
-    await refresh_vault(world.market, address)
-    async with world.market.transaction() as unit:
-        unit.session.add(CreditVaultRow(address=address, opened_at_ms=unit.now_ms))
 
 
 @asynccontextmanager

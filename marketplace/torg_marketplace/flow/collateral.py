@@ -56,7 +56,7 @@ async def look_at_collaterals(market: Market) -> int:
 async def put_stake_behind(unit: Unit, lease: LeaseRow, job: JobRow) -> int:
     """What this lease's node loses if the lease fails its audit; kept aside until the lease is decided. Safe to repeat.
 
-    Nothing for jobs that the operator's own credit pays: the operator may not gain by a slash.
+    `job`: whose client would get it; of a lease that executes another's segment again, that other's. Nothing for jobs that the operator's own credit pays: the operator may not gain by a slash.
     """
     vault = await unit.session.get_one(VaultRow, job.vault)
     if lease.stake == 0 and vault.depositor == job.client:

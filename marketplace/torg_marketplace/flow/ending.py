@@ -104,7 +104,8 @@ async def _end_attempt(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> N
         if _is_held_back(each, job, decision):
             await earnings.keep_pending(unit, lease_id=each.id)
         else:
-            await conclude(unit, each, job, not_checked(spec_of(job).verify.policy), passed=True)
+            paid = job.checks_job is None  # a replay that came to nothing is no use to anybody
+            await conclude(unit, each, job, not_checked(spec_of(job).verify.policy), passed=paid)
     await _move_on(unit, job, decision, reason, decision.detail or _cause(in_order, reason))
 
 

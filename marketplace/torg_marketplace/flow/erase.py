@@ -11,10 +11,12 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import CursorResult, delete, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, or_, select, update
+from sqlalchemy.orm import aliased
 
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.account_models import ApiKeyRow
+from torg_marketplace.storage.audit_models import ReplayAnswerRow, ReplayCheckRow
 from torg_marketplace.storage.case_models import AbuseReportRow, DisputeRow
 from torg_marketplace.storage.data_models import DataRow
 from torg_marketplace.storage.erasure import empty_log, erasing
@@ -68,8 +70,15 @@ async def erase_account(market: Market, account: AccountId) -> ErasureView:
     return ErasureView(account=account, jobs=len(jobs), blobs=len(mine), rows=rows)
 
 
+def _is_of(account: AccountId) -> ColumnElement[bool]:
+    """Its jobs, and replays of their segments: those have its files too."""
+    checked = aliased(JobRow)
+    own = select(checked.job_id).where(checked.client == account)
+    return or_(JobRow.client == account, and_(JobRow.checks_job.is_not(None), JobRow.checks_job.in_(own)))
+
+
 async def _check_over(unit: Unit, account: AccountId) -> None:
-    query = select(JobRow.job_id).where(JobRow.client == account, JobRow.closed_at_ms.is_(None))
+    query = select(JobRow.job_id).where(_is_of(account), JobRow.closed_at_ms.is_(None))
     if running := (await unit.session.scalars(query)).all():
         raise Conflict(
             f"{len(running)} jobs are not over",
@@ -90,24 +99,22 @@ async def _check_over(unit: Unit, account: AccountId) -> None:
 
 
 async def _blobs_of(unit: Unit, account: AccountId) -> set[Digest]:
-    used = select(BlobUseRow.digest).join(JobRow, JobRow.job_id == BlobUseRow.job_id).where(JobRow.client == account)
+    used = select(BlobUseRow.digest).join(JobRow, JobRow.job_id == BlobUseRow.job_id).where(_is_of(account))
     sent = select(BlobUploadRow.digest).where(BlobUploadRow.account == account)
     return {Digest(digest) for query in (used, sent) for digest in await unit.session.scalars(query)}
 
 
 async def _runners(unit: Unit, account: AccountId) -> set[str]:
-    """Nodes that ran its jobs: they sent what the jobs made."""
-    query = select(LeaseRow.node_id).join(JobRow, JobRow.job_id == LeaseRow.job_id).where(JobRow.client == account)
-    return set(await unit.session.scalars(query.distinct()))
+    """Nodes that ran its jobs: they sent what the jobs made. We ourselves have altered some of it to see who executes segments."""
+    query = select(LeaseRow.node_id).join(JobRow, JobRow.job_id == LeaseRow.job_id).where(_is_of(account))
+    return {unit.market.public_key, *(await unit.session.scalars(query.distinct()))}
 
 
 async def _others(
     unit: Unit, account: AccountId, digests: Collection[Digest], runners: Collection[str]
 ) -> tuple[set[Digest], set[Digest]]:
     """Of these blobs those that somebody else has too; and what the same nodes sent for others, whose pieces may be the same."""
-    elsewhere = (
-        select(BlobUseRow.digest).join(JobRow, JobRow.job_id == BlobUseRow.job_id).where(JobRow.client != account)
-    )
+    elsewhere = select(BlobUseRow.digest).join(JobRow, JobRow.job_id == BlobUseRow.job_id).where(~_is_of(account))
     kept = {Digest(digest) for digest in await unit.session.scalars(elsewhere.where(BlobUseRow.digest.in_(digests)))}
     senders = select(BlobUploadRow.digest).where(
         BlobUploadRow.digest.in_(digests), BlobUploadRow.account != account, BlobUploadRow.account.not_in(runners)
@@ -120,7 +127,7 @@ async def _others(
 
 async def _blank_jobs(unit: Unit, account: AccountId) -> list[str]:
     """What states, money and receipts need of jobs and leases stays; what the client said, and what its work said, goes."""
-    jobs = (await unit.session.scalars(select(JobRow).where(JobRow.client == account))).all()
+    jobs = (await unit.session.scalars(select(JobRow).where(_is_of(account)))).all()
     for job in jobs:
         job.name, job.spec, job.spec_digest, job.detail = ERASED, _BLANK.wire(), _BLANK.digest, ""
         job.checkpoint = job.progress = job.waiting_for = None
@@ -137,6 +144,7 @@ async def _blank_jobs(unit: Unit, account: AccountId) -> list[str]:
 
 async def _delete_rows(unit: Unit, account: AccountId, jobs: list[str]) -> int:
     leases = select(LeaseRow.lease_id).where(LeaseRow.job_id.in_(jobs))
+    checks = select(ReplayCheckRow.check_id).where(ReplayCheckRow.lease_id.in_(leases))
     hooks = select(WebhookRow.webhook_id).where(WebhookRow.account == account)
     total = 0
     for statement in (
@@ -158,6 +166,11 @@ async def _delete_rows(unit: Unit, account: AccountId, jobs: list[str]) -> int:
         update(ApiKeyRow)
         .where(ApiKeyRow.account == account, ApiKeyRow.revoked_at_ms.is_(None))
         .values(revoked_at_ms=unit.now_ms),
+        # What was concluded stays, it is why somebody was paid or not; what it was about goes.
+        update(ReplayAnswerRow).where(ReplayAnswerRow.check_id.in_(checks)).values(answer=None, detail=""),
+        update(ReplayCheckRow)
+        .where(ReplayCheckRow.lease_id.in_(leases))
+        .values(start=None, end=None, model=None, known=None, detail=""),
         update(DisputeRow).where(DisputeRow.client == account).values(reason=ERASED),
         update(AbuseReportRow)
         .where(AbuseReportRow.reporter == account, AbuseReportRow.state == "closed")

@@ -1,6 +1,6 @@
 """Replay of a lease's segments, between the claim of a verdict and its application in flow/verify.py.
 
-Whether, and which segments, is drawn after the report: every checkpoint was stored by then.
+Whether, and which segments, is drawn after the report: every checkpoint was stored by then. Who executes them: flow/replay_checks.py.
 """
 
 from __future__ import annotations
@@ -10,33 +10,26 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 from torg_marketplace.flow.audit import Drawn, draw_audit
+from torg_marketplace.flow.replay_checks import Looked, check_segment
 from torg_marketplace.flow.rows import grant_of, job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
-from torg_marketplace.ports import EvaluationFailed
-from torg_marketplace.rules.replay import (
-    VERIFIERS,
-    Distance,
-    Segment,
-    judge_replays,
-    segments_of,
-)
+from torg_marketplace.rules.replay import Segment, claimed_ms, segments_of
 from torg_marketplace.rules.verification import not_drawn
 from torg_marketplace.storage.models import LeaseEventRow, LeaseRow
-from torg_protocol.ids import Digest
-from torg_protocol.jobspec import JobSpec, VerifyReplay
+from torg_protocol.jobspec import VerifyReplay
 from torg_protocol.messages import CheckpointRef, CheckpointStored, LeaseEvent
 from torg_protocol.usage import OutputFile, VerdictSummary
 
 _MODEL = "model.safetensors"
+_OWN_SHARE_MS = 250  # of each second of the window: the last quarter is for our own replays
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayTask:
     """`segments` empty: the lease was not drawn for an audit."""
 
-    spec: JobSpec
+    looked: Looked
     segments: tuple[Segment, ...]
-    model: Digest | None
     drawn: Drawn
 
 
@@ -49,22 +42,18 @@ async def replay_task(unit: Unit, lease: LeaseRow, policy: VerifyReplay) -> Repl
     if drawn.audited:
         every = segments_of(grant_of(lease).resume_from, stored)
         segments = tuple(every[number] for number in drawn.dice.choose(len(every), policy.segments))
-    return ReplayTask(spec_of(job), segments, files.get(_MODEL), drawn)
+    took = {segment.number: claimed_ms(segment, lease.billed_ms + lease.unbilled_ms) for segment in segments}
+    late = unit.now_ms >= (lease.verify_deadline_ms or 0) - unit.policy.verification_window_s * _OWN_SHARE_MS
+    return ReplayTask(Looked(lease.id, spec_of(job), files.get(_MODEL), took, late), segments, drawn)
 
 
-async def verdict_of(market: Market, task: ReplayTask) -> VerdictSummary:
-    """The first segment that fails decides. Raises EvaluationFailed."""
-    if market.replayer is None:
-        raise EvaluationFailed("this marketplace cannot execute segments again any more")
+async def verdict_of(market: Market, task: ReplayTask) -> VerdictSummary | None:
+    """The first segment that fails decides; None: a node is executing one. Safe to repeat. Raises EvaluationFailed."""
     verdict = not_drawn("replay", task.drawn.permille, {})
     for segment in task.segments:
-        found: list[Distance] = []
-        judged: VerdictSummary | None = None
-        while judged is None and len(found) < VERIFIERS:
-            found.append(await market.replayer.replay(task.spec, segment, task.model))
-            judged = judge_replays(segment, found)
+        judged = await check_segment(market, task.looked, segment)
         if judged is None:
-            raise EvaluationFailed(f"{segment.words}: replays disagree")
+            return None
         verdict = judged
         if verdict.result == "failed":
             break

@@ -43,11 +43,13 @@ async def want_slash(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictS
     known = select(SlashRow.slash_id).where(SlashRow.lease_id == lease.lease_id)
     if await unit.session.scalar(known) is not None:
         return
+    # Who has executed another's segment again and lied about it has harmed the client of that.
+    harmed = job if job.checks_job is None else await unit.session.get_one(JobRow, job.checks_job)
     evidence = {
         "lease_id": lease.lease_id,
         "job_id": job.job_id,
         "node": lease.node_id,
-        "client": job.client,
+        "client": harmed.client,
         "spec_digest": job.spec_digest,
         "outputs": lease.outputs,
         "verdict": verdict.wire(),
@@ -58,7 +60,7 @@ async def want_slash(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictS
             lease_id=lease.lease_id,
             node_id=lease.node_id,
             collateral=collateral.address,
-            client_vault=job.vault,
+            client_vault=harmed.vault,
             amount=lease.stake,
             evidence=evidence,
             evidence_root=digest_of(evidence),

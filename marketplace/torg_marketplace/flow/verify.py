@@ -14,6 +14,7 @@ from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.ending import decide_reported
 from torg_marketplace.flow.quorum import decide_quorum
 from torg_marketplace.flow.replay import ReplayTask, replay_task, verdict_of
+from torg_marketplace.flow.replay_checks import advance_planted, give_up_checks, on_replay_reported
 from torg_marketplace.flow.rows import job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.logs import about
@@ -50,6 +51,7 @@ async def verify_pending(market: Market) -> int:
     for lease_id in due:
         with about(lease_id=lease_id):
             decided += await _verify(market, lease_id)
+    await advance_planted(market)
     return decided
 
 
@@ -59,7 +61,8 @@ async def _verify(market: Market, lease_id: str) -> bool:
         return False
     if isinstance(task, ReplayTask):
         try:
-            return await _apply(market, lease_id, await verdict_of(market, task))
+            replayed = await verdict_of(market, task)
+            return await _wait(market, lease_id) if replayed is None else await _apply(market, lease_id, replayed)
         except EvaluationFailed as failure:
             return await _retry_or_give_up(market, lease_id, failure.message)
     if task.entry is None:
@@ -93,11 +96,15 @@ async def _claim(market: Market, lease_id: str) -> _Task | ReplayTask | None:
         lease = (await unit.session.scalars(query)).one_or_none()
         if lease is None:
             return None
-        policy = spec_of(await job_row(unit, lease.job_id)).verify
+        job = await job_row(unit, lease.job_id)
+        if job.checks_job is not None:
+            await on_replay_reported(unit, job, lease)
+            return None
+        policy = spec_of(job).verify
         lease.verify_at_ms = unit.now_ms + market.policy.verify_claim_ms
         lease.verify_attempts += 1
         if isinstance(policy, VerifyQuorum):
-            await decide_quorum(unit, await job_row(unit, lease.job_id))
+            await decide_quorum(unit, job)
             return None
         if isinstance(policy, VerifyReplay):
             return await replay_task(unit, lease, policy)
@@ -107,7 +114,7 @@ async def _claim(market: Market, lease_id: str) -> _Task | ReplayTask | None:
         entry = market.catalogue.entry(policy.catalogue)
         if isinstance(policy, VerifyMetric):
             return _Task(lease.id, entry, policy, files, market.random.bits(SEED_BITS))
-        drawn = await draw_audit(unit, lease, await job_row(unit, lease.job_id), [])
+        drawn = await draw_audit(unit, lease, job, [])
         return _Task(lease.id, entry, policy, files, drawn.dice.below(2**SEED_BITS), drawn)
 
 
@@ -122,6 +129,16 @@ async def _apply(market: Market, lease_id: str, verdict: VerdictSummary) -> bool
             await _unseal(unit, lease, job)
         await decide_reported(unit, lease, job, verdict)
         return True
+
+
+async def _wait(market: Market, lease_id: str) -> bool:
+    """For a node that executes a segment: its answer wakes us, and we look by ourselves in case that it never comes."""
+    async with market.transaction() as unit:
+        lease = await unit.session.get_one(LeaseRow, lease_id, with_for_update=True)
+        if lease.decided_at_ms is None:
+            lease.verify_at_ms = unit.now_ms + market.policy.verify_retry_ms
+            lease.verify_attempts -= 1
+        return False
 
 
 async def _retry_or_give_up(market: Market, lease_id: str, detail: str) -> bool:
@@ -140,6 +157,7 @@ async def _retry_or_give_up(market: Market, lease_id: str, detail: str) -> bool:
         verdict = replay_impossible(detail)
         if not isinstance(policy, VerifyReplay):
             verdict = inconclusive(policy.policy, target, detail)
+        await give_up_checks(unit, lease, detail)
         await decide_reported(unit, lease, job, verdict)
         return True
 

@@ -44,6 +44,11 @@ class MarketPolicy(BaseModel):
     verification_window_s: int = Field(default=600, gt=0)
     verify_attempts: int = Field(default=5, ge=1)
     verify_retry_ms: int = Field(default=5 * _SECOND_MS, gt=0)
+    # Segments that took less are executed again by ourselves: a node would take longer to start.
+    replay_here_below_ms: int = Field(default=5 * _SECOND_MS, ge=0)
+    planted_permille: int = Field(
+        default=100, ge=0, le=1000
+    )  # beside each audit by nodes, a segment whose answer we know
     verify_claim_ms: int = Field(default=5 * _MINUTE_MS, gt=0)  # one evaluation takes at most this long
 
     # proofs of hardware

@@ -9,6 +9,7 @@ data order, seed and settings are the client's). Measured: honest drift between 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,9 @@ from torg_protocol.messages import CheckpointRef
 from torg_protocol.usage import VerdictSummary
 
 TOLERANCE = 1.5e-3
-VERIFIERS = 3  # a segment that differs is executed twice more; two of three decide
+SLOWER_TIMES, START_MS = 3, 240_000
+NODES_ASKED = 2  # before we execute it ourselves
+VERIFIERS = 3  # of our own replays at most; two that differ decide, or one and a node's
 _ALLOWED_ENV = frozenset({"OMP_NUM_THREADS"})
 
 
@@ -57,21 +60,91 @@ def segments_of(resumed_from: CheckpointRef | None, stored: Sequence[CheckpointR
     return [Segment(number, start, end) for number, (start, end) in enumerate(zip(points, ends, strict=True))]
 
 
-def judge_replays(segment: Segment, found: Sequence[Distance]) -> VerdictSummary | None:
-    """The verdict on one segment after these replays of it; None: replay once more."""
+def claimed_ms(segment: Segment, useful_ms: int) -> int:
+    """What it took, by the word of the node that executed it. `useful_ms`: of the whole lease."""
+    before_ms = segment.start.useful_ms if segment.start is not None and segment.number else 0
+    return max((useful_ms if segment.end is None else segment.end.useful_ms) - before_ms, 0)
+
+
+def longest_replay_ms(claimed: int) -> int:
+    """What a node may take for it, start and imports included: slower ones come into question too."""
+    return SLOWER_TIMES * claimed + START_MS
+
+
+class Ask(enum.Enum):
+    """Who executes the segment next."""
+
+    NODE = "node"  # of an owner who is neither the lease's nor one of those who answered
+    OURSELVES = "ourselves"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    distance: Distance
+    by_node: bool
+
+
+def next_step(segment: Segment, found: Sequence[Answer]) -> VerdictSummary | Ask | None:
+    """After these answers, in their order: the verdict on the segment, or who executes it next. None: we contradict ourselves.
+
+    One node that finds it right is enough. When one finds it wrong, a second of another owner is asked, and then we execute it ourselves,
+    whatever that one says: two owners in league must not be able to take a third one's stake, nor to acquit each other.
+    """
+    nodes = [answer.distance for answer in found if answer.by_node]
+    ours = [answer.distance for answer in found if not answer.by_node]
+    if not ours:
+        if nodes and all(distance.passes for distance in nodes):
+            return _passed(segment, nodes, found)
+        return Ask.NODE if len(nodes) < NODES_ASKED else Ask.OURSELVES
+    good, bad = _tally(ours)
+    if good > bad:
+        return _passed(segment, ours, found)
+    if bad and bad + _tally(nodes)[1] > VERIFIERS // 2:
+        return _failed(segment, ours, found)
+    return Ask.OURSELVES if len(ours) < VERIFIERS else None
+
+
+def next_step_of_planted(segment: Segment, found: Sequence[Answer]) -> VerdictSummary | Ask:
+    """Of a segment whose answer we have computed ourselves: that is one voice already. Inconclusive: two owners agree that we are wrong."""
+    good, bad = _tally([answer.distance for answer in found])
+    if good:
+        return _passed(segment, [answer.distance for answer in found], found)
+    if bad > 1:
+        return replay_impossible(f"{segment.words}: two nodes contradict what we have computed")
+    return Ask.NODE
+
+
+def is_outvoted(answer: Answer, verdict: VerdictSummary) -> bool:
+    """A node that said otherwise than the verdict: it has not executed the segment, or lied about it."""
+    if not answer.by_node or verdict.result not in ("passed", "failed"):
+        return False
+    return answer.distance.passes != (verdict.result == "passed")
+
+
+def _tally(found: Sequence[Distance]) -> tuple[int, int]:
     good = sum(distance.passes for distance in found)
-    bad = len(found) - good
-    last = found[-1]
+    return good, len(found) - good
+
+
+def _passed(segment: Segment, deciding: Sequence[Distance], found: Sequence[Answer]) -> VerdictSummary:
+    last = next(distance for distance in reversed(deciding) if distance.passes)
+    how = "bit for bit" if last.bit_equal else f"within {TOLERANCE}"
+    return _verdict("passed", f"{segment.words}: the same {how}", _measured(segment, last, found))
+
+
+def _failed(segment: Segment, deciding: Sequence[Distance], found: Sequence[Answer]) -> VerdictSummary:
+    last = next(distance for distance in reversed(deciding) if not distance.passes)
+    why = last.detail or f"differs by {last.value:.3e} of the way, {TOLERANCE} at most"
+    return _verdict("failed", f"{segment.words}: {why}", _measured(segment, last, found))
+
+
+def _measured(segment: Segment, last: Distance, found: Sequence[Answer]) -> dict[str, str]:
     measured = {"segment": str(segment.number), "replays": str(len(found))}
+    if by_nodes := sum(answer.by_node for answer in found):
+        measured["replays_by_nodes"] = str(by_nodes)
     if last.value is not None:
         measured["distance"] = f"{last.value:.3e}"
-    if good and good > bad:
-        how = "bit for bit" if last.bit_equal else f"within {TOLERANCE}"
-        return _verdict("passed", f"{segment.words}: the same {how}", measured)
-    if bad > VERIFIERS // 2:
-        why = last.detail or f"differs by {last.value:.3e} of the way, {TOLERANCE} at most"
-        return _verdict("failed", f"{segment.words}: {why}", measured)
-    return None
+    return measured
 
 
 def replay_impossible(detail: str) -> VerdictSummary:

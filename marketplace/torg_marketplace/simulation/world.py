@@ -15,7 +15,7 @@ from solders.keypair import Keypair
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_marketplace.flow.blobs import note_upload
 from torg_marketplace.flow.unit import Market
-from torg_marketplace.ports import CatalogueEntry, EvaluationFailed, Measurement
+from torg_marketplace.ports import CatalogueEntry, EvaluationFailed, Measurement, Planted
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.rules.replay import Distance, Segment
 from torg_marketplace.simulation.chain import SimulatedChain
@@ -173,6 +173,21 @@ class SimulatedReplayer:
             raise EvaluationFailed("no sandbox")
         data = b"" if model is None else await evaluator.blobs.read(model)
         return Distance(0.0, bit_equal=True) if data.startswith(GOOD) else Distance(None, detail="another model")
+
+    async def compare(self, segment: Segment, model: Digest | None, answer: Digest) -> Distance:
+        """Right answers are alike, and wrong ones like nothing else."""
+        del segment
+        blobs = self.evaluator.blobs
+        mine, theirs = await blobs.read(answer), b"" if model is None else await blobs.read(model)
+        same = mine == theirs or (mine.startswith(GOOD) and theirs.startswith(GOOD))
+        return Distance(0.0, bit_equal=True) if same else Distance(None, detail="another model")
+
+    async def plant(self, spec: JobSpec, segment: Segment, model: Digest | None, seed: int) -> Planted:
+        del spec, model
+        if segment.start is None:
+            raise EvaluationFailed("nothing to alter")
+        answer = self.evaluator.blobs.put(GOOD + b" planted %d" % seed)
+        return Planted(segment.start, answer.digest)
 
 
 @dataclass(frozen=True, slots=True)

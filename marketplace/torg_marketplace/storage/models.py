@@ -68,6 +68,9 @@ class JobRow(Base):
     attempts: Mapped[int] = mapped_column(default=0)  # ended leases that count against retry.max_attempts
     preemptions: Mapped[int] = mapped_column(default=0)
     own_failures: Mapped[int] = mapped_column(default=0)  # against retry.on_failure
+    checks_job: Mapped[str | None] = mapped_column(
+        String(64), index=True
+    )  # a replay of this job's segment, which we pay
     excluded_nodes: Mapped[JsonList] = mapped_column(default=list)  # by what happened; the spec may name more
     paused_nodes: Mapped[Json] = mapped_column(default=dict)  # node -> until_ms, times: `rules/declines.py`
     checkpoint: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # CheckpointRef to resume from

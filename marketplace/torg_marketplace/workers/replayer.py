@@ -1,4 +1,7 @@
-"""Executes one segment of a training again in our own sandbox: the job's own files and command, from the checkpoint that it claims."""
+"""Executes one segment of a training again in our own sandbox: the job's own files and command, from the checkpoint that it claims.
+
+Compares, too, what nodes came to that executed one; and prepares segments whose answer is known.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,28 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from torg_host.archive import unpack
+from torg_host.archive import pack, unpack
 from torg_host.sandbox import CompletedRun, SandboxLimits, SandboxMount, SandboxUnavailable, run_sandboxed
-from torg_marketplace.ports import BlobStore, EvaluationFailed
-from torg_marketplace.rules.replay import Distance, Segment
+from torg_marketplace.ports import BlobStore, EvaluationFailed, Planted
+from torg_marketplace.rules.replay import TOLERANCE, Distance, Segment
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.jobspec import BlobRef, JobSpec
 
 _STATE, _MODEL = "state.safetensors", "model.safetensors"
 _MODEL_PREFIXES = ("state.model.", "model.")
 _INSIDE = Path("/torg")
 _POLL_S = 0.02
 _TMP_BYTES = 256 << 20
+ALTERED = 0.1
+LEAST_PLANTED = 10 * TOLERANCE  # that the wrong answer differs from the right one of a planted segment
 
 
 class SandboxReplayer:
@@ -35,36 +41,92 @@ class SandboxReplayer:
         self._timeout_s = timeout_s
 
     async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
-        if spec.workspace is None:
-            raise EvaluationFailed("a job without a workspace cannot be replayed")
-        with tempfile.TemporaryDirectory(prefix="torg-replay-") as scratch:
-            root = Path(scratch).resolve()
+        with _scratch() as root:
             try:
-                await self._fetch_tree(spec.workspace.digest, root / "inside/work")
-                (root / "inside/checkpoints").mkdir()
-                (root / "inside/outputs").mkdir()
+                await self._prepare(spec, segment, root)
+                file, start = await self._fetch_claim(segment, model, root), root / "start" / _STATE
+            except _Unreadable as problem:
+                return problem.distance
+            found = await self._run(spec, segment, root)
+            if isinstance(found, Distance):
+                return found
+            return await asyncio.to_thread(compare, found, file, start)
+
+    async def compare(self, segment: Segment, model: Digest | None, answer: Digest) -> Distance:
+        with _scratch() as root:
+            try:
                 if segment.start is not None:
                     await self._fetch_tree(segment.start.blob.digest, root / "start")
-                    shutil.copytree(root / "start", root / "inside/checkpoints" / segment.start.name)
-                if segment.end is not None:
-                    await self._fetch_tree(segment.end.blob.digest, root / "claimed")
-                elif model is not None:
-                    (root / "claimed").mkdir()
-                    await self._blobs.fetch_to(model, root / "claimed" / _MODEL)
-                else:
-                    return Distance(None, detail=f"there is no {_MODEL} among the outputs")
-            except TorgError as error:  # an archive that cannot be unpacked is the node's
-                return Distance(None, detail=f"a checkpoint cannot be read: {error.message}")
-            return await self._run(spec, segment, root)
+                file = await self._fetch_claim(segment, model, root)
+            except _Unreadable as problem:
+                return problem.distance
+            mine = root / "answer.safetensors"
+            await self._blobs.fetch_to(answer, mine)
+            if not mine.stat().st_size:
+                return Distance(None, detail="the claimed checkpoint leads to no such one")
+            return await asyncio.to_thread(compare, mine, file, root / "start" / _STATE)
+
+    async def plant(self, spec: JobSpec, segment: Segment, model: Digest | None, seed: int) -> Planted:
+        if segment.start is None:
+            raise EvaluationFailed("a segment that starts from nothing cannot be altered")
+        with _scratch() as root:
+            try:
+                await self._prepare(spec, segment, root)
+                claimed = await self._fetch_claim(segment, model, root)
+            except _Unreadable as problem:
+                raise EvaluationFailed(problem.distance.detail) from problem
+            altered = root / "inside/checkpoints" / segment.start.name
+            try:
+                await asyncio.to_thread(alter, altered / _STATE, claimed, seed)
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                raise EvaluationFailed(f"{segment.words}: its weights cannot be altered: {error}") from error
+            archive = root / "altered.tar.zst"
+            await asyncio.to_thread(pack, altered, archive)
+            start = BlobRef(digest=await self._blobs.write(archive.read_bytes()), size_bytes=archive.stat().st_size)
+            shutil.copyfile(altered / _STATE, root / "start" / _STATE)
+            found = await self._run(spec, segment, root)
+            if isinstance(found, Distance):
+                raise EvaluationFailed(f"the altered checkpoint leads nowhere: {found.detail}")
+            apart = await asyncio.to_thread(compare, found, claimed, root / "start" / _STATE)
+            if apart.value is None or apart.value < LEAST_PLANTED:
+                raise EvaluationFailed(f"{segment.words}: what was claimed is too near the planted answer")
+            answer = await self._blobs.write(found.read_bytes())
+        return Planted(segment.start.model_copy(update={"blob": start}), answer)
+
+    async def _prepare(self, spec: JobSpec, segment: Segment, root: Path) -> None:
+        """Raises _Unreadable, EvaluationFailed."""
+        if spec.workspace is None:
+            raise EvaluationFailed("a job without a workspace cannot be replayed")
+        await self._fetch_tree(spec.workspace.digest, root / "inside/work")
+        (root / "inside/checkpoints").mkdir()
+        (root / "inside/outputs").mkdir()
+        if segment.start is not None:
+            await self._fetch_tree(segment.start.blob.digest, root / "start")
+            shutil.copytree(root / "start", root / "inside/checkpoints" / segment.start.name)
+
+    async def _fetch_claim(self, segment: Segment, model: Digest | None, root: Path) -> Path:
+        """The file with the claimed weights. Raises _Unreadable."""
+        if segment.end is not None:
+            await self._fetch_tree(segment.end.blob.digest, root / "claimed")
+            return root / "claimed" / _STATE
+        if model is None:
+            raise _Unreadable(f"there is no {_MODEL} among the outputs")
+        (root / "claimed").mkdir()
+        await self._blobs.fetch_to(model, root / "claimed" / _MODEL)
+        return root / "claimed" / _MODEL
 
     async def _fetch_tree(self, digest: Digest, to: Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
         archive = to.parent / f".{to.name}.tar.zst"
-        await self._blobs.fetch_to(digest, archive)
-        await asyncio.to_thread(unpack, archive, to)
+        try:
+            await self._blobs.fetch_to(digest, archive)
+            await asyncio.to_thread(unpack, archive, to)
+        except TorgError as error:  # an archive that cannot be unpacked is the node's
+            raise _Unreadable(f"a checkpoint cannot be read: {error.message}") from error
         archive.unlink()
 
-    async def _run(self, spec: JobSpec, segment: Segment, root: Path) -> Distance:
+    async def _run(self, spec: JobSpec, segment: Segment, root: Path) -> Path | Distance:
+        """The file with the weights that it came to; or that it came to none."""
         inside, replayed = root / "inside", root / "replayed"
         for path in [root, inside, *inside.rglob("*")]:
             path.chmod(0o777 if path.is_dir() else 0o644)
@@ -86,8 +148,7 @@ class SandboxReplayer:
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError, SandboxUnavailable):
                 await running
-        file = _STATE if segment.end is not None else _MODEL
-        return await asyncio.to_thread(compare, replayed / file, root / "claimed" / file, root / "start" / _STATE)
+        return replayed / (_STATE if segment.end is not None else _MODEL)
 
     async def _start(self, spec: JobSpec, inside: Path) -> CompletedRun:
         asked = spec.resources
@@ -107,6 +168,38 @@ class SandboxReplayer:
             env={**spec.env, **folders},
             workdir=str(_INSIDE / "work"),
         )
+
+
+class _Unreadable(Exception):
+    """What the node stored is not what it must be."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.distance = Distance(None, detail=detail)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="torg-replay-") as folder:
+        yield Path(folder).resolve()
+
+
+def alter(state: Path, claimed: Path, seed: int) -> None:
+    """Moves the model's weights by ALTERED of the way that they go in the segment: too little to be seen in what the training makes of them,
+    far more than its answer may differ."""
+    tensors, after = load_file(state), _weights(load_file(claimed))
+    before, chance = _weights(tensors), np.random.default_rng(seed)
+    noise = {name: chance.standard_normal(value.shape) for name, value in before.items()}
+    gone, size = _norm({name: after[name] - before[name] for name in before}), _norm(noise)
+    for name, value in tensors.items():
+        short = next((name.removeprefix(prefix) for prefix in _MODEL_PREFIXES if name.startswith(prefix)), name)
+        if value.dtype.kind == "f" and short in noise:
+            tensors[name] = (value + noise[short] * (ALTERED * gone / size)).astype(value.dtype)
+    save_file(tensors, state)
+
+
+def _norm(tensors: dict[str, np.ndarray]) -> float:
+    return float(np.sqrt(sum(float(np.square(value).sum()) for value in tensors.values())))
 
 
 def compare(replayed: Path, claimed: Path, start: Path) -> Distance:

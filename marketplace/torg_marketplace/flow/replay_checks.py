@@ -1,0 +1,304 @@
+"""Checks: one segment of a lease, who executed it again, what they made of it, and what that says of the lease and of each of them.
+
+open -> answers, one after the other (nodes; we ourselves as the last resort, and before anybody is blamed) -> a verdict
+Nodes that answered are paid with it, or, outvoted, have failed an audit themselves. Everything stays as evidence.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+import torg_marketplace.replay_segment as script
+from torg_marketplace.flow.blobs import note_upload, use_blob
+from torg_marketplace.flow.collateral import put_stake_behind
+from torg_marketplace.flow.ending import decide_reported
+from torg_marketplace.flow.rows import job_row, spec_of
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.flow.verifiers import ask_a_node
+from torg_marketplace.ports import EvaluationFailed, Replayer
+from torg_marketplace.rules.replay import (
+    Answer,
+    Ask,
+    Distance,
+    Segment,
+    is_outvoted,
+    next_step,
+    next_step_of_planted,
+    replay_impossible,
+)
+from torg_marketplace.storage.audit_models import ReplayAnswerRow, ReplayCheckRow
+from torg_marketplace.storage.models import JobRow, LeaseRow
+from torg_protocol.ids import Digest, JobId, LeaseId
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.messages import CheckpointRef
+from torg_protocol.states import OPEN_JOB_STATES, LeaseState
+from torg_protocol.usage import OutputFile, VerdictSummary
+
+log = logging.getLogger(__name__)
+AUDIT, PLANTED = "audit", "planted"
+OPEN, ANSWERED, NOTHING = "open", "answered", "none"
+_NODES_ASKED = 5  # of one check: some come to nothing
+_PERMILLE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What is looked at. `late`: there is no time left to wait for nodes."""
+
+    lease_id: LeaseId
+    spec: JobSpec
+    model: Digest | None
+    claimed_ms: dict[int, int]  # by number of the segment
+    late: bool
+
+
+async def check_segment(market: Market, looked: Looked, segment: Segment) -> VerdictSummary | None:
+    """The verdict on one segment; None: a node is executing it. Safe to repeat. Raises EvaluationFailed."""
+    check_id, claimed_ms = await _open(market, looked, segment), looked.claimed_ms[segment.number]
+    by_nodes = not looked.late and claimed_ms >= market.policy.replay_here_below_ms
+    while True:
+        found, asked, waits = await _answers(market, check_id)
+        step = next_step(segment, found)
+        if isinstance(step, VerdictSummary):
+            await _close(market, check_id, step)
+            return step
+        if step is None:
+            raise EvaluationFailed(f"{segment.words}: replays disagree")
+        if step is Ask.NODE and by_nodes and waits:
+            return None
+        may_ask = step is Ask.NODE and by_nodes and asked < _NODES_ASKED
+        if may_ask and await ask_a_node(market, check_id, segment, claimed_ms):
+            return None
+        await _answer_ourselves(market, check_id, looked, segment)
+
+
+async def advance_planted(market: Market) -> None:
+    """Segments whose answer we know: one after the other is prepared, given to nodes, judged. Safe to repeat."""
+    async with market.reading() as unit:
+        query = select(ReplayCheckRow.check_id).where(ReplayCheckRow.verdict == "", ReplayCheckRow.purpose == PLANTED)
+        ids = (await unit.session.scalars(query.order_by(ReplayCheckRow.created_at_ms))).all()
+    for check_id in ids:
+        try:
+            await _advance_planted(market, check_id)
+        except EvaluationFailed as failure:
+            await _close(market, check_id, replay_impossible(failure.message))
+
+
+async def _advance_planted(market: Market, check_id: str) -> None:
+    async with market.reading() as unit:
+        check = await unit.session.get_one(ReplayCheckRow, check_id)
+        lease = await unit.session.get_one(LeaseRow, check.lease_id)
+        spec, segment = spec_of(await job_row(unit, lease.job_id)), segment_of(check)
+        is_over = unit.now_ms >= check.created_at_ms + market.policy.verification_window_s * 1000
+    if check.known is None:
+        if market.replayer is None or is_over:
+            raise EvaluationFailed("it could not be prepared")
+        model = Digest(check.model) if check.model else None
+        planted = await market.replayer.plant(spec, segment, model, market.random.bits(63))
+        async with market.transaction() as unit:
+            row = await unit.session.get_one(ReplayCheckRow, check_id)
+            row.start, row.known = planted.start.wire(), planted.answer
+            for digest in (planted.start.blob.digest, planted.answer):  # they go when the job's other files go
+                await use_blob(unit, digest, JobId(lease.job_id), client_may_read=False)
+                await note_upload(unit, market.public_key, digest, 0)
+        segment = Segment(segment.number, planted.start, segment.end)
+    found, asked, waits = await _answers(market, check_id)
+    step = next_step_of_planted(segment, found)
+    if isinstance(step, VerdictSummary):
+        if step.result == "inconclusive":
+            log.error("replay check %s: %s", check_id, step.detail)
+        await _close(market, check_id, step)
+    elif is_over:
+        raise EvaluationFailed("no node answered in time")
+    elif not waits and asked < _NODES_ASKED:
+        await ask_a_node(market, check_id, segment, _claimed_ms(segment))
+
+
+async def on_replay_reported(unit: Unit, job: JobRow, lease: LeaseRow) -> None:
+    """A node has handed over what it made of a segment: whoever waits for it looks again. Nobody does any more: it is paid."""
+    lease.verify_at_ms = None
+    answer = (await unit.session.scalars(select(ReplayAnswerRow).where(ReplayAnswerRow.job_id == job.job_id))).one()
+    check = await unit.session.get_one(ReplayCheckRow, answer.check_id)
+    if check.verdict:
+        answer.state, answer.answered_at_ms = NOTHING, unit.now_ms
+        await decide_reported(unit, lease, job, _of_verifier("passed", "nobody waited for it any more"))
+        return
+    looked = await unit.session.get_one(LeaseRow, check.lease_id)
+    if looked.verify_at_ms is not None:
+        looked.verify_at_ms = unit.now_ms
+    unit.wake("verify")
+
+
+async def give_up_checks(unit: Unit, lease: LeaseRow, detail: str) -> None:
+    """A lease is decided without its replays: nobody is blamed, and who executed something is paid."""
+    query = select(ReplayCheckRow).where(
+        ReplayCheckRow.lease_id == lease.lease_id, ReplayCheckRow.verdict == "", ReplayCheckRow.purpose == AUDIT
+    )
+    for check in (await unit.session.scalars(query)).all():
+        await _decide(unit, check, replay_impossible(detail))
+
+
+def segment_of(check: ReplayCheckRow) -> Segment:
+    start, end = (None if ref is None else CheckpointRef.model_validate(ref) for ref in (check.start, check.end))
+    return Segment(check.segment, start, end)
+
+
+async def measure(replayer: Replayer, check: ReplayCheckRow, answer: Digest) -> Distance:
+    """How far an answer is from what it should be."""
+    segment = segment_of(check)
+    if check.known is not None:
+        return await replayer.compare(Segment(segment.number, segment.start, None), Digest(check.known), answer)
+    return await replayer.compare(segment, Digest(check.model) if check.model else None, answer)
+
+
+async def _open(market: Market, looked: Looked, segment: Segment) -> str:
+    async with market.transaction() as unit:
+        known = select(ReplayCheckRow.check_id).where(
+            ReplayCheckRow.lease_id == looked.lease_id,
+            ReplayCheckRow.segment == segment.number,
+            ReplayCheckRow.purpose == AUDIT,
+        )
+        if (check_id := await unit.session.scalar(known)) is not None:
+            return check_id
+        row = _check(unit, looked.lease_id, AUDIT, segment, looked.model)
+        return row.check_id
+
+
+def _check(unit: Unit, lease_id: str, purpose: str, segment: Segment, model: Digest | None) -> ReplayCheckRow:
+    row = ReplayCheckRow(
+        check_id=unit.new_id("check"),
+        lease_id=lease_id,
+        purpose=purpose,
+        segment=segment.number,
+        start=None if segment.start is None else segment.start.wire(),
+        end=None if segment.end is None else segment.end.wire(),
+        model=model,
+        verdict="",
+        created_at_ms=unit.now_ms,
+    )
+    unit.session.add(row)
+    return row
+
+
+async def _answers(market: Market, check_id: str) -> tuple[list[Answer], int, bool]:
+    """All that came, in their order, those that are new compared; how many nodes were asked; whether one is still at it."""
+    async with market.reading() as unit:
+        check = await unit.session.get_one(ReplayCheckRow, check_id)
+        handed = await _handed_over(unit, check_id)
+    for answer_id, weights in handed.items():
+        distance = Distance(None, detail="it came to nothing")
+        if weights is not None:
+            if market.replayer is None:
+                raise EvaluationFailed("this marketplace cannot compare segments any more")
+            distance = await measure(market.replayer, check, weights)
+        await _note(market, answer_id, weights, distance)
+    async with market.reading() as unit:
+        rows = await _rows(unit, check_id)
+    found = [Answer(_distance(row), by_node=row.node_id is not None) for row in rows if row.state == ANSWERED]
+    asked = sum(row.node_id is not None for row in rows)
+    return found, asked, any(row.state == OPEN for row in rows)
+
+
+async def _handed_over(unit: Unit, check_id: str) -> dict[str, Digest | None]:
+    """Of open answers whose lease is over: the weights; None where there are none."""
+    found: dict[str, Digest | None] = {}
+    for row in await _rows(unit, check_id):
+        if row.state != OPEN or row.lease_id is None:
+            continue
+        lease = await unit.session.get_one(LeaseRow, row.lease_id)
+        job = await job_row(unit, lease.job_id)
+        if lease.state == LeaseState.REPORTED and job.state in OPEN_JOB_STATES:
+            files = {item.path: item.digest for item in map(OutputFile.model_validate, lease.outputs)}
+            found[row.answer_id] = files.get(script.ANSWER)
+        elif lease.ended_at_ms is not None:
+            found[row.answer_id] = None
+    return found
+
+
+async def _note(market: Market, answer_id: str, weights: Digest | None, distance: Distance) -> None:
+    async with market.transaction() as unit:
+        row = await unit.session.get_one(ReplayAnswerRow, answer_id, with_for_update=True)
+        row.state = NOTHING if weights is None else ANSWERED
+        row.answer, row.distance, row.bit_equal = weights, _text(distance), distance.bit_equal
+        row.detail, row.answered_at_ms = distance.detail[:2_000], unit.now_ms
+        if weights is not None and row.lease_id is not None:
+            check = await unit.session.get_one(ReplayCheckRow, row.check_id)
+            looked = await unit.session.get_one(LeaseRow, check.lease_id)
+            lease = await unit.session.get_one(LeaseRow, row.lease_id)
+            await put_stake_behind(unit, lease, await job_row(unit, looked.job_id))
+
+
+async def _answer_ourselves(market: Market, check_id: str, looked: Looked, segment: Segment) -> None:
+    if market.replayer is None:
+        raise EvaluationFailed("this marketplace cannot execute segments again any more")
+    distance = await market.replayer.replay(looked.spec, segment, looked.model)
+    async with market.transaction() as unit:
+        unit.session.add(
+            ReplayAnswerRow(
+                answer_id=unit.new_id("replay"),
+                check_id=check_id,
+                state=ANSWERED,
+                distance=_text(distance),
+                bit_equal=distance.bit_equal,
+                detail=distance.detail[:2_000],
+                created_at_ms=unit.now_ms,
+                answered_at_ms=unit.now_ms,
+            )
+        )
+
+
+async def _close(market: Market, check_id: str, verdict: VerdictSummary) -> None:
+    async with market.transaction() as unit:
+        check = await unit.session.get_one(ReplayCheckRow, check_id, with_for_update=True)
+        if not check.verdict:
+            await _decide(unit, check, verdict)
+            await _perhaps_plant(unit, check)
+
+
+async def _decide(unit: Unit, check: ReplayCheckRow, verdict: VerdictSummary) -> None:
+    check.verdict = verdict.result if verdict.result in ("passed", "failed") else "void"
+    check.detail, check.decided_at_ms = verdict.detail, unit.now_ms
+    for row in await _rows(unit, check.check_id):
+        if row.state != ANSWERED or row.lease_id is None:
+            continue
+        lease = await unit.session.get_one(LeaseRow, row.lease_id, with_for_update=True)
+        if lease.decided_at_ms is not None:
+            continue
+        row.outvoted = is_outvoted(Answer(_distance(row), by_node=True), verdict)
+        words = f"its replay {'contradicts the others' if row.outvoted else 'counted'}: {check.detail}"
+        summary = _of_verifier("failed" if row.outvoted else "passed", words)
+        await decide_reported(unit, lease, await job_row(unit, lease.job_id), summary)
+
+
+async def _perhaps_plant(unit: Unit, check: ReplayCheckRow) -> None:
+    """Now and then nodes get a segment to execute whose answer we know. They cannot tell it from others."""
+    if check.purpose != AUDIT or check.verdict != "passed" or check.start is None:
+        return
+    by_nodes = any(row.node_id is not None for row in await _rows(unit, check.check_id))
+    if by_nodes and unit.market.random.bits(64) % _PERMILLE < unit.policy.planted_permille:
+        _check(unit, check.lease_id, PLANTED, segment_of(check), Digest(check.model) if check.model else None)
+
+
+def _of_verifier(result: str, detail: str) -> VerdictSummary:
+    return VerdictSummary(policy="replay", result=result, detail=detail[:2_000])
+
+
+def _distance(row: ReplayAnswerRow) -> Distance:
+    return Distance(None if row.distance is None else float(row.distance), row.bit_equal, row.detail)
+
+
+def _text(distance: Distance) -> str | None:
+    return None if distance.value is None else repr(distance.value)
+
+
+def _claimed_ms(segment: Segment) -> int:
+    before_ms = segment.start.useful_ms if segment.start is not None else 0
+    return max(segment.end.useful_ms - before_ms, 0) if segment.end is not None else 0
+
+
+async def _rows(unit: Unit, check_id: str) -> list[ReplayAnswerRow]:
+    query = select(ReplayAnswerRow).where(ReplayAnswerRow.check_id == check_id)
+    return list(await unit.session.scalars(query.order_by(ReplayAnswerRow.answer_id)))

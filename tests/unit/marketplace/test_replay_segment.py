@@ -1,0 +1,50 @@
+"""The script that executes one segment inside a job's container: run as it is run there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torg_marketplace.replay_segment as script
+
+WRITES_TWO = """
+import os, pathlib, time
+where = pathlib.Path(os.environ["TORG_CHECKPOINT_DIR"])
+for name in ("step-1", "step-2"):
+    (where / ("." + name)).mkdir()
+    (where / ("." + name) / "state.safetensors").write_bytes(name.encode())
+    (where / ("." + name)).rename(where / name)
+pathlib.Path(os.environ["TORG_OUTPUT_DIR"], "model.safetensors").write_bytes(b"model")
+"""
+GOES_ON = "\nwhile True: time.sleep(0.1)"
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "weights", "report"),
+    [
+        ("step-1", WRITES_TWO + GOES_ON, b"step-1", {"reached": True, "code": None}),
+        ("", WRITES_TWO, b"model", {"reached": True, "code": 0}),
+        ("step-3", WRITES_TWO, b"", {"reached": False, "code": 0}),
+        ("step-1", "raise SystemExit(3)", b"", {"reached": False, "code": 3}),
+        ("", "raise SystemExit(3)", b"", {"reached": False, "code": 3}),
+    ],
+)
+def test_it_hands_over_the_weights_of_one_checkpoint_or_says_why_not(
+    tmp_path: Path, name: str, program: str, weights: bytes, report: dict[str, object]
+) -> None:
+    for folder in ("work", "checkpoints", "outputs"):
+        (tmp_path / folder).mkdir()
+    env = os.environ | {
+        "TORG_CHECKPOINT_DIR": str(tmp_path / "checkpoints"),
+        "TORG_OUTPUT_DIR": str(tmp_path / "outputs"),
+    }
+    source = Path(script.__file__).read_text()
+    command = [sys.executable, "-c", source, name, sys.executable, "-c", program]
+    assert subprocess.run(command, cwd=tmp_path / "work", env=env, timeout=60, check=False).returncode == 0
+    assert (tmp_path / "outputs" / script.ANSWER).read_bytes() == weights
+    assert json.loads((tmp_path / "outputs" / script.REPORT).read_text()) == report
