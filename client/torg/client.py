@@ -36,6 +36,7 @@ from torg_protocol.ids import AccountId
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.refunds import RefundPage, RefundView
 from torg_protocol.states import JobState
+from torg_protocol.task_lines import TaskLines
 from torg_protocol.usage import SignedReceipt
 
 if TYPE_CHECKING:
@@ -238,11 +239,22 @@ class AsyncClient(KeptData):
         none: of it this is the newest attempt's whole log, decrypted, and empty until that has ended."""
         query = {"stream": stream} | ({"task": task} if task is not None else {})
         text = await self._transport.text(f"/v1/jobs/{_id(job_id)}/logs", query)
-        if text or (await self.job(job_id)).spec.sealed is None:
+        if text or (spec := (await self.job(job_id)).spec).sealed is None:
             return text
+        if task is not None or not spec.tasks:
+            return await self._sealed_log(job_id, stream, task)
+        lines = TaskLines(max(len(item.name) for item in spec.tasks))
+        texts = [
+            lines.take(item.name, stream, await self._sealed_log(job_id, stream, item.name)) for item in spec.tasks
+        ]
+        return "".join(texts) + lines.rest()
+
+    async def _sealed_log(self, job_id: str, stream: str, task: str | None) -> str:
+        """Empty until it is stored."""
         with tempfile.TemporaryDirectory(prefix="torg-") as scratch, contextlib.suppress(NotFound):
-            text = (await self.save_log(job_id, Path(scratch) / "log", stream)).read_text(errors="replace")
-        return text
+            file = await self.save_log(job_id, Path(scratch) / "log", stream, task=task)
+            return file.read_text(errors="replace")
+        return ""
 
     async def save_log(
         self,

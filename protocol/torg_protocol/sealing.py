@@ -2,7 +2,8 @@
 
 Each submission makes a key of its own. The workspace is encrypted to it; its private half travels among the job's sealed secrets
 (torg_protocol.secrets), to the nodes that the client chose and nobody else, and is none of the files that the job sees. Outputs and logs are
-encrypted to the client's wallet key, checkpoints to the job's key, so that another of the chosen nodes can go on.
+encrypted to the client's wallet key, checkpoints to the job's key, so that another of the chosen nodes can go on. Of several tasks each has logs of
+its own; what they cut out of them as results stays on the node, for the tasks after them.
 """
 
 from __future__ import annotations
@@ -39,8 +40,6 @@ def sealed_problems(spec: JobSpec) -> list[tuple[str, str]]:
         found.append(
             ("volumes", "the store could read them, and the next job has another key; send data in the workspace")
         )
-    if spec.tasks:
-        found.append(("tasks", "a job of several tasks cannot be sealed yet"))
     if not spec.placement.nodes:
         found.append(("placement.nodes", "is missing: a sealed job names the nodes that may open it (torg offers)"))
     return found

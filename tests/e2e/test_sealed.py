@@ -16,7 +16,7 @@ import pytest_asyncio
 from solders.keypair import Keypair
 
 from scripts.market_processes import call, remove_containers, script, start
-from tests.support.small_market import SmallMarket, run, running_market, submit
+from tests.support.small_market import SmallMarket, run, running_market, submit, submit_raw
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
 from torg_host.age import unseal_file
@@ -122,6 +122,38 @@ async def test_nothing_of_a_sealed_job_can_be_read_at_the_marketplace_and_all_of
         unseal_file(tmp_path / "as-stored", tmp_path / "opened", Keypair())
     assert closed.value.code == "cannot_unseal"
     assert not (tmp_path / "opened").exists()
+
+
+async def test_tasks_of_a_sealed_job_share_what_the_marketplace_never_sees(
+    market: SmallMarket, client: AsyncClient, tmp_path: Path
+) -> None:
+    """A result goes from task to task on the node, into a command line too, and nowhere else."""
+    workspace, mark = a_workspace(tmp_path / "sealed")
+    read = "print('MARK', open('data.bin', 'rb').read()[100_000:100_048].decode(), flush=True)"
+    write = "import os, sys; open(os.environ['TORG_OUTPUT_DIR'] + '/result.bin', 'w').write(sys.argv[1] * 9); print(sys.argv[1])"
+    tasks = [
+        {"name": "read", "command": ["python", "-c", read], "results": {"mark": "MARK (.*)"}},
+        {
+            "name": "write",
+            "command": ["python", "-c", write, "${{ tasks.read.results.mark }}"],
+            "depends_on": ["read"],
+        },
+    ]
+    fields = {"tasks": tasks, "workspace": str(workspace), "sealed": True, "outputs": ["result.bin"]}
+    fields["placement"] = {"nodes": [await node_of(client)]}
+    job = await client.wait((await submit_raw(client, fields)).job_id)
+
+    text = mark.decode()
+    assert job.state is JobState.SUCCEEDED, await client.logs(job.job_id, "stderr")
+    assert files_that_hold(mark, market) == set()
+    assert [(task.task, task.state, task.results) for task in job.leases[0].tasks] == [
+        ("read", "succeeded", {}),
+        ("write", "succeeded", {}),
+    ]
+    assert await client.logs(job.job_id, task="write") == f"{text}\n"
+    assert await client.logs(job.job_id) == f"read  | MARK {text}\nwrite | {text}\n"
+    (pulled,) = await client.pull(job.job_id, tmp_path / "results")
+    assert pulled.read_text() == text * 9
 
 
 async def test_a_sealed_job_goes_to_no_other_node_than_those_it_was_sealed_to(client: AsyncClient) -> None:

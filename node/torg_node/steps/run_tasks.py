@@ -22,6 +22,7 @@ from torg_node.steps.task_containers import filled_in, keep_logs, launch_of_task
 from torg_node.steps.watch import watched
 from torg_protocol.expressions import Unresolved
 from torg_protocol.messages import TaskMoved
+from torg_protocol.results import ResultValue
 from torg_protocol.states import EndReason
 from torg_protocol.tasks import Task, TaskState, shares_of
 
@@ -300,6 +301,10 @@ class Crew:
             notes += problems
         await self._move(task, task_rules.state_after(task, ended, run, ending=ending), ended, "; ".join(notes))
 
+    def _told_results(self, task: Task) -> dict[str, ResultValue]:
+        """A sealed job's are for its own tasks."""
+        return self._results.get(task.name, {}) if self._lease.spec.sealed is None else {}
+
     async def _move(self, task: Task, state: TaskState, ended: Exit | None = None, note: str = "") -> None:
         """Where it stands and that it was said are one write: each move is told once, also by the agent after this one."""
         self._states[task.name] = state
@@ -309,7 +314,7 @@ class Crew:
             run=self._runs[task.name],
             exit_code=ended.code if ended is not None else None,
             detail=note[:2_000],
-            results=self._results.get(task.name, {}) if ended is not None else {},
+            results=self._told_results(task) if ended is not None else {},
         )
         lease = self._lease
         with self._journal.at_once():

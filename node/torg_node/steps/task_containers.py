@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torg_node.executors.port import Handle, LaunchSpec, Mount
 from torg_node.lease import Lease
+from torg_node.sealing import for_client
 from torg_node.steps.fetch_inputs import input_mounts
 from torg_node.steps.make_workspace import VOLUMES
 from torg_node.steps.start_container import ROOTS, launch_of, proxy_of, workdir_in
@@ -112,7 +113,8 @@ async def stored_logs(lease: Lease) -> tuple[TaskLog, ...]:
         for stream in ("stdout", "stderr"):
             path = _file(_folder(lease), run.task, run.run, stream)
             if len(found) < MAX_TASK_LOGS and await asyncio.to_thread(_is_filled, path):
-                blob = await lease.node.blobs.store(path)
+                async with for_client(lease, path) as kept:
+                    blob = await lease.node.blobs.store(kept)
                 found.append(TaskLog.model_validate({"task": run.task, "run": run.run, "stream": stream, "blob": blob}))
     return tuple(found)
 

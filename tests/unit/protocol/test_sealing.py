@@ -24,7 +24,14 @@ def spec(**changes: Any) -> JobSpec:
     [
         ({"placement": {}}, "placement.nodes"),
         ({"verify": {"policy": "replay", "catalogue": "rnn"}}, "verify.policy"),
-        ({"command": [], "tasks": [{"name": "a", "command": ["x"]}]}, "tasks"),
+        ({"volumes": ["data:/data"]}, "volumes"),
+        (
+            {
+                "command": [],
+                "tasks": [{"name": "a", "command": ["x"], "inputs": [{"data": "mnist", "path": "/data"}]}],
+            },
+            "tasks.0.inputs.0",
+        ),
         ({"inputs": [{"data": "mnist", "path": "/data"}]}, "inputs.0"),
         ({"inputs": [{"kind": "blob", "digest": DIGEST, "size_bytes": 1, "path": "/data"}]}, "inputs.0"),
         ({"sealed": {"recipient": "age1x"}}, "sealed.recipient"),
