@@ -34,7 +34,7 @@ from torg_marketplace.api import sign_in as sign_in_routes
 from torg_marketplace.api import volumes as volume_routes
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
-from torg_marketplace.api.limits import Bounds, RateLimiter
+from torg_marketplace.api.limits import Bounds, LocalAdmission, RateLimiter
 from torg_marketplace.bus import BusLinks, open_bus
 from torg_marketplace.flow.liveness import on_startup
 from torg_marketplace.flow.sign_in import SignIn
@@ -43,12 +43,14 @@ from torg_marketplace.gateway import tunnels
 from torg_marketplace.gateway.relay import Tunnels
 from torg_marketplace.logs import JsonLines, TextLines
 from torg_marketplace.metrics import serve_metrics
+from torg_marketplace.ports import Admission
 from torg_marketplace.roles import check_roles, join_bus, working
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.blobs import StoredBlobs, bucket_blobs, local_blobs
 from torg_marketplace.storage.engine import create_engine, create_sessions
 from torg_marketplace.storage.nonces import NonceStore
 from torg_marketplace.storage.schema import upgrade
+from torg_marketplace.storage.shared_admission import SharedAdmission
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
 from torg_marketplace.workers.replayer import SandboxReplayer
@@ -98,6 +100,24 @@ def open_blobs(settings: Settings, identity: Keypair, url: str) -> StoredBlobs:
         blobs = bucket_blobs(settings.blobs, settings.blobs_endpoint, folder, secret, **bounds)
     blobs.base_url = url
     return blobs
+
+
+@asynccontextmanager
+async def open_admission(settings: Settings) -> AsyncIterator[Admission]:
+    """On PostgreSQL there may be other processes, which count together."""
+    url = database_url(settings)
+    if url.startswith("postgresql"):
+        shared = SharedAdmission(url, settings.requests_per_minute)
+        try:
+            yield shared
+        finally:
+            await shared.aclose()
+    else:
+        nonces = NonceStore(settings.data / "nonces.sqlite")
+        try:
+            yield LocalAdmission(nonces, RateLimiter(settings.requests_per_minute))
+        finally:
+            nonces.close()
 
 
 async def serve(settings: Settings) -> None:
@@ -175,8 +195,7 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
         if settings.bus_url is not None:
             bus = await stack.enter_async_context(open_bus(settings.bus_url, str(identity.pubkey())))
         links = BusLinks(hub, bus) if bus is not None else None
-        nonces = NonceStore(settings.data / "nonces.sqlite")
-        stack.callback(nonces.close)
+        admission = await stack.enter_async_context(open_admission(settings))
         the_market = Market(
             sessions=create_sessions(engine),
             clock=SystemClock(),
@@ -195,8 +214,7 @@ async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
         )
         secret = hashlib.sha256(b"torg sign-in" + bytes(identity)).digest()
         sign_in = SignIn.at(url, settings.sign_in_domains, secret)
-        limiter = RateLimiter(settings.requests_per_minute)
-        edge = Edge(the_market, hub, blobs, nonces, limiter, sign_in=sign_in)
+        edge = Edge(the_market, hub, blobs, admission, sign_in=sign_in)
         if bus is not None and links is not None:
             await join_bus(edge, links, bus)
         yield edge

@@ -16,8 +16,10 @@ from solders.pubkey import Pubkey
 from torg_chain.captures import LandedCapture
 from torg_chain.rpc import SignatureStatus
 from torg_chain.vault import OperatorConfig, VaultState
+from torg_marketplace.rules.limits import Quota
 from torg_marketplace.rules.replay import Distance, Segment
 from torg_protocol.errors import TorgError
+from torg_protocol.httpsig import VerifiedSignature
 from torg_protocol.ids import Digest, NodeId
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.messages import CheckpointRef, ToNode
@@ -32,6 +34,15 @@ class Clock(Protocol):
 class Randomness(Protocol):
     def bits(self, count: int) -> int:
         """An integer of `count` random bits, unpredictable outside of tests."""
+        ...
+
+
+class Admission(Protocol):
+    """Who may ask, and how much: over all processes of a marketplace."""
+
+    async def admit(self, *, signature: VerifiedSignature | None = None, caller: str | None = None) -> Quota | None:
+        """Uses the signature up, then counts a request of the caller; either may be left out. What the caller has left; None where
+        nobody is limited. Raises Unauthorized `signature_replayed` (nothing is counted then), RateLimited, Unavailable."""
         ...
 
 

@@ -20,7 +20,7 @@ from tests.support.credit import open_credit_vault
 from tests.support.market import World, open_world
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
-from torg_marketplace.api.limits import RateLimiter
+from torg_marketplace.api.limits import LocalAdmission, RateLimiter
 from torg_marketplace.app import listen, make_app
 from torg_marketplace.flow.api_keys import create_api_key
 from torg_marketplace.flow.credit import grant_credit
@@ -97,7 +97,7 @@ async def served_world(
         world = dataclasses.replace(opened, market=market)
         await open_credit_vault(world, credit_key)
         nonces = NonceStore(folder / "nonces.sqlite")
-        edge = Edge(market, Hub(), blobs, nonces, RateLimiter(requests_per_minute))
+        edge = Edge(market, Hub(), blobs, LocalAdmission(nonces, RateLimiter(requests_per_minute)))
         try:
             async with serving(edge) as url:
                 blobs.base_url = url

@@ -13,7 +13,7 @@ from torg_marketplace.api.context import Edge, edge_of
 from torg_marketplace.flow.api_keys import SECRET_PREFIX, authenticate
 from torg_protocol.accounts import Scope
 from torg_protocol.errors import Forbidden, Unauthorized
-from torg_protocol.httpsig import RequestParts, verify_request
+from torg_protocol.httpsig import RequestParts, VerifiedSignature, verify_request
 from torg_protocol.ids import AccountId
 
 
@@ -37,12 +37,10 @@ class Authenticated:
 
     async def __call__(self, request: Request) -> Caller:
         try:
-            caller = await self._caller(request)
+            return await self._caller(request)
         except Unauthorized:
-            _count(request, _address(request))
+            await _count(request, _address(request))
             raise
-        _count(request, caller.key_id or caller.account)
-        return caller
 
     async def _caller(self, request: Request) -> Caller:
         edge = edge_of(request)
@@ -50,7 +48,9 @@ class Authenticated:
         if authorization is None:
             headers = dict(request.headers.items())
             body = await request.body()
-            return Caller(verify_party(edge, request.method, request.url.path, request.url.query, headers, body))
+            signature = verify(edge, request.method, request.url.path, request.url.query, headers, body)
+            request.state.quota = await edge.admission.admit(signature=signature, caller=signature.key)
+            return Caller(AccountId(signature.key))
         key = await authenticate(edge.market, _bearer(authorization))
         if self.scope is None:
             raise Forbidden(
@@ -66,19 +66,29 @@ class Authenticated:
                 value=", ".join(key.scopes),
                 hint=f"use a key with the scope {self.scope}",
             )
+        await _count(request, key.key_id)
         return Caller(key.account, key.key_id)
 
 
-def verify_party(edge: Edge, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> AccountId:
+async def dialling_party(connection: HTTPConnection) -> AccountId:
+    """Who signed the request that opened a WebSocket. Uses the signature up, and counts nothing. Raises Unauthorized."""
+    edge, url = edge_of(connection), connection.url
+    signature = verify(edge, "GET", url.path, url.query, dict(connection.headers.items()), b"")
+    await edge.admission.admit(signature=signature)
+    return AccountId(signature.key)
+
+
+def verify(
+    edge: Edge, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
+) -> VerifiedSignature:
+    """Raises Unauthorized. Whether it was used before, only `edge.admission` knows."""
     now_s = edge.market.clock.now_ms() // 1000
     parts = RequestParts(method, headers.get("host", ""), path, f"?{query}", headers, body)
-    verified = verify_request(parts, now_s=now_s)
-    edge.nonces.use(verified, now_s)
-    return AccountId(verified.key)
+    return verify_request(parts, now_s=now_s)
 
 
 async def _anybody(request: Request) -> None:
-    _count(request, _address(request))
+    await _count(request, _address(request))
 
 
 def _bearer(authorization: str) -> str:
@@ -93,9 +103,9 @@ def _bearer(authorization: str) -> str:
     return secret.strip()
 
 
-def _count(request: Request, caller: str) -> None:
+async def _count(request: Request, caller: str) -> None:
     """Raises RateLimited; else leaves the quota where `limits.Bounds` finds it."""
-    request.state.quota = edge_of(request).limiter.take(caller)
+    request.state.quota = await edge_of(request).admission.admit(caller=caller)
 
 
 def _address(connection: HTTPConnection) -> str:

@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from torg_marketplace.api.auth import verify_party
+from torg_marketplace.api.auth import dialling_party
 from torg_marketplace.api.context import Edge, edge_of
 from torg_marketplace.api.hub import Connection
 from torg_marketplace.flow.lease_events import on_lease_events
@@ -51,8 +51,7 @@ _POLICY_VIOLATION = 1008
 async def node_channel(socket: WebSocket) -> None:
     edge = edge_of(socket)
     try:
-        headers = dict(socket.headers.items())
-        account = verify_party(edge, "GET", socket.url.path, socket.url.query, headers, b"")
+        account = await dialling_party(socket)
     except TorgError as error:
         await socket.accept()
         await _refuse(socket, error)

@@ -11,12 +11,11 @@ from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
 from torg_marketplace.api.hub import Hub
-from torg_marketplace.api.limits import RateLimiter
 from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.sign_in import SignIn
 from torg_marketplace.flow.unit import Market
+from torg_marketplace.ports import Admission
 from torg_marketplace.storage.blobs import StoredBlobs
-from torg_marketplace.storage.nonces import NonceStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +23,7 @@ class Edge:
     market: Market
     hub: Hub
     blobs: StoredBlobs
-    nonces: NonceStore
-    limiter: RateLimiter = field(default_factory=lambda: RateLimiter(0))
+    admission: Admission
     pulse: Pulse = field(default_factory=Pulse)
     sign_in: SignIn = field(default_factory=lambda: SignIn(("localhost",), secrets.token_bytes(32)))
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # set once this process was asked to end

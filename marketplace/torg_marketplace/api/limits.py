@@ -1,38 +1,27 @@
 """How much one caller may ask: a token bucket per account, API key or (for who is nobody) address; bounded bodies.
 
-Counted per process. Every counted answer carries RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers): how many
-requests a minute, how many are left, in how many seconds the bucket is full again.
+Counted here by a marketplace that is one process, and in PostgreSQL (storage/shared_admission.py) by one that may be several. Every
+counted answer carries RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers): how many requests a minute, how many are
+left, in how many seconds the bucket is full again.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from torg_marketplace.api.problems import problem_of
-from torg_protocol.errors import RateLimited, TooLarge
+from torg_marketplace.rules.limits import Quota, quota_of, refilled, refusal
+from torg_marketplace.storage.nonces import NonceStore
+from torg_protocol.errors import TooLarge
+from torg_protocol.httpsig import VerifiedSignature
 
 MAX_BODY_BYTES = 1 << 20
 _CALLERS_KEPT = 50_000
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    per_minute: int
-    left: int
-    full_in_s: int
-
-    def headers(self) -> dict[str, str]:
-        return {
-            "ratelimit-policy": f'"requests";q={self.per_minute};w=60',
-            "ratelimit": f'"requests";r={self.left};t={self.full_in_s}',
-        }
 
 
 class RateLimiter:
@@ -47,21 +36,28 @@ class RateLimiter:
         """Raises RateLimited, with the seconds until the next request in `data["retry_after_s"]`."""
         if not self._per_minute:
             return None
-        now_s, rate = self._monotonic_s(), self._per_minute / 60
-        left, since_s = self._buckets.pop(caller, (float(self._per_minute), now_s))
-        left = min(self._per_minute, left + (now_s - since_s) * rate)
-        if left < 1:
-            self._buckets[caller] = (left, now_s)
-            wait_s = math.ceil((1 - left) / rate)
-            raise RateLimited(
-                f"more than {self._per_minute} requests a minute",
-                hint=f"wait {wait_s} s; follow a job by its events or ?wait= instead of asking again and again",
-                retry_after_s=wait_s,
-            )
-        self._buckets[caller] = (left - 1, now_s)
+        now_s = self._monotonic_s()
+        tokens, since_s = self._buckets.pop(caller, (float(self._per_minute), now_s))
+        tokens = refilled(tokens, self._per_minute, now_s - since_s)
+        if tokens < 1:
+            self._buckets[caller] = (tokens, now_s)
+            raise refusal(tokens, self._per_minute)
+        self._buckets[caller] = (tokens - 1, now_s)
         if len(self._buckets) > _CALLERS_KEPT:
             self._buckets.popitem(last=False)  # who has not asked for longest has most likely a full bucket anyway
-        return Quota(self._per_minute, int(left - 1), math.ceil((self._per_minute - left + 1) / rate))
+        return quota_of(tokens - 1, self._per_minute)
+
+
+class LocalAdmission:
+    """Of a marketplace that is one process. Implements the Admission port."""
+
+    def __init__(self, nonces: NonceStore, limiter: RateLimiter) -> None:
+        self._nonces, self._limiter = nonces, limiter
+
+    async def admit(self, *, signature: VerifiedSignature | None = None, caller: str | None = None) -> Quota | None:
+        if signature is not None:
+            self._nonces.use(signature)
+        return self._limiter.take(caller) if caller is not None else None
 
 
 class Bounds:

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from torg_marketplace.api.auth import verify_party
+from torg_marketplace.api.auth import dialling_party
 from torg_marketplace.api.context import Edge, edge_of
 from torg_marketplace.flow.tunnel import TunnelEnds, lease_lives, peer_ends, tunnel_ends
 from torg_marketplace.flow.unit import Unit
@@ -48,8 +48,8 @@ async def _open(socket: WebSocket, ends_for: Callable[[Unit, AccountId], Awaitab
     edge, tunnels = edge_of(socket), tunnels_of(socket)
     await socket.accept()
     try:
-        caller = _caller(edge, socket)
-        edge.limiter.take(caller)
+        caller = await dialling_party(socket)
+        await edge.admission.admit(caller=caller)
         with tunnels.place_for(caller):
             async with edge.market.reading() as unit:
                 ends = await ends_for(unit, caller)
@@ -62,10 +62,10 @@ async def _open(socket: WebSocket, ends_for: Callable[[Unit, AccountId], Awaitab
 
 @router.websocket(TUNNELS_PATH + "/{tunnel_id}")
 async def node_door(socket: WebSocket, tunnel_id: str) -> None:
-    edge, tunnels = edge_of(socket), tunnels_of(socket)
+    tunnels = tunnels_of(socket)
     await socket.accept()
     try:
-        await tunnels.arrive(tunnel_id, NodeId(_caller(edge, socket)), socket)
+        await tunnels.arrive(tunnel_id, NodeId(await dialling_party(socket)), socket)
     except TorgError as error:
         await _refuse(socket, error)
 
@@ -106,11 +106,6 @@ async def _until_lease_ends(edge: Edge, lease_id: LeaseId, sockets: tuple[WebSoc
                 break
     for socket in sockets:
         await close_quietly(socket)
-
-
-def _caller(edge: Edge, socket: WebSocket) -> AccountId:
-    headers = dict(socket.headers.items())
-    return verify_party(edge, "GET", socket.url.path, socket.url.query, headers, b"")
 
 
 async def _refuse(socket: WebSocket, error: TorgError) -> None:

@@ -6,6 +6,7 @@ from sqlalchemy.orm import Mapper, relationship
 
 from torg_marketplace.storage import (
     account_models,
+    admission_models,
     audit_models,
     case_models,
     data_models,
@@ -27,6 +28,7 @@ TABLE_MODULES = (
     audit_models,
     case_models,
     volume_models,
+    admission_models,
 )
 
 metadata = Base.metadata

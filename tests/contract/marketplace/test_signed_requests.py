@@ -15,6 +15,7 @@ from tests.support.api_server import serving
 from tests.support.market import World, open_world
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
+from torg_marketplace.api.limits import LocalAdmission, RateLimiter
 from torg_marketplace.simulation.world import START_MS
 from torg_marketplace.storage.blobs import local_blobs
 from torg_marketplace.storage.nonces import NonceStore
@@ -52,7 +53,7 @@ async def served(folder: Path) -> AsyncIterator[Door]:
     nonces = NonceStore(folder / "nonces.sqlite")
     blobs = local_blobs(folder / "blobs", b"s" * 32, max_bytes=1 << 20)
     async with open_world(folder) as world:
-        edge = Edge(world.market, Hub(), blobs, nonces)
+        edge = Edge(world.market, Hub(), blobs, LocalAdmission(nonces, RateLimiter(0)))
         try:
             async with serving(edge) as url, httpx.AsyncClient(trust_env=False) as client:
                 yield Door(world, url, client)
