@@ -14,7 +14,15 @@ from solders.pubkey import Pubkey
 from torg_chain.vault import token_account_of
 from torg_marketplace.flow.earnings import FEE_ADDRESS
 from torg_marketplace.simulation.client import SimulatedClient
-from torg_marketplace.simulation.invariants import LIVE, OPEN, UNBILLED, UP_TO_CHECKPOINT, Tables, attempts_of
+from torg_marketplace.simulation.invariants import (
+    LIVE,
+    MS_PER_HOUR,
+    OPEN,
+    UNBILLED,
+    UP_TO_CHECKPOINT,
+    Tables,
+    attempts_of,
+)
 from torg_marketplace.simulation.node import Character, SimulatedNode, Truth
 from torg_marketplace.simulation.plan import Kind
 from torg_marketplace.simulation.world import World
@@ -124,6 +132,29 @@ def _new_ends(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
                 yield f"{lease['lease_id']} was given up after {silent_ms} ms of its {grace_ms} ms of grace"
         if kind is Kind.OUTAGE:
             yield f"{lease['lease_id']} did not survive an outage of the marketplace"
+        yield from _believed(parties, tables, lease)
+
+
+def _believed(parties: Parties, tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
+    """What a lease ended for is more than its node's word: somebody asked for it, or it can have happened."""
+    name, reason, job = lease["lease_id"], lease["reason"], tables.jobs[lease["job_id"]]
+    if reason == lease["stop_reason"]:
+        return
+    node = parties.node(lease["node_id"])
+    lasted_ms = _can_have_run_ms(node, lease, parties.world.clock.time_ms)
+    most_ms = (lasted_ms + parties.world.market.policy.usage_skew_ms) * 1.05  # clocks of two machines differ
+    most = most_ms * lease["price_per_gpu_hour"] * lease["billable_gpus"] / MS_PER_HOUR
+    others = [other for other in tables.leases_of_job[job["job_id"]] if other["attempt"] == lease["attempt"]]
+    if reason == "cancelled" and job["cancel_requested_at_ms"] is None:
+        yield f"{name} was cancelled by nobody"
+    if reason == "max_duration" and most_ms < lease["max_duration_ms"]:
+        yield f"{name} ended for its max_duration of {lease['max_duration_ms']} ms after {lasted_ms} ms"
+    if reason == "budget" and most < lease["max_amount"] - 1:
+        yield f"{name} ended for its budget of {lease['max_amount']}, and can have cost {most:.0f}"
+    if reason == "gang_ended" and all(other["reason"] in {None, "completed", "gang_ended"} for other in others):
+        yield f"{name} ended with its gang, which goes on"
+    if lease["state"] in {"reported", "verified"} and lease["started_at_ms"] is None:
+        yield f"{name} is {lease['state']}, and never started"
 
 
 def _grace_ms(tables: Tables, lease: sqlite3.Row) -> int:
@@ -219,14 +250,18 @@ def _bills(parties: Parties, tables: Tables) -> Iterator[str]:
             continue
         ran_ms = (truth.ended_ms or now_ms) - truth.started_ms
         if node.character is Character.LIAR:
-            until_ms = lease["ended_at_ms"] or now_ms
-            ran_ms = until_ms - lease["granted_at_ms"]
-            # Of the time before a connection that is younger than the grant the marketplace has only the node's word.
-            seen = not truth.reconnected and node.connected_ms <= lease["granted_at_ms"]
-            if truth.seen_started_ms is not None and seen:
-                ran_ms = (truth.seen_ended_ms or until_ms) - truth.seen_started_ms
+            ran_ms = _can_have_run_ms(node, lease, now_ms)
         if lease["billed_ms"] > ran_ms + policy.usage_skew_ms:
             yield f"{lease['lease_id']} is billed {lease['billed_ms']} ms, and ran {ran_ms} ms"
+
+
+def _can_have_run_ms(node: SimulatedNode, lease: sqlite3.Row, now_ms: int) -> int:
+    """By what the marketplace saw. Of the time before a connection that is younger than the grant it has only the node's word."""
+    until_ms, truth = int(lease["ended_at_ms"] or now_ms), node.truth.get(lease["lease_id"])
+    seen = truth is not None and not truth.reconnected and node.connected_ms <= lease["granted_at_ms"]
+    if truth is not None and truth.seen_started_ms is not None and seen:
+        return (truth.seen_ended_ms or until_ms) - truth.seen_started_ms
+    return until_ms - int(lease["granted_at_ms"])
 
 
 def unpaid_work(parties: Parties, tables: Tables) -> Iterator[str]:
