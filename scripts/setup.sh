@@ -20,6 +20,7 @@ if [ "$purpose" = test ]; then
   need ip iproute2
   need busybox busybox-static
   need runsc runsc
+  need docker-registry docker-registry
   need curl curl
   need zstd zstd
   need nats-server nats-server

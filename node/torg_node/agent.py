@@ -18,7 +18,7 @@ from solders.pubkey import Pubkey
 from torg_chain.rpc import ChainClient
 from torg_node import __version__
 from torg_node.blob_transfer import BlobTransfer
-from torg_node.cache import Cache, digests_in_use, trim, warm_names
+from torg_node.cache import Cache, names_in_use, trim, warm_names
 from torg_node.clock import SteadyClock, wall_ms
 from torg_node.execute import clean_up, execute
 from torg_node.executors.port import Capabilities, Executor
@@ -394,7 +394,7 @@ class Agent:
 
     async def _trim_cache(self) -> None:
         while True:
-            in_use = digests_in_use(self._journal)
+            in_use = names_in_use(self._journal)
             try:
                 await trim(self._node.cache, self._executor.forget_image, in_use)
             except (OSError, TorgError) as error:

@@ -7,34 +7,53 @@ in, and jobs never see this folder, only copies or read-only mounts. Safe for se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from torg_host.sandbox.watch import used_bytes
-from torg_node.executors.port import LoadedImage
+from torg_node.executors.port import LoadedImage, PreparedImage
 from torg_node.journal import Journal
+from torg_protocol.canonical import sha256_digest
+from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest, is_digest
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.tasks import BLOB_IMAGE
 
-Kind = Literal["blob", "image"]
+log = logging.getLogger(__name__)
+Kind = Literal["blob", "image", "pulled"]
 _ABOUT = "about.json"
 _WARM_ITEMS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
+    """`pulled`: an image that this node had its engine pull from a registry; its size is the engine's word, layers that images have in common
+    count in each."""
+
     kind: Kind
-    digest: Digest
+    digest: Digest  # of a pulled one that is not complete (any more) empty
     size_bytes: int
     used_at_ms: int
-    engine_image: str | None = None  # an image that lies in the container engine, by its id there
+    engine_image: str | None = (
+        None  # an image that lies in the container engine: its id there, of a pulled one its name
+    )
+    engine_id: str | None = None  # of a pulled one, what that name stood for
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its pull has ended, as far as the books know."""
+        return self.kind != "pulled" or self.engine_id is not None
+
+    def is_among(self, names: Collection[str]) -> bool:
+        return self.digest in names or (self.kind == "pulled" and self.engine_image in names)
 
 
 class Cache:
@@ -105,15 +124,51 @@ class Cache:
             shutil.rmtree(staging, ignore_errors=True)
         return folder
 
+    # --- images of registries, which lie in the engine ------------------------------------------------------------------
+
+    def expect_pulled(self, name: str) -> None:
+        """Before the pull: should this agent be killed meanwhile, the image is in the books."""
+        self._write_pulled(name, {"digest": "", "size_bytes": 0, "engine_id": None})
+
+    def keep_pulled(self, name: str, image: PreparedImage) -> None:
+        self._write_pulled(name, {"digest": image.digest, "size_bytes": image.size_bytes, "engine_id": image.reference})
+
+    def use_pulled(self, name: str) -> None:
+        """Counts as a use. What the owner has pulled himself is not in the books, and stays out of them."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._pulled(name))
+
+    def drop_expected(self, name: str) -> None:
+        """After a pull that failed; what another lease has pulled meanwhile stays in the books."""
+        with contextlib.suppress(FileNotFoundError):
+            if not _entry("pulled", Digest(""), self._pulled(name)).is_complete:
+                self.drop_pulled(name)
+
+    def drop_pulled(self, name: str) -> None:
+        self._pulled(name).unlink(missing_ok=True)
+
+    def _write_pulled(self, name: str, about: Mapping[str, object]) -> None:
+        place = self._pulled(name)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        staged = place.with_suffix(f".{time.monotonic_ns()}")
+        staged.write_text(json.dumps({"name": name, **about}))
+        staged.replace(place)
+
+    def _pulled(self, name: str) -> Path:
+        return self._root / "pulled" / sha256_digest(name.encode()).removeprefix("sha256:")
+
     # --- all ----------------------------------------------------------------------------------------------------------
 
     def entries(self) -> list[CacheEntry]:
         """The latest used first."""
-        found = [entry for kind in ("blob", "image") for entry in self._of_kind(kind)]
+        found = [entry for kind in ("blob", "image", "pulled") for entry in self._of_kind(kind)]
         return sorted(found, key=lambda entry: (-entry.used_at_ms, entry.digest))
 
     def remove(self, entry: CacheEntry) -> None:
         """Safe to repeat. An image of the engine is to be removed there first."""
+        if entry.kind == "pulled":
+            self.drop_pulled(entry.engine_image or "")
+            return
         place = self._place(entry.kind, entry.digest)
         if entry.kind == "blob":
             place.unlink(missing_ok=True)
@@ -126,21 +181,19 @@ class Cache:
             return
         shutil.rmtree(doomed, ignore_errors=True)
 
-    def over_budget(self, in_use: Collection[Digest], budget_bytes: int | None = None) -> list[CacheEntry]:
-        """What has to go, the least lately used first, so that the rest fits. Never what a lease uses."""
+    def over_budget(self, in_use: Collection[str], budget_bytes: int | None = None) -> list[CacheEntry]:
+        """What has to go, the least lately used first, so that the rest fits; and what a killed agent was pulling. Never what a lease uses."""
         most = self._budget_bytes if budget_bytes is None else budget_bytes
         entries = self.entries()
         too_much, doomed = sum(entry.size_bytes for entry in entries) - most, []
         for entry in reversed(entries):
-            if too_much <= 0:
-                break
-            if entry.digest not in in_use:
+            if (too_much > 0 or not entry.is_complete) and not entry.is_among(in_use):
                 doomed.append(entry)
                 too_much -= entry.size_bytes
         return doomed
 
     def _of_kind(self, kind: Kind) -> list[CacheEntry]:
-        folder, found = self._root / f"{kind}s", []
+        folder, found = self._root / (kind if kind == "pulled" else f"{kind}s"), []
         for place in folder.iterdir() if folder.is_dir() else ():
             digest = f"sha256:{place.name}"
             if not is_digest(digest):
@@ -159,41 +212,55 @@ def _entry(kind: Kind, digest: Digest, place: Path) -> CacheEntry:
     if kind == "blob":
         status = place.stat()
         return CacheEntry(kind, digest, status.st_size, status.st_mtime_ns // 1_000_000)
+    if kind == "pulled":
+        about, used_ns = json.loads(place.read_text()), place.stat().st_mtime_ns
+        of_engine = about["name"], about["engine_id"]
+        return CacheEntry(kind, Digest(about["digest"]), int(about["size_bytes"]), used_ns // 1_000_000, *of_engine)
     about, used_ns = json.loads((place / _ABOUT).read_text()), (place / _ABOUT).stat().st_mtime_ns
     return CacheEntry(kind, digest, int(about["size_bytes"]), used_ns // 1_000_000, about.get("engine_image"))
 
 
+class ForgetImage(Protocol):
+    """`Executor.forget_image`"""
+
+    def __call__(self, reference: str, only_if: str | None = None) -> Awaitable[None]: ...
+
+
 async def trim(
-    cache: Cache,
-    forget_image: Callable[[str], Awaitable[None]],
-    in_use: Collection[Digest],
-    budget_bytes: int | None = None,
+    cache: Cache, forget_image: ForgetImage, in_use: Collection[str], budget_bytes: int | None = None
 ) -> list[CacheEntry]:
-    """Removes what is too much; says what went. `forget_image` takes an image out of the container engine."""
-    doomed = await asyncio.to_thread(cache.over_budget, in_use, budget_bytes)
-    for entry in doomed:
-        await remove(cache, forget_image, entry)
-    return doomed
+    """Removes what is too much; says what went. What the engine does not let go (somebody's container uses it) stays, and the rest goes on."""
+    gone = []
+    for entry in await asyncio.to_thread(cache.over_budget, in_use, budget_bytes):
+        try:
+            await remove(cache, forget_image, entry)
+        except TorgError as error:
+            log.info("the cache keeps %s for now: %s", entry.engine_image, error.message)
+        else:
+            gone.append(entry)
+    return gone
 
 
-async def remove(cache: Cache, forget_image: Callable[[str], Awaitable[None]], entry: CacheEntry) -> None:
+async def remove(cache: Cache, forget_image: ForgetImage, entry: CacheEntry) -> None:
     if entry.engine_image is not None:
-        await forget_image(entry.engine_image)
+        await forget_image(entry.engine_image, entry.engine_id)
     await asyncio.to_thread(cache.remove, entry)
 
 
-def digests_in_use(journal: Journal) -> frozenset[Digest]:
-    """Of what leases that are open run or read."""
-    return frozenset(digest for entry in journal.open_leases() for digest in blobs_of(entry.signed.grant.spec))
+def names_in_use(journal: Journal) -> frozenset[str]:
+    """Digests and images of what leases that are open run or read."""
+    return frozenset(name for entry in journal.open_leases() for name in _names_of(entry.signed.grant.spec))
 
 
-def blobs_of(spec: JobSpec) -> list[Digest]:
-    return [*spec.image_archives, *(blob.digest for _, blob in spec.blobs())]
+def _names_of(spec: JobSpec) -> list[str]:
+    return [*spec.images, *spec.image_archives, *(blob.digest for _, blob in spec.blobs())]
 
 
 def warm_names(cache: Cache) -> tuple[str, ...]:
     """As jobs name them, the latest used first."""
+    names = {"image": f"{BLOB_IMAGE}%s", "blob": "%s"}
     return tuple(
-        f"{BLOB_IMAGE}{entry.digest}" if entry.kind == "image" else entry.digest
+        str(entry.engine_image) if entry.kind == "pulled" else names[entry.kind] % entry.digest
         for entry in cache.entries()[:_WARM_ITEMS]
+        if entry.is_complete
     )

@@ -39,8 +39,19 @@ class InputInvalid(Exception):
     """This input can never be fetched as it is written: not there, not allowed, too large, or of another digest."""
 
 
+class NotPublic(InputInvalid):
+    """Its host is not one that may be asked."""
+
+
 class InputUnavailable(Exception):
     """Not now, not from here; another node, or a later try, may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: httpx.Headers
+    body: bytes
 
 
 @dataclass
@@ -108,6 +119,16 @@ class InputClient:
 
         return await _persistently(url, once)
 
+    async def ask(self, url: str, headers: dict[str, str]) -> Answer:
+        """One try, for protocols in which other statuses than 200 say something. Raises NotPublic, InputInvalid, httpx.HTTPError."""
+        body = bytearray()
+        async with self._sent(url, headers) as response:
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) > _MAX_ANSWER_BYTES:
+                    raise InputInvalid(f"{_shown(url)}: the answer is too large")
+        return Answer(response.status_code, response.headers, bytes(body))
+
     async def download(
         self,
         url: str,
@@ -137,15 +158,22 @@ class InputClient:
 
     @asynccontextmanager
     async def _opened(self, url: str, headers: dict[str, str] | None = None) -> AsyncIterator[httpx.Response]:
+        async with self._sent(url, headers) as answer:
+            _check(url, answer)
+            yield answer
+
+    @asynccontextmanager
+    async def _sent(self, url: str, headers: dict[str, str] | None = None) -> AsyncIterator[httpx.Response]:
         asked = {"accept-encoding": "identity", **(headers or {})}
         try:
             async with self._http.stream("GET", url, headers=asked) as answer:
-                _check(url, answer)
+                if answer.headers.get("x-torg-egress") == "refused":
+                    raise NotPublic(f"{_shown(url)}: {_REFUSED}")
                 yield answer
         except httpx.ProxyError as error:
             if not str(error).startswith("403"):
                 raise
-            raise InputInvalid(f"{_shown(url)}: {_REFUSED}") from error
+            raise NotPublic(f"{_shown(url)}: {_REFUSED}") from error
         except httpx.TooManyRedirects as error:
             raise InputInvalid(f"{_shown(url)}: too many redirects") from error
 
@@ -173,8 +201,6 @@ def check_bytes(what: str, digest: str, expected: str | None, size_bytes: int, e
 
 
 def _check(url: str, answer: httpx.Response) -> None:
-    if answer.headers.get("x-torg-egress") == "refused":
-        raise InputInvalid(f"{_shown(url)}: {_REFUSED}")
     if answer.status_code in {408, 425, 429} or answer.status_code >= 500:
         raise InputUnavailable(f"{_shown(url)}: HTTP status {answer.status_code}")
     if answer.status_code in {401, 403}:

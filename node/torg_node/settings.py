@@ -44,7 +44,8 @@ class Settings(BaseModel):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
     gpu_slices: int = Field(default=1, ge=1, le=100)  # how many leases of one client may share a GPU; 1: none
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
-    max_image_bytes: int = Field(default=20 << 30, gt=0)  # of an image archive, packed and unpacked
+    max_image_bytes: int = Field(default=20 << 30, gt=0)  # of an image of an archive or a registry, packed and unpacked
+    private_registries: tuple[str, ...] = ()  # "host:port" in private networks, from which jobs' images may be pulled
     cache_bytes: int = Field(default=10 << 30, ge=0)  # of inputs and images that are kept for the next job; 0: none
     rules: OwnerRules = OwnerRules()
     rental_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")  # None: not rented directly
@@ -151,16 +152,14 @@ land_orders_after_s = {settings.land_orders_after_s}
 offered_disk_bytes = {settings.offered_disk_bytes}
 # Inputs and images that are kept for the next job that wants them (torg-node cache); 0 keeps none.
 cache_bytes = {settings.cache_bytes}
-# The largest image that a job may bring along as an archive.
+# The largest image that a job may bring along as an archive, or that is pulled for it, packed and unpacked.
 max_image_bytes = {settings.max_image_bytes}
 """
     text += _network_lent(settings)
     text += f"""\
 # Whether jobs may run as their images want: as root of a user namespace, which is nobody outside, writing to their own copy of its files.
 own_root = {str(settings.own_root).lower()}
-# For the docker executor: images of this host, by name or id, that jobs may use although no registry knows them.
-local_images = [{", ".join(map(_toml, settings.local_images))}]
-# container_runtime = "runsc"   # gVisor, when the engine has it
+{_images_lent(settings)}# container_runtime = "runsc"   # gVisor, when the engine has it
 """
     if settings.container_runtime is not None:
         text += f"container_runtime = {_toml(settings.container_runtime)}\n"
@@ -223,6 +222,15 @@ egress = {_toml(settings.egress)}
 egress_networks = [{", ".join(_toml(str(network)) for network in settings.egress_networks)}]
 # Of one lease, both directions together; 0 means no limit.
 egress_bytes_per_s = {settings.egress_bytes_per_s}
+"""
+
+
+def _images_lent(settings: Settings) -> str:
+    return f"""\
+# For the docker executor: images of this host, by name or id, that jobs may use although no registry knows them.
+local_images = [{", ".join(map(_toml, settings.local_images))}]
+# Registries in private networks, as images name them ("192.168.1.7:5000"), that jobs may use. All others have to be public.
+private_registries = [{", ".join(map(_toml, settings.private_registries))}]
 """
 
 

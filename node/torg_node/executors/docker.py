@@ -151,8 +151,11 @@ class DockerExecutor:
         await self._images.runnable(reference)
         return PreparedImage(reference, loaded.digest)
 
-    async def forget_image(self, reference: str) -> None:
-        await self._images.forget(reference)
+    async def must_pull(self, image: str) -> bool:
+        return await self._images.must_pull(image)
+
+    async def forget_image(self, reference: str, only_if: str | None = None) -> None:
+        await self._images.forget(reference, only_if)
 
     async def save_image(self, reference: str, target: Path) -> None:
         """As an archive, whole. Raises ImageNotFound."""

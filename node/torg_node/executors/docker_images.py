@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiodocker
 import aiohttp
@@ -71,7 +72,7 @@ class DockerImages:
         if found is None:
             raise ImageNotFound(f"the engine pulled {image} but does not know it", field="image", value=image)
         self._refuse_private(image, found)
-        return PreparedImage(reference=found["Id"], digest=_digest(image, found))
+        return PreparedImage(found["Id"], _digest(image, found), size_bytes=int(found.get("Size") or 0))
 
     async def load(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
         """Checked here first: an engine believes what an archive says, and unpacks without a bound."""
@@ -94,7 +95,15 @@ class DockerImages:
                 async for piece in content.iter_chunked(_PIECE_BYTES):
                     await asyncio.to_thread(file.write, piece)
 
-    async def forget(self, reference: str) -> None:
+    async def must_pull(self, image: str) -> bool:
+        if image == HOST_PYTHON or _REFERENCE.fullmatch(image) is None:
+            return False
+        return await self._local(image) is None
+
+    async def forget(self, reference: str, only_if: str | None) -> None:
+        found = await self._local(reference)
+        if found is None or only_if not in {None, found["Id"]}:
+            return  # gone, or its owner has pulled something newer under this name
         with engine_errors(f"removing image {reference}"):
             try:
                 await self._docker.images.delete(reference)
@@ -157,13 +166,14 @@ class DockerImages:
     async def _pull(self, image: str, on_progress: ProgressCallback | None) -> None:
         progress = _PullProgress(on_progress)
         try:
-            lines = self._docker.images.pull(image, stream=True, timeout=None)
-            while True:
-                async with asyncio.timeout(self._pull_timeout_s):
-                    line = await anext(lines, None)
-                if line is None:
-                    return
-                progress.saw(line)
+            stream = self._docker.images.pull(image, stream=True, timeout=None)
+            async with contextlib.aclosing(cast("AsyncGenerator[dict[str, Any], None]", stream)) as lines:
+                while True:  # the engine ends a pull whose asker has gone
+                    async with asyncio.timeout(self._pull_timeout_s):
+                        line = await anext(lines, None)
+                    if line is None:
+                        return
+                    progress.saw(line)
         except TimeoutError as error:
             raise _not_found(image, f"its registry did not answer within {self._pull_timeout_s:g} s") from error
         except aiodocker.DockerError as error:

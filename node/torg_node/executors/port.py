@@ -80,6 +80,7 @@ class LaunchSpec:
 class PreparedImage:
     reference: str  # what `start` takes
     digest: str  # "sha256:..." of what really runs; in the receipt
+    size_bytes: int = 0  # in the container engine, unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,10 @@ class Executor(Protocol):
         """Makes the image runnable here. Safe to repeat. Raises `ImageNotFound` or `ImageForbidden`."""
         ...
 
+    async def must_pull(self, image: str) -> bool:
+        """Whether `prepare` would have to fetch it from a registry."""
+        ...
+
     async def load_archive(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
         """Makes the image of an archive (OCI or docker save) runnable; what it needs on disk goes to `folder`, which is empty and may be moved
         afterwards. Raises Invalid `image_archive_invalid`, TooLarge `image_too_large`."""
@@ -193,8 +198,9 @@ class Executor(Protocol):
         """What `load_archive` made, perhaps of an agent before this one. Raises ImageNotFound when it is gone."""
         ...
 
-    async def forget_image(self, reference: str) -> None:
-        """Takes an image that was prepared here from this host. Safe to repeat; an image that a container uses stays, with an error."""
+    async def forget_image(self, reference: str, only_if: str | None = None) -> None:
+        """Takes an image that was prepared here from this host; with `only_if` a name, if that is what it stands for still. Safe to repeat;
+        an image that a container uses stays, with an error."""
         ...
 
     async def start(self, launch: LaunchSpec) -> Handle:

@@ -78,7 +78,10 @@ class ProcessExecutor:
     async def prepare_loaded(self, folder: Path, loaded: LoadedImage) -> PreparedImage:  # noqa: ARG002  the port's
         raise ImageNotFound("only the host's own Python runs without isolation", field="image", value=loaded.digest)
 
-    async def forget_image(self, reference: str) -> None:
+    async def must_pull(self, image: str) -> bool:  # noqa: ARG002  the port's
+        return False
+
+    async def forget_image(self, reference: str, only_if: str | None = None) -> None:
         """Nothing is kept outside of the node's own cache."""
 
     async def start(self, launch: LaunchSpec) -> Handle:

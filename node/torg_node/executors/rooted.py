@@ -80,8 +80,11 @@ class RootedExecutor:
     async def prepare_loaded(self, folder: Path, loaded: LoadedImage) -> PreparedImage:
         return await self._engine.prepare_loaded(folder, loaded)
 
-    async def forget_image(self, reference: str) -> None:
-        await self._engine.forget_image(reference)
+    async def must_pull(self, image: str) -> bool:
+        return await self._engine.must_pull(image)
+
+    async def forget_image(self, reference: str, only_if: str | None = None) -> None:
+        await self._engine.forget_image(reference, only_if)
         await asyncio.to_thread(shutil.rmtree, self._place(reference), ignore_errors=True)
 
     async def reattach(self, handle: Handle) -> bool:

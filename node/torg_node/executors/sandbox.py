@@ -119,7 +119,10 @@ class SandboxExecutor:
             raise ImageNotFound("the image is not on this host (any more)", field="image", value=loaded.digest)
         return PreparedImage(f"{_LOADED}{folder}", loaded.digest)
 
-    async def forget_image(self, reference: str) -> None:
+    async def must_pull(self, image: str) -> bool:  # noqa: ARG002  the port's
+        return False
+
+    async def forget_image(self, reference: str, only_if: str | None = None) -> None:
         """Nothing is kept outside of the node's own cache."""
 
     async def start(self, launch_spec: LaunchSpec) -> Handle:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torg_host.archive import UnpackLimits, pack, unpack
 from torg_host.disk import QuotaDisk
+from torg_node.cache import Cache
 from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
 from torg_node.executors.port import (
     Executor,
@@ -26,8 +27,10 @@ from torg_node.executors.port import (
     ResourceLimits,
 )
 from torg_node.lease import CHECKPOINT, OUTPUT, TORG, WORK
+from torg_node.pulls import prepare_image
 from torg_node.rental.book import RentalBook, RentalEntry
 from torg_node.reservation import Reservations
+from torg_node.settings import Settings
 from torg_node.steps.make_workspace import give_to_job
 from torg_node.steps.start_container import ROOTS, workdir_in
 from torg_protocol.errors import TorgError
@@ -51,6 +54,11 @@ class RentalHost:
     executor: Executor
     reservations: Reservations
     book: RentalBook
+    settings: Settings
+
+
+async def _tell_nobody(step: str, done_bytes: int = 0, total_bytes: int | None = None) -> None:
+    """Of a rental that is being prepared nobody asks how far it is."""
 
 
 class RentalContainer:
@@ -80,7 +88,9 @@ class RentalContainer:
         """Image, disk, files. Safe to repeat. Raises CannotRun."""
         spec = self._terms.spec
         try:
-            image = await self._host.executor.prepare(spec.image)
+            settings = self._host.settings
+            cache = Cache(settings.cache_path, settings.cache_bytes)
+            image = await prepare_image(spec.image, self._host.executor, cache, settings, _tell_nobody)
             await asyncio.to_thread(self._disk().open)
             if not (self.folder / _READY).exists():
                 await asyncio.to_thread(self._lay_out)

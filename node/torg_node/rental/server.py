@@ -85,7 +85,7 @@ def make_rental_server(
     config, _ = find_config(settings.network.program_pubkey, keypair.pubkey())
     network = settings.network.model_copy(update={"operator_config": str(config)})
     book = RentalBook(settings.journal_path)
-    host = RentalHost(settings.data / "rentals", executor, reservations, book)
+    host = RentalHost(settings.data / "rentals", executor, reservations, book, settings)
     money = RentalMoney(
         chain, network, keypair, Pubkey.from_string(settings.payout_address), settings.min_vault_grace_s
     )

@@ -8,6 +8,7 @@ import shutil
 from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
 from torg_node.executors.port import PreparedImage
 from torg_node.lease import Lease, LeaseEnded
+from torg_node.pulls import prepare_image
 from torg_node.steps.make_workspace import fetch
 from torg_protocol.errors import Invalid, TooLarge, TorgError
 from torg_protocol.ids import Digest
@@ -32,7 +33,8 @@ async def _prepared(lease: Lease, image: str) -> PreparedImage:
     try:
         if image.startswith(BLOB_IMAGE):
             return await _of_archive(lease, Digest(image.removeprefix(BLOB_IMAGE)))
-        return await lease.node.executor.prepare(image)
+        node = lease.node
+        return await prepare_image(image, node.executor, node.cache, node.settings, lease.preparing)
     except ImageNotFound as error:
         raise LeaseEnded(EndReason.IMAGE_NOT_FOUND, str(error)) from error
     except (ImageForbidden, ExecutorError, TooLarge) as error:

@@ -14,8 +14,8 @@ MIB = 1 << 20
 forgotten: list[str] = []
 
 
-async def forget(image: str) -> None:
-    forgotten.append(image)
+async def forget(reference: str, only_if: str | None = None) -> None:
+    forgotten.append(reference)
 
 
 def blob(folder: Path, cache: Cache, text: str, *, age_s: int, size: int = MIB) -> Digest:

@@ -27,6 +27,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         _settings(
             tmp_path,
             local_images=("mine:1", 'odd"name'),
+            private_registries=("10.0.0.7:5000",),
             container_runtime="runsc",
             metrics_port=9464,
             gpu_slices=3,

@@ -1,0 +1,88 @@
+"""Images of registries: asked about before they are pulled, watched while they come, and kept account of afterwards.
+
+What the owner has pulled himself is his: it is used, never counted, never removed. What this node pulls is in its cache's books before the
+first byte comes, so that an agent that is killed meanwhile leaves nothing uncounted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Awaitable
+from typing import Protocol
+
+from torg_node.cache import Cache
+from torg_node.executors.port import Executor, PreparedImage
+from torg_node.registry import packed_bytes
+from torg_node.settings import Settings
+from torg_protocol.errors import TooLarge, TorgError
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # the kernel's words and the registries'
+_TELL_EVERY_S = 1.0
+
+
+class Tell(Protocol):
+    def __call__(self, step: str, done_bytes: int = 0, total_bytes: int | None = None) -> Awaitable[None]: ...
+
+
+async def prepare_image(image: str, executor: Executor, cache: Cache, settings: Settings, tell: Tell) -> PreparedImage:
+    """As `Executor.prepare`. Raises also TooLarge `image_too_large`, before the pull where the registry says how large the image is, and
+    ImageForbidden `registry_private`."""
+    if not await executor.must_pull(image):
+        prepared = await executor.prepare(image)
+        await asyncio.to_thread(cache.use_pulled, image)
+        return prepared
+    most = settings.max_image_bytes
+    architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
+    packed = await packed_bytes(image, architecture, settings.private_registries)
+    if packed is not None:
+        _check_size(image, packed, most, "packed, as its registry says")
+    await asyncio.to_thread(cache.expect_pulled, image)
+    try:
+        prepared = await _pulled(image, executor, _Watch(image, most, packed), tell)
+    except (TorgError, OSError):
+        await asyncio.to_thread(cache.drop_expected, image)
+        raise
+    await asyncio.to_thread(cache.keep_pulled, image, prepared)
+    if prepared.size_bytes > most:
+        await executor.forget_image(image, prepared.reference)
+        await asyncio.to_thread(cache.drop_pulled, image)
+    _check_size(image, prepared.size_bytes, most, "unpacked")
+    return prepared
+
+
+def _check_size(image: str, size_bytes: int, most: int, how: str) -> None:
+    if size_bytes > most:
+        raise TooLarge(
+            f"{image} has {size_bytes} bytes {how}; this node takes images of up to {most}",
+            code="image_too_large",
+            field="image",
+            value=image,
+            hint="make it smaller; the node's owner may raise max_image_bytes",
+        )
+
+
+class _Watch:
+    """Holds a pull to its bound where the registry said nothing before, or not the truth."""
+
+    def __init__(self, image: str, most: int, packed: int | None) -> None:
+        self._image, self._most = image, most
+        self.done_bytes, self.total_bytes = 0, packed
+
+    def __call__(self, done_bytes: int, total_bytes: int | None, message: str) -> None:  # noqa: ARG002  the port's
+        """Raises TooLarge, which ends the pull."""
+        self.done_bytes = max(self.done_bytes, done_bytes)
+        if total_bytes is not None:
+            _check_size(self._image, total_bytes, self._most, "packed, as its layers say")
+            self.total_bytes = max(self.total_bytes or 0, total_bytes)
+
+
+async def _pulled(image: str, executor: Executor, watch: _Watch, tell: Tell) -> PreparedImage:
+    """Says how far it is, now and then."""
+    pulling = asyncio.ensure_future(executor.prepare(image, watch))
+    try:
+        while not (await asyncio.wait({pulling}, timeout=_TELL_EVERY_S))[0]:
+            await tell(f"image {image}", watch.done_bytes, watch.total_bytes)
+        return await pulling
+    finally:
+        pulling.cancel()
