@@ -7,15 +7,19 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from torg.errors import DigestMismatch
 from torg.transport import ByteProgress, Transport
-from torg_host.archive import Piece, sha256_file
+from torg.tree_upload import upload_tree
+from torg_host.archive import PackedTree, Piece, digest_of_file, pack_into, size_of_tree
 from torg_host.uploads import Upload
 from torg_protocol.api import BlobDownload, BlobUpload
 from torg_protocol.errors import Conflict, Forbidden, Unavailable
+from torg_protocol.ids import hex_of
+from torg_protocol.jobspec import BlobRef
 
 _TRIES_WITHOUT_PROGRESS = 5
 _PAUSE_S = 0.5
@@ -55,6 +59,12 @@ class BlobTransfer:
             if answer.url is not None:
                 return
 
+    async def store_tree(self, root: Path, on_bytes: ByteProgress | None = None, *, ignore: bool = True) -> PackedTree:
+        """Packs and uploads what the store lacks of a directory tree or of one file, both at once. Safe to repeat; a call after one that broke
+        sends the rest. Raises what `torg_host.archive.pack_into` does."""
+        size_bytes = await asyncio.to_thread(size_of_tree, root, ignore=ignore)
+        return await upload_tree(self._transport, partial(pack_into, root=root, ignore=ignore), size_bytes, on_bytes)
+
     async def _send(self, source: Path, wanted: list[tuple[Piece, str]], progress: _Sent) -> None:
         waiting = iter(wanted)
 
@@ -77,27 +87,27 @@ class BlobTransfer:
         Raises DigestMismatch, keeping nothing, when the bytes are not those named; Conflict `transfer_in_progress`.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = scratch / f".torg-{digest.removeprefix('sha256:')[:32]}.partial"
-        with _alone(partial) as file:
+        unfinished = scratch / f".torg-{hex_of(digest)[:32]}.partial"
+        with _alone(unfinished) as file:
             resumed = file.seek(0, 2) > 0
-            await self._fill(digest, file, on_bytes)
-            actual = sha256_file(partial)
+            pieces = await self._fill(digest, file, on_bytes)
+            actual = await asyncio.to_thread(digest_of_file, unfinished, pieces)
             if actual != digest and resumed:  # the part from last time may have been damaged: once more, from nothing
                 file.truncate(0)
-                await self._fill(digest, file, on_bytes)
-                actual = sha256_file(partial)
+                pieces = await self._fill(digest, file, on_bytes)
+                actual = await asyncio.to_thread(digest_of_file, unfinished, pieces)
             if actual != digest:
-                partial.unlink()
+                unfinished.unlink()
                 raise DigestMismatch(
                     "the blob is not what its name says",
                     field="digest",
                     value=digest,
                     hint=f"got {actual}; nothing of it was kept",
                 )
-            partial.replace(target)
+            unfinished.replace(target)
 
-    async def _fill(self, digest: str, file: IO[bytes], on_bytes: ByteProgress | None) -> None:
-        """Until all bytes are there. Every try asks for a fresh URL: signed ones expire."""
+    async def _fill(self, digest: str, file: IO[bytes], on_bytes: ByteProgress | None) -> tuple[BlobRef, ...]:
+        """Until all bytes are there. Every try asks for a fresh URL: signed ones expire. Returns the pieces, of a blob that they name."""
         tries, before = 0, -1
         while True:
             blob = await self._transport.ask(BlobDownload, "GET", f"/v1/blobs/{digest}")
@@ -118,6 +128,7 @@ class BlobTransfer:
                     raise
                 await asyncio.sleep(_PAUSE_S * tries)
         file.flush()
+        return blob.pieces
 
 
 class _Sent:

@@ -25,15 +25,15 @@ from torg.config import ClientConfig, load_config, pin_or_check
 from torg.errors import JobFailed, ReceiptInvalid
 from torg.journal import Journal
 from torg.kept import KeptData, StageProgress, of_stage
-from torg.packing import packed
+from torg.packing import Packed, ready
 from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
 from torg_protocol.cases import AbuseView, AccountView, DisputePage, DisputeView, ErasureView
 from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
-from torg_protocol.ids import AccountId
-from torg_protocol.jobspec import JobSpec
+from torg_protocol.ids import AccountId, Digest, hex_of
+from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.refunds import RefundPage, RefundView
 from torg_protocol.states import JobState
 from torg_protocol.task_lines import TaskLines
@@ -137,31 +137,40 @@ class AsyncClient(KeptData):
         idempotency_key: str | None = None,
         on_progress: StageProgress | None = None,
     ) -> JobView:
-        """Packs the workspace, asks for a quote, uploads, signs a cap that covers this job, submits.
+        """Asks for a quote, packs and uploads the workspace, signs a cap that covers this job, submits.
 
         Safe to call again with the same `idempotency_key`: the same job comes back. Nothing is uploaded for a job that nothing on
         the market can run. Raises Infeasible; Conflict `vault_underfunded`; NotFound `no_vault`; Unavailable
         `submission_unanswered` when nobody here can know whether the marketplace has it (its message says how to find out).
         """
         checked = file.check()
+        file.refuse_lost()
         submission = await self._rail(vault)
         pinned = await self._pinned(checked, file)
         key = idempotency_key or secrets.token_hex(16)
-        with packed(file) as ready:
-            spec = ready.spec.model_copy(update={"inputs": pinned.inputs, "tasks": pinned.tasks})
+        with ready(file, name_it=submission.knows(key)) as packed:
+            spec = packed.spec.model_copy(update={"inputs": pinned.inputs, "tasks": pinned.tasks})
             if (job := await submission.already_submitted(spec, key)) is not None:
                 return job
-            if file.secrets or ready.secrets:
-                spec = await self._with_secrets(spec, file, ready.secrets)
+            if file.secrets or packed.secrets:
+                spec = await self._with_secrets(spec, file, packed.secrets)
             quote = await submission.quote(spec)
             if (image := file.image_archive()) is not None:
                 await self._blobs.store(image[0], image[1], of_stage(on_progress, "image"))
-            if ready.archive is not None and spec.workspace is not None:
-                on_bytes = of_stage(on_progress, "workspace")
-                await self._blobs.store(spec.workspace.digest, ready.archive, on_bytes, ready.pieces)
-                if quote.expires_at_ms - self._now_ms() < _REQUOTE_WHEN_LEFT_MS:
-                    quote = await submission.quote(spec)
+            stored = await self._store_workspace(file, packed, of_stage(on_progress, "workspace"))
+        if stored != spec.workspace or quote.expires_at_ms - self._now_ms() < _REQUOTE_WHEN_LEFT_MS:
+            spec = spec.model_copy(update={"workspace": stored})
+            quote = await submission.quote(spec)
         return await submission.submit(spec, quote, key)
+
+    async def _store_workspace(self, file: SpecFile, packed: Packed, on_bytes: ByteProgress | None) -> BlobRef | None:
+        if packed.archive is not None and packed.spec.workspace is not None:
+            await self._blobs.store(packed.spec.workspace.digest, packed.archive, on_bytes)
+            return packed.spec.workspace
+        if file.workspace is None:
+            return packed.spec.workspace
+        tree = await self._blobs.store_tree(file.workspace, on_bytes)
+        return BlobRef(digest=Digest(tree.digest), size_bytes=tree.size_bytes)
 
     async def _pinned(self, spec: JobSpec, file: SpecFile) -> JobSpec:
         """With blobs for names of data. Raises Invalid `data_unknown` with the line of the job file."""
@@ -281,7 +290,7 @@ class AsyncClient(KeptData):
             return
         from torg_host.age import unseal_file
 
-        sealed = scratch / f".torg-{digest.removeprefix('sha256:')[:32]}.age"
+        sealed = scratch / f".torg-{hex_of(digest)[:32]}.age"
         opened = sealed.with_suffix(".open")
         try:
             await self._blobs.fetch(digest, sealed, scratch, on_bytes)

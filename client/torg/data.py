@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from torg.blobs import BlobTransfer
 from torg.transport import ByteProgress, Transport
-from torg_host.archive import PackedTree, pack, unpack
+from torg_host.archive import PackedTree, unpack
 from torg_protocol.data import DataView
 from torg_protocol.errors import Conflict, Invalid, NotFound
-from torg_protocol.ids import Digest
+from torg_protocol.ids import Digest, hex_of
 from torg_protocol.jobspec import BlobRef, JobSpec
 
 
@@ -63,11 +60,15 @@ async def upload_tree(
 ) -> PackedTree:
     """Packs a directory or one file and uploads what the store lacks of it. `ignore`: without what ignore files name. Raises Invalid
     `path_missing`."""
-    with tempfile.TemporaryDirectory(prefix="torg-") as scratch:
-        archive = Path(scratch) / "data.tar.zst"
-        packed = await asyncio.to_thread(_packed, source, archive, ignore)
-        await blobs.store(packed.digest, archive, on_bytes, packed.pieces)
-    return packed
+    if not (source.is_dir() or source.is_file()):
+        raise Invalid(
+            "there is no such file or folder",
+            code="path_missing",
+            field="path",
+            value=str(source),
+            hint=f"a path is relative to where you are, {Path.cwd()}",
+        )
+    return await blobs.store_tree(source, on_bytes, ignore=ignore)
 
 
 async def download_tree(blobs: BlobTransfer, digest: Digest, destination: Path, on_bytes: ByteProgress | None) -> None:
@@ -75,7 +76,7 @@ async def download_tree(blobs: BlobTransfer, digest: Digest, destination: Path, 
     check_free(destination)
     parent = destination.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    archive = parent / f".torg-{digest.removeprefix('sha256:')[:32]}.tar.zst"
+    archive = parent / f".torg-{hex_of(digest)[:32]}.tar.zst"
     try:
         await blobs.fetch(digest, archive, parent, on_bytes)
         await asyncio.to_thread(unpack, archive, destination)
@@ -93,30 +94,6 @@ def check_free(destination: Path) -> None:
             value=str(destination),
             hint="name a folder that is empty or not there yet: -o DIR",
         )
-
-
-def _packed(source: Path, archive: Path, ignore: bool) -> PackedTree:
-    if source.is_dir():
-        return pack(source, archive, ignore=ignore)
-    if not source.is_file():
-        raise Invalid(
-            "there is no such file or folder",
-            code="path_missing",
-            field="path",
-            value=str(source),
-            hint=f"a path is relative to where you are, {Path.cwd()}",
-        )
-    with tempfile.TemporaryDirectory(prefix=".torg-", dir=archive.parent) as folder:
-        _same(source, Path(folder) / source.name)
-        return pack(Path(folder), archive, ignore=False)
-
-
-def _same(source: Path, target: Path) -> None:
-    """A link where the file system can, a copy where it cannot."""
-    try:
-        os.link(source, target, follow_symlinks=True)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _quoted(name: str) -> str:

@@ -380,11 +380,11 @@ def packed(spec_file: SpecFile, folder: Path) -> tuple[JobSpec, Path | None]:
     """The spec as it is signed, and the archive of its workspace where it has one."""
     if spec_file.workspace is None:
         return spec_file.check(), None
-    from torg_host.archive import pack
+    from torg_host.archive import pack, sha256_file
 
     archive = folder / "workspace.tar.zst"
     made = pack(spec_file.workspace, archive)
-    return spec_file.with_workspace(made.digest, made.size_bytes), archive
+    return spec_file.with_workspace(sha256_file(archive), made.size_bytes), archive
 
 
 def _now_ms() -> int:

@@ -88,6 +88,11 @@ class Submission(Books):
         self._entry = entry
         self._now_ms = now_ms
 
+    def knows(self, key: str) -> bool:
+        """Whether `already_submitted` may have an answer."""
+        known = self._journal.entry(key)
+        return known is not None and known.job_id is not None
+
     async def already_submitted(self, spec: JobSpec, key: str) -> JobView | None:
         """The job that this key stands for, if the journal knows one. Raises Conflict `idempotency_key_reused` for another spec."""
         known = self._journal.entry(key)

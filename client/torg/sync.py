@@ -73,7 +73,7 @@ class Client:
         idempotency_key: str | None = None,
         on_progress: StageProgress | None = None,
     ) -> JobView:
-        """Packs the workspace, asks for a quote, uploads, signs a cap that covers this job, submits.
+        """Asks for a quote, packs and uploads the workspace, signs a cap that covers this job, submits.
 
         Safe to call again with the same `idempotency_key`: the same job comes back. Nothing is uploaded for a job that nothing on
         the market can run. Raises Infeasible; Conflict `vault_underfunded`; NotFound `no_vault`; Unavailable

@@ -170,11 +170,11 @@ class Transport:
                 if on_sent:
                     on_sent(len(data))
 
-        try:
-            response = await self._transfers.put(url, content=body(), headers={"content-length": str(size_bytes)})
-        except (httpx.RequestError, httpx.InvalidURL) as error:
-            raise self._unreachable(error) from error
-        _parse(response)
+        await self._put(url, body(), size_bytes)
+
+    async def upload_bytes(self, url: str, data: bytes) -> None:
+        """The same for bytes in memory."""
+        await self._put(url, data, len(data))
 
     async def download(self, url: str, file: IO[bytes], size_bytes: int, on_bytes: ByteProgress | None = None) -> None:
         """GETs a signed URL into an open file, from where the file ends; one try.
@@ -205,6 +205,13 @@ class Transport:
             raise self._unreachable(error) from error
 
     # --- parts ------------------------------------------------------------------------------------------------------
+
+    async def _put(self, url: str, content: bytes | AsyncIterator[bytes], size_bytes: int) -> None:
+        try:
+            response = await self._transfers.put(url, content=content, headers={"content-length": str(size_bytes)})
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        _parse(response)
 
     async def _send(
         self,

@@ -11,35 +11,66 @@ import hashlib
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from torg_host.archive_pieces import Piece, PieceWriter
+from torg_host.archive_pieces import Piece, PieceWriter, Sink
 from torg_host.archive_read import UnpackedTree, read_tree
 from torg_host.archive_rules import UnpackLimits
-from torg_host.archive_write import TreeWriter
+from torg_host.archive_write import TreeSizes, TreeWriter
 from torg_protocol.errors import Conflict, TooLarge
+from torg_protocol.pieces import NamedPiece, digest_of_pieces
 
-__all__ = ["PackedTree", "Piece", "UnpackLimits", "UnpackedTree", "pack", "sha256_file", "unpack"]
+__all__ = [
+    "PackedTree",
+    "Piece",
+    "Sink",
+    "UnpackLimits",
+    "UnpackedTree",
+    "digest_of_file",
+    "pack",
+    "pack_into",
+    "sha256_file",
+    "size_of_tree",
+    "unpack",
+]
 
 CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class PackedTree:
-    digest: str  # "sha256:..." of the file that was written
-    size_bytes: int  # of that file
+    digest: str  # of the list of its pieces, or of its bytes when it is one piece
+    size_bytes: int  # of the archive
     files: int
     unpacked_bytes: int
     skipped: tuple[str, ...] = ()  # with skip_odd: what could not be packed
-    pieces: tuple[Piece, ...] = ()  # the file cut where a small change of the tree leaves most of them as they were
+    pieces: tuple[Piece, ...] = ()  # the archive cut where a small change of the tree leaves most of them as they were
 
 
 def sha256_file(path: Path) -> str:
     """`sha256:<hex>` of a file's bytes."""
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_file(path: Path, pieces: Sequence[NamedPiece] = ()) -> str:
+    """The name that a file has: of its bytes, or of pieces as long as these are, if its bytes are theirs."""
+    if not pieces:
+        return sha256_file(path)
+    with path.open("rb") as file:
+        found = [_piece_here(file, piece.size_bytes) for piece in pieces]
+        return digest_of_pieces(found) if not file.read(1) else sha256_file(path)
+
+
+def _piece_here(file: IO[bytes], size_bytes: int) -> Piece:
+    offset, hasher, left = file.tell(), hashlib.sha256(), size_bytes
+    while left and (data := file.read(min(left, CHUNK_BYTES))):
+        hasher.update(data)
+        left -= len(data)
+    return Piece("sha256:" + hasher.hexdigest(), offset, size_bytes - left)
 
 
 def pack(
@@ -50,26 +81,46 @@ def pack(
     skip_odd: bool = False,
     limits: UnpackLimits | None = None,
 ) -> PackedTree:
-    """Writes the tree below `root` to `destination_file`. Safe on a tree that a hostile process changes meanwhile.
-
-    `ignore` applies ignore files (see `torg_host.ignore`). Links out of the tree, sockets, devices and pipes raise
-    `archive_link_outside` or `archive_member_kind`; with `skip_odd` they are left out and listed. `archive_changed` when
-    a file shrank while it was read: try again. No file is left behind on failure.
-    """
-    limits = limits or UnpackLimits()
+    """`pack_into` a file. None is left behind on failure."""
     try:
-        with destination_file.open("wb") as file, PieceWriter(file) as writer:
-            with tarfile.open(fileobj=cast("IO[bytes]", writer), mode="w", format=tarfile.PAX_FORMAT) as tar:
-                tar.copybufsize = CHUNK_BYTES  # type: ignore[attr-defined]  # typeshed does not know it
-                packer = TreeWriter(tar, writer, limits, skip_odd=skip_odd)
-                packer.add_tree(root, ignore=ignore)
-            writer.finish()
+        with destination_file.open("wb") as file:
+            return pack_into(
+                lambda _, frame, __: _write(file, frame), root, ignore=ignore, skip_odd=skip_odd, limits=limits
+            )
     except BaseException:
         destination_file.unlink(missing_ok=True)
         raise
+
+
+def pack_into(
+    sink: Sink, root: Path, *, ignore: bool = True, skip_odd: bool = False, limits: UnpackLimits | None = None
+) -> PackedTree:
+    """Gives the tree below `root`, or the one file that it is, to `sink`, piece by piece. Safe on a tree that a hostile process changes meanwhile.
+
+    `ignore` applies ignore files (see `torg_host.ignore`). Links out of the tree, sockets, devices and pipes raise
+    `archive_link_outside` or `archive_member_kind`; with `skip_odd` they are left out and listed. `archive_changed` when
+    a file shrank while it was read: try again.
+    """
+    with PieceWriter(sink) as writer:
+        with tarfile.open(fileobj=cast("IO[bytes]", writer), mode="w", format=tarfile.PAX_FORMAT) as tar:
+            tar.copybufsize = CHUNK_BYTES  # type: ignore[attr-defined]  # typeshed does not know it
+            packer = TreeWriter(tar, writer, limits or UnpackLimits(), skip_odd=skip_odd)
+            packer.add_tree(root, ignore=ignore)
+        writer.finish()
     return PackedTree(
         writer.digest, writer.size_bytes, packer.files, packer.bytes, tuple(packer.skipped), tuple(writer.pieces)
     )
+
+
+def size_of_tree(root: Path, *, ignore: bool = True) -> int:
+    """Bytes of the files that `pack_into` would take, without reading them. Raises what `pack_into` would."""
+    sizes = TreeSizes(UnpackLimits())
+    sizes.add_tree(root, ignore=ignore)
+    return sizes.bytes
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    file.write(data)
 
 
 def unpack(source_file: Path, destination_dir: Path, limits: UnpackLimits | None = None) -> UnpackedTree:

@@ -1,7 +1,7 @@
 """An archive as pieces, so that a changed tree sends only what changed.
 
 The archive is a row of zstd frames, which is a zstd stream as any other (RFC 8878, 3.1). Where a frame ends depends on what is near
-alone: on names of members and on offsets within one file, never on how much came before. So a tree with one changed file gives the
+alone: on names of members and on offsets within one file, hardly on how much came before. So a tree with one changed file gives the
 same frames but for one or two, and a store that has the others needs only these.
 """
 
@@ -11,22 +11,32 @@ import hashlib
 import threading
 import zlib
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import zstandard
+
+from torg_protocol.api import MAX_BLOB_PIECES
+from torg_protocol.errors import TooLarge
+from torg_protocol.pieces import digest_of_pieces
 
 LARGEST_PIECE_BYTES = 4 << 20  # of the tar stream
 LARGE_FILE_BYTES = 1 << 20  # such a file begins a piece, so that its pieces are cut at its own offsets
 SMALL_PIECE_BYTES = 128 << 10
+_DOUBLED_EACH = (
+    4096  # after so many pieces small ones become larger: a hundred gigabytes of small files still have a list
+)
 _ONE_NAME_IN = 16  # of the small members' names, on average, one ends a piece
 ZSTD_LEVEL = 3
-_LEVEL_OF_NOISE = -1000  # of what does not compress anyway: little more than a copy
 _SAMPLE_BYTES = 64 << 10
-_WORKERS = 2  # compressing and hashing pieces; the thread that reads also hashes the whole and writes
+_WORKERS = 2  # compressing and hashing pieces, beside the thread that reads
 _AHEAD = _WORKERS + 1  # pieces in memory beside the one that is gathered
+_FRAME_HEAD = bytes.fromhex("28b52ffda0")  # magic number; one segment, whose length follows in four bytes; no checksum
+_BLOCK_BYTES = 128 << 10  # the largest that a frame may have
+_LAST_BLOCK = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +48,21 @@ class Piece:
     size_bytes: int
 
 
+Sink = Callable[[Piece, bytes, int], None]
+"""Takes the pieces in their order: its name and place, its bytes, and how many bytes of the tar stream it holds. May block."""
+
+
 class PieceWriter:
-    """The file that tarfile writes to: gathers a piece in memory, has it compressed and named by another thread, and appends it. A context
+    """The file that tarfile writes to: gathers a piece in memory, has it compressed and named by another thread, and gives it away. A context
     manager; `digest`, `size_bytes` and `pieces` are complete after `finish`."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="pack")
-        self._coming: deque[Future[tuple[bytes, str]]] = deque()
+        self._coming: deque[tuple[Future[tuple[bytes, str]], int]] = deque()
         self._gathered = bytearray()
         self._taken = 0
-        self._written = 0
-        self._sha256 = hashlib.sha256()
+        self._given = 0
         self.pieces: list[Piece] = []
 
     def __enter__(self) -> Self:
@@ -62,11 +75,12 @@ class PieceWriter:
 
     @property
     def size_bytes(self) -> int:
-        return self._written
+        return self._given
 
     @property
     def digest(self) -> str:
-        return "sha256:" + self._sha256.hexdigest()
+        """Of the only piece, or of the list of them."""
+        return self.pieces[0].digest if len(self.pieces) == 1 else digest_of_pieces(self.pieces)
 
     def tell(self) -> int:
         """How much of the tar stream has come, which is what tarfile wants to know."""
@@ -91,29 +105,38 @@ class PieceWriter:
     def after_member(self, name: str, size_bytes: int) -> None:
         """Ends the piece after a large file, and after a small member whose name says so."""
         chosen = zlib.crc32(name.encode(errors="surrogateescape")) % _ONE_NAME_IN == 0
-        if size_bytes >= LARGE_FILE_BYTES or (chosen and len(self._gathered) >= SMALL_PIECE_BYTES):
+        enough = SMALL_PIECE_BYTES << len(self.pieces) // _DOUBLED_EACH
+        if size_bytes >= LARGE_FILE_BYTES or (chosen and len(self._gathered) >= enough):
             self.cut()
 
     def cut(self) -> None:
         """Ends the piece that is being gathered. Nothing when it is empty."""
         if not self._gathered:
             return
-        self._coming.append(self._workers.submit(_framed, self._gathered))
+        self._coming.append((self._workers.submit(_framed, self._gathered), len(self._gathered)))
         self._gathered = bytearray()
         while len(self._coming) > _AHEAD:
-            self._append(*self._coming.popleft().result())
+            self._give(*self._coming.popleft())
 
     def finish(self) -> None:
-        """Ends the last piece, and waits until all are written."""
+        """Ends the last piece, and waits until all are given away. Raises TooLarge `archive_too_many_pieces`."""
         self.cut()
         while self._coming:
-            self._append(*self._coming.popleft().result())
+            self._give(*self._coming.popleft())
 
-    def _append(self, frame: bytes, digest: str) -> None:
-        self._sha256.update(frame)
-        self._file.write(frame)
-        self.pieces.append(Piece(digest, self._written, len(frame)))
-        self._written += len(frame)
+    def _give(self, coming: Future[tuple[bytes, str]], tar_bytes: int) -> None:
+        if len(self.pieces) == MAX_BLOB_PIECES:
+            raise TooLarge(
+                f"more than {MAX_BLOB_PIECES} pieces",
+                code="archive_too_many_pieces",
+                field="workspace",
+                hint="leave out what the job does not need (.torgignore), or keep parts of it as named data: torg data put",
+            )
+        frame, digest = coming.result()
+        piece = Piece(digest, self._given, len(frame))
+        self.pieces.append(piece)
+        self._given += len(frame)
+        self._sink(piece, frame, tar_bytes)
 
 
 _compressors = threading.local()  # one compressor serves one thread at a time
@@ -121,18 +144,30 @@ _compressors = threading.local()  # one compressor serves one thread at a time
 
 def _framed(data: bytearray) -> tuple[bytes, str]:
     """A zstd frame and its digest; the same for the same data."""
-    frame = _compressor(_level_for(data)).compress(data)
+    frame = _stored(data) if _is_noise(data) else _compressor().compress(data)
     return frame, "sha256:" + hashlib.sha256(frame).hexdigest()
 
 
-def _level_for(data: bytearray) -> int:
+def _is_noise(data: bytearray) -> bool:
     """Weights, images and archives do not shrink; trying costs as much as hashing them. A sample out of the middle tells."""
     start = max(0, (len(data) - _SAMPLE_BYTES) // 2)
     sample = bytes(memoryview(data)[start : start + _SAMPLE_BYTES])
-    is_noise = len(sample) == _SAMPLE_BYTES and len(_compressor(ZSTD_LEVEL).compress(sample)) >= len(sample)
-    return _LEVEL_OF_NOISE if is_noise else ZSTD_LEVEL
+    return len(sample) == _SAMPLE_BYTES and len(_compressor().compress(sample)) >= len(sample)
 
 
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    known: dict[int, zstandard.ZstdCompressor] = _compressors.__dict__.setdefault("by_level", {})
-    return known.setdefault(level, zstandard.ZstdCompressor(level=level, write_checksum=True))
+def _stored(data: bytearray) -> bytes:
+    """A frame of raw blocks (RFC 8878, 3.1.1): a copy, where the compressor's fastest level costs as much as a sha256."""
+    view = memoryview(data)
+    parts: list[bytes | memoryview] = [_FRAME_HEAD, len(data).to_bytes(4, "little")]
+    for start in range(0, len(data), _BLOCK_BYTES):
+        block = view[start : start + _BLOCK_BYTES]
+        is_last = _LAST_BLOCK if start + _BLOCK_BYTES >= len(data) else 0
+        parts += [(len(block) << 3 | is_last).to_bytes(3, "little"), block]
+    return b"".join(parts)
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    known: zstandard.ZstdCompressor | None = getattr(_compressors, "known", None)
+    if known is None:
+        known = _compressors.known = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    return known

@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 from pathlib import Path
+from typing import BinaryIO
 
 from torg_host.archive_pieces import PieceWriter
 from torg_host.archive_rules import UnpackLimits, changed, check_link, too_large, too_many
@@ -16,13 +17,11 @@ from torg_protocol.errors import Invalid
 MAX_IGNORE_FILE_BYTES = 1 << 20
 
 
-class TreeWriter:
+class TreeWalk:
     """Walks by directory descriptors and never through a link, so a job that swaps a directory for a link while the
-    agent packs as root gains nothing."""
+    agent packs as root gains nothing. What it meets is counted here, and used by who derives from it."""
 
-    def __init__(self, tar: tarfile.TarFile, pieces: PieceWriter, limits: UnpackLimits, *, skip_odd: bool) -> None:
-        self._tar = tar
-        self._pieces = pieces
+    def __init__(self, limits: UnpackLimits, *, skip_odd: bool = False) -> None:
         self._limits = limits
         self._skip_odd = skip_odd
         self._ignore_file: str | None = None
@@ -31,7 +30,29 @@ class TreeWriter:
         self.bytes = 0
         self.skipped: list[str] = []
 
+    def _directory(self, member: str) -> None:
+        """A directory begins."""
+
+    def _link(self, member: str, target: str) -> None:
+        """A link that does not leave the tree."""
+
+    def _file(self, member: str, file: BinaryIO, status: os.stat_result) -> None:
+        """A regular file, open for reading; counted already."""
+
+    def add_file(self, path: Path) -> None:
+        """One file as the whole tree; a link to it counts as the file."""
+        real = path.resolve()
+        descriptor = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.members += 1
+            self._add_file(descriptor, real.name, path.name)
+        finally:
+            os.close(descriptor)
+
     def add_tree(self, root: Path, *, ignore: bool) -> None:
+        if root.is_file():
+            self.add_file(root)
+            return
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if ignore:
@@ -63,8 +84,7 @@ class TreeWriter:
         self.members += 1
         self._count(member, 0)
         if stat.S_ISDIR(status.st_mode):
-            self._tar.addfile(_member_info(member, tarfile.DIRTYPE, 0o755))
-            self._pieces.after_member(member, 0)
+            self._directory(member)
             descriptor = _open_below(parent, name, member, os.O_DIRECTORY)
             try:
                 self._add_directory(descriptor, member + "/", rules)
@@ -73,14 +93,12 @@ class TreeWriter:
         elif stat.S_ISREG(status.st_mode):
             self._add_file(parent, name, member)
         elif stat.S_ISLNK(status.st_mode):
-            info = _member_info(member, tarfile.SYMTYPE, 0o755)
             try:
-                info.linkname = os.readlink(name, dir_fd=parent)
+                target = os.readlink(name, dir_fd=parent)
             except OSError as error:  # gone, or no link any more
                 raise changed(member) from error
-            check_link(member, info.linkname)
-            self._tar.addfile(info)
-            self._pieces.after_member(member, 0)
+            check_link(member, target)
+            self._link(member, target)
         else:
             raise Invalid(
                 "only files, directories and links can be packed",
@@ -96,17 +114,8 @@ class TreeWriter:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise changed(member)
-            info = _member_info(member, tarfile.REGTYPE, 0o755 if status.st_mode & 0o111 else 0o644)
-            info.size = status.st_size
-            self._count(member, info.size)
-            self._pieces.before_file(info.size)
-            try:
-                self._tar.addfile(info, file)
-            except OSError as error:
-                if error.errno is None:  # tarfile's "unexpected end of data"
-                    raise changed(member) from error
-                raise
-        self._pieces.after_member(member, info.size)
+            self._count(member, status.st_size)
+            self._file(member, file, status)
         self.files += 1
 
     def _rules_here(self, descriptor: int, path: str) -> tuple[Rule, ...]:
@@ -127,6 +136,39 @@ class TreeWriter:
             raise too_many(self._limits.max_files, member)
         if self.bytes > self._limits.max_bytes:
             raise too_large(self._limits.max_bytes, member)
+
+
+class TreeWriter(TreeWalk):
+    def __init__(self, tar: tarfile.TarFile, pieces: PieceWriter, limits: UnpackLimits, *, skip_odd: bool) -> None:
+        super().__init__(limits, skip_odd=skip_odd)
+        self._tar = tar
+        self._pieces = pieces
+
+    def _directory(self, member: str) -> None:
+        self._tar.addfile(_member_info(member, tarfile.DIRTYPE, 0o755))
+        self._pieces.after_member(member, 0)
+
+    def _link(self, member: str, target: str) -> None:
+        info = _member_info(member, tarfile.SYMTYPE, 0o755)
+        info.linkname = target
+        self._tar.addfile(info)
+        self._pieces.after_member(member, 0)
+
+    def _file(self, member: str, file: BinaryIO, status: os.stat_result) -> None:
+        info = _member_info(member, tarfile.REGTYPE, 0o755 if status.st_mode & 0o111 else 0o644)
+        info.size = status.st_size
+        self._pieces.before_file(info.size)
+        try:
+            self._tar.addfile(info, file)
+        except OSError as error:
+            if error.errno is None:  # tarfile's "unexpected end of data"
+                raise changed(member) from error
+            raise
+        self._pieces.after_member(member, info.size)
+
+
+class TreeSizes(TreeWalk):
+    """Only counts."""
 
 
 def _open_below(parent: int, name: str, member: str, flags: int) -> int:

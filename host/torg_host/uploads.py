@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torg_host.archive_pieces import Piece
-from torg_protocol.api import MAX_BLOB_PIECES, BlobUpload
+from torg_protocol.api import BlobUpload
 
 _READ_BYTES = 1 << 20
 
@@ -22,8 +22,8 @@ class Upload:
 
     @classmethod
     def of(cls, digest: str, size_bytes: int, pieces: Sequence[Piece]) -> Upload:
-        """One piece saves nothing, and more than the store takes at once go as a whole."""
-        return cls(Piece(digest, 0, size_bytes), tuple(pieces) if 1 < len(pieces) <= MAX_BLOB_PIECES else ())
+        """One piece is the whole."""
+        return cls(Piece(digest, 0, size_bytes), tuple(pieces) if len(pieces) > 1 else ())
 
     def request(self) -> dict[str, Any]:
         """The body of POST /v1/blobs."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 from solders.keypair import Keypair
 
-from torg_host.archive import PackedTree, Piece, sha256_file
+from torg_host.archive import PackedTree, Piece, digest_of_file
 from torg_host.uploads import Upload, part_of
 from torg_protocol.api import BlobDownload, BlobUpload
 from torg_protocol.errors import Invalid, TooLarge, TorgError, from_problem
@@ -44,7 +44,7 @@ class BlobTransfer:
     async def store(self, path: Path, packed: PackedTree | None = None) -> BlobRef:
         """Uploads what the store lacks of a file; returns its name and size. `packed`: what `pack` said of it, if it made it."""
         size = path.stat().st_size
-        digest = Digest(packed.digest if packed is not None else await asyncio.to_thread(sha256_file, path))
+        digest = Digest(packed.digest if packed is not None else await asyncio.to_thread(digest_of_file, path))
         upload = Upload.of(digest, size, packed.pieces if packed is not None else ())
 
         async def once() -> BlobRef:
@@ -82,7 +82,7 @@ class BlobTransfer:
                 with path.open("wb") as file:
                     async for piece in response.aiter_bytes(1 << 20):
                         file.write(piece)
-            actual = await asyncio.to_thread(sha256_file, path)
+            actual = await asyncio.to_thread(digest_of_file, path, download.pieces)
             if actual != blob.digest:
                 path.unlink()
                 raise Invalid(

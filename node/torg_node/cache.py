@@ -195,7 +195,7 @@ class Cache:
     def _of_kind(self, kind: Kind) -> list[CacheEntry]:
         folder, found = self._root / (kind if kind == "pulled" else f"{kind}s"), []
         for place in folder.iterdir() if folder.is_dir() else ():
-            digest = f"sha256:{place.name}"
+            digest = place.name if ":" in place.name else f"sha256:{place.name}"
             if not is_digest(digest):
                 continue
             try:

@@ -11,7 +11,7 @@ from torg_protocol.caps import SignedCap
 from torg_protocol.data import InputFile
 from torg_protocol.documents import Wire
 from torg_protocol.errors import NotFound
-from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
+from torg_protocol.ids import DIGEST, AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
 from torg_protocol.jobspec import MAX_DURATION_MS, BlobRef, JobSpec
 from torg_protocol.ports import PortState
 from torg_protocol.proofs import ProofStatus
@@ -23,7 +23,8 @@ from torg_protocol.tasks import TaskState
 from torg_protocol.usage import OutputFile, SignedReceipt
 from torg_protocol.volumes import JobVolume
 
-MAX_BLOB_PIECES = 8_192
+MAX_BLOB_PIECES = 32_768
+MAX_PIECES_ASKED = 256
 
 
 def _is_nothing(value: object) -> bool:
@@ -427,14 +428,26 @@ class BlobUploadRequest(Wire):
     """POST /v1/blobs. With `pieces`, which in their order are the blob, only those are asked for that this account has not
     sent before."""
 
-    digest: Digest = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    digest: Digest = Field(pattern=DIGEST)
     size_bytes: int = Field(ge=0)
     pieces: tuple[BlobRef, ...] = Field(default=(), max_length=MAX_BLOB_PIECES)
+
+
+class BlobPieces(Wire):
+    """POST /v1/blobs/pieces: some pieces of a blob whose name is not known yet, because the rest of it is still being packed."""
+
+    pieces: tuple[BlobRef, ...] = Field(min_length=1, max_length=MAX_PIECES_ASKED)
 
 
 class MissingPiece(Wire):
     digest: Digest
     url: str
+
+
+class MissingPieces(Wire):
+    """PUT each to its URL. What is not named here is stored."""
+
+    missing: tuple[MissingPiece, ...]
 
 
 class BlobUpload(Wire):
@@ -447,8 +460,9 @@ class BlobUpload(Wire):
 
 
 class BlobDownload(Wire):
-    """GET /v1/blobs/{digest}"""
+    """GET /v1/blobs/{digest}. `pieces`: of a blob that is named by them, in their order; `url` gives all of them, one after the other."""
 
     digest: Digest
     size_bytes: int
     url: str
+    pieces: tuple[BlobRef, ...] = Field(default=(), exclude_if=_is_nothing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from torg_protocol.documents import Wire
-from torg_protocol.ids import Digest
+from torg_protocol.ids import DIGEST, Digest
 
 DATA_NAME = r"^[a-z0-9][a-z0-9._-]{0,31}$"
 MAX_NAMES_PER_ACCOUNT = 1_000
@@ -14,7 +14,7 @@ MAX_NAMES_PER_ACCOUNT = 1_000
 class DataRequest(Wire):
     """PUT /v1/data/{name}. The blob was uploaded before: a directory tree as tar + zstd, as workspaces are."""
 
-    digest: Digest = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    digest: Digest = Field(pattern=DIGEST)
     size_bytes: int = Field(ge=0, le=2**63 - 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NewType
 
 JobId = NewType("JobId", str)
@@ -13,8 +14,13 @@ PayoutId = NewType("PayoutId", str)
 NodeId = NewType("NodeId", str)
 AccountId = NewType("AccountId", str)
 VaultAddress = NewType("VaultAddress", str)
-# "sha256:" and 64 hex digits: the name and the checksum of a blob at once.
+# The name and the checksum of a blob at once: "sha256:" and 64 hex digits, of its bytes; or "pieces:" and 64 hex digits, of the list of the
+# pieces that it is (torg_protocol.pieces).
 Digest = NewType("Digest", str)
+
+DIGEST = r"^(sha256|pieces):[0-9a-f]{64}$"
+DIGEST_OF_BYTES = r"^sha256:[0-9a-f]{64}$"
+_IS_DIGEST = re.compile(r"(sha256|pieces):[0-9a-f]{64}")
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -27,4 +33,17 @@ def new_id(prefix: str, now_ms: int, random_bits: int) -> str:
 
 
 def is_digest(text: str) -> bool:
-    return text.startswith("sha256:") and len(text) == 71 and all(c in "0123456789abcdef" for c in text[7:])
+    return _IS_DIGEST.fullmatch(text) is not None
+
+
+def is_digest_of_bytes(text: str) -> bool:
+    return is_digest(text) and not names_pieces(text)
+
+
+def names_pieces(digest: str) -> bool:
+    return digest.startswith("pieces:")
+
+
+def hex_of(digest: str) -> str:
+    """The 64 hex digits."""
+    return digest.partition(":")[2]

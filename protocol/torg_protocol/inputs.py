@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, field_validator
 
 from torg_protocol.data import DATA_NAME
-from torg_protocol.ids import Digest, is_digest
+from torg_protocol.ids import Digest, is_digest, is_digest_of_bytes
 from torg_protocol.secrets import SecretName
 from torg_protocol.strict import Strict, check_container_path
 
@@ -97,7 +97,7 @@ class UrlInput(_Input):
     @field_validator("digest")
     @classmethod
     def _is_digest(cls, value: str) -> str:
-        return _checked_digest(value)
+        return _checked_digest(value, of_bytes=True)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -213,8 +213,8 @@ def _given(**fields: str | None) -> tuple[tuple[str, str], ...]:
     return tuple((field, secret) for field, secret in fields.items() if secret is not None)
 
 
-def _checked_digest(value: str) -> str:
-    if not is_digest(value):
+def _checked_digest(value: str, *, of_bytes: bool = False) -> str:
+    if not (is_digest_of_bytes if of_bytes else is_digest)(value):
         raise ValueError('not a digest; write "sha256:" and 64 lower-case hex digits')
     return value
 

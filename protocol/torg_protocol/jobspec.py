@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 from torg_protocol.canonical import digest_of
 from torg_protocol.data import InputFile
 from torg_protocol.errors import Invalid
-from torg_protocol.ids import Digest, is_digest
+from torg_protocol.ids import Digest, is_digest, is_digest_of_bytes
 from torg_protocol.inputs import MAX_INPUTS, BlobInput, DataInput, Input, UrlInput
 from torg_protocol.network import EgressKind, Network, egress_kind
 from torg_protocol.placement import Placement
@@ -246,7 +246,7 @@ class JobSpec(Strict):
         checks = (
             (
                 any(
-                    image.startswith(BLOB_IMAGE) and not is_digest(image.removeprefix(BLOB_IMAGE))
+                    image.startswith(BLOB_IMAGE) and not is_digest_of_bytes(image.removeprefix(BLOB_IMAGE))
                     for image in self.images
                 ),
                 "image",

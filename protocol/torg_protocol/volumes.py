@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from torg_protocol.documents import Wire
-from torg_protocol.ids import Digest, JobId
+from torg_protocol.ids import DIGEST, Digest, JobId
 from torg_protocol.inputs import JOB_FOLDERS
 from torg_protocol.quantities import SizeBytes
 from torg_protocol.strict import Strict, check_container_path
@@ -120,7 +120,7 @@ class VolumeRequest(Wire):
     """PUT /v1/volumes/{name}. The blob was uploaded before: a directory tree as tar + zstd, as workspaces are. `generation`: that of the volume
     as the caller knows it (0: there is none yet); null: whatever it is."""
 
-    digest: Digest = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    digest: Digest = Field(pattern=DIGEST)
     size_bytes: int = Field(ge=0, le=2**63 - 1)
     generation: int | None = Field(default=None, ge=0)
 

@@ -11,13 +11,13 @@ from starlette.responses import Response, StreamingResponse
 
 from torg_marketplace.api.auth import DataReader, DataWriter
 from torg_marketplace.api.context import TheEdge
-from torg_marketplace.flow.blobs import may_read_blob, note_upload, plan_upload
-from torg_protocol.api import BlobDownload, BlobUpload, BlobUploadRequest
+from torg_marketplace.flow.blobs import may_read_blob, plan_pieces, plan_upload
+from torg_protocol.api import BlobDownload, BlobPieces, BlobUpload, BlobUploadRequest, MissingPieces
 from torg_protocol.errors import NotFound
-from torg_protocol.ids import Digest
+from torg_protocol.ids import DIGEST, Digest, names_pieces
 
 router = APIRouter(tags=["data"])
-DigestPath = Annotated[str, Path(pattern=r"^sha256:[0-9a-f]{64}$")]
+DigestPath = Annotated[str, Path(pattern=DIGEST)]
 Bytes = Annotated[int, Query(ge=0, le=2**63 - 1)]
 
 
@@ -25,6 +25,12 @@ Bytes = Annotated[int, Query(ge=0, le=2**63 - 1)]
 async def post_blob(body: BlobUploadRequest, caller: DataWriter, edge: TheEdge) -> BlobUpload:
     """Where to PUT these bytes, or those of its pieces that this account never sent; no URL at all when none is needed. Safe to repeat."""
     return await plan_upload(edge.market, caller.account, body)
+
+
+@router.post("/v1/blobs/pieces")
+async def post_pieces(body: BlobPieces, caller: DataWriter, edge: TheEdge) -> MissingPieces:
+    """Where to PUT these pieces of a blob that is still being packed, but for those that this account has sent before. Safe to repeat."""
+    return await plan_pieces(edge.market, caller.account, body)
 
 
 @router.get("/v1/blobs/{digest}")
@@ -37,7 +43,8 @@ async def get_blob(digest: DigestPath, caller: DataReader, edge: TheEdge) -> Blo
     if size is None:
         raise NotFound("no such blob that you may read", code="blob_missing", field="digest", value=digest)
     url = await edge.market.blobs.download_url(name, edge.market.clock.now_ms())
-    return BlobDownload(digest=name, size_bytes=size, url=url)
+    pieces = await edge.market.blobs.pieces_of(name) if names_pieces(name) else ()
+    return BlobDownload(digest=name, size_bytes=size, url=url, pieces=pieces)
 
 
 @router.put("/blobs/{digest}", status_code=204)
@@ -53,8 +60,7 @@ async def put_bytes(
     """The bytes themselves, to a signed URL. Refused, and nothing stored, unless they are what the digest says."""
     edge.blobs.check_url("PUT", digest, size, account, expires, signature, edge.market.clock.now_ms())
     await edge.blobs.receive(Digest(digest), size, request.stream())
-    async with edge.market.transaction() as unit:
-        await note_upload(unit, account, Digest(digest), size)
+    await edge.uploads.note(edge.market, account, Digest(digest), size)
     return Response(status_code=204)
 
 

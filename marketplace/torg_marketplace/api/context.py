@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
 from torg_marketplace.api.hub import Hub
+from torg_marketplace.flow.blobs import UploadNotes
 from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.sign_in import SignIn
 from torg_marketplace.flow.unit import Market
@@ -25,6 +26,7 @@ class Edge:
     blobs: StoredBlobs
     admission: Admission
     pulse: Pulse = field(default_factory=Pulse)
+    uploads: UploadNotes = field(default_factory=UploadNotes)
     sign_in: SignIn = field(default_factory=lambda: SignIn(("localhost",), secrets.token_bytes(32)))
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # set once this process was asked to end
     vaults_seen_ms: dict[str, int] = field(

@@ -21,6 +21,7 @@ from torg_protocol.errors import TooLarge
 from torg_protocol.httpsig import VerifiedSignature
 
 MAX_BODY_BYTES = 1 << 20
+_MAX_OF_LISTS = 4 << 20  # names and sizes of all pieces of a blob
 _CALLERS_KEPT = 50_000
 
 
@@ -61,7 +62,7 @@ class LocalAdmission:
 
 
 class Bounds:
-    """ASGI middleware around the whole API: refuses bodies over a MiB before they are read (bytes of blobs are bounded by
+    """ASGI middleware around the whole API: refuses bodies over a MiB (lists of pieces: four) before they are read (bytes of blobs are bounded by
     their signed URLs), and adds the quota that a handler has counted to the head of its answer."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -81,14 +82,14 @@ class Bounds:
 
         if not scope["path"].startswith("/blobs/"):
             try:
-                receive = await _bounded(receive)
+                receive = await _bounded(receive, _MAX_OF_LISTS if scope["path"] == "/v1/blobs" else MAX_BODY_BYTES)
             except TooLarge as error:
                 await problem_of(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send_with_quota)
 
 
-async def _bounded(receive: Receive) -> Receive:
+async def _bounded(receive: Receive, most: int) -> Receive:
     """Reads the whole body; what it returns hands it out again, and after it whatever else comes (the disconnect)."""
     body, more = bytearray(), True
     while more:
@@ -97,12 +98,12 @@ async def _bounded(receive: Receive) -> Receive:
             break
         body += message.get("body", b"")
         more = message.get("more_body", False)
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > most:
             raise TooLarge(
                 "the request body is too large",
                 code="body_too_large",
                 field="body",
-                hint=f"at most {MAX_BODY_BYTES} bytes; upload data as blobs",
+                hint=f"at most {most} bytes; upload data as blobs",
             )
     handed_out = False
 

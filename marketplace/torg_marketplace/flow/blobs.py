@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import exists, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow, LeaseRow
 from torg_marketplace.storage.volume_models import VolumeRow
-from torg_protocol.api import BlobUpload, BlobUploadRequest, MissingPiece
+from torg_protocol.api import BlobPieces, BlobUpload, BlobUploadRequest, MissingPiece, MissingPieces
 from torg_protocol.errors import Invalid
-from torg_protocol.ids import Digest, JobId
+from torg_protocol.ids import Digest, JobId, names_pieces
 from torg_protocol.jobspec import BlobRef
 from torg_protocol.states import LIVE_LEASE_STATES
+
+_ASKED_AT_ONCE = 10_000  # what databases take as parameters of one query is about three times that
+_IN_PIECES = 0  # bytes of a blob of which each piece is counted already
 
 
 async def check_stored(market: Market, party: str, blob: BlobRef, *, field: str) -> None:
@@ -44,33 +49,70 @@ async def plan_upload(market: Market, account: str, request: BlobUploadRequest) 
     blob = BlobRef(digest=request.digest, size_bytes=request.size_bytes)
     async with market.reading() as unit:
         is_known = await may_read_blob(unit, account, blob.digest)
-        sent, is_old = await _sent(unit, account, [piece.digest for piece in request.pieces] + [blob.digest])
+        sent, is_old = await _sent(unit, account, [*request.pieces, blob])
     if is_old:
         await _renew(market, account, sent)
     if is_known and await market.blobs.size(blob.digest) is not None:
         return BlobUpload(digest=blob.digest, url=None)
     now_ms = market.clock.now_ms()
     if not request.pieces:
+        if names_pieces(blob.digest):
+            raise Invalid(
+                "such a blob is sent by its pieces",
+                code="blob_pieces_missing",
+                field="pieces",
+                hint="name them, in their order; or send it as a whole, named sha256:...",
+            )
         url = await market.blobs.upload_url(blob.digest, blob.size_bytes, account, now_ms)
         return BlobUpload(digest=blob.digest, url=url)
-    missing = {piece.digest: piece for piece in request.pieces if piece.digest not in sent}
-    if missing:
-        urls = [await market.blobs.upload_url(p.digest, p.size_bytes, account, now_ms) for p in missing.values()]
-        found = tuple(MissingPiece(digest=digest, url=url) for digest, url in zip(missing, urls, strict=True))
-        return BlobUpload(digest=blob.digest, url=None, missing=found)
+    if missing := await _missing(market, account, request.pieces, sent):
+        return BlobUpload(digest=blob.digest, url=None, missing=missing)
     await market.blobs.put_together(blob, request.pieces)
     async with market.transaction() as unit:
-        await note_upload(unit, account, blob.digest, 0)  # its pieces are counted already
+        await note_upload(unit, account, blob.digest, _IN_PIECES)
     return BlobUpload(digest=blob.digest, url=None)
 
 
-async def _sent(unit: Unit, account: str, digests: Sequence[Digest]) -> tuple[frozenset[Digest], bool]:
-    """What of these the account has sent; and whether some of it may be taken away soon (`flow.garbage`)."""
-    query = select(BlobUploadRow.digest, BlobUploadRow.at_ms)
-    query = query.where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(digests))
-    rows = (await unit.session.execute(query)).all()
+async def plan_pieces(market: Market, account: str, request: BlobPieces) -> MissingPieces:
+    """Which of these pieces `account` has still to send."""
+    async with market.reading() as unit:
+        sent, is_old = await _sent(unit, account, request.pieces)
+    if is_old:
+        await _renew(market, account, sent)
+    return MissingPieces(missing=await _missing(market, account, request.pieces, sent))
+
+
+async def _missing(
+    market: Market, account: str, pieces: Sequence[BlobRef], sent: Collection[Digest]
+) -> tuple[MissingPiece, ...]:
+    now_ms = market.clock.now_ms()
+    unsent = {piece.digest: piece for piece in pieces if piece.digest not in sent}
+    urls = [await market.blobs.upload_url(p.digest, p.size_bytes, account, now_ms) for p in unsent.values()]
+    return tuple(MissingPiece(digest=digest, url=url) for digest, url in zip(unsent, urls, strict=True))
+
+
+async def _sent(unit: Unit, account: str, blobs: Sequence[BlobRef]) -> tuple[frozenset[Digest], bool]:
+    """What of these the account has sent; and whether some of it may be taken away soon (`flow.garbage`). Raises Invalid
+    `blob_size_mismatch` for a piece that has another size than is said here."""
+    found, is_old = set[Digest](), False
     old_ms = unit.now_ms - unit.policy.blob_grace_ms // 2
-    return frozenset(Digest(digest) for digest, _ in rows), any(at_ms < old_ms for _, at_ms in rows)
+    for some in (blobs[start : start + _ASKED_AT_ONCE] for start in range(0, len(blobs), _ASKED_AT_ONCE)):
+        sizes = {blob.digest: blob.size_bytes for blob in some}
+        query = select(BlobUploadRow.digest, BlobUploadRow.at_ms, BlobUploadRow.size_bytes)
+        query = query.where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(sizes))
+        for name, at_ms, size_bytes in await unit.session.execute(query):
+            digest = Digest(name)
+            found.add(digest)
+            is_old = is_old or at_ms < old_ms
+            if size_bytes not in {sizes[digest], _IN_PIECES}:
+                raise Invalid(
+                    "this piece has another size",
+                    code="blob_size_mismatch",
+                    field="pieces",
+                    value=sizes[digest],
+                    hint=f"{digest} has {size_bytes} bytes",
+                )
+    return frozenset(found), is_old
 
 
 async def _renew(market: Market, account: str, digests: frozenset[Digest]) -> None:
@@ -93,6 +135,37 @@ async def note_upload(unit: Unit, account: str, digest: Digest, size_bytes: int)
     """Notes who uploaded a blob (a client or a node), once its bytes are there. Safe to repeat."""
     if await unit.session.get(BlobUploadRow, (digest, account)) is None:
         unit.session.add(BlobUploadRow(digest=digest, account=account, size_bytes=size_bytes, at_ms=unit.now_ms))
+
+
+class UploadNotes:
+    """`note_upload` for many uploads at once: those that arrive while a transaction waits for its turn go with it."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[Digest, str], int] = {}
+        self._turn = asyncio.Lock()
+
+    async def note(self, market: Market, account: str, digest: Digest, size_bytes: int) -> None:
+        """Returns once it is committed. Safe to repeat."""
+        self._waiting[digest, account] = size_bytes
+        async with self._turn:
+            if (digest, account) not in self._waiting:
+                return
+            batch, self._waiting = self._waiting, {}
+            try:
+                async with market.transaction() as unit:
+                    await _note_uploads(unit, batch)
+            except BaseException:
+                self._waiting = batch | self._waiting  # each of them tries by itself
+                raise
+
+
+async def _note_uploads(unit: Unit, batch: Mapping[tuple[Digest, str], int]) -> None:
+    rows = [
+        {"digest": digest, "account": account, "size_bytes": size_bytes, "at_ms": unit.now_ms}
+        for (digest, account), size_bytes in batch.items()
+    ]
+    insert = postgresql.insert if unit.session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    await unit.session.execute(insert(BlobUploadRow).on_conflict_do_nothing(), rows)
 
 
 async def may_read_blob(unit: Unit, party: str, digest: Digest) -> bool:

@@ -17,7 +17,7 @@ from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.data_models import DataRow
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow
 from torg_marketplace.storage.volume_models import VolumeRow
-from torg_protocol.ids import Digest
+from torg_protocol.ids import Digest, hex_of
 
 _AT_ONCE = 200
 
@@ -93,4 +93,4 @@ def _is_used(unit: Unit) -> ColumnElement[bool]:
 
 
 def _short(digest: str) -> bytes:
-    return bytes.fromhex(digest.removeprefix("sha256:"))
+    return bytes.fromhex(hex_of(digest))

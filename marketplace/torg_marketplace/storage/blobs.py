@@ -13,21 +13,25 @@ import os
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
-from torg_marketplace.storage.objects import Hash, Objects, bucket_objects, folder_objects
+from torg_marketplace.storage.objects import Hash, Objects, bucket_objects, folder_objects, write_all
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Forbidden, Invalid, NotFound, TooLarge
-from torg_protocol.ids import Digest, is_digest
+from torg_protocol.ids import Digest, hex_of, is_digest, names_pieces
 from torg_protocol.jobspec import BlobRef
+from torg_protocol.pieces import digest_of_pieces
 
 URL_LIFETIME_MS = 3_600_000
 _BLOCK_BYTES = 1 << 20
-_PIECES_OF = "pieces/"  # a folder beside the blobs': the lists of those that are stored as pieces
+_IN_MEMORY_BYTES = 5 << 20  # every piece is smaller
+_LISTS = "lists/"  # folders beside the blobs': the pieces of those that are named by them,
+_LISTS_OF_BYTES = "pieces/"  # and of those that are named by their bytes
 _PIECES = TypeAdapter(tuple[BlobRef, ...])
 
 
@@ -44,7 +48,7 @@ class StoredBlobs:
         scratch.mkdir(parents=True, exist_ok=True)
 
     async def size(self, digest: Digest) -> int | None:
-        size = await self._objects.size(_path(digest))
+        size = None if names_pieces(digest) else await self._objects.size(_path(digest))
         if size is None and (pieces := await self._pieces(digest)) is not None:
             size = sum(piece.size_bytes for piece in pieces)
         return size
@@ -75,12 +79,16 @@ class StoredBlobs:
             )
 
     async def receive(self, digest: Digest, size_bytes: int, pieces: AsyncIterator[bytes]) -> None:
-        """Takes an upload. Raises Invalid blob_digest_mismatch or TooLarge; then nothing is stored."""
+        """Takes an upload. Raises Invalid (blob_digest_mismatch, blob_size_mismatch) or TooLarge; then nothing is stored."""
+        if size_bytes <= _IN_MEMORY_BYTES:
+            async for data in _blocks(pieces, size_bytes, size_bytes):
+                await self._objects.put_checked(_path(digest), data, partial(_check_parts, digest, data), self._scratch)
+            return
         hasher = hashlib.sha256()
         descriptor, name = await asyncio.to_thread(tempfile.mkstemp, dir=self._scratch)
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
-                async for block in _blocks(pieces, size_bytes):
+                async for block in _blocks(pieces, size_bytes, _BLOCK_BYTES):
                     await asyncio.to_thread(_keep, block, hasher, file)
             _check_name(digest, "sha256:" + hasher.hexdigest())
             await self._objects.take(_path(digest), Path(name))
@@ -88,8 +96,18 @@ class StoredBlobs:
             await asyncio.to_thread(Path(name).unlink, missing_ok=True)
 
     async def put_together(self, blob: BlobRef, pieces: Sequence[BlobRef]) -> None:
-        """Stores the list of the pieces, once their bytes were read and are what the name says. No byte is stored twice."""
+        """Stores the list of the pieces. No byte is stored twice; and none is read again when the list is what the blob is named by."""
         self._check_size(blob.size_bytes)
+        if names_pieces(blob.digest):
+            _check_name(blob.digest, digest_of_pieces(pieces))
+            if sum(piece.size_bytes for piece in pieces) != blob.size_bytes:
+                raise _wrong_size(blob.digest, blob.size_bytes)
+        else:
+            await self._check_bytes(blob, pieces)
+        await self._objects.put(_list_path(blob.digest), _PIECES.dump_json(tuple(pieces)))
+
+    async def _check_bytes(self, blob: BlobRef, pieces: Sequence[BlobRef]) -> None:
+        """Nodes that speak version 1 name what they send in pieces by its bytes."""
         hasher = hashlib.sha256()
         for piece in pieces:
             try:
@@ -97,12 +115,10 @@ class StoredBlobs:
             except NotFound as error:
                 raise _missing(piece.digest) from error
         _check_name(blob.digest, "sha256:" + hasher.hexdigest())
-        listing = _PIECES.dump_json(tuple(pieces))
-        await self._objects.put(_PIECES_OF + _path(blob.digest), listing)
 
     async def stream(self, digest: Digest, start: int = 0) -> AsyncGenerator[bytes, None]:
         """The bytes from `start` on, in pieces. Raises NotFound."""
-        size = await self._objects.size(_path(digest))
+        size = None if names_pieces(digest) else await self._objects.size(_path(digest))
         found = self._stream_pieces(digest, start) if size is None else self._objects.stream(_path(digest), start, size)
         async with aclosing(found):
             async for data in found:
@@ -122,22 +138,24 @@ class StoredBlobs:
         return digest
 
     async def stored_in_pieces(self) -> AsyncGenerator[Digest, None]:
-        async for name in self._objects.names(_PIECES_OF.rstrip("/")):
-            yield Digest(f"sha256:{name.rpartition('/')[2]}")
+        for folder, kind in ((_LISTS, "pieces"), (_LISTS_OF_BYTES, "sha256")):
+            async for name in self._objects.names(folder.rstrip("/")):
+                yield Digest(f"{kind}:{name.rpartition('/')[2]}")
 
     async def pieces_of(self, digest: Digest) -> tuple[BlobRef, ...]:
         return await self._pieces(digest) or ()
 
     async def forget(self, digest: Digest) -> None:
         """Safe to repeat."""
-        await self._objects.delete(_path(digest))
-        await self._objects.delete(_PIECES_OF + _path(digest))
+        if not names_pieces(digest):
+            await self._objects.delete(_path(digest))
+        await self._objects.delete(_list_path(digest))
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
     async def _pieces(self, digest: Digest) -> tuple[BlobRef, ...] | None:
         try:
-            return _PIECES.validate_json(await self._objects.get(_PIECES_OF + _path(digest)))
+            return _PIECES.validate_json(await self._objects.get(_list_path(digest)))
         except NotFound:
             return None
 
@@ -177,27 +195,40 @@ class StoredBlobs:
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
 
 
-async def _blocks(pieces: AsyncIterator[bytes], size_bytes: int) -> AsyncGenerator[list[bytes], None]:
-    """What arrives, in blocks that are worth another thread's while. Raises TooLarge for more than was announced."""
-    received, block, room = 0, list[bytes](), _BLOCK_BYTES
+async def _blocks(pieces: AsyncIterator[bytes], size_bytes: int, block_bytes: int) -> AsyncGenerator[list[bytes], None]:
+    """What arrives, in blocks that are worth another thread's while. Raises TooLarge for more than was announced, Invalid for less."""
+    received, block, room = 0, list[bytes](), block_bytes
     async for piece in pieces:
         received += len(piece)
         if received > size_bytes:
             raise TooLarge("more bytes than announced", code="blob_too_large", field="size_bytes", value=size_bytes)
         block.append(piece)
         room -= len(piece)
-        if room <= 0:
+        if room <= 0 and received < size_bytes:
             yield block
-            block, room = [], _BLOCK_BYTES
+            block, room = [], block_bytes
+    if received < size_bytes:
+        raise Invalid(
+            "fewer bytes than announced",
+            code="blob_size_mismatch",
+            field="size_bytes",
+            value=size_bytes,
+            hint=f"{received} came",
+        )
     yield block
 
 
 def _keep(block: list[bytes], hasher: Hash, file: IO[bytes]) -> None:
     for data in block:
         hasher.update(data)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
+    write_all(file, block)
+
+
+def _check_parts(digest: Digest, data: list[bytes]) -> None:
+    hasher = hashlib.sha256()
+    for part in data:
+        hasher.update(part)
+    _check_name(digest, "sha256:" + hasher.hexdigest())
 
 
 def local_blobs(folder: Path, secret: bytes, *, max_bytes: int) -> StoredBlobs:
@@ -231,8 +262,18 @@ def _missing(digest: Digest) -> NotFound:
     return NotFound("no such blob", code="blob_missing", field="digest", value=digest)
 
 
+def _wrong_size(digest: Digest, size_bytes: int) -> Invalid:
+    return Invalid(
+        "its pieces have another size", code="blob_size_mismatch", field="size_bytes", value=size_bytes, hint=digest
+    )
+
+
+def _list_path(digest: Digest) -> str:
+    return (_LISTS if names_pieces(digest) else _LISTS_OF_BYTES) + _path(digest)
+
+
 def _path(digest: Digest) -> str:
     """Two levels of folders, so that none of them gets too long."""
     _check_digest(digest)
-    name = digest.removeprefix("sha256:")
+    name = hex_of(digest)
     return f"{name[:2]}/{name[2:4]}/{name}"

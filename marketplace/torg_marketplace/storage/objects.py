@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncGenerator, Iterator
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -67,6 +69,16 @@ class Objects:
                 return
             with await asyncio.to_thread(file.open, "rb") as opened:
                 await obstore.put_async(self._store, name, opened)
+
+    async def put_checked(self, name: str, data: list[bytes], check: Callable[[], None], scratch: Path) -> None:
+        """Puts a small object unless `check`, which is called in a thread, raises. All or nothing. `scratch`: on the folder's file system, if
+        there is one."""
+        with self._translated(name):
+            if self._folder is None:
+                await asyncio.to_thread(check)
+            elif await asyncio.to_thread(_written, data, check, scratch, self._folder / name):
+                return
+            await obstore.put_async(self._store, name, b"".join(data))
 
     async def hash_into(self, name: str, hasher: Hash) -> None:
         """Feeds all bytes of a small object to `hasher`."""
@@ -154,15 +166,46 @@ class Objects:
             ) from error
 
 
-def _renamed(file: Path, target: Path) -> bool:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _move(file: Path, target: Path) -> None:
     try:
         file.replace(target)
+    except FileNotFoundError:  # the first of its folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+
+
+def _renamed(file: Path, target: Path) -> bool:
+    try:
+        _move(file, target)
     except OSError as error:
         if error.errno != errno.EXDEV:  # the two are on different file systems: a copy then
             raise
         return False
     return True
+
+
+def _written(data: list[bytes], check: Callable[[], None], scratch: Path, target: Path) -> bool:
+    """One visit to a thread for all that a piece of an upload needs. False when it could only be copied to its place."""
+    check()
+    descriptor, name = tempfile.mkstemp(dir=scratch)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            write_all(file, data)
+        is_there = _renamed(Path(name), target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if not is_there:
+        Path(name).unlink()
+    return is_there
+
+
+def write_all(file: IO[bytes], data: list[bytes]) -> None:
+    """To a file without a buffer, which may take less than it is given."""
+    for part in data:
+        rest = memoryview(part)
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 def _read_into(file: Path, hasher: Hash) -> None:

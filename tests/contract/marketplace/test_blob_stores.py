@@ -121,7 +121,7 @@ async def test_the_real_client_moves_a_tree_through_the_real_api(s3: SimulatedS3
             await transport.aclose()
 
     assert (tmp_path / "out").read_bytes() == (tmp_path / "archive").read_bytes()
-    assert [name for name in s3.names() if name.startswith("api/pieces/")]
+    assert [name for name in s3.names() if name.startswith("api/lists/")]
     assert not [path for path in (tmp_path / "incoming").rglob("*") if path.is_file()]
 
 

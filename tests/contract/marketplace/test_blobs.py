@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,10 +17,12 @@ from tests.support.actors import TUSD, make_client, spec
 from tests.support.api_server import ServedWorld, WalletAuth, served_world
 from torg.blobs import BlobTransfer
 from torg.transport import Transport
-from torg_host.archive import PackedTree, pack
+from torg.tree_upload import upload_tree
+from torg_host.archive import PackedTree, Sink, pack, pack_into, unpack
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Invalid, NotFound, TorgError, Unavailable
-from torg_protocol.jobspec import load_job_spec
+from torg_protocol.jobspec import BlobRef, load_job_spec
+from torg_protocol.pieces import digest_of_pieces
 
 MIB = 1 << 20
 
@@ -36,6 +40,7 @@ class CountingTransport(Transport):
         super().__init__(url, key)
         self.sent: list[int] = []
         self.sent_offsets: list[int] = []
+        self.sent_digests: list[str] = []
         self.breaks_after: int | None = None
 
     async def upload(
@@ -47,6 +52,14 @@ class CountingTransport(Transport):
         await super().upload(url, source, offset, size_bytes, on_sent)
         self.sent.append(size_bytes)
         self.sent_offsets.append(offset)
+
+    async def upload_bytes(self, url: str, data: bytes) -> None:
+        if self.breaks_after is not None and len(self.sent) >= self.breaks_after:
+            self.breaks_after = None
+            raise Unavailable("the line is cut")
+        await super().upload_bytes(url, data)
+        self.sent.append(len(data))
+        self.sent_digests.append(sha256_digest(data))
 
 
 @dataclass
@@ -76,6 +89,88 @@ def a_tree(root: Path, *, seed: int = 1) -> Path:
     for number in range(4):
         (root / f"shard-{number}.bin").write_bytes(random.Random(seed + number).randbytes(5 * MIB))
     return root
+
+
+async def test_a_tree_is_packed_and_sent_at_once_and_arrives_whole(served: ServedWorld, tmp_path: Path) -> None:
+    root = a_tree(tmp_path / "tree")
+    expected = pack(root, tmp_path / "archive")
+    progress: list[tuple[int, int]] = []
+    async with party(served, served.client.key) as client:
+        client.transport.breaks_after = 3
+        stored = await client.blobs.store_tree(root, lambda *at: progress.append(at))
+        first = sum(client.transport.sent)
+        (root / "shard-2.bin").write_bytes(b"changed")
+        changed = await client.blobs.store_tree(root)
+
+        assert stored == expected
+        assert stored.digest.startswith("pieces:")
+        assert first == stored.size_bytes  # the piece that broke went once more, and nothing else
+        assert sum(client.transport.sent) - first < 5000
+        assert progress[-1] == (20 * MIB, 20 * MIB)
+        assert progress == sorted(progress)
+        for packed in (stored, changed):
+            await client.blobs.fetch(packed.digest, tmp_path / f"out-{packed.size_bytes}", tmp_path)
+    assert (tmp_path / f"out-{stored.size_bytes}").read_bytes() == (tmp_path / "archive").read_bytes()
+    unpack(tmp_path / f"out-{changed.size_bytes}", tmp_path / "copy")
+    assert (tmp_path / "copy" / "shard-2.bin").read_bytes() == b"changed"
+
+
+async def test_an_upload_that_is_given_up_leaves_no_thread_and_goes_on_later(
+    served: ServedWorld, tmp_path: Path
+) -> None:
+    root = a_tree(tmp_path / "tree")
+    async with party(served, served.client.key) as client:
+        until_some_sent = asyncio.Event()
+        running = asyncio.create_task(client.blobs.store_tree(root, lambda *_: until_some_sent.set()))
+        await asyncio.wait_for(until_some_sent.wait(), 60)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("pack")]
+        await client.blobs.store_tree(root)
+        assert len(client.transport.sent) == len(set(client.transport.sent_digests))
+
+
+async def test_a_file_that_vanishes_while_it_is_packed_ends_the_upload(served: ServedWorld, tmp_path: Path) -> None:
+    root = a_tree(tmp_path / "tree")
+
+    def vanishing(sink: Sink) -> PackedTree:
+        return pack_into(lambda *piece: ((root / "shard-3.bin").unlink(missing_ok=True), sink(*piece))[1], root)
+
+    async with party(served, served.client.key) as client:
+        with pytest.raises(TorgError) as refused:
+            await upload_tree(client.transport, vanishing, 20 * MIB)
+
+    assert refused.value.code == "archive_changed"
+
+
+async def test_what_lists_of_pieces_are_refused(served: ServedWorld) -> None:
+    data, listed = b"data", {"digest": sha256_digest(b"data"), "size_bytes": 4}
+    other = {"digest": sha256_digest(b"more"), "size_bytes": 4}
+    pieces = [BlobRef.model_validate(item) for item in (listed, other)]
+    name = digest_of_pieces(pieces)
+    async with served.wallet() as http:
+
+        async def answer(**body: object) -> tuple[int, str | None]:
+            response = await http.post("/v1/blobs", json=body)
+            return response.status_code, response.json().get("code")
+
+        for piece, content in ((listed, data), (other, b"more")):
+            url = (await http.post("/v1/blobs/pieces", json={"pieces": [piece]})).json()["missing"][0]["url"]
+            assert (await http.put(url, content=content[:3])).json()["code"] == "blob_size_mismatch"
+            assert (await http.put(url, content=content)).status_code == 204
+        assert (await http.post("/v1/blobs/pieces", json={"pieces": [listed, other]})).json() == {"missing": []}
+
+        assert await answer(digest=name, size_bytes=8) == (422, "blob_pieces_missing")
+        assert await answer(digest=name, size_bytes=8, pieces=[other, listed]) == (422, "blob_digest_mismatch")
+        assert await answer(digest=name, size_bytes=9, pieces=[listed, other]) == (422, "blob_size_mismatch")
+        longer = [listed, {**other, "size_bytes": 5}]
+        assert await answer(digest=name, size_bytes=9, pieces=longer) == (422, "blob_size_mismatch")
+        assert await answer(digest=name, size_bytes=8, pieces=[listed, other]) == (200, None)
+        found = (await http.get(f"/v1/blobs/{name}")).json()
+        assert (found["size_bytes"], found["pieces"]) == (8, [listed, other])
+        assert (await http.get(found["url"])).content == b"datamore"
 
 
 async def test_a_changed_tree_sends_what_changed_and_arrives_whole(served: ServedWorld, tmp_path: Path) -> None:

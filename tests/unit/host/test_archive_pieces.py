@@ -10,9 +10,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torg_host.archive import PackedTree, pack, unpack
+from torg_host.archive import PackedTree, Piece, digest_of_file, pack, size_of_tree, unpack
 from torg_host.archive_pieces import LARGEST_PIECE_BYTES, PieceWriter
 from torg_protocol.canonical import sha256_digest
+from torg_protocol.pieces import digest_of_pieces
 
 MIB = 1 << 20
 
@@ -98,22 +99,21 @@ def test_files_before_a_large_one_do_not_move_its_pieces(tmp_path: Path) -> None
 
 
 @given(writes=st.lists(st.binary(max_size=64), max_size=20), cuts=st.sets(st.integers(0, 20)))
-def test_whatever_is_written_comes_out_again(
-    tmp_path_factory: pytest.TempPathFactory, writes: list[bytes], cuts: set[int]
-) -> None:
-    path = tmp_path_factory.mktemp("pieces") / "file"
-    with path.open("wb") as file, PieceWriter(file) as writer:
+def test_whatever_is_written_comes_out_again(writes: list[bytes], cuts: set[int]) -> None:
+    frames: list[bytes] = []
+    with PieceWriter(lambda _, frame, __: frames.append(frame)) as writer:
         for number, data in enumerate(writes):
             if number in cuts:
                 writer.cut()
             assert writer.write(data) == len(data)
         writer.finish()
 
-    data = path.read_bytes()
+    data = b"".join(frames)
     assert b"".join(zstandard.decompress(data[p.offset : p.offset + p.size_bytes]) for p in writer.pieces) == b"".join(
         writes
     )
-    assert (writer.digest, writer.size_bytes, writer.tell()) == (sha256_digest(data), len(data), sum(map(len, writes)))
+    assert writer.digest == (sha256_digest(data) if len(frames) == 1 else digest_of_pieces(writer.pieces))
+    assert (writer.size_bytes, writer.tell()) == (len(data), sum(map(len, writes)))
 
 
 def test_what_does_not_compress_costs_no_more_than_its_frame_and_text_is_compressed(tmp_path: Path) -> None:
@@ -126,3 +126,36 @@ def test_what_does_not_compress_costs_no_more_than_its_frame_and_text_is_compres
     assert 8 * MIB < weights.size_bytes < 8 * MIB + 8192
     assert pack(root, tmp_path / "text").size_bytes < MIB
     assert pack(root, tmp_path / "again") == pack(root, tmp_path / "text")  # whichever thread took which piece
+
+
+def test_a_file_is_named_by_pieces_only_when_each_is_right_and_nothing_follows(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    root.mkdir()
+    (root / "weights.bin").write_bytes(noise(9 * MIB, 3))
+    packed, archive = pack(root, tmp_path / "archive"), tmp_path / "archive"
+    whole = archive.read_bytes()
+
+    assert digest_of_file(archive, packed.pieces) == packed.digest == digest_of_pieces(packed.pieces)
+    for damaged in (whole[:-1], whole + b"x", whole[: 5 * MIB] + b"x" + whole[5 * MIB + 1 :], b""):
+        archive.write_bytes(damaged)
+        assert digest_of_file(archive, packed.pieces) != packed.digest
+    with pytest.raises(ValueError, match="pieces:"):
+        digest_of_pieces([Piece(packed.digest, 0, 1), *packed.pieces])
+
+
+def test_the_size_of_a_tree_is_what_is_packed_of_it(tmp_path: Path) -> None:
+    root = many_small_files(tmp_path / "tree")
+    (root / ".torgignore").write_text("package3/\n")
+    (root / "link").symlink_to("package1")
+
+    assert size_of_tree(root) == pack(root, tmp_path / "archive").unpacked_bytes
+
+
+def test_one_file_is_packed_as_a_tree_of_its_own_and_a_link_to_it_as_the_file(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("a,b\n")
+    (tmp_path / "link.csv").symlink_to("data.csv")
+    for name in ("data.csv", "link.csv"):
+        pack(tmp_path / name, tmp_path / f"{name}.tar.zst")
+        unpack(tmp_path / f"{name}.tar.zst", tmp_path / f"out-{name}")
+
+        assert {file.name: file.read_text() for file in (tmp_path / f"out-{name}").iterdir()} == {name: "a,b\n"}
