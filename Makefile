@@ -17,7 +17,7 @@ DEMO_ARGS ?=
 PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 ARGS ?=
 
-.PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench nightly mutations corpora corpora-run lock clean
+.PHONY: setup setup-test demo test check lint format types contracts wheel-smoke bench nightly chaos mutations corpora corpora-run lock clean
 
 setup:
 	@scripts/setup.sh "$(PYTHON)" "$(VENV)" run
@@ -57,10 +57,18 @@ wheel-smoke: setup-test
 bench: setup
 	@for name in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$name .py) --quick; done
 
-# Thousands of simulated markets, and every deliberate bug put in and looked for: hours, not minutes.  (SEEDS=5000)
+# Thousands of simulated markets, every deliberate bug put in and looked for, and faults by chance on real processes: hours, not minutes.
+# (SEEDS=5000, FAULTS=100)
 SEEDS ?= 2000
 nightly: setup-test mutations
 	@$(BIN)/torg-marketplace simulate --seeds $(SEEDS)
+	@$(MAKE) --no-print-directory chaos FAULTS=$(FAULTS) SEED=$(SEED)
+
+# Processes of a market that are killed, frozen and cut apart, drawn by a seed that is printed first. As root.  (SEED=7 FAULTS=20)
+FAULTS ?= 40
+SEED ?=
+chaos: setup-test
+	@$(BIN)/python -m tests.e2e.run_chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
 
 # Public job files of other platforms, which are not part of this repository: how much of them is taken over.  (TORG_CORPORA=DIR)
 corpora: setup-test

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.chaos import assert_all_is_well, submit_through_it
+from tests.support.faults import CUT_S
 from tests.support.networks import unplugged
 from tests.support.partitions import PartitionedMarket, partitioned_market
 from tests.support.small_market import running_market
@@ -23,7 +24,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(400),
 ]
-UNKNOWN_FOR_S = 5  # three heartbeats of a second make a node unknown
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ async def test_a_short_cut_costs_no_lease_whoever_still_hears(
     job_id, node = await _started(market, client, f"short-{which}", COUNTS, "2m")
     pairs = {"node": [(node, "api")], "marketplace": [("api", node)], "neither": [(node, "api"), ("api", node)]}
     with market.unheard(*pairs[which]):
-        await asyncio.sleep(UNKNOWN_FOR_S)
+        await asyncio.sleep(CUT_S)
     await assert_all_is_well(market, {job_id})
 
     assert [state for state, _ in await _leases(market, job_id)] == ["verified"]
@@ -136,7 +136,7 @@ async def test_an_api_without_its_database_makes_everybody_wait(market: Partitio
 
     async def cut() -> None:
         with market.cut("api", "postgres"):
-            await asyncio.sleep(UNKNOWN_FOR_S)
+            await asyncio.sleep(CUT_S)
 
     _, during = await asyncio.gather(cut(), submit_through_it(client, "api-during"))
     await assert_all_is_well(market, {job_id, during})

@@ -83,6 +83,12 @@ class RolesMarket(SmallMarket):
         await eventually(led)
         return await self.leader(role) or ""
 
+    @property
+    def agent(self) -> Running:
+        """The node's; with several nodes, of one of them."""
+        assert self.node is not None
+        return self.node
+
     def roles(self) -> list[str]:
         """Names of the marketplace's own processes."""
         return list(PROCESSES)

@@ -30,11 +30,19 @@ class PartitionedMarket(RolesMarket):
         self.relay = await start("relay", relay_command(self.ports["localnet"]), self.folder / "relay.log")
         self.rpc_url = f"http://{self.middle.address}:{self.ports['localnet']}"
 
+    @property
+    def agent(self) -> Running:
+        return self.processes["node 1"]
+
     async def start_node(self, env: object = None) -> None:
+        """Those that do not run."""
         for name in NODES:
             data, place = str(self.folder / name), self.places[name]
-            init = [script("torg-node"), "init", "--data", data, "--marketplace", self.url, "--price", "1", "--yes"]
-            await call(place.command(*init, "--executor", "sandbox"))
+            if (running := self.processes.get(name)) is not None and running.process.returncode is None:
+                continue
+            if running is None:
+                init = [script("torg-node"), "init", "--data", data, "--marketplace", self.url, "--price", "1", "--yes"]
+                await call(place.command(*init, "--executor", "sandbox"))
             argv = place.command(script("torg-node"), "start", "--data", data)
             self.processes[name] = await start(name, argv, self.folder / f"{name}.log")
 

@@ -1,0 +1,171 @@
+"""What is done to a marketplace's processes while it works, each an async function of the market; and the load that notices."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+
+from tests.support.chaos import RolesMarket, assert_all_is_well, signal_to, submit_through_it
+from tests.support.networks import unplugged
+from tests.support.partitions import PartitionedMarket
+from tests.support.waiting import eventually
+from torg.client import AsyncClient
+
+FROZEN_S = 3
+CUT_S = 5  # three heartbeats of a second make a node unknown
+
+
+async def an_api_is_killed(market: RolesMarket) -> None:
+    await market.processes["api"].kill()
+    await market.start_process("api")
+
+
+async def an_api_is_frozen(market: RolesMarket) -> None:
+    await _frozen_for_a_while(market, "api")
+
+
+async def an_api_is_asked_to_end(market: RolesMarket) -> None:
+    await market.processes["api"].stop()
+    assert market.processes["api"].process.returncode == 0
+    await market.start_process("api")
+
+
+async def the_leading_matcher_is_frozen(market: RolesMarket) -> None:
+    """It keeps its connection: only its silence says that it works no more."""
+    leader = await market.until_led("matcher")
+    signal_to(market.processes[leader], signal.SIGSTOP)
+    try:
+        await market.until_led("matcher", by_another_than=leader)
+    finally:
+        signal_to(market.processes[leader], signal.SIGCONT)
+
+
+async def the_leading_worker_is_killed(market: RolesMarket) -> None:
+    leader = await market.until_led("worker")
+    await market.processes[leader].kill()
+    await market.until_led("worker", by_another_than=leader)
+    await market.start_process(leader)
+
+
+async def the_database_crashes(market: RolesMarket) -> None:
+    assert market.postgres is not None
+    await asyncio.to_thread(market.postgres.crash)
+
+
+async def the_bus_is_killed(market: RolesMarket) -> None:
+    assert market.nats is not None
+    market.nats.kill()
+    await asyncio.sleep(1)
+    market.nats.start()
+
+
+async def the_database_is_frozen(market: RolesMarket) -> None:
+    """For longer than a leader waits for its answer."""
+    assert market.postgres is not None
+    market.postgres.send(signal.SIGSTOP)
+    await asyncio.sleep(7)
+    market.postgres.send(signal.SIGCONT)
+
+
+async def the_bus_is_frozen(market: RolesMarket) -> None:
+    assert market.nats is not None
+    market.nats.send(signal.SIGSTOP)
+    await asyncio.sleep(FROZEN_S)
+    market.nats.send(signal.SIGCONT)
+
+
+async def the_agent_is_killed(market: RolesMarket) -> None:
+    await market.agent.kill()
+    await market.start_node()
+
+
+async def the_agent_is_frozen(market: RolesMarket) -> None:
+    agent = market.agent
+    signal_to(agent, signal.SIGSTOP)
+    await asyncio.sleep(FROZEN_S)
+    signal_to(agent, signal.SIGCONT)
+
+
+async def a_node_is_cut_off(market: PartitionedMarket) -> None:
+    with market.cut("node 1", "api"):
+        await asyncio.sleep(CUT_S)
+
+
+async def a_node_is_not_heard(market: PartitionedMarket) -> None:
+    with market.unheard(("node 1", "api")):
+        await asyncio.sleep(CUT_S)
+
+
+async def a_node_hears_nothing(market: PartitionedMarket) -> None:
+    with market.unheard(("api", "node 1")):
+        await asyncio.sleep(CUT_S)
+
+
+async def a_node_is_unplugged(market: PartitionedMarket) -> None:
+    assert market.middle is not None
+    with unplugged(market.middle, market.places["node 1"]):
+        await asyncio.sleep(CUT_S)
+
+
+async def leaders_are_cut_off_from_the_database(market: PartitionedMarket) -> None:
+    leaders = {role: await market.until_led(role) for role in ("matcher", "worker")}
+    with market.cut("postgres", *leaders.values()):
+        for role, leader in leaders.items():
+            await market.until_led(role, by_another_than=leader)
+
+
+async def the_api_is_cut_off_from_the_database(market: PartitionedMarket) -> None:
+    with market.cut("api", "postgres"):
+        await asyncio.sleep(CUT_S)
+
+
+async def the_bus_is_cut_off_from_everybody(market: PartitionedMarket) -> None:
+    with market.cut("nats", *market.roles()):
+        await asyncio.sleep(CUT_S)
+
+
+async def _frozen_for_a_while(market: RolesMarket, name: str) -> None:
+    signal_to(market.processes[name], signal.SIGSTOP)
+    await asyncio.sleep(FROZEN_S)
+    signal_to(market.processes[name], signal.SIGCONT)
+
+
+FAULTS: list[Callable[[RolesMarket], Awaitable[None]]] = [
+    an_api_is_killed,
+    an_api_is_frozen,
+    an_api_is_asked_to_end,
+    the_leading_matcher_is_frozen,
+    the_leading_worker_is_killed,
+    the_database_crashes,
+    the_database_is_frozen,
+    the_bus_is_killed,
+    the_bus_is_frozen,
+    the_agent_is_killed,
+    the_agent_is_frozen,
+]
+
+
+CUTS: list[Callable[[PartitionedMarket], Awaitable[None]]] = [
+    a_node_is_cut_off,
+    a_node_is_not_heard,
+    a_node_hears_nothing,
+    a_node_is_unplugged,
+    leaders_are_cut_off_from_the_database,
+    the_api_is_cut_off_from_the_database,
+    the_bus_is_cut_off_from_everybody,
+]
+
+
+async def under_load(market: RolesMarket, client: AsyncClient, fault: Awaitable[None], name: str) -> None:
+    """Jobs of before, of meanwhile and of afterwards; all of them, and the books, must be well in the end. `name`: another one each time."""
+    jobs = {await submit_through_it(client, f"{name}-before-{number}") for number in range(3)}
+    await eventually(lambda: _some_run(market))
+    load = asyncio.gather(*(submit_through_it(client, f"{name}-meanwhile-{number}") for number in range(2)))
+    _, during = await asyncio.gather(fault, load)
+    jobs |= set(during) | {await submit_through_it(client, f"{name}-after")}
+    await assert_all_is_well(market, jobs)
+
+
+async def _some_run(market: RolesMarket) -> bool:
+    return bool(await market.ask("SELECT * FROM leases WHERE state = 'running'"))
