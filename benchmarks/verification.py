@@ -22,11 +22,12 @@ from torg_marketplace.rules.replay import Segment
 from torg_marketplace.workers.replayer import SandboxReplayer
 
 MOST_COMMITMENT, MOST_REPLAY = 2.0, 5.0  # percent of the job
+LONGEST_S = 7_200.0  # of the whole job, on a busy machine
 
 
 async def measure(trained: Trained, looked_at: int) -> tuple[float, list[float], float]:
     """Seconds of the whole job, of each segment replayed, and of a start that does nothing but import and finish."""
-    replayer, segments = SandboxReplayer(trained.blobs), trained.segments
+    replayer, segments = SandboxReplayer(trained.blobs, timeout_s=LONGEST_S), trained.segments
     whole_s = await timed(replayer, trained, Segment(0, None, None))
     start_s = await timed(replayer, trained, segments[-1])  # from the last checkpoint to the outputs
     step = max((len(segments) - 2) // looked_at, 1)

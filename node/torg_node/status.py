@@ -13,6 +13,7 @@ from torg_node.rental.book import RentalBook
 from torg_node.settings import Settings
 from torg_protocol.money import format_amount
 from torg_protocol.proofs import ProofStatus
+from torg_protocol.usage import SignedReceipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,16 @@ class NodeStatus:
         return "\n".join(lines)
 
 
+def _for_time(signed: SignedReceipt) -> int:
+    """Without what its client paid for verification, which is not the node's."""
+    return signed.receipt.amount - signed.receipt.verification_amount
+
+
 def read_status(settings: Settings, node: str) -> NodeStatus:
     journal = Journal(settings.journal_path)
     try:
         entries = journal.recent_leases(20)
-        decided = sum(entry.receipt.receipt.amount for entry in entries if entry.receipt)
+        decided = sum(_for_time(entry.receipt) for entry in entries if entry.receipt)
         return NodeStatus(
             node=node,
             marketplace=settings.marketplace_url,
@@ -114,9 +120,7 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
                     entry.signed.grant.job_id,
                     entry.state,
                     entry.reason,
-                    entry.receipt.receipt.amount
-                    if entry.receipt
-                    else journal.countersigned(entry.signed.grant.lease_id),
+                    _for_time(entry.receipt) if entry.receipt else journal.countersigned(entry.signed.grant.lease_id),
                 )
                 for entry in entries
             ),

@@ -107,6 +107,8 @@ class Quote(Wire):
     dearest_price_per_gpu_hour: int | None = None
     billable_gpus: int
     max_amount: int | None = None  # base units that a submit will hold
+    # What of it pays verification at the most; left out where that costs nothing.
+    verification_amount: int = Field(default=0, exclude_if=_is_nothing)
     expires_at_ms: int
     start: StartEstimate | None = None  # of a feasible job
     # Throughput of the slowest class that it may land on, 10^9 int8 operations per second and unit; left out when one of them is unproven.
@@ -193,6 +195,7 @@ class LeaseView(Wire):
     billed_ms: int = 0
     unbilled_ms: int = 0
     amount: int = 0
+    verification_amount: int = Field(default=0, exclude_if=_is_nothing)  # of the amount
     resumed_from: str | None = None  # checkpoint name
     newest_checkpoint: str | None = None
     tasks: tuple[TaskView, ...] = ()  # of a job of several, in the spec's order

@@ -134,6 +134,9 @@ class Receipt(Document):
     billed_ms: int  # useful time that is paid
     unbilled_ms: int  # useful time that is not paid (lost work, rejected work)
     amount: int
+    verification_amount: int = Field(
+        default=0, ge=0, exclude_if=_is_empty
+    )  # of the amount; the rest is for useful time
     usage_root: Digest  # Merkle root over the usage records' digests
 
 
@@ -185,8 +188,8 @@ def _usage_problems(signed: SignedReceipt) -> list[str]:
             problems.append(f"record {number}: the marketplace's signature does not verify")
         if item.node_signature is not None and not record.is_signed_by(receipt.node, item.node_signature):
             problems.append(f"record {number}: the node's signature does not verify")
-    if sum(item.record.amount for item in signed.usage) != receipt.amount:
-        problems.append("the amount is not the sum of the usage records")
+    if sum(item.record.amount for item in signed.usage) + receipt.verification_amount != receipt.amount:
+        problems.append("the amount is not the sum of the usage records and the verification")
     if sum(item.record.useful_ms for item in signed.usage) != receipt.billed_ms:
         problems.append("the billed time is not the sum of the usage records")
     return problems

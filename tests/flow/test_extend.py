@@ -15,6 +15,7 @@ from torg_marketplace.flow.vaults import vault_view
 from torg_protocol.api import ExtendRequest, JobView, VaultView
 from torg_protocol.errors import Conflict, Invalid, NotFound
 from torg_protocol.ids import JobId
+from torg_protocol.job_cost import full_cost
 from torg_protocol.messages import Accepted, Granted
 from torg_protocol.states import EndReason, JobState
 
@@ -28,7 +29,8 @@ async def ask(client: Client, job: JobView, minutes: int, *, more: int | None = 
     longer = job.spec.model_copy(
         update={"limits": job.spec.limits.model_copy(update={"max_duration": minutes * MINUTE_MS})}
     )
-    cap = client.signed_cap(longer, minutes * MINUTE_MS - job.max_amount if more is None else more)
+    most = full_cost(longer, PRICE, minutes * MINUTE_MS)
+    cap = client.signed_cap(longer, most - job.max_amount if more is None else more)
     request = ExtendRequest.model_validate({"max_duration": f"{minutes}m", "cap": cap})
     async with client.world.market.transaction() as unit:
         return await extend(unit, client.account, JobId(job.job_id), request)

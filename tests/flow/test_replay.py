@@ -82,7 +82,7 @@ async def test_a_segment_that_comes_out_the_same_is_paid(market: World, replayer
     node.read()
 
     view = await client.job(job.job_id)
-    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 40_000)
+    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 40_800)
     (receipt,) = await client.receipts(job.job_id)
     assert verify_receipt(receipt, marketplace=market.market.public_key) == []
     verdict = receipt.receipt.verdict

@@ -148,7 +148,7 @@ async def test_the_job_runs_again_elsewhere_and_its_client_pays_nothing_for_the_
     await verify_pending(market.market)
     other.read()
     view = await client.job(job_id)
-    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 10_000)
+    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 10_200)
 
 
 @pytest.mark.parametrize(("lost", "unanswered", "down"), [(2, 0, False), (0, 2, False), (1, 1, True)])

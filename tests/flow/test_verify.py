@@ -48,7 +48,7 @@ async def test_work_that_passes_is_paid_and_handed_over(world: World) -> None:
     node.read()
 
     view = await client.job(job.job_id)
-    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 60_000)
+    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 60_600)
     assert await client_can_read(world, client, WEIGHTS)
     (receipt,) = await client.receipts(job.job_id)
     assert verify_receipt(receipt, marketplace=world.market.public_key) == []
@@ -77,7 +77,7 @@ async def test_work_below_the_target_is_not_paid_and_goes_to_another_node(world:
     await verify_pending(world.market)
     other.read()
     view = await client.job(job.job_id)
-    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 30_000)
+    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 30_300)
     assert not await client_can_read(world, client, WEIGHTS)
     assert world.evaluator.seeds[0] != world.evaluator.seeds[1]
 
@@ -156,7 +156,7 @@ async def test_checkpoint_seconds_of_a_measured_job_wait_for_its_verdict(world: 
     receipts = await client.receipts(job.job_id)
     assert [item.receipt.billed_ms for item in receipts] == [30_000, 10_000]
     assert all(verify_receipt(item, marketplace=world.market.public_key) == [] for item in receipts)
-    assert (await client.job(job.job_id)).final_amount == 40_000
+    assert (await client.job(job.job_id)).final_amount == 40_400
 
 
 async def test_a_rejected_attempt_starts_again_from_nothing(world: World) -> None:

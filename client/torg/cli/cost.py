@@ -96,6 +96,7 @@ def _entry(job: JobEntry, receipts: list[SignedReceipt], refunds: tuple[RefundVi
         "billed_ms": sum(signed.receipt.billed_ms for signed in receipts),
         "unbilled_ms": sum(signed.receipt.unbilled_ms for signed in receipts),
         "cost": job.final_amount,
+        "verification": sum(signed.receipt.verification_amount for signed in receipts),
         "refunded": sum(refund.amount for refund in mine),
         "refund_causes": sorted({str(refund.cause) for refund in mine}),
         "at_most": job.max_amount,

@@ -141,6 +141,8 @@ def receipt_text(signed: SignedReceipt, money: Coin) -> str:
         f"  spec        {item.spec_digest}",
         f"  image       {item.image} {item.image_digest or ''}".rstrip(),
     ]
+    if item.verification_amount:
+        lines.insert(5, f"  in that     {money.text(item.verification_amount)} for its verification")
     lines += [f"  input       {item.path}  {item.name or ''}  {item.digest}" for item in item.inputs]
     lines += [f"  output      {output.path}  {output.digest}" for output in item.outputs]
     return "\n".join(lines)

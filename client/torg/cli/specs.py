@@ -15,6 +15,7 @@ from torg.cli.session import Session, command
 from torg.workloads import workload_file, workloads
 from torg_protocol.api import Quote, StartEstimate
 from torg_protocol.errors import Conflict, NotFound
+from torg_protocol.job_cost import verification_permille
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.quantities import format_cpu_millis
 
@@ -168,6 +169,10 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
         f"  price per GPU-hour  {prices}, x {format_cpu_millis(part)}{at_once}",
         f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)",
     ]
+    if answer.verification_amount:
+        share = verification_permille(spec)
+        words = f"{share // 10}.{share % 10} % of what its time costs: {spec.verify.policy}"
+        lines.append(f"  verification in it  {money.text(answer.verification_amount)}  ({words})")
     if answer.least_proven_gops:
         proven = f"at least {answer.least_proven_gops:,} billion int8 operations/s of each GPU (or machine)"
         lines.append(f"  proven class        {proven}; slower is given back in proportion")

@@ -15,6 +15,7 @@ from torg_marketplace.rules.money import split_fee
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.money_models import CommitmentRow, EarningRow, HoldRow, PayoutRow
+from torg_protocol.canonical import digest_of
 from torg_protocol.ids import LeaseId
 from torg_protocol.refunds import RefundCause
 from torg_protocol.states import OVER_PAYOUT_STATES, PayoutState
@@ -22,6 +23,7 @@ from torg_protocol.usage import UsageRecord
 
 FEE_ADDRESS = "fee"  # stands for the fee account that the operator's config names on chain
 PENDING, PAYABLE, REFUNDED = "pending", "payable", "refunded"
+VERIFICATION = 0  # in place of a record's sequence, which begins with 1
 
 
 async def earn(unit: Unit, *, record: UsageRecord, payable_now: bool) -> None:
@@ -48,9 +50,12 @@ async def earn(unit: Unit, *, record: UsageRecord, payable_now: bool) -> None:
         await _make_payable(unit, earning)
 
 
-async def decide_lease(unit: Unit, *, lease_id: LeaseId, passed: bool) -> None:
-    """Everything that is still pending of this lease becomes payable, or goes back to the job's hold. Safe to repeat."""
-    earned = await _earned_by(unit, lease_id)
+async def decide_lease(unit: Unit, *, lease_id: LeaseId, passed: bool, verification: int = 0) -> None:
+    """Everything that is still pending of this lease becomes payable, and with it what its verification costs; or goes back to the job's hold.
+    Safe to repeat."""
+    earned = list(await _earned_by(unit, lease_id))
+    if passed and verification and earned:
+        earned.append(await _earn_verification(unit, earned[0], verification))
     for earning in earned:
         if earning.state == PENDING and passed:
             await _make_payable(unit, earning)
@@ -60,13 +65,36 @@ async def decide_lease(unit: Unit, *, lease_id: LeaseId, passed: bool) -> None:
     await _shrink_commitment(unit, lease_id, paid)
 
 
-async def keep_pending(unit: Unit, *, lease_id: LeaseId) -> None:
-    """A lease has ended and will be decided later, with its job: of its range it keeps what it may have earned. Safe to
-    repeat."""
+async def keep_pending(unit: Unit, *, lease_id: LeaseId, verification: int) -> None:
+    """A lease has ended and will be decided later, with its job: of its range it keeps what it may have earned, and what its verification
+    will cost. Safe to repeat."""
     commitment = await unit.session.get_one(CommitmentRow, lease_id)
     if not commitment.decided:
         earned = [item for item in await _earned_by(unit, lease_id) if item.state in (PENDING, PAYABLE)]
-        commitment.upper = commitment.lower + sum(item.node_amount + item.fee_amount for item in earned)
+        total = sum(item.node_amount + item.fee_amount for item in earned)
+        commitment.upper = commitment.lower + total + verification
+
+
+async def _earn_verification(unit: Unit, first: EarningRow, amount: int) -> EarningRow:
+    """The marketplace's, as a fee is."""
+    earning = await unit.session.get(EarningRow, (first.lease_id, VERIFICATION))
+    if earning is not None:
+        return earning
+    earning = EarningRow(
+        lease_id=first.lease_id,
+        sequence=VERIFICATION,
+        job_id=first.job_id,
+        vault=first.vault,
+        payout_address=first.payout_address,
+        node_amount=0,
+        fee_amount=amount,
+        record_digest=digest_of({"verification_of": first.lease_id, "amount": amount}),
+        state=PENDING,
+    )
+    unit.session.add(earning)
+    entries = ledger.move(ledger.held(first.job_id), ledger.pending(first.lease_id), amount)
+    unit.post(key=f"earn:{_name(earning)}", cause="price of verification", entries=entries)
+    return earning
 
 
 async def _make_payable(unit: Unit, earning: EarningRow) -> None:

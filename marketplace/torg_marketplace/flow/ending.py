@@ -30,6 +30,7 @@ from torg_marketplace.rules.verification import not_checked
 from torg_marketplace.storage.events import add_node_event
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_marketplace.storage.moves import move_job, move_lease
+from torg_protocol.job_cost import verification_price
 from torg_protocol.jobspec import VerifyQuorum
 from torg_protocol.messages import Abandon
 from torg_protocol.states import OPEN_JOB_STATES, OUTCOMES, EndReason, Exclusion, JobState, LeaseState
@@ -102,7 +103,8 @@ async def _end_attempt(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> N
         if each.state == LeaseState.REPORTED:
             await move_lease(unit.session, each, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
         if _is_held_back(each, job, decision):
-            await earnings.keep_pending(unit, lease_id=each.id)
+            price = verification_price(spec_of(job), each.amount)
+            await earnings.keep_pending(unit, lease_id=each.id, verification=price)
         else:
             paid = job.checks_job is None  # a replay that came to nothing is no use to anybody
             await conclude(unit, each, job, not_checked(spec_of(job).verify.policy), passed=paid)
@@ -127,7 +129,7 @@ async def decide_reported(unit: Unit, lease: LeaseRow, job: JobRow, verdict: Ver
         case "passed" | "not_checked":
             for each in await attempt_of(unit, lease):
                 await move_lease(unit.session, each, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
-                await conclude(unit, each, job, verdict, passed=True)
+                await conclude(unit, each, job, verdict, passed=True, verified=True)
             await move_job(unit.session, job, JobState.SUCCEEDED, at_ms=unit.now_ms, reason=EndReason.COMPLETED)
             await close_if_over(unit, job)
         case "failed":
@@ -152,9 +154,16 @@ async def reject_replica(unit: Unit, lease: LeaseRow, job: JobRow, verdict: Verd
     await conclude(unit, lease, job, verdict, passed=False)
 
 
-async def conclude(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary, *, passed: bool) -> None:
-    """Makes a lease's money final and issues its receipt. What did not pass is not billed."""
-    await earnings.decide_lease(unit, lease_id=lease.id, passed=passed)
+async def conclude(
+    unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary, *, passed: bool, verified: bool = False
+) -> None:
+    """Makes a lease's money final and issues its receipt. What did not pass is not billed; verification is where the work went through it,
+    drawn for an audit or not."""
+    is_priced = passed and verified and job.checks_job is None
+    price = verification_price(spec_of(job), lease.amount) if is_priced else 0
+    await earnings.decide_lease(unit, lease_id=lease.id, passed=passed, verification=price)
+    lease.verification_amount = price
+    lease.amount += price
     if not passed:
         lease.unbilled_ms += lease.billed_ms
         lease.billed_ms = lease.amount = 0
@@ -321,4 +330,5 @@ async def _release_held_back(unit: Unit, job: JobRow, *, passed: bool) -> None:
                 paid = job.reason == EndReason.CANCELLED  # its client's own choice
                 to = LeaseState.VERIFIED if paid else LeaseState.INCONCLUSIVE
                 await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms)
-            await conclude(unit, lease, job, verdict, passed=paid)
+            verified = job.state == JobState.SUCCEEDED
+            await conclude(unit, lease, job, verdict, passed=paid, verified=verified)

@@ -36,6 +36,7 @@ from torg_marketplace.storage.moves import move_job
 from torg_protocol.caps import Commitment, SignedCap
 from torg_protocol.errors import Conflict
 from torg_protocol.ids import LeaseId, NodeId, VaultAddress
+from torg_protocol.job_cost import verification_price, work_within
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.messages import CheckpointRef, GangPlace, Grant, Granted, SignedGrant, VolumeAtStart
 from torg_protocol.offers import Offer
@@ -109,7 +110,7 @@ async def _lease(
         vault=job.vault,
         lease_id=lease_id,
         payout_address=offer_of(node).payout_address,
-        max_amount=place.max_amount,
+        max_amount=place.max_amount + verification_price(spec, place.max_amount),
     )
     cap = await _covering_cap(unit, job, commitment)
     price = spec.resources.price_of(snapshot.offer.price_per_gpu_hour)
@@ -148,7 +149,7 @@ async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, Nod
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What is left of the job's money and time for one more attempt."""
+    """What is left of the job's money and time for one more attempt. `max_amount` is for useful time: its verification is paid besides."""
 
     max_amount: int
     max_duration_ms: int
@@ -157,7 +158,7 @@ class _Limits:
 
 async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
     leases = await leases_of_job(unit, job.job_id) if job.generation else ()
-    amount = job.max_amount - sum(lease.amount for lease in leases)
+    amount = job.max_amount - sum(_price(spec, lease) for lease in leases)
     most_ms: dict[int, int] = defaultdict(int)  # of each attempt's leases, who was billed for longest
     for lease in leases:
         most_ms[lease.attempt] = max(most_ms[lease.attempt], lease.billed_ms)
@@ -173,7 +174,12 @@ async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
         raise NothingLeft(EndReason.MAX_DURATION, "earlier attempts have used up the job's max_duration")
     if until_cap_ms <= 0:
         raise NothingLeft(EndReason.MAX_DURATION, "too late: the client's cap would expire before an attempt is paid")
-    return _Limits(amount, min(max_duration_ms - billed_ms, until_cap_ms), len(most_ms) + 1)
+    return _Limits(work_within(spec, amount), min(max_duration_ms - billed_ms, until_cap_ms), len(most_ms) + 1)
+
+
+def _price(spec: JobSpec, lease: LeaseRow) -> int:
+    """Of an earlier lease, with its verification also where that is not decided yet."""
+    return lease.amount + (0 if lease.decided_at_ms is not None else verification_price(spec, lease.amount))
 
 
 async def _covering_cap(unit: Unit, job: JobRow, commitment: Commitment) -> SignedCap:

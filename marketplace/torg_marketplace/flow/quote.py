@@ -19,6 +19,7 @@ from torg_marketplace.rules import pricing
 from torg_marketplace.storage.models import QuoteRow
 from torg_protocol.api import Quote
 from torg_protocol.ids import AccountId, QuoteId
+from torg_protocol.job_cost import verification_price, work_within
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.money import parse_amount
 
@@ -63,6 +64,7 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
         dearest_price_per_gpu_hour=prices[within - 1] if within else None,
         billable_gpus=spec.resources.billable_gpus,
         max_amount=appraisal.max_amount,
+        verification_amount=verification_price(spec, work_within(spec, appraisal.max_amount or 0)),
         expires_at_ms=expires_at_ms,
         start=start,
         least_proven_gops=_least_proven(engine, explanation),

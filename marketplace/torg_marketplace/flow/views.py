@@ -219,6 +219,7 @@ def _lease_view(lease: LeaseRow, job: JobRow) -> LeaseView:
         billed_ms=lease.billed_ms,
         unbilled_ms=lease.unbilled_ms,
         amount=lease.amount,
+        verification_amount=lease.verification_amount,
         resumed_from=grant.resume_from.name if grant.resume_from is not None else None,
         newest_checkpoint=str(lease.checkpoint["name"]) if lease.checkpoint is not None else None,
         tasks=task_views(lease, job),

@@ -22,6 +22,7 @@ from torg_protocol.canonical import digest_of
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import AccountId, JobId, VaultAddress
+from torg_protocol.job_cost import verification_permille
 from torg_protocol.jobspec import JobSpec, load_job_spec
 from torg_protocol.money import cost, parse_amount
 from torg_protocol.vault_messages import CapMessage, sign_message
@@ -100,6 +101,7 @@ class SimulatedClient:
         longer = spec.model_copy(update={"limits": spec.limits.model_copy(update={"max_duration": longer_ms})})
         price = spec.resources.price_of(job.price_ceiling)
         more = spec.nodes_at_once * spec.replicas * cost(price, spec.resources.billable_gpus, longer_ms)
+        more += more * verification_permille(spec) // 1000
         if spec.limits.max_cost is not None:
             more = min(more, parse_amount(spec.limits.max_cost, 6))
         short = chance.random() < 0.2  # one base unit less than it takes

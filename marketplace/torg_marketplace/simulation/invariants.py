@@ -338,9 +338,10 @@ def _times(tables: Tables, now_ms: int) -> Iterator[str]:
             yield f"{lease['lease_id']} ended by {lease['reason']} and is billed beyond its checkpoint"
         if lease["state"] in {"rejected", "inconclusive"} and lease["amount"]:
             yield f"{lease['lease_id']} is {lease['state']} and is billed"
-        if lease["amount"] > lease["max_amount"] or lease["billed_ms"] > lease["max_duration_ms"]:
+        work = lease["amount"] - lease["verification_amount"]
+        if work > lease["max_amount"] or lease["billed_ms"] > lease["max_duration_ms"]:
             yield f"{lease['lease_id']} is billed beyond its budget or duration"
-        if lease["amount"] > lease["price_per_gpu_hour"] * lease["billable_gpus"] * lease["billed_ms"] / MS_PER_HOUR:
+        if work > lease["price_per_gpu_hour"] * lease["billable_gpus"] * lease["billed_ms"] / MS_PER_HOUR:
             yield f"{lease['lease_id']}: {lease['amount']} for {lease['billed_ms']} ms is more than its price"
 
 

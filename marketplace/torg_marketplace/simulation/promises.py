@@ -26,6 +26,8 @@ from torg_marketplace.simulation.invariants import (
 from torg_marketplace.simulation.node import Character, SimulatedNode, Truth
 from torg_marketplace.simulation.plan import Kind
 from torg_marketplace.simulation.world import World
+from torg_protocol.job_cost import verification_price
+from torg_protocol.jobspec import JobSpec
 from torg_protocol.quantities import parse_duration_ms
 from torg_protocol.usage import SignedReceipt, verify_receipt
 
@@ -109,7 +111,8 @@ def _covered(tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
     ((cap, valid_until_s, before, after, resumed),) = tables.all(query, lease["lease_id"])
     if after > cap:
         yield f"{lease['lease_id']} is committed up to {after} under a cap of {cap}"
-    if after - before != lease["max_amount"]:
+    spec = JobSpec.model_validate_json(tables.all("SELECT spec FROM jobs WHERE job_id = ?", lease["job_id"])[0][0])
+    if after - before != lease["max_amount"] + verification_price(spec, lease["max_amount"]):
         yield f"{lease['lease_id']} may earn {lease['max_amount']} in a range of {after - before}"
     if valid_until_s * 1000 < lease["granted_at_ms"] + lease["max_duration_ms"]:
         yield f"{lease['lease_id']} may outlive its cap"

@@ -151,6 +151,7 @@ class LeaseRow(Base):
     billed_ms: Mapped[Ms] = mapped_column(default=0)
     unbilled_ms: Mapped[Ms] = mapped_column(default=0)
     amount: Mapped[Amount] = mapped_column(default=0)
+    verification_amount: Mapped[Amount] = mapped_column(default=0)  # of the amount, since the lease was decided
 
     checkpoint: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # newest durable CheckpointRef
     checkpoint_useful_ms: Mapped[Ms] = mapped_column(default=0)  # its useful time, clipped to what we saw

@@ -82,6 +82,7 @@ PLAUSIBLE: dict[str, Any] = {
     "inputs": [{"path": "/data", "digest": "sha256:" + "1" * 64}],
     "gpu_uuids": ["GPU-x"],
     "use": {"egress_sent_bytes": 1},
+    "verification_amount": 1,
 }
 
 

@@ -94,7 +94,15 @@ def test_a_receipt_holds_also_after_a_journey_through_json() -> None:
     assert verify_receipt(SignedReceipt.model_validate_json(GOOD.model_dump_json()), marketplace=ME) == []
 
 
-CHANGED = {"attempt": 2, "amount": 1, "billed_ms": 1, "exit_code": 1, "unbilled_ms": 5, "price_per_gpu_hour": 1}
+CHANGED = {
+    "attempt": 2,
+    "amount": 1,
+    "billed_ms": 1,
+    "exit_code": 1,
+    "unbilled_ms": 5,
+    "price_per_gpu_hour": 1,
+    "verification_amount": 1,
+}
 
 
 @pytest.mark.parametrize("field", sorted(Receipt.model_fields))
@@ -163,7 +171,8 @@ def test_a_marketplace_that_signs_nonsense_is_found_out_too(usage: tuple[SignedU
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"amount": 1}, "the amount is not the sum of the usage records"),
+        ({"amount": 1}, "the amount is not the sum of the usage records and the verification"),
+        ({"verification_amount": 1}, "the amount is not the sum of the usage records and the verification"),
         ({"billed_ms": 1}, "the billed time is not the sum of the usage records"),
     ],
 )
