@@ -27,9 +27,10 @@ from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.executors.probes import check_walls, with_egress, with_own_root
+from torg_node.hardware.detect import open_gpus
+from torg_node.hardware.gpus import GpuFacts
 from torg_node.hardware.health import KernelLog
 from torg_node.hardware.inventory import capacity_of, take_inventory
-from torg_node.hardware.nvidia import GpuFacts, Nvidia
 from torg_node.hardware.rapl import Rapl
 from torg_node.hardware.sensors import Sensors
 from torg_node.hardware.survey import describe, disagreements
@@ -128,7 +129,9 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     settings.leases_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     journal = Journal(settings.journal_path)
     clock = SteadyClock(journal)
-    executor, capabilities = await _executor(settings, clock.now_ms)
+    library = open_gpus()
+    units = library.units() if library else ()
+    executor, capabilities = await _executor(settings, units, clock.now_ms)
     if capabilities.failed:  # once more: a machine under load may be too slow for a probe
         capabilities = await executor.probe()
     capabilities = await _with_extras(settings, executor, capabilities)
@@ -136,12 +139,10 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
         logging.getLogger(__name__).warning("a probe failed: %s", failure)
     check_walls(capabilities)
     journal.set_fact("agent_pid", str(os.getpid()))
-    nvidia = Nvidia.open()
-    units = nvidia.units() if nvidia else ()
     for doubt in disagreements(units):
         logging.getLogger(__name__).warning("hardware: %s", doubt)
     inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, units)
-    sensors, reservations = Sensors(nvidia, units, KernelLog(), Rapl()), _ledger(settings, inventory, units)
+    sensors, reservations = Sensors(library, units, KernelLog(), Rapl()), _ledger(settings, inventory, units)
     agent = Agent(settings, keypair, journal, executor, capabilities, inventory, reservations, sensors, clock)
     stop_metrics = _serve_metrics(settings, agent, reservations.capacity)
     stop = asyncio.Event()
@@ -228,11 +229,11 @@ async def _settle(settings: Settings, rpc_url: str | None, *, as_json: bool) -> 
 
 
 async def _doctor(settings: Settings, *, as_json: bool) -> int:
-    executor, capabilities = await _executor(settings)
+    library = open_gpus()
+    units = library.units() if library else ()
+    executor, capabilities = await _executor(settings, units)
     capabilities = await _with_extras(settings, executor, capabilities)
     await executor.close()
-    nvidia = Nvidia.open()
-    units = nvidia.units() if nvidia else ()
     inventory = take_inventory(settings.data, settings.offered_disk_bytes, units)
     ledger = _ledger(settings, inventory, units)
     journal = Journal(settings.journal_path)
@@ -300,7 +301,9 @@ def _ledger(settings: Settings, inventory: Inventory, units: Sequence[GpuFacts])
     return Reservations(settings.host_ledger_path, str(load_keypair(settings.key_path).pubkey()), capacity)
 
 
-async def _executor(settings: Settings, now_ms: Callable[[], int] = wall_ms) -> tuple[Executor, Capabilities]:
+async def _executor(
+    settings: Settings, units: Sequence[GpuFacts] = (), now_ms: Callable[[], int] = wall_ms
+) -> tuple[Executor, Capabilities]:
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     node_label = str(load_keypair(settings.key_path).pubkey())
     chosen = await choose_executor(
@@ -310,6 +313,7 @@ async def _executor(settings: Settings, now_ms: Callable[[], int] = wall_ms) -> 
         docker_socket=settings.engine_socket,
         docker_runtime=settings.container_runtime,
         local_images=settings.local_images,
+        gpu_devices={unit.info.uuid: unit.device_nodes for unit in units if unit.device_nodes},
         now_ms=now_ms,
     )
     logging.getLogger(__name__).info("executor %s: %s", chosen.executor.name, chosen.why)

@@ -17,8 +17,8 @@ import httpx
 from pydantic import ValidationError
 from solders.pubkey import Pubkey
 
+from torg_node.hardware.detect import open_gpus
 from torg_node.hardware.inventory import take_inventory
-from torg_node.hardware.nvidia import Nvidia
 from torg_node.owner_rules import OwnerRules
 from torg_node.pricing import Suggestion, break_even, suggest
 from torg_node.setup import Market, market_at, market_of_chain
@@ -81,13 +81,13 @@ def answers_of(arguments: argparse.Namespace, ask: Ask | None, say: Say) -> Answ
 
 
 def machine_of(slots: int, watts: int | None) -> Machine:
-    nvidia = Nvidia.open()
+    gpus = open_gpus()
     try:
-        units = nvidia.units() if nvidia is not None else ()
-        limit = nvidia.power_limit_watts() if nvidia is not None else None
+        units = gpus.units() if gpus is not None else ()
+        limit = gpus.power_limit_watts() if gpus is not None else None
     finally:
-        if nvidia is not None:
-            nvidia.close()
+        if gpus is not None:
+            gpus.close()
     inventory = take_inventory(disk_at=_HERE, offered_disk_bytes=1, units=units)
     basis = "as you say" if watts is not None else "the GPUs' power limits; the rest of the machine is not counted"
     return Machine(inventory.gpu_class, len(units) or slots, watts if watts is not None else limit, basis)

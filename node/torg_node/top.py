@@ -14,7 +14,8 @@ from rich.text import Text
 from torg_chain.wallet import load_keypair
 from torg_node.allocation import Capacity
 from torg_node.earnings import earning_rows, net_since
-from torg_node.hardware.nvidia import GpuReading, Nvidia
+from torg_node.hardware.detect import open_gpus
+from torg_node.hardware.gpus import GpuLibrary, GpuReading
 from torg_node.journal import Journal, LeaseEntry
 from torg_node.money import exposure
 from torg_node.owner import DRAIN_FACT, local_time
@@ -29,31 +30,31 @@ _WIDTH_WITHOUT_TERMINAL = 120
 
 def run_top(settings: Settings, *, once: bool, every_s: float) -> int:
     """Until Ctrl-C. Without a terminal, or with `once`, one screen."""
-    nvidia = Nvidia.open()
+    gpus = open_gpus()
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
     try:
         if once or not console.is_terminal:
-            console.print(screen(settings, nvidia, time.time_ns() // 1_000_000))
+            console.print(screen(settings, gpus, time.time_ns() // 1_000_000))
             return 0
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(screen(settings, nvidia, time.time_ns() // 1_000_000), refresh=True)
+                live.update(screen(settings, gpus, time.time_ns() // 1_000_000), refresh=True)
                 time.sleep(max(0.2, every_s))
     except KeyboardInterrupt:
         return 0
     finally:
-        if nvidia is not None:
-            nvidia.close()
+        if gpus is not None:
+            gpus.close()
 
 
-def screen(settings: Settings, nvidia: Nvidia | None, now_ms: int) -> RenderableType:
+def screen(settings: Settings, gpus: GpuLibrary | None, now_ms: int) -> RenderableType:
     node = str(load_keypair(settings.key_path).pubkey())
     journal = Journal(settings.journal_path)
     try:
         return Group(
             _head(settings, journal, node, now_ms),
             _money(settings, journal, now_ms),
-            _gpus(settings, node, nvidia),
+            _gpus(settings, node, gpus),
             _leases(settings, journal, now_ms),
             _decisions(journal),
         )
@@ -86,11 +87,11 @@ def _money(settings: Settings, journal: Journal, now_ms: int) -> Text:
     return Text("   ".join(f"{name} {format_amount(amount, decimals)}" for name, amount in parts))
 
 
-def _gpus(settings: Settings, node: str, nvidia: Nvidia | None) -> RenderableType:
-    if nvidia is None:
+def _gpus(settings: Settings, node: str, gpus: GpuLibrary | None) -> RenderableType:
+    if gpus is None:
         return Text("no GPU that NVML knows of", style="dim")
-    units = nvidia.units()
-    readings = {reading.uuid: reading for reading in nvidia.read(tuple(unit.info.uuid for unit in units))}
+    units = gpus.units()
+    readings = {reading.uuid: reading for reading in gpus.read(tuple(unit.info.uuid for unit in units))}
     ledger = Reservations(settings.host_ledger_path, node, Capacity((), (), 0, 0, 0, 0))
     try:
         cordons = ledger.cordons()

@@ -26,6 +26,7 @@ class GpuInfo(Wire):
     vram_bytes: int = Field(gt=0)
     compute_capability: str | None = None
     driver: str | None = None
+    gfx_target: str | None = Field(default=None, exclude_if=_is_none)  # of an AMD GPU: "gfx90a"
     mig_parent: str | None = None  # for a MIG slice, which is a unit of its own: the GPU that it is a part of
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
@@ -37,17 +37,20 @@ async def choose_executor(
     docker_socket: Path | None = None,
     docker_runtime: str | None = None,
     local_images: Collection[str] = (),
+    gpu_devices: Mapping[str, Sequence[str]] | None = None,
     image_root: Path | None = None,
     now_ms: Callable[[], int] = wall_clock_ms,
 ) -> Chosen:
     """`auto`: docker when its engine answers, else the sandbox, else ExecutorUnavailable with both reasons.
 
     `state_root`: this node's own directory for executors. `node_label` marks this node's containers on a shared engine.
-    `now_ms`: by which containers' times are told. `docker_runtime` and `local_images` as in `DockerExecutor.connect`.
+    `now_ms`: by which containers' times are told. `docker_runtime`, `local_images` and `gpu_devices` as in `DockerExecutor.connect`.
     """
 
     async def docker() -> Chosen:
-        return await _docker(state_root, node_label, docker_socket, docker_runtime, local_images, now_ms)
+        return await _docker(
+            state_root, node_label, docker_socket, docker_runtime, local_images, gpu_devices or {}, now_ms
+        )
 
     match kind:
         case "docker":
@@ -76,6 +79,7 @@ async def _docker(
     socket: Path | None,
     runtime: str | None,
     local_images: Collection[str],
+    gpu_devices: Mapping[str, Sequence[str]],
     now_ms: Callable[[], int],
 ) -> Chosen:
     try:
@@ -83,7 +87,13 @@ async def _docker(
     except ImportError as error:
         raise ExecutorUnavailable(f"the docker executor needs {error.name}", hint="pip install 'torg[node]'") from error
     executor = await DockerExecutor.connect(
-        socket, node_label, state_dir=state_root / "docker", runtime=runtime, local_images=local_images, now_ms=now_ms
+        socket,
+        node_label,
+        state_dir=state_root / "docker",
+        runtime=runtime,
+        local_images=local_images,
+        gpu_devices=gpu_devices,
+        now_ms=now_ms,
     )
     if os.geteuid() != 0:
         return Chosen(executor, "a container engine answers")

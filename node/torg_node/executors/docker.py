@@ -31,7 +31,7 @@ from torg_node.executors import docker_request as request
 from torg_node.executors.docker_containers import NodeContainers
 from torg_node.executors.docker_engine import Engine, connect_engine
 from torg_node.executors.docker_exit import Ending, has_ended, never_ran
-from torg_node.executors.docker_gpu import verify_gpus
+from torg_node.executors.docker_gpu import verify_device_nodes, verify_gpus
 from torg_node.executors.docker_images import DockerImages
 from torg_node.executors.docker_inside import start_in_container
 from torg_node.executors.docker_network import hand_over_listener
@@ -96,6 +96,7 @@ class DockerExecutor:
         runtime: str | None = None,
         local_images: Collection[str] = (),
         gpu_uuids: Sequence[str] = (),
+        gpu_devices: Mapping[str, Sequence[str]] | None = None,
         pull_timeout_s: float = 60.0,
         host_python_allowed: bool = True,
         now_ms: Callable[[], int] = wall_clock_ms,
@@ -104,7 +105,7 @@ class DockerExecutor:
 
         `socket_path` None: DOCKER_HOST, else the usual places. `runtime`: an engine runtime such as "runsc" for all jobs.
         `local_images`: names or ids of images without a registry that jobs may use. `gpu_uuids`: this host's GPUs, which
-        `probe` then tries; `start` takes any.
+        `probe` then tries; `start` takes any. `gpu_devices`: by UUID the device nodes of GPUs that no runtime of the engine knows (AMD's).
         """
         engine = await connect_engine(socket_path)
         if runtime is not None and runtime not in engine.runtimes:
@@ -112,7 +113,7 @@ class DockerExecutor:
             known = ", ".join(sorted(engine.runtimes))
             raise ExecutorUnavailable(f'the container engine has no runtime "{runtime}"; it has {known}')
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        settings = request.NodeSettings(node_label, docker_profile(), engine.gpu_driver, runtime)
+        settings = request.NodeSettings(node_label, docker_profile(), engine.gpu_driver, runtime, gpu_devices or {})
         images = DockerImages(
             engine,
             pull_timeout_s=pull_timeout_s,
@@ -344,7 +345,9 @@ class DockerExecutor:
         took_ms = started_at_ms - began_at_ms
         if took_ms > request.ALARM_ALLOWANCE_MS:
             raise ExecutorError(f"the engine took {took_ms} ms to start the container", code="start_too_slow")
-        if launch.gpu_uuids:
+        if nodes := request.device_nodes(launch.gpu_uuids, self._settings.gpu_devices):
+            await verify_device_nodes(self._engine.docker, ref, nodes)
+        elif launch.gpu_uuids:
             await verify_gpus(self._engine.docker, ref, launch.gpu_uuids)
         return Handle(executor=self.name, name=launch.name, ref=ref, started_at_ms=started_at_ms)
 

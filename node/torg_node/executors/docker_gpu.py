@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import aiodocker
 
 from torg_node.executors.docker_engine import engine_errors
 from torg_node.executors.errors import ExecutorError
 
+_PROC = Path("/proc")
 _DEVICE = re.compile(r"^(?P<indent>\s*)(?P<kind>GPU|MIG) .*\(UUID: (?P<uuid>[^)]+)\)", re.MULTILINE)
 
 
@@ -32,6 +34,33 @@ async def verify_gpus(docker: aiodocker.Docker, container_id: str, promised: Seq
             f"the container does not see the GPUs it was promised: promised {sorted(promised)}, sees {sorted(visible)}",
             code="gpu_mismatch",
             hint=f"nvidia-smi ended with {code}: {text.strip()[-300:]}" if code else None,
+        )
+
+
+async def verify_device_nodes(
+    docker: aiodocker.Docker, container_id: str, promised: Sequence[str], proc: Path = _PROC
+) -> None:
+    """Raises ExecutorError "gpu_mismatch" unless the container has exactly these of the host's compute and render devices; the agent looks into
+    it from outside, as images need not have a program that lists them."""
+    with engine_errors("looking at the container's GPUs"):
+        pid = (await docker.containers.container(container_id).show())["State"]["Pid"]
+    devices = proc / str(pid) / "root/dev"
+    try:
+        visible = (
+            {f"/dev/dri/{path.name}" for path in (devices / "dri").iterdir()} if (devices / "dri").is_dir() else set()
+        )
+        visible |= {"/dev/kfd"} if (devices / "kfd").exists() else set()
+        there = {path for path in promised if (proc / str(pid) / "root" / path.removeprefix("/")).exists()}
+    except OSError as error:
+        raise ExecutorError(
+            f"what the container sees of its GPUs cannot be told: {error}",
+            code="gpu_mismatch",
+            hint="the agent has to be root",
+        ) from error
+    if visible | there != set(promised) or there != set(promised):
+        raise ExecutorError(
+            f"the container does not see the GPUs it was promised: promised {sorted(promised)}, sees {sorted(visible | there)}",
+            code="gpu_mismatch",
         )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, assert_never
 
 from torg_node.executors.docker_engine import GpuDriver
@@ -62,6 +63,7 @@ class NodeSettings:
     seccomp: Mapping[str, Any]
     gpu_driver: GpuDriver
     runtime: str | None = None
+    gpu_devices: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by UUID, of GPUs that no runtime knows
 
 
 def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm_id: str | None) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm
         "Tmpfs": {path: _tmpfs(scratch_bytes) for path in ("/tmp", *image.volumes)},  # noqa: S108  # inside the container
         "Mounts": [_bind(mount) for mount in (*image.mounts, *launch.mounts)],
         "LogConfig": _bounded_log(limits.log_bytes),
-        "DeviceRequests": device_requests(launch.gpu_uuids, node.gpu_driver),
+        **_gpus(launch.gpu_uuids, node),
         **({"PidMode": f"container:{alarm_id}"} if alarm_id else {"Init": True}),
         **(_shared_loopback(alarm_id) if launch.proxy and alarm_id else {}),
         **({"Runtime": node.runtime} if node.runtime else {}),
@@ -126,6 +128,23 @@ def alarm_body(launch: LaunchSpec, sleeper: RunnableImage, node: NodeSettings) -
 
 def alarm_name(name: str) -> str:
     return f"{name}-alarm"
+
+
+def _gpus(gpu_uuids: Sequence[str], node: NodeSettings) -> dict[str, Any]:
+    nodes = device_nodes(gpu_uuids, node.gpu_devices)
+    if not nodes:
+        return {"DeviceRequests": device_requests(gpu_uuids, node.gpu_driver)}
+    return {
+        "Devices": [{"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in nodes],
+        "GroupAdd": sorted(
+            map(str, {Path(path).stat().st_gid for path in nodes if Path(path).exists()} - {0})
+        ),  # video, render
+    }
+
+
+def device_nodes(gpu_uuids: Sequence[str], known: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Of these GPUs, each once: the compute device and the render node of each. Empty for GPUs that the engine's runtime gives."""
+    return tuple(dict.fromkeys(path for uuid in gpu_uuids for path in known.get(uuid, ())))
 
 
 def device_requests(gpu_uuids: Sequence[str], driver: GpuDriver) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from torg_node.hardware.nvidia import GpuReading
+from torg_node.hardware.gpus import GpuReading
 
 # NVIDIA's list of Xids: those that mean the card (or its memory, or link) and not the program on it.
 BROKEN_XIDS: Mapping[int, str] = {

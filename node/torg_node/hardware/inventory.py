@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torg_node.allocation import Capacity, Cpu
-from torg_node.hardware.nvidia import GpuFacts
+from torg_node.hardware.gpus import GpuFacts
 from torg_node.hardware.topology import cpus_by_numa_node, numa_node_of_pci
 from torg_protocol.offers import GpuInfo, Inventory
 
@@ -33,7 +33,9 @@ def take_inventory(disk_at: Path, offered_disk_bytes: int, units: Sequence[GpuFa
 def _source(gpus: Sequence[GpuInfo]) -> str:
     if not gpus:
         return "cpu"
-    return "simulated" if any(gpu.model.startswith(SIMULATED) for gpu in gpus) else "nvml"
+    if any(gpu.model.startswith(SIMULATED) for gpu in gpus):
+        return "simulated"
+    return "amdsmi" if any(gpu.gfx_target is not None for gpu in gpus) else "nvml"
 
 
 def capacity_of(inventory: Inventory, units: Sequence[GpuFacts], slots: int, *, gpu_slices: int) -> Capacity:

@@ -7,37 +7,14 @@ GPU that is cut into slices is none. NVML stays open while the agent lives: open
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torg_node.hardware.gpus import GpuFacts, GpuReading
 from torg_protocol.offers import GpuInfo
 
 T = TypeVar("T")
 _TEMPERATURE_GPU = 0
 _UNCORRECTED, _SINCE_BOOT = 1, 0
-
-
-@dataclass(frozen=True, slots=True)
-class GpuFacts:
-    """`pci_address` as sysfs writes it (0000:3b:00.0); of a MIG slice it is its GPU's."""
-
-    info: GpuInfo
-    pci_address: str | None
-    pcie_generation: int | None
-    pcie_lanes: int | None
-    ecc_on: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class GpuReading:
-    """One look at a physical GPU. `is_lost`: the driver cannot reach it any more. `throttle_reasons` are NVML's bits."""
-
-    uuid: str
-    is_lost: bool = False
-    temperature_c: int | None = None
-    throttle_reasons: int | None = None
-    uncorrected_ecc_errors: int | None = None
-    row_remap_failed: bool | None = None
 
 
 class Nvidia:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from tests.support.engine import docker_executor, engine_client, launch, load_image, small_image
+from tests.support.engine import (
+    docker_executor,
+    engine_client,
+    launch,
+    load_image,
+    read_logs,
+    run_to_end,
+    small_image,
+    text_of,
+)
 from torg_node.executors.docker import DockerExecutor
 from torg_node.executors.docker_archive import File
-from torg_node.executors.docker_gpu import verify_gpus
+from torg_node.executors.docker_gpu import verify_device_nodes, verify_gpus
 from torg_node.executors.errors import ExecutorError, ExecutorUnavailable
 from torg_node.executors.probes import INSPECTED
 
@@ -178,3 +189,41 @@ async def test_an_engine_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pyt
             await DockerExecutor.connect(tmp_path / "e.sock", "node-a", state_dir=tmp_path)
     finally:
         server.close()
+
+
+RENDER_GROUP = 48_123
+
+
+@pytest.fixture
+def simulated_gpu() -> Iterator[str]:
+    """A device node that stands in for an AMD GPU's: what is written to it goes where /dev/null's goes. Open to its group, as those are."""
+    path = Path(f"/dev/torg-simulated-gpu-{os.getpid()}")
+    os.mknod(path, stat.S_IFCHR | 0o660, os.makedev(1, 3))
+    os.chown(path, 0, RENDER_GROUP)
+    path.chmod(0o660)
+    yield str(path)
+    path.unlink()
+
+
+@pytest.mark.engine
+@pytest.mark.root
+async def test_a_gpu_without_a_runtime_of_its_own_comes_as_its_device_nodes_and_their_group(
+    engine_socket: Path, tmp_path: Path, simulated_gpu: str
+) -> None:
+    image = await load_image(engine_socket, small_image("torg-test/amd:1"))
+    devices = {"AMD-1": (simulated_gpu,), "AMD-2": ("/dev/kfd-that-is-not-there",)}
+    async with docker_executor(engine_socket, tmp_path, local_images=[image.tag], gpu_devices=devices) as executor:
+        reference = (await executor.prepare(image.tag)).reference
+        use = f"id -G; echo used > {simulated_gpu} && sleep 60"
+        handle = await executor.start(launch("amd", ["sh", "-c", use], image=reference, gpu_uuids=("AMD-1",)))
+        with pytest.raises(ExecutorError) as unseen:
+            await verify_device_nodes(executor._engine.docker, handle.ref, [simulated_gpu, "/dev/dri/renderD128"])
+        with pytest.raises(ExecutorError, match="no such file"):
+            await executor.start(launch("none", ["true"], image=reference, gpu_uuids=("AMD-2",)))
+        await executor.stop(handle, 0)
+        said = text_of(await read_logs(executor, handle), "stdout")
+        plain = await run_to_end(executor, launch("plain", ["ls", simulated_gpu], image=reference))
+
+    assert said.split() == ["65534", str(RENDER_GROUP)]
+    assert unseen.value.code == "gpu_mismatch"
+    assert plain.exit.code != 0, "a job without a GPU does not see it"

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import simulated_nvml
+from torg_node.hardware.gpus import GpuFacts, GpuReading
 from torg_node.hardware.health import KernelLog, broken_xids, is_throttled, why_unfit
 from torg_node.hardware.inventory import capacity_of, take_inventory
-from torg_node.hardware.nvidia import GpuFacts, GpuReading, Nvidia
+from torg_node.hardware.nvidia import Nvidia
 from torg_node.hardware.sensors import Sensors
 from torg_node.hardware.survey import describe, disagreements
 from torg_node.hardware.topology import cpus_by_numa_node, numa_node_of_pci
