@@ -19,16 +19,19 @@ class Upload:
 
     whole: Piece
     pieces: tuple[Piece, ...]
+    based_on: str | None = None  # a blob that whoever uploads may read, and that has pieces in common
 
     @classmethod
-    def of(cls, digest: str, size_bytes: int, pieces: Sequence[Piece]) -> Upload:
+    def of(cls, digest: str, size_bytes: int, pieces: Sequence[Piece], based_on: str | None = None) -> Upload:
         """One piece is the whole."""
-        return cls(Piece(digest, 0, size_bytes), tuple(pieces) if len(pieces) > 1 else ())
+        whole = Piece(digest, 0, size_bytes)
+        return cls(whole, tuple(pieces), based_on) if len(pieces) > 1 else cls(whole, ())
 
     def request(self) -> dict[str, Any]:
         """The body of POST /v1/blobs."""
         named = [{"digest": piece.digest, "size_bytes": piece.size_bytes} for piece in self.pieces]
-        return {"digest": self.whole.digest, "size_bytes": self.whole.size_bytes, "pieces": named}
+        body = {"digest": self.whole.digest, "size_bytes": self.whole.size_bytes, "pieces": named}
+        return body if self.based_on is None else {**body, "based_on": self.based_on}
 
     def wanted(self, answer: BlobUpload) -> list[tuple[Piece, str]]:
         """Which parts of the file go to which URLs. After pieces one asks again, and the store puts them together."""

@@ -41,11 +41,12 @@ class BlobTransfer:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def store(self, path: Path, packed: PackedTree | None = None) -> BlobRef:
-        """Uploads what the store lacks of a file; returns its name and size. `packed`: what `pack` said of it, if it made it."""
+    async def store(self, path: Path, packed: PackedTree | None = None, *, based_on: Digest | None = None) -> BlobRef:
+        """Uploads what the store lacks of a file; returns its name and size. `packed`: what `pack` said of it, if it made it. `based_on`: a
+        blob that this node was given and that has pieces in common, whoever sent them."""
         size = path.stat().st_size
         digest = Digest(packed.digest if packed is not None else await asyncio.to_thread(digest_of_file, path))
-        upload = Upload.of(digest, size, packed.pieces if packed is not None else ())
+        upload = Upload.of(digest, size, packed.pieces if packed is not None else (), based_on)
 
         async def once() -> BlobRef:
             while True:

@@ -429,11 +429,12 @@ class Problem(BaseModel):
 
 class BlobUploadRequest(Wire):
     """POST /v1/blobs. With `pieces`, which in their order are the blob, only those are asked for that this account has not
-    sent before."""
+    sent before. `based_on`: a blob that this account may read, from which it was made: the pieces of that need not be sent either."""
 
     digest: Digest = Field(pattern=DIGEST)
     size_bytes: int = Field(ge=0)
     pieces: tuple[BlobRef, ...] = Field(default=(), max_length=MAX_BLOB_PIECES)
+    based_on: Digest | None = Field(default=None, pattern=DIGEST)
 
 
 class BlobPieces(Wire):

@@ -49,13 +49,14 @@ def assembled(
     volumes: Sequence[str] = (),
     around: Mapping[str, Any] | None = None,
     apart: str | None = None,
+    kept: Mapping[str, str] | None = None,
 ) -> Translation:
-    """`around`: further fields of the job. `apart`: why several containers lose something by having networks of their own."""
+    """`around`: further fields of the job. `kept`: of the volumes those that outlive it, with the names that they have then. `apart`: why several containers lose something by having networks of their own."""
     alone = len(containers) == 1
     if alone and not containers[0].needs_a_task:
         job, origins = _one(containers[0], drops)
     else:
-        job, origins = _several(containers, list(volumes), drops)
+        job, origins = _several(containers, list(volumes), kept or {}, drops)
         if apart and not alone:
             drops.lose(containers[1].path.rpartition(".")[0] or "$", [item.name for item in containers], apart)
     spec = {"version": 1, "name": name_of(name, containers[0].name), **job, "resources": _resources(containers)}
@@ -79,7 +80,7 @@ def _serve(made: dict[str, Any], container: Container, drops: Drops, most: int, 
 
 
 def _several(
-    containers: Sequence[Container], volumes: list[str], drops: Drops
+    containers: Sequence[Container], volumes: list[str], kept: Mapping[str, str], drops: Drops
 ) -> tuple[dict[str, Any], dict[str, str]]:
     names = {container.name: name_of(container.name) for container in containers}
     tasks, origins = [], dict[str, str]()
@@ -92,7 +93,9 @@ def _several(
         if container.restart:
             task["restart"] = container.restart
         if container.volumes:
-            task["volumes"] = [{**item, "volume": name_of(item["volume"])} for item in container.volumes]
+            task["volumes"] = [
+                {**item, "volume": name_of(kept.get(item["volume"], item["volume"]))} for item in container.volumes
+            ]
         if any(item.gpus for item in containers):
             task["gpu"] = container.gpus > 0
         tasks.append(task)
@@ -101,8 +104,15 @@ def _several(
         if container.ports:
             left = _MOST_PORTS - sum(len(item.get("ports", ())) for item in tasks)
             origins |= _serve(task, container, drops, left, f"tasks.{number}.")
-    used = {mount["volume"] for container in containers for mount in container.volumes}
-    made = {name_of(volume): dict[str, Any]() for volume in volumes if volume in used}
+    mounts = [mount for container in containers for mount in container.volumes]
+    used = {mount["volume"] for mount in mounts}
+    written = {mount["volume"] for mount in mounts if not mount.get("read_only")}
+    made: dict[str, dict[str, Any]] = {
+        name_of(volume): {} for volume in volumes if volume in used and volume not in kept
+    }
+    for volume, name in kept.items():
+        if volume in used:
+            made[name_of(name)] = {"keep": True} | ({} if volume in written else {"read_only": True})
     return {"tasks": tasks, **({"volumes": made} if made else {})}, origins
 
 

@@ -29,7 +29,8 @@ def translate(raw: dict[str, Any]) -> Translation:
     top = Part(reading, _interpolated(raw, "", reading))
     top.raw("version")  # obsolete there too
     name = top.text("name")
-    volumes = [volume for volume, part in top.named("volumes") if _volume(volume, part)]
+    kept = {volume: _volume(volume, part) for volume, part in top.named("volumes")}
+    volumes = list(kept)
     top.remark("services have no network between them, and none outwards unless the job says so", "networks")
     top.lose("files and secrets of the author's machine do not travel", "secrets", "configs")
     top.lose("other files are not read; put all into one", "include")
@@ -43,15 +44,16 @@ def translate(raw: dict[str, Any]) -> Translation:
             if item["task"] not in known:
                 reading.wrong(f"{container.path}.depends_on", "there is no such service", item["task"])
     reading.refuse()
-    return assembled("compose", TITLE, containers, reading.drops, name=name, volumes=volumes, apart=APART)
+    return assembled("compose", TITLE, containers, reading.drops, name=name, volumes=volumes, apart=APART, kept=kept)
 
 
-def _volume(name: str, part: Part) -> bool:
-    if part.flag("external"):
-        part.lose("a volume that is there before the job", "external")
-    part.remark("the volume is a folder on the job's disk", "name", "driver", "driver_opts", "labels")
+def _volume(name: str, part: Part) -> str:
+    """Under which name it outlives the job, as it outlives the containers there."""
+    part.flag("external")
+    found = part.text("name") or name
+    part.remark("the volume is kept in the marketplace's store", "driver", "driver_opts", "labels")
     part.finish()
-    return bool(name)
+    return found
 
 
 def _service(name: str, part: Part, volumes: list[str]) -> Container:

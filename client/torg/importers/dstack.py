@@ -36,7 +36,7 @@ def translate(raw: dict[str, Any]) -> Translation:
         top.lose("a job runs on one node", "nodes")
     top.lose("a private registry's password would be open to the node", "registry_auth")
     top.lose("a job runs as an unprivileged user, without further rights", "user", "privileged", "docker", "nvcc")
-    top.lose("a volume that is there before the job", "volumes")
+    kept = _volumes(top, container)
     top.lose("a job runs when it is submitted", "schedule")
     top.lose("profiles of another file are not read", "profile", "env_file")
     top.lose("nothing is asked of a task from outside", "probes", "https", "gateway")
@@ -44,7 +44,36 @@ def translate(raw: dict[str, Any]) -> Translation:
     top.finish()
     reading.refuse()
     name = top.value.get("name")
-    return assembled("dstack", TITLE, [container], reading.drops, name=str(name or "task"), around=around)
+    return assembled(
+        "dstack",
+        TITLE,
+        [container],
+        reading.drops,
+        name=str(name or "task"),
+        around=around,
+        volumes=list(kept),
+        kept=kept,
+    )
+
+
+def _volumes(top: Part, container: Container) -> dict[str, str]:
+    """Network volumes outlive a task here too. Folders of an instance are of a machine that one keeps."""
+    kept: dict[str, str] = {}
+    for number, item in enumerate(top.items("volumes")):
+        path = f"{top.at('volumes')}.{number}"
+        if isinstance(item, dict):
+            part = Part(top.reading, item, path)
+            source, target = part.text("name") or part.text("instance_path") or "", part.text("path", needed=True) or ""
+            part.remark("a volume is brought where the job runs", "optional")
+            part.finish()
+        else:
+            source, _, target = str(item).partition(":")
+        if not source or source.startswith("/"):
+            top.reading.drops.lose(path, str(item), "a folder of a machine that one keeps; name a volume")
+        else:
+            kept[source] = source
+            container.volumes.append({"volume": source, "path": target})
+    return kept
 
 
 def _container(top: Part) -> Container:

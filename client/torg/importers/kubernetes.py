@@ -43,12 +43,21 @@ def translate(raw: dict[str, Any]) -> Translation:
     around: dict[str, Any] = {}
     job = top.part("spec")
     pod = job if kind == "Pod" else _job(job, around)
-    containers = _pod(pod, around)
+    claims: dict[str, str] = {}
+    containers = _pod(pod, around, claims)
     top.finish()
     reading.refuse()
     volumes = [volume["volume"] for container in containers for volume in container.volumes]
     return assembled(
-        "kubernetes", TITLE, containers, reading.drops, name=name, volumes=volumes, around=around, apart=APART
+        "kubernetes",
+        TITLE,
+        containers,
+        reading.drops,
+        name=name,
+        volumes=volumes,
+        around=around,
+        apart=APART,
+        kept=claims,
     )
 
 
@@ -82,7 +91,7 @@ def _job(job: Part, around: dict[str, Any]) -> Part:
     return pod
 
 
-def _pod(pod: Part, around: dict[str, Any]) -> list[Container]:
+def _pod(pod: Part, around: dict[str, Any], claims: dict[str, str]) -> list[Container]:
     policy = pod.text("restartPolicy") or "Always"
     retries = around.pop("retry", {"on_failure": 0})["on_failure"]
     if policy == "OnFailure":
@@ -93,7 +102,7 @@ def _pod(pod: Part, around: dict[str, Any]) -> list[Container]:
             around["retry"] = {"on_failure": retries}
     if (seconds := pod.whole("activeDeadlineSeconds")) is not None:
         around.setdefault("limits", {"max_duration": f"{seconds}s"})
-    volumes = dict(_volumes(pod))
+    volumes = dict(_volumes(pod, claims))
     before = [_container(part, volumes) for part in pod.parts("initContainers")]
     main = [_container(part, volumes) for part in pod.parts("containers")]
     if not main:
@@ -128,8 +137,8 @@ def _pod(pod: Part, around: dict[str, Any]) -> list[Container]:
     return [*before, *main]
 
 
-def _volumes(pod: Part) -> Iterator[tuple[str, str | None]]:
-    """By name: "disk", "memory", or None for what has no place here."""
+def _volumes(pod: Part, claims: dict[str, str]) -> Iterator[tuple[str, str | None]]:
+    """By name: "disk", "memory", or None for what has no place here. Persistent volumes are "disk", and in `claims` with their claim's name."""
     for volume in pod.parts("volumes"):
         name = volume.text("name", needed=True) or ""
         if "emptyDir" in volume.value:
@@ -137,10 +146,17 @@ def _volumes(pod: Part) -> Iterator[tuple[str, str | None]]:
             yield name, "memory" if folder.text("medium") == "Memory" else "disk"
             folder.remark("the job's disk is the limit of all", "sizeLimit")
             folder.finish()
+        elif "persistentVolumeClaim" in volume.value:
+            claim = volume.part("persistentVolumeClaim")
+            claims[name] = claim.text("claimName", needed=True) or ""
+            claim.remark("what only reads says so at its mount", "readOnly")
+            claim.finish()
+            yield name, "disk"
         else:
             kind = next((key for key in volume.value if key != "name"), "")
             volume.lose(
-                "only emptyDir is made; files travel in the workspace", *(key for key in volume.value if key != "name")
+                "only emptyDir and claims are made; files travel in the workspace",
+                *(key for key in volume.value if key != "name"),
             )
             yield name, None if kind else "disk"
         volume.finish()

@@ -50,6 +50,9 @@ async def plan_upload(market: Market, account: str, request: BlobUploadRequest) 
     async with market.reading() as unit:
         is_known = await may_read_blob(unit, account, blob.digest)
         sent, is_old = await _sent(unit, account, [*request.pieces, blob])
+        if request.based_on is not None and await may_read_blob(unit, account, request.based_on):
+            known = set(await market.blobs.pieces_of(request.based_on))
+            sent |= {piece.digest for piece in request.pieces if piece in known}
     if is_old:
         await _renew(market, account, sent)
     if is_known and await market.blobs.size(blob.digest) is not None:

@@ -98,7 +98,8 @@ async def _stored(lease: Lease, name: str, *, at_end: bool) -> VolumeSnapshot | 
             packed = found
         else:
             return None
-        blob = await lease.node.blobs.store(archive, packed)
+        begun = next((item.blob for item in lease.grant.volumes if item.name == name), None)
+        blob = await lease.node.blobs.store(archive, packed, based_on=begun.digest if begun is not None else None)
         await asyncio.to_thread(lease.node.cache.keep_blob, blob.digest, archive)
     except (OSError, TorgError) as error:
         return VolumeSnapshot(name=name, problem=_in_words(error)) if at_end else None

@@ -19,6 +19,9 @@ from torg.blobs import BlobTransfer
 from torg.transport import Transport
 from torg.tree_upload import upload_tree
 from torg_host.archive import PackedTree, Sink, pack, pack_into, unpack
+from torg_host.uploads import Upload
+from torg_marketplace.storage.volume_models import VolumeRow
+from torg_protocol.api import BlobUpload
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Invalid, NotFound, TorgError, Unavailable
 from torg_protocol.jobspec import BlobRef, load_job_spec
@@ -143,6 +146,31 @@ async def test_a_file_that_vanishes_while_it_is_packed_ends_the_upload(served: S
             await upload_tree(client.transport, vanishing, 20 * MIB)
 
     assert refused.value.code == "archive_changed"
+
+
+async def test_what_one_may_read_need_not_be_sent_again(served: ServedWorld, tmp_path: Path) -> None:
+    """As of a volume that somebody else's node has stored; and of nothing that only its owner may read."""
+    root = a_tree(tmp_path / "tree")
+    stranger, heir = await make_client(served.world), await make_client(served.world)
+    async with party(served, served.client.key) as owner:
+        first = await owner.blobs.store_tree(root)
+    async with served.world.market.transaction() as unit:
+        row = VolumeRow(account=heir.account, name="theirs", digest=first.digest, size_bytes=first.size_bytes)
+        row.created_at_ms = row.used_at_ms = unit.now_ms
+        unit.session.add(row)
+    (root / "shard-2.bin").write_bytes(b"changed")
+    second = pack(root, tmp_path / "second")
+    body = Upload.of(second.digest, second.size_bytes, second.pieces, first.digest).request()
+    missing = {}
+    for account in (stranger, heir):
+        async with party(served, account.key) as sender:
+            answer = await sender.transport.ask(BlobUpload, "POST", "/v1/blobs", body=body)
+            missing[account.account] = len(answer.missing)
+            await sender.store(tmp_path / "second", second)
+            await sender.blobs.fetch(second.digest, tmp_path / "out", tmp_path)
+            assert (tmp_path / "out").read_bytes() == (tmp_path / "second").read_bytes()
+    assert missing[stranger.account] == len(second.pieces)
+    assert 0 < missing[heir.account] < len(second.pieces) // 2
 
 
 async def test_what_lists_of_pieces_are_refused(served: ServedWorld) -> None:

@@ -61,8 +61,29 @@ volumes:
     assert [(item.task, item.until) for item in main.depends_on] == [("prepare", "succeeded")]
     assert [(mount.volume, mount.path, mount.read_only) for mount in main.volumes] == [("data", "/data", True)]
     assert (main.restart.policy, main.restart.max_restarts) == ("on-failure", 3)
-    assert set(spec.volumes) == {"data"}
+    assert spec.volumes["data"].keep, "as it outlives the containers there"
     assert lost(text, "compose") == ["services"]
+
+
+def test_volumes_by_name_are_kept() -> None:
+    text = """
+services:
+  main:
+    image: busybox
+    command: ls
+    volumes: ["db:/db", "models:/models:ro", "/cache"]
+volumes:
+  db: {name: prod_db}
+  models: {external: true}
+  unused:
+"""
+    spec = spec_of(text, "compose")
+
+    assert spec.written_volumes == ("prod_db",)
+    assert (spec.volumes["models"].keep, spec.volumes["models"].read_only) == (True, True)
+    assert not spec.volumes["main-3"].keep
+    assert len(spec.volumes) == 3
+    assert lost(text, "compose") == []
 
 
 def test_folders_without_a_name_are_empty_volumes() -> None:

@@ -62,7 +62,7 @@ def test_of_a_range_the_least_is_asked_for() -> None:
         ({"nodes": 2}, "nodes"),
         ({"privileged": True}, "privileged"),
         ({"registry_auth": {"username": "u", "password": "p"}}, "registry_auth"),
-        ({"volumes": ["v:/data"]}, "volumes"),
+        ({"volumes": ["/mnt/disk:/data"]}, "volumes.0"),
         ({"env": ["HF_TOKEN"]}, "env.0"),
         ({"env": {"K": "${{ secrets.k }}"}}, "env.K"),
         ({"image": None}, "image"),
@@ -72,6 +72,13 @@ def test_of_a_range_the_least_is_asked_for() -> None:
 )
 def test_what_has_no_counterpart_is_lost_by_name(fields: dict[str, Any], path: str) -> None:
     assert lost(task(**fields), "dstack") == [path]
+
+
+def test_network_volumes_are_kept() -> None:
+    spec = spec_of(task(volumes=["v:/data", {"name": "w", "path": "/more"}]), "dstack")
+
+    assert spec.written_volumes == ("v", "w")
+    assert [mount.path for mount in spec.tasks[0].volumes] == ["/data", "/more"]
 
 
 def test_what_chooses_among_clouds_is_a_remark() -> None:

@@ -63,6 +63,24 @@ def test_init_containers_are_stages_before_the_others() -> None:
     assert [mount.path for mount in spec.tasks[2].volumes] == ["/v"]
 
 
+def test_claims_are_volumes_that_are_kept() -> None:
+    pod = {
+        "volumes": [
+            {"name": "v", "persistentVolumeClaim": {"claimName": "runs-claim"}},
+            {"name": "m", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
+        ]
+    }
+    mounts = [{"name": "v", "mountPath": "/v"}, {"name": "m", "mountPath": "/m", "readOnly": True}]
+
+    spec = spec_of(job(container(volumeMounts=mounts), pod=pod), "kubernetes")
+
+    assert {name: (item.keep, item.read_only) for name, item in spec.volumes.items()} == {
+        "runs-claim": (True, False),
+        "models": (True, True),
+    }
+    assert [(mount.volume, mount.path) for mount in spec.tasks[0].volumes] == [("runs-claim", "/v"), ("models", "/m")]
+
+
 def test_restart_on_failure_starts_the_container_again_not_the_job() -> None:
     spec = spec_of(job(container(), pod={"restartPolicy": "OnFailure"}, backoffLimit=2), "kubernetes")
 
