@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torg.transport import ByteProgress, Transport
 from torg_protocol.api import JobView
+from torg_protocol.cases import QuotaView
 from torg_protocol.data import DataPage, DataView
 from torg_protocol.volumes import JobVolume, VolumePage, VolumeView
 
@@ -62,6 +63,10 @@ class KeptData:
     async def stored_bytes(self) -> int:
         """All that this account has sent and the store still has: named data, workspaces of jobs, and for a day what nothing refers to."""
         return (await self._transport.ask(DataPage, "GET", "/v1/data", query={"limit": "1"})).stored_bytes
+
+    async def storage_quota(self) -> QuotaView | None:
+        """How much of what this account may keep it does, named data and volumes together. None: the marketplace does not say."""
+        return (await self._transport.ask(DataPage, "GET", "/v1/data", query={"limit": "1"})).kept
 
     async def remove_data(self, name: str) -> DataView:
         """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""

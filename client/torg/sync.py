@@ -19,7 +19,7 @@ from torg.config import ClientConfig
 from torg.kept import StageProgress
 from torg.spec_file import SpecFile
 from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, Quote
-from torg_protocol.cases import AbuseView, AccountView, DisputeView, ErasureView
+from torg_protocol.cases import AbuseView, AccountView, DisputeView, ErasureView, QuotaView
 from torg_protocol.data import DataView
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.refunds import RefundView
@@ -216,6 +216,10 @@ class Client:
     def stored_bytes(self) -> int:
         """All that this account has sent and the store still has: named data, workspaces of jobs, and for a day what nothing refers to."""
         return self._run(self._client.stored_bytes())
+
+    def storage_quota(self) -> QuotaView | None:
+        """How much of what this account may keep it does, named data and volumes together. None: the marketplace does not say."""
+        return self._run(self._client.storage_quota())
 
     def remove_data(self, name: str) -> DataView:
         """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""

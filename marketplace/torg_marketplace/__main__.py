@@ -225,6 +225,12 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--keep-history", help='logs and events of closed jobs, for example "90d"; default: for good')
     command.add_argument("--keep-blobs", help='what closed jobs read and wrote, for example "30d"; default: for good')
+    command.add_argument(
+        "--keep-unused", help='named data and volumes that no job uses, for example "90d"; default: for good'
+    )
+    command.add_argument(
+        "--max-kept-bytes", type=int, help="of one account's named data and volumes; default: no limit"
+    )
     command.add_argument("--fee-basis-points", type=int)
     command.add_argument(
         "--proof-interval", help='mean time between proofs of a node\'s hardware, "0s" for none; default "1h"'

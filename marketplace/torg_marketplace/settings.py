@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     planted_permille: int = Field(
         default=100, ge=0, le=1000
     )  # of replays by nodes are followed by one whose answer is known
+    keep_unused: DurationMs = Field(
+        default="0s", validate_default=True
+    )  # named data and volumes that no job uses; 0s: for good
+    max_kept_bytes: int = Field(default=0, ge=0)  # of one account's named data and volumes; 0: no limit
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
@@ -93,6 +97,8 @@ class Settings(BaseSettings):
             spot_protected_ms=self.spot_protected,
             keep_history_ms=self.keep_history,
             keep_blobs_ms=self.keep_blobs,
+            keep_unused_ms=self.keep_unused,
+            max_kept_bytes_per_account=self.max_kept_bytes,
             max_submissions_per_day=self.max_submissions_per_day,
             max_spend_per_hour=self.max_spend_per_hour,
             dispute_window_ms=self.dispute_window,

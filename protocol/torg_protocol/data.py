@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from torg_protocol.cases import QuotaView
 from torg_protocol.documents import Wire
 from torg_protocol.ids import DIGEST, Digest
 
@@ -23,6 +24,7 @@ class DataView(Wire):
     digest: Digest
     size_bytes: int  # as it is stored
     named_at_ms: int
+    expires_at_ms: int | None = None  # when the name goes unless a job reads it before; null: never
 
 
 class DataPage(Wire):
@@ -34,6 +36,7 @@ class DataPage(Wire):
     stored_bytes: int = (
         0  # all that the account has sent and the store still has, workspaces of jobs too; pieces count once
     )
+    kept: QuotaView | None = None  # names and volumes together, against what the account may keep
 
 
 class InputFile(Wire):

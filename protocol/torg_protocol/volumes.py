@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from torg_protocol.cases import QuotaView
 from torg_protocol.documents import Wire
 from torg_protocol.ids import DIGEST, Digest, JobId
 from torg_protocol.inputs import JOB_FOLDERS
@@ -148,6 +149,7 @@ class VolumePage(Wire):
     volumes: tuple[VolumeView, ...]
     next_cursor: str | None = None
     total_bytes: int  # of the newest generations of all volumes of the account
+    kept: QuotaView | None = None  # volumes and named data together, against what the account may keep
 
 
 class JobVolume(Wire):

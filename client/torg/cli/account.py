@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from torg.cli.present import coin, duration, table
+from torg.cli.present import coin, duration, size, table
 from torg.cli.session import Session, command
 
 _REASON = click.option("--reason", required=True, metavar="TEXT", help="What went wrong, for a person to read.")
@@ -27,6 +27,8 @@ async def show(session: Session) -> None:
     def figure(amount: int | None, unit: str) -> str:
         if amount is None:
             return "no limit"
+        if unit == "bytes":
+            return size(amount)
         return money.text(amount) if unit == "base_units" else str(amount)
 
     rows = [

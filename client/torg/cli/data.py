@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from torg.cli.follow import transfer_bar
-from torg.cli.present import age, size, table
+from torg.cli.present import age, duration, size, table
 from torg.cli.session import Session, command
+from torg_protocol.cases import QuotaView
 
 
 @click.group()
@@ -61,16 +62,42 @@ def going_on(again: str) -> Iterator[None]:
 async def ls(session: Session) -> None:
     """What you keep in the store."""
     async with session.client() as client:
-        found, stored_bytes = await asyncio.gather(client.list_data(), client.stored_bytes())
+        found, stored_bytes, quota = await asyncio.gather(
+            client.list_data(), client.stored_bytes(), client.storage_quota()
+        )
     total_bytes = sum(item.size_bytes for item in found)
     now_ms = time.time_ns() // 1_000_000
-    rows = [(item.name, size(item.size_bytes), age(now_ms - item.named_at_ms), item.digest[:19]) for item in found]
-    text = (
-        table(("NAME", "SIZE", "NAMED", "DIGEST"), rows) if rows else "nothing is kept; begin with: torg data put DIR"
-    )
+    rows = [
+        (
+            item.name,
+            size(item.size_bytes),
+            age(now_ms - item.named_at_ms),
+            until(item.expires_at_ms, now_ms),
+            item.digest[:19],
+        )
+        for item in found
+    ]
+    heads = ("NAME", "SIZE", "NAMED", "EXPIRES", "DIGEST")
+    text = table(heads, rows) if rows else "nothing is kept; begin with: torg data put DIR"
     document = {"data": [item.model_dump() for item in found], "total_bytes": total_bytes, "stored_bytes": stored_bytes}
+    document |= {"kept": quota.model_dump() if quota is not None else None}
     text = f"{text}\n{size(total_bytes)} in all" if rows else text
-    session.show(document, f"{text}\nthe store holds {size(stored_bytes)} of yours, workspaces of jobs included")
+    session.show(
+        document,
+        f"{text}{quota_line(quota)}\nthe store holds {size(stored_bytes)} of yours, workspaces of jobs included",
+    )
+
+
+def quota_line(quota: QuotaView | None) -> str:
+    """How much is kept of what may be, if there is a limit."""
+    if quota is None or quota.limit is None:
+        return ""
+    return f"\n{size(quota.used)} of {size(quota.limit)} are used by named data and volumes"
+
+
+def until(at_ms: int | None, now_ms: int) -> str:
+    """When something goes that nobody uses."""
+    return "never" if at_ms is None else f"in {duration(max(0, at_ms - now_ms))}"
 
 
 @data.command()

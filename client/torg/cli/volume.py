@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
 import click
 
-from torg.cli.data import going_on
+from torg.cli.data import going_on, quota_line, until
 from torg.cli.follow import transfer_bar
 from torg.cli.present import age, size, table
 from torg.cli.session import Session, command
@@ -28,7 +29,7 @@ def volume() -> None:
 async def ls(session: Session) -> None:
     """All volumes, with what is in them and who writes them."""
     async with session.client() as client:
-        found = await client.list_volumes()
+        found, quota = await asyncio.gather(client.list_volumes(), client.storage_quota())
     now_ms = time.time_ns() // 1_000_000
     rows = [
         (
@@ -36,16 +37,21 @@ async def ls(session: Session) -> None:
             size(item.size_bytes),
             str(item.generation),
             age(now_ms - item.stored_at_ms) if item.stored_at_ms is not None else "-",
+            until(item.expires_at_ms, now_ms),
             item.writer or (f"{len(item.users)} reading" if item.users else "-"),
         )
         for item in found
     ]
-    heads = ("NAME", "SIZE", "GENERATION", "STORED", "IN USE BY")
+    heads = ("NAME", "SIZE", "GENERATION", "STORED", "EXPIRES", "IN USE BY")
     text = table(heads, rows) if rows else "no volumes yet; a job makes one: torg run -v NAME:/data -- COMMAND"
     total_bytes = sum(item.size_bytes for item in found)
     session.show(
-        {"volumes": [item.model_dump() for item in found], "total_bytes": total_bytes},
-        f"{text}\n{size(total_bytes)} in all" if rows else text,
+        {
+            "volumes": [item.model_dump() for item in found],
+            "total_bytes": total_bytes,
+            "kept": quota.model_dump() if quota is not None else None,
+        },
+        (f"{text}\n{size(total_bytes)} in all" if rows else text) + quota_line(quota),
     )
 
 
@@ -69,6 +75,7 @@ def _in_words(view: VolumeView) -> str:
             ("stored", f"{age(now_ms - view.stored_at_ms)} ago, by {view.made_by or 'torg volume put'}"),
         ]
     lines.append(("written by", view.writer or "nobody now"))
+    lines.append(("expires", until(view.expires_at_ms, now_ms)))
     lines += [("used by", job) for job in view.users]
     return "\n".join(f"{label + ':':<12} {text}" for label, text in lines)
 

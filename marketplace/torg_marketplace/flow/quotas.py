@@ -7,6 +7,7 @@ import math
 from sqlalchemy import func, select
 
 from torg_marketplace.flow.bans import banned
+from torg_marketplace.flow.storage_quota import storage_quota
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.models import JobRow
 from torg_protocol.cases import AccountView, QuotaView
@@ -70,6 +71,7 @@ async def account_view(unit: Unit, account: AccountId) -> AccountView:
                 limit=policy.max_spend_per_hour or None,
                 frees_at_ms=first_of_hour_ms + HOUR_MS if spent else None,
             ),
+            await storage_quota(unit, account),
         ),
     )
 

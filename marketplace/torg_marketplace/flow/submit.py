@@ -11,7 +11,7 @@ from torg_marketplace.flow import vaults
 from torg_marketplace.flow.bans import check_allowed
 from torg_marketplace.flow.blobs import check_readable, check_stored, use_blob
 from torg_marketplace.flow.credit import hold_credit, sign_credit_cap
-from torg_marketplace.flow.data import pin_data
+from torg_marketplace.flow.data import note_data_used, pin_data
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.quotas import check_quotas
 from torg_marketplace.flow.quote import appraise
@@ -259,6 +259,7 @@ async def _add_job(unit: Unit, account: AccountId, spec: JobSpec, cap: SignedCap
     unit.session.add(job)
     add_job_born(unit.session, job, at_ms=unit.now_ms)
     await name_volumes(unit, account, job.id, spec)
+    await note_data_used(unit, account, spec)
     for _, blob in spec.blobs():
         await use_blob(unit, blob.digest, job.id, client_may_read=True)
     for digest in spec.image_archives:

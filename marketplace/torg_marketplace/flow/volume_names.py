@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 
 from torg_marketplace.flow.blobs import check_stored
+from torg_marketplace.flow.storage_quota import check_storage, expires_at_ms, storage_quota
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.volumes import add_volume, instead
 from torg_marketplace.storage.models import JobRow
@@ -22,7 +23,7 @@ from torg_protocol.volumes import VOLUME_NAME, VolumePage, VolumeRequest, Volume
 
 async def put_volume(market: Market, account: AccountId, name: str, request: VolumeRequest) -> VolumeView:
     """What is stored becomes the volume's next generation; a volume that is not there is made. Safe to repeat. Raises Invalid `blob_missing`,
-    `blob_size_mismatch`; Conflict `volume_busy` while a job writes it, `volume_moved`, `too_many_volumes`."""
+    `blob_size_mismatch`; Conflict `volume_busy` while a job writes it, `volume_moved`, `too_many_volumes`, `storage_quota_reached`."""
     blob = BlobRef(digest=request.digest, size_bytes=request.size_bytes)
     await check_stored(market, account, blob, field="digest")
     async with market.transaction() as unit:
@@ -44,6 +45,8 @@ async def put_volume(market: Market, account: AccountId, name: str, request: Vol
                 value=request.generation,
                 hint="look at what is in it now, then put it again",
             )
+        freed_bytes = 0 if row is None else row.size_bytes
+        await check_storage(unit, account, added_bytes=blob.size_bytes, freed_bytes=freed_bytes, field="size_bytes")
         row = row or await add_volume(unit, account, name)
         row.used_at_ms = unit.now_ms
         if row.digest != blob.digest:
@@ -72,6 +75,7 @@ async def volume_page(unit: Unit, account: AccountId, *, cursor: str | None, lim
         volumes=await _views(unit, account, rows[:limit]),
         next_cursor=rows[limit - 1].name.encode().hex() if len(rows) > limit else None,
         total_bytes=int(await unit.session.scalar(total) or 0),
+        kept=await storage_quota(unit, account),
     )
 
 
@@ -125,6 +129,7 @@ async def _views(unit: Unit, account: AccountId, rows: Sequence[VolumeRow]) -> t
             created_at_ms=row.created_at_ms,
             stored_at_ms=row.stored_at_ms,
             used_at_ms=row.used_at_ms,
+            expires_at_ms=expires_at_ms(unit, row.used_at_ms, in_use=bool(users[row.name])),
             writer=JobId(row.writer) if row.writer is not None else None,
             users=tuple(users[row.name]),
         )

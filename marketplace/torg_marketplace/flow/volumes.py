@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.rows import node_row, spec_of
+from torg_marketplace.flow.storage_quota import check_storage
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.backlog import Waiting
 from torg_marketplace.matching.fleet import WARM_ITEMS
@@ -35,6 +36,8 @@ MAX_VOLUMES_PER_ACCOUNT = 1_000
 async def name_volumes(unit: Unit, account: AccountId, job_id: JobId, spec: JobSpec) -> None:
     """Those that the job writes are there from now on. Raises Invalid `volume_unknown` for one that it would only read, Conflict
     `too_many_volumes`."""
+    if spec.written_volumes:
+        await check_storage(unit, account, added_bytes=1, freed_bytes=0, field="volumes")
     for name, volume in spec.kept_volumes.items():
         if await unit.session.get(VolumeRow, (account, name)) is None:
             if volume.read_only:
@@ -182,7 +185,10 @@ async def free_volumes(unit: Unit, job: JobRow) -> None:
         return
     for mine in await _rows_of(unit, job):
         volume = await _volume_of(unit, mine)
-        if volume is not None and volume.writer == job.job_id:
+        if volume is None:
+            continue
+        volume.used_at_ms = unit.now_ms
+        if volume.writer == job.job_id:
             volume.writer = None
     unit.wake("match")
 

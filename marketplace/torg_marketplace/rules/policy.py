@@ -78,6 +78,8 @@ class MarketPolicy(BaseModel):
     keep_history_ms: int = Field(default=0, ge=0)  # logs, progress and nodes' words, after a job is closed; 0: for good
 
     keep_blobs_ms: int = Field(default=0, ge=0)  # what jobs read and wrote, after they are closed; 0: for good
+    keep_unused_ms: int = Field(default=0, ge=0)  # named data and volumes that no job uses; 0: for good
+    max_kept_bytes_per_account: int = Field(default=0, ge=0)  # named data and volumes; 0: no limit
     blob_grace_ms: int = Field(default=86_400_000, gt=0)  # of what nothing refers to, since it was sent or asked about
 
     # webhooks

@@ -18,3 +18,4 @@ class DataRow(Base):
     digest: Mapped[DigestText]
     size_bytes: Mapped[Ms]
     named_at_ms: Mapped[Ms]
+    used_at_ms: Mapped[Ms]  # named, or read by a job that was submitted then
