@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from scripts.market_processes import Running, call, remove_containers, script, start
-from tests.support.networks import MIDDLE_ADDRESS, Place, link_of, relay_command, star
+from scripts.market_processes import call, start
+from tests.support.networks import MIDDLE_ADDRESS, Place, link_of, star
+from tests.support.star_market import star_market
 
 pytestmark = [
     pytest.mark.sandbox,
@@ -29,50 +28,10 @@ SERVER = (
 )
 
 
-@contextlib.asynccontextmanager
-async def _market(folder: Path, middle: Place, node: Place) -> AsyncIterator[str]:
-    """Its address, the same from everywhere."""
-    running: list[Running] = []
-
-    async def run(name: str, place: Place, *argv: str) -> Running:
-        running.append(await start(name, place.command(*argv), folder / f"{name}.log"))
-        return running[-1]
-
-    try:
-        slots = ("--slot-ms", "50", "--finalize-after-slots", "3")
-        localnet = await run(
-            "localnet", middle, script("torg-localnet"), "--data", str(folder / "localnet"), "--port", "0", *slots
-        )
-        rpc_port = localnet.ready["rpc_url"].rsplit(":", 1)[1]
-        await run("relay", middle, *relay_command(int(rpc_port)))
-        market = await run(
-            "marketplace",
-            middle,
-            *(script("torg-marketplace"), "serve", "--data", str(folder / "marketplace"), "--host", MIDDLE_ADDRESS),
-            *("--port", "0", "--rpc-url", f"http://{MIDDLE_ADDRESS}:{rpc_port}", "--heartbeat", "500ms"),
-        )
-        url, data = market.ready["url"], str(folder / "node")
-        await call(
-            node.command(
-                *(script("torg-node"), "init", "--data", data, "--marketplace", url, "--price", "1", "--yes"),
-                *("--executor", "sandbox"),
-            )
-        )
-        await run("node", node, script("torg-node"), "start", "--data", data)
-        yield url
-    finally:
-        for process in reversed(running):
-            await process.stop()
-            if process.name == "node":
-                await remove_containers(folder / "node")
-
-
 async def test_commands_and_ports_reach_a_job_that_no_packet_reaches(tmp_path: Path) -> None:
     with star("client", "node") as (middle, client, node):
-        async with _market(tmp_path, middle, node) as url:
-            torg = client.command(script("torg"), "--home", str(tmp_path / "home"), "--marketplace", url)
-            for arguments in (["wallet", "new"], ["wallet", "faucet"], ["vault", "open", "--deposit", "5"]):
-                await call([*torg, *arguments])
+        async with star_market(tmp_path, middle, node) as market:
+            torg = await market.client(client)
             job_file = tmp_path / "job.json"
             job = {"version": 1, "command": ["python", "-c", SERVER], "limits": {"max_duration": "5m"}}
             job_file.write_text(json.dumps({**job, "resources": {"memory": "128MiB", "disk": "32MiB"}}))

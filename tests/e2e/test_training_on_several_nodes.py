@@ -1,0 +1,65 @@
+"""One training on several nodes at once, each in a network of its own, with the marketplace's gateway as the only way from one to another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from scripts.market_processes import call
+from tests.support.networks import star
+from tests.support.star_market import star_market
+from tests.support.workload_runs import WORKLOADS
+from tests.unit.workloads.test_distributed import TOLERANCE
+
+pytestmark = [
+    pytest.mark.sandbox,
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.geteuid() != 0, reason="makes networks"),
+]
+
+
+async def test_two_nodes_learn_what_one_does(tmp_path: Path) -> None:
+    """As a user types it."""
+    options = ("--epochs", "3")
+    with star("client", "one", "two") as (middle, client, *places):
+        async with star_market(tmp_path / "market", middle, *places) as market:
+            torg, results = await market.client(client), tmp_path / "results"
+            await call([*torg, "run", "--workload", "distributed", "-o", str(results), "--", *options])
+            (job,) = json.loads((await call([*torg, "--json", "ps"]))[1])["jobs"]
+            ended = json.loads((await call([*torg, "--json", "show", job["job_id"]]))[1])
+    assert ended["state"] == "succeeded"
+    assert [lease["rank"] for lease in ended["leases"]] == [0, 1]
+    assert len({lease["node"] for lease in ended["leases"]}) == 2
+    assert all(lease["billed_ms"] > 0 for lease in ended["leases"])
+    assert json.loads((results / "metrics.json").read_text())["nodes"] == 2
+    assert_same_weights(results / "model.safetensors", await alone(tmp_path / "alone", *options))
+
+
+async def alone(folder: Path, *options: str) -> Path:
+    """The same script, run here from beginning to end by one process."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"TORG_CHECKPOINT_DIR": str(folder / "checkpoints"), "TORG_OUTPUT_DIR": str(folder / "outputs")}
+    env |= {"TORG_PROGRESS_FILE": str(folder / "progress.jsonl")}
+    quiet: dict[str, Any] = {"stdout": asyncio.subprocess.DEVNULL}
+    argv = [sys.executable, "train.py", *options]
+    process = await asyncio.create_subprocess_exec(*argv, cwd=WORKLOADS / "distributed", env=env, **quiet)
+    assert await process.wait() == 0
+    return folder / "outputs/model.safetensors"
+
+
+def assert_same_weights(found: Path, expected: Path) -> None:
+    """But for the order in which numbers were added."""
+    weights, wanted = load_file(found), load_file(expected)
+    assert set(weights) == set(wanted)
+    for name, tensor in wanted.items():
+        assert np.abs(weights[name] - tensor).max() < TOLERANCE, name
