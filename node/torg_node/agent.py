@@ -41,6 +41,7 @@ from torg_protocol.ids import LeaseId
 from torg_protocol.messages import (
     Abandon,
     Acknowledge,
+    GangMembersLeft,
     Granted,
     Heartbeat,
     HeldLease,
@@ -289,9 +290,9 @@ class Agent:
             case Granted():
                 if self._journal.add_lease(message.signed):
                     self._spawn(message.signed)
-            case Stop():
+            case Stop() | GangMembersLeft():
                 if message.lease_id in self._leases:
-                    self._leases[message.lease_id][0].request_stop(message.reason, message.grace_ms)
+                    _tell(self._leases[message.lease_id][0], message)
             case Abandon():
                 await self._abandon(message.lease_id)
             case Acknowledge() | UsageCountersigned() | OrderIssued() | RefundIssued():
@@ -448,3 +449,13 @@ class Agent:
         for event in self._journal.unacknowledged():
             if not await self._link.send(event):
                 return
+
+
+def _tell(lease: Lease, message: Stop | GangMembersLeft) -> None:
+    match message:
+        case Stop():
+            lease.request_stop(message.reason, message.grace_ms)
+        case GangMembersLeft():
+            lease.go_on_without(message.ranks)
+        case _:
+            assert_never(message)

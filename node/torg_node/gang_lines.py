@@ -25,7 +25,7 @@ _LOGIN_WITHIN_S, _KEEPALIVE_S = 20, 15
 
 
 class GangLines:
-    """The lines that this member dials: to all lower ranks, again and again while they break."""
+    """The lines that this member dials: to all lower ranks, again and again while they break and the other is there."""
 
     def __init__(self, url: str, keypair: Keypair, lease_id: LeaseId, place: GangPlace, network: GangNetwork) -> None:
         self._url, self._keypair = url, keypair
@@ -39,7 +39,7 @@ class GangLines:
 
     async def _keep(self, other: int) -> None:
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while not self._network.has_left(other):
             try:
                 await self._dial(other)
                 pause_s = _FIRST_PAUSE_S

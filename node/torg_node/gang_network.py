@@ -2,7 +2,7 @@
 ports, by packets that the agents carry over SSH connections from node to node through the gateway.
 
 Each pair of members has one connection. The higher rank dials, the lower one answers; both know each other by the keys in the grant, which
-the marketplace has signed. Over it go IP packets, each with its length before it. What cannot be sent is dropped, as networks do: TCP
+the marketplace has signed. A member that has left for good is answered for (gang_resets). Over it go IP packets, each with its length before it. What cannot be sent is dropped, as networks do: TCP
 sends it again. A packet is taken only from the member whose address it bears, for this member's own.
 """
 
@@ -19,11 +19,15 @@ from ipaddress import IPv4Interface
 import asyncssh
 
 from torg_host.overlay import MTU_BYTES
+from torg_node.gang_resets import Connections, reset_for, segment_of
+from torg_protocol.ids import JobId
+from torg_protocol.jobspec import Gang
 
 log = logging.getLogger(__name__)
 NETWORK = IPv4Interface("10.88.0.0/24")
 CHANNEL = "gang"  # the name under which a member asks another one for the line of packets
 MASTER_PORT = 29_500  # as torchrun's
+_LAST_CALL_S = 10  # that torchrun waits for more members when enough are there
 _MOST_WAITING_BYTES = 16 << 20  # for one peer
 _READ_AT_ONCE = 64
 _HEADER_BYTES = 20  # of IPv4 at least
@@ -33,9 +37,19 @@ def address_of(rank: int) -> IPv4Interface:
     return IPv4Interface((int(NETWORK.ip) + 1 + rank, NETWORK.network.prefixlen))
 
 
-def gang_env(rank: int, size: int) -> dict[str, str]:
+def gang_env(rank: int, gang: Gang, job_id: JobId) -> dict[str, str]:
     """What torch, gloo, NCCL and torchrun look for, so that their defaults find the other members."""
+    size = gang.size
     master, own, port = str(address_of(0).ip), str(address_of(rank).ip), str(MASTER_PORT)
+    if gang.min_size is None:
+        meeting = {
+            "PET_NNODES": str(size),
+            "PET_NODE_RANK": str(rank),
+            "PET_MASTER_ADDR": master,
+            "PET_MASTER_PORT": port,
+        }
+    else:
+        meeting = _elastic_env(rank, gang.min_size, size, job_id)
     return {
         "TORG_RANK": str(rank),
         "TORG_WORLD_SIZE": str(size),
@@ -47,11 +61,24 @@ def gang_env(rank: int, size: int) -> dict[str, str]:
         "MASTER_ADDR": master,
         "MASTER_PORT": port,
         **{f"{library}_SOCKET_IFNAME": "torg0" for library in ("GLOO", "NCCL", "TP")},
-        "PET_NNODES": str(size),
-        "PET_NODE_RANK": str(rank),
         "PET_LOCAL_ADDR": own,
-        "PET_MASTER_ADDR": master,
-        "PET_MASTER_PORT": port,
+        **meeting,
+    }
+
+
+def _elastic_env(rank: int, min_size: int, size: int, job_id: JobId) -> dict[str, str]:
+    """Makes `torchrun train.py` meet at rank 0, which counts who is there, and again when somebody is lost."""
+    settings = f"is_host={int(rank == 0)},last_call_timeout={_LAST_CALL_S}"
+    return {
+        "TORG_MIN_WORLD_SIZE": str(min_size),
+        "PET_NNODES": f"{min_size}:{size}",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": f"{address_of(0).ip}:{MASTER_PORT}",
+        "PET_RDZV_ID": job_id,
+        "PET_RDZV_CONF": settings,
+        # Else workers of one round look for those of an earlier one: torchrun's members count their restarts each for itself.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "PET_MAX_RESTARTS": str(size - min_size + 1),  # each loss is one; and one to spare
     }
 
 
@@ -63,6 +90,8 @@ class _Peer:
     waiting: deque[bytes] = field(default_factory=deque)
     waiting_bytes: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    connections: Connections = field(default_factory=Connections)
+    has_left: bool = False
 
     def put(self, packet: bytes) -> None:
         if self.waiting_bytes + len(packet) <= _MOST_WAITING_BYTES:
@@ -95,6 +124,20 @@ class GangNetwork:
             self._closed = True
             asyncio.get_running_loop().remove_reader(self._descriptor)
             os.close(self._descriptor)
+
+    def leave(self, rank: int) -> None:
+        """That member is gone for good. Safe to repeat."""
+        peer = self._peers.get(rank)
+        if peer is None or peer.has_left:
+            return
+        log.info("rank %s goes on without rank %s", self.rank, rank)
+        peer.has_left = True
+        peer.take_all()
+        for packet in peer.connections.resets():
+            self._give(packet)
+
+    def has_left(self, rank: int) -> bool:
+        return self._peers[rank].has_left
 
     async def carry(self, other: int, reader: asyncssh.SSHReader[bytes], writer: asyncssh.SSHWriter[bytes]) -> None:
         """Packets from and to one member, until the line breaks."""
@@ -133,14 +176,25 @@ class GangNetwork:
                 self.close()
                 return
             if _source_of(packet) == self._own and (peer := self._by_address.get(packet[16:20])) is not None:
-                peer.put(packet)
+                self._send_to(peer, packet)
+
+    def _send_to(self, peer: _Peer, packet: bytes) -> None:
+        if not peer.has_left:
+            peer.connections.note(packet)
+            peer.put(packet)
+        elif (segment := segment_of(packet)) is not None and (reset := reset_for(segment)) is not None:
+            self._give(reset)
 
     def _write(self, peer: _Peer, packet: bytes) -> None:
+        """What a member sent."""
+        if _source_of(packet) == peer.address and packet[16:20] == self._own and not peer.has_left:
+            self._give(packet)
+
+    def _give(self, packet: bytes) -> None:
         """To the container."""
-        if _source_of(packet) != peer.address or packet[16:20] != self._own or self._closed:
-            return
-        with contextlib.suppress(OSError):  # full, or going down: dropped
-            os.write(self._descriptor, packet)
+        if not self._closed:
+            with contextlib.suppress(OSError):  # full, or going down: dropped
+                os.write(self._descriptor, packet)
 
 
 def _source_of(packet: bytes) -> bytes | None:

@@ -6,7 +6,7 @@ Imported by the steps; knows nothing of them. Events are journalled before they 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,6 +99,7 @@ class Lease:
     )  # while it runs, the newest of all that it writes
     job_key: str = ""  # of a sealed job, once its secrets are open; in memory only
     gang_network: GangNetwork | None = None  # while its container runs
+    gang_left: set[int] = field(default_factory=set)  # ranks that are gone for good
 
     @property
     def grant(self) -> Grant:
@@ -160,6 +161,13 @@ class Lease:
         if self.stop_reason is None:
             self.stop_reason, self.stop_grace_ms = reason, grace_ms
             self.stop_requested.set()
+
+    def go_on_without(self, ranks: Iterable[int]) -> None:
+        """Other members of its gang are gone for good. Safe to repeat."""
+        self.gang_left |= set(ranks)
+        if self.gang_network is not None:
+            for rank in self.gang_left:
+                self.gang_network.leave(rank)
 
     def check_not_stopped(self) -> None:
         """Between two steps before the container runs. Raises LeaseEnded with the reason of the stop."""

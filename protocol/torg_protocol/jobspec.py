@@ -171,6 +171,16 @@ class Gang(Strict):
 
     size: int = Field(ge=2, le=64)
     same_region: bool = False
+    # With so many left the others go on when one is lost, from the newest checkpoint, as long as rank 0 is there. None: they all stop.
+    min_size: int | None = Field(default=None, ge=1, le=63, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _some_may_go(self) -> Gang:
+        if self.min_size is not None and self.min_size >= self.size:
+            raise ValueError(
+                f"min_size must be less than size ({self.size}): it is how many are enough when others are lost"
+            )
+        return self
 
 
 class JobSpec(Strict):
@@ -268,6 +278,11 @@ class JobSpec(Strict):
                 "several nodes at once are rented on demand; spot is for one",
             ),
             (self.gang is not None and several, "gang", "a job of several tasks runs on one node"),
+            (
+                self.gang is not None and self.gang.min_size is not None and not self.checkpoint.enabled,
+                "gang.min_size",
+                "who is left goes on from the newest checkpoint; write checkpoint: {enabled: true}",
+            ),
             (
                 self.gang is not None and self.verify.policy != "none",
                 "gang",

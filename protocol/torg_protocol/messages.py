@@ -426,6 +426,16 @@ class OpenTunnel(Wire):
     from_rank: int | None = Field(default=None, exclude_if=_is_none)
 
 
+class GangMembersLeft(Wire):
+    """These members of the lease's gang are gone for good, and it goes on without them: what the job sends them is answered as by a host that
+    has none of its connections. All that have left so far; repeated at each hello and heartbeat."""
+
+    type: Literal["gang_members_left"] = "gang_members_left"
+    lease_id: LeaseId
+    fence: int
+    ranks: tuple[int, ...]
+
+
 class Refused(Wire):
     """Something the node sent could not be taken. `problem` is RFC 9457; the connection closes when `fatal`."""
 
@@ -447,6 +457,7 @@ ToNode = Annotated[
     | OrderIssued
     | RefundIssued
     | OpenTunnel
+    | GangMembersLeft
     | Refused
     | ProofWanted
     | ProofChallenge

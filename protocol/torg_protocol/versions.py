@@ -21,7 +21,7 @@ SPOKEN = tuple(range(OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION + 1))
 
 TOO_OLD, UNKNOWN = "protocol_version_too_old", "protocol_version_unknown"
 
-SINCE = {"refund": 2}
+SINCE = {"refund": 2, "gang_members_left": 2}
 """Types of messages by the version that brought them; what is not named has been there from the first."""
 
 _NOT_YET: dict[int, dict[str, Any]] = {1: {"body": {"use": {"cpu_energy_mj"}}}}

@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from scripts.market_processes import call
@@ -23,7 +25,7 @@ pytestmark = [
     pytest.mark.sandbox,
     pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(os.geteuid() != 0, reason="makes networks"),
 ]
 
@@ -43,6 +45,55 @@ async def test_two_nodes_learn_what_one_does(tmp_path: Path) -> None:
     assert all(lease["billed_ms"] > 0 for lease in ended["leases"])
     assert json.loads((results / "metrics.json").read_text())["nodes"] == 2
     assert_same_weights(results / "model.safetensors", await alone(tmp_path / "alone", *options))
+
+
+async def test_three_go_on_when_the_fourth_is_lost(tmp_path: Path) -> None:
+    options = ("--epochs", "30")
+    with star("client", "one", "two", "three", "four") as (middle, client, *places):
+        async with star_market(tmp_path / "market", middle, *places) as market:
+            torg, results = await market.client(client), tmp_path / "results"
+            job_file = elastic_job(tmp_path, options)
+            job_id = json.loads((await call([*torg, "--json", "submit", str(job_file)]))[1])["job_id"]
+            running = await until(torg, job_id, lambda job: bool(job["leases"][0]["newest_checkpoint"]))
+            lost = next(lease for lease in running["leases"] if lease["rank"] == 2)
+            place = next(place for place in places if market.nodes[place.name].ready["node"] == lost["node"])
+            await market.lose(place)
+            await call([*torg, "wait", job_id])
+            ended = json.loads((await call([*torg, "--json", "show", job_id]))[1])
+            await call([*torg, "pull", job_id, "-o", str(results)])
+            said = (await call([*torg, "logs", job_id]))[1]
+    assert [(lease["attempt"], lease["state"]) for lease in ended["leases"]] == [
+        *((1, "verified"), (1, "verified"), (1, "lost"), (1, "verified"))
+    ]
+    assert "resumed from step" in said
+    billed = [lease["billed_ms"] for lease in ended["leases"]]
+    assert 0 < billed[2] < min(billed[0], billed[1], billed[3])
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert (metrics["nodes"], metrics["epochs"]) == (3, 30)
+    assert metrics["resumed_from_step"] > 0
+    assert_same_weights(results / "model.safetensors", await alone(tmp_path / "alone", *options))
+
+
+def elastic_job(folder: Path, options: tuple[str, ...]) -> Path:
+    """The shipped one with other options, and less patience with a lost node."""
+    raw = yaml.safe_load((WORKLOADS / "distributed/elastic.yaml").read_text())
+    raw |= {
+        "command": [*raw["command"][:4], *options],
+        "lease_grace": "6s",
+        "workspace": str(WORKLOADS / "distributed"),
+    }
+    (folder / "elastic.json").write_text(json.dumps(raw))
+    return folder / "elastic.json"
+
+
+async def until(torg: list[str], job_id: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    async with asyncio.timeout(400):
+        while True:
+            job: dict[str, Any] = json.loads((await call([*torg, "--json", "show", job_id]))[1])
+            assert job["state"] in {"queued", "leased"}, job
+            if job["leases"] and holds(job):
+                return job
+            await asyncio.sleep(0.5)
 
 
 async def alone(folder: Path, *options: str) -> Path:

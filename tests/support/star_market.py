@@ -64,6 +64,7 @@ async def star_market(folder: Path, middle: Place, *nodes: Place) -> AsyncIterat
             "marketplace",
             *(script("torg-marketplace"), "serve", "--data", str(folder / "marketplace"), "--host", MIDDLE_ADDRESS),
             *("--port", "0", "--rpc-url", f"http://{MIDDLE_ADDRESS}:{rpc_port}", "--heartbeat", "500ms"),
+            *("--proof-interval", "0s"),
         )
         market.url = serving.ready["url"]
         for place in nodes:

@@ -3,11 +3,15 @@
 Data-parallel: each member of a gang holds the whole net, works out the gradients of its share of each batch, and adds up what all have found
 (gloo, over the gang's own network). The batches are those of one node alone, so the result is too, but for the order in which numbers are
 added. Without a gang it is that one node.
+
+Under torchrun (elastic.yaml) it goes on when a node is lost: torchrun starts the script again on those that are left, and all begin at
+rank 0's newest checkpoint.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 
 import torch
 import torch.distributed as dist
@@ -33,6 +37,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-2)
     history: list[dict[str, float]] = []
     job.track(model=model, optimizer=optimizer, batches=batches, history=history)
+    begin_where_rank_0_does(job)
 
     for step in job.steps(total):
         chosen = batches.next()
@@ -57,6 +62,23 @@ def join() -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def begin_where_rank_0_does(job: torg_job.Job) -> None:
+    """Its newest checkpoint replaces whatever the others have: one that was just killed may be a checkpoint behind, a new one has none."""
+    if not dist.is_initialized():
+        return
+    newest = sorted(job.checkpoints.glob("step-*"))[-1:] if rank() == 0 else []
+    shared = [{path.name: {file.name: file.read_bytes() for file in path.iterdir()} for path in newest}]
+    dist.broadcast_object_list(shared, src=0)
+    if rank() == 0:
+        return
+    for old in job.checkpoints.glob("step-*"):
+        shutil.rmtree(old)
+    for name, files in shared[0].items():
+        (job.checkpoints / name).mkdir()
+        for file_name, content in files.items():
+            (job.checkpoints / name / file_name).write_bytes(content)
 
 
 def rank() -> int:

@@ -13,6 +13,7 @@ from typing import assert_never
 from sqlalchemy import delete, select
 
 from torg_marketplace.flow import earnings, vaults
+from torg_marketplace.flow.leavers import goes_on_without
 from torg_marketplace.flow.receipts import issue_receipt
 from torg_marketplace.flow.rows import attempt_of, has_live_lease, leases_of_job, node_row, spec_of
 from torg_marketplace.flow.slash import want_slash
@@ -22,7 +23,7 @@ from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import record_usage
 from torg_marketplace.flow.volumes import end_of_attempt, free_volumes
 from torg_marketplace.rules import declines
-from torg_marketplace.rules.gangs import attempt_reason, member_billing
+from torg_marketplace.rules.gangs import attempt_reason, leaver_billing, member_billing
 from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node
 from torg_marketplace.rules.quorum import goes_on, is_vote, vote_of
 from torg_marketplace.rules.reputation import counted, reputation_permille
@@ -41,11 +42,11 @@ async def end_lease(
     unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, *, detail: str = "", code: str = ""
 ) -> None:
     """Ends a live lease, and with the last lease of an attempt the attempt: its job goes where the table of outcomes says, unless it has
-    ended before (cancelled). Of several leases, one that did not complete takes the others with it. `code`: the node's
+    ended before (cancelled). Of several leases, one that did not complete takes the others with it, unless they can go on. `code`: the node's
     word for why it declined."""
     await _leave(unit, lease, job, reason, detail, code)
     leases = await attempt_of(unit, lease)
-    if reason is not EndReason.COMPLETED:
+    if reason is not EndReason.COMPLETED and not await goes_on_without(unit, lease, job, reason, leases):
         await _dissolve(unit, job, leases)
     if all(each.ended_at_ms is not None for each in leases):
         await _end_attempt(unit, job, leases)
@@ -87,12 +88,14 @@ async def _dissolve(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> None
 
 async def _end_attempt(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> None:
     """All of its leases have ended: usage up to their billing, and another attempt or the job's end."""
-    in_order = sorted(leases, key=lambda each: (each.ended_at_ms or 0, each.rank))
+    to_the_end = [each for each in leases if each.left_at_ms is None]
+    in_order = sorted(to_the_end, key=lambda each: (each.ended_at_ms or 0, each.rank))
     cancelled = job.cancel_requested_at_ms is not None
     reason = attempt_reason([_reason_of(each) for each in in_order], cancel_requested=cancelled)
     decision = _decide(job, reason, was_extended=await _was_extended(unit, leases[0], job, reason))
     for each in leases:
-        await record_usage(unit, each, job, member_billing(_reason_of(each), reason), final=True)
+        billing = member_billing if each.left_at_ms is None else leaver_billing
+        await record_usage(unit, each, job, billing(_reason_of(each), reason), final=True)
     await end_of_attempt(unit, job, leases[0].fence, reason)
     _remember(job, decision)
     job.preemptions += reason is EndReason.PREEMPTED
@@ -128,8 +131,9 @@ async def decide_reported(unit: Unit, lease: LeaseRow, job: JobRow, verdict: Ver
     match verdict.result:
         case "passed" | "not_checked":
             for each in await attempt_of(unit, lease):
-                await move_lease(unit.session, each, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
-                await conclude(unit, each, job, verdict, passed=True, verified=True)
+                if each.state == LeaseState.REPORTED:  # and not lost on the way, while the others went on
+                    await move_lease(unit.session, each, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
+                await conclude(unit, each, job, verdict, passed=True, verified=each.left_at_ms is None)
             await move_job(unit.session, job, JobState.SUCCEEDED, at_ms=unit.now_ms, reason=EndReason.COMPLETED)
             await close_if_over(unit, job)
         case "failed":

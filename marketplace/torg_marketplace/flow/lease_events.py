@@ -221,7 +221,7 @@ async def _share_checkpoint(unit: Unit, lease: LeaseRow) -> None:
     """A gang's checkpoint, which rank 0 writes, keeps what all of them did until then."""
     written_ms = (lease.started_at_ms or 0) + lease.checkpoint_useful_ms
     for each in await attempt_of(unit, lease):
-        if each is not lease and each.started_at_ms is not None:
+        if each is not lease and each.started_at_ms is not None and each.left_at_ms is None:
             kept_ms = min(written_ms, each.exited_at_ms or written_ms) - each.started_at_ms
             each.checkpoint_useful_ms = max(each.checkpoint_useful_ms, kept_ms)
 

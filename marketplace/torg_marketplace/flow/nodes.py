@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from torg_chain.network import LOCALNET_PROGRAM_ID
 from torg_marketplace.flow.collateral import note_collateral
 from torg_marketplace.flow.ending import end_lease
+from torg_marketplace.flow.leavers import remind_of_leavers
 from torg_marketplace.flow.receipts import issued_receipt
 from torg_marketplace.flow.refunds import remind_of_refunds
 from torg_marketplace.flow.rows import job_row, live_leases, lock_attempt, node_row, signed_grant_of
@@ -79,6 +80,8 @@ async def on_heartbeat(unit: Unit, node_id: NodeId, heartbeat: Heartbeat) -> Non
     held = {item.lease_id: item for item in heartbeat.leases}
     for lease in await live_leases(unit, node_id=node_id):
         _remind(unit, lease, held.get(lease.id))
+        if lease.size > 1:
+            await remind_of_leavers(unit, lease)
     for item in heartbeat.leases:
         if await _is_over_for(unit, node_id, item):
             unit.send(node_id, Abandon(lease_id=item.lease_id))
@@ -196,6 +199,8 @@ async def _square_database(unit: Unit, node_id: NodeId, held: Mapping[LeaseId, H
             await end_lease(unit, lease, await job_row(unit, lease.job_id), EndReason.NODE_LOST, detail=detail)
         else:
             _remind(unit, lease, item)
+            if lease.size > 1:
+                await remind_of_leavers(unit, lease)
 
 
 def _remind(unit: Unit, lease: LeaseRow, item: HeldLease | None) -> None:

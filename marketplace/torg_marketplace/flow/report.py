@@ -90,7 +90,9 @@ async def _end(unit: Unit, lease: LeaseRow, job: JobRow, said: EndReason, detail
         asked_to_stop_for=EndReason(lease.stop_reason) if lease.stop_reason is not None else None,
         cancel_requested=job.cancel_requested_at_ms is not None,
         asked_to_make_room=lease.preempted_for is not None,
-        gang_ended=any(each.ended_at_ms is not None for each in await attempt_of(unit, lease)),
+        gang_ended=any(
+            each.ended_at_ms is not None and each.left_at_ms is None for each in await attempt_of(unit, lease)
+        ),
     )
     reason = believed_reason(said, ran)
     if reason is not said:

@@ -57,7 +57,7 @@ async def record_usage(unit: Unit, lease: LeaseRow, job: JobRow, billing: Billin
 
 
 def meter_of(unit: Unit, lease: LeaseRow, job: JobRow) -> Meter:
-    until_ms = lease.exited_at_ms if lease.exited_at_ms is not None else unit.now_ms
+    until_ms = _first_of(lease.exited_at_ms, lease.left_at_ms, unit.now_ms)
     if job.state == JobState.CANCELLED and job.cancel_requested_at_ms is not None:
         # Cancelled while nobody could tell the node: what it went on doing was of no use to anybody.
         until_ms = min(until_ms, job.cancel_requested_at_ms + unit.policy.stop_grace_ms)
@@ -72,8 +72,18 @@ def meter_of(unit: Unit, lease: LeaseRow, job: JobRow) -> Meter:
         billable_gpus=lease.billable_gpus,
         recorded_ms=lease.billed_ms,
         recorded_amount=lease.amount,
-        waited_ms=_waited_ms(lease, until_ms + unit.policy.usage_skew_ms),
+        waited_ms=_waited_ms(lease, until_ms + unit.policy.usage_skew_ms) + _lost_ms(lease),
     )
+
+
+def _lost_ms(lease: LeaseRow) -> int:
+    """With members that left. Whoever had ended before had nothing to lose any more, though it may have said so later."""
+    ended_ms = lease.exited_at_ms
+    return sum(lost_ms for left_at_ms, lost_ms in lease.losses if ended_ms is None or left_at_ms < ended_ms)
+
+
+def _first_of(*moments_ms: int | None) -> int:
+    return min(moment_ms for moment_ms in moments_ms if moment_ms is not None)
 
 
 def _waited_ms(lease: LeaseRow, until_ms: int) -> int:
@@ -87,7 +97,8 @@ async def _known_at_work_ms(unit: Unit, lease: LeaseRow) -> int:
     if lease.started_at_ms is None or lease.exited_at_ms is not None:
         return 0
     node = await node_row(unit, lease.node_id)
-    return min(max(0, node.last_seen_ms - lease.started_at_ms), lease.max_duration_ms)
+    until_ms = _first_of(node.last_seen_ms, lease.left_at_ms)
+    return min(max(0, until_ms - lease.started_at_ms), lease.max_duration_ms)
 
 
 def _check_claim(lease: LeaseRow, job: JobRow, claim: UsageClaimed) -> None:

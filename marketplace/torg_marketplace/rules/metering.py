@@ -41,7 +41,9 @@ class Meter:
     billable_gpus: int
     recorded_ms: int = 0  # in records that were countersigned before
     recorded_amount: int = 0
-    waited_ms: int = 0  # of it at the start, for the other leases of its attempt to start too: of no use to the job yet
+    waited_ms: int = (
+        0  # of it for other leases of its attempt, to start too, or lost with one that left: of no use to the job
+    )
 
 
 def worked_ms(meter: Meter) -> int:

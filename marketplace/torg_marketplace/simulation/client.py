@@ -207,7 +207,10 @@ def random_spec(world: World, chance: random.Random, *, spot: bool | None = None
             "outputs": ["model.safetensors"],
         }
     elif chance.random() < 0.4 and "spot" not in raw:
-        raw["gang"] = {"size": 2, "same_region": chance.random() < 0.2}
+        dice = chance.random()
+        raw["gang"] = {"size": 2, "same_region": dice < 0.2}
+        if dice > 0.5 and raw["checkpoint"]["enabled"]:
+            raw["gang"]["min_size"] = 1
     if world.shares_gpus and not {"gang", "spot"} & raw.keys():
         raw["resources"] = {"gpus": 1, "gpu_fraction": chance.choice([1, 0.5, 0.5, 0.334, 0.3])}
     return raw

@@ -27,6 +27,7 @@ UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit",
 NOT_COUNTED = {"declined", "completed", "preempted", "max_duration"}
 MS_PER_HOUR = 3_600_000
 SPOT_PROTECTED_MS = 5_000  # of the simulated market
+SKEW_MS = 2_000  # between a node's clock and what the marketplace saw
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ def _leases(tables: Tables) -> Iterator[str]:
         live = [lease for lease in leases if lease["state"] in LIVE]
         if len({lease["attempt"] for lease in live}) > 1:
             yield f"{job_id} was granted twice: {len(live)} leases live"
-        yield from _gangs(leases)
+        yield from _gangs(leases, _least_size(tables, job_id))
         if live and job["state"] != "leased" and job["cancel_requested_at_ms"] is None:
             yield f"{live[0]['lease_id']} lives without an owner: its job is {job['state']}"
         fences = [lease["fence"] for lease in leases if lease["rank"] == 0]
@@ -112,18 +113,33 @@ def _leases(tables: Tables) -> Iterator[str]:
             yield f"{job['job_id']} waits for a verdict that nobody will give"
 
 
-def _gangs(leases: list[sqlite3.Row]) -> Iterator[str]:
-    """All of a gang were granted at once, on different nodes, and when one has gone, nobody just goes on."""
+def _least_size(tables: Tables, job_id: str) -> int | None:
+    least: int | None = (json.loads(tables.jobs[job_id]["spec"]).get("gang") or {}).get("min_size")
+    return least
+
+
+def _gangs(leases: list[sqlite3.Row], least_size: int | None) -> Iterator[str]:
+    """All of a gang were granted at once, on different nodes, and when one has gone, nobody just goes on, unless it may."""
     for members in attempts_of(leases).values():
         first = members[0]
         places = [(lease["rank"], lease["fence"], lease["granted_at_ms"], lease["size"]) for lease in members]
         whole = [(rank, first["fence"], first["granted_at_ms"], len(members)) for rank in range(len(members))]
         if places != whole or len({lease["node_id"] for lease in members}) != len(members):
             yield f"half a gang was granted with {first['lease_id']}: {places}"
-        gone = [lease for lease in members if lease["state"] not in LIVE and lease["reason"] != "completed"]
+        left = [lease for lease in members if lease["left_at_ms"] is not None]
+        if left and (least_size is None or left[0]["rank"] == 0 or len(members) - len(left) < least_size):
+            yield f"{left[0]['lease_id']} and {len(left) - 1} more left, of {len(members)}; {least_size} must stay"
+        ended = [lease for lease in members if lease["state"] not in LIVE and lease["reason"] != "completed"]
+        gone = [lease for lease in ended if lease not in left]
         alone = [lease for lease in members if lease["state"] in LIVE and lease["state"] != "stopping"]
         if gone and alone:
             yield f"{alone[0]['lease_id']} goes on without {gone[0]['lease_id']}, which is {gone[0]['state']}"
+        for lease in members:
+            if lease["exited_at_ms"] is not None and lease["billed_ms"]:
+                losses = json.loads(lease["losses"])
+                lost_ms = sum(lost_ms for left_at_ms, lost_ms in losses if left_at_ms < lease["exited_at_ms"])
+                if lease["billed_ms"] + lost_ms > lease["exited_at_ms"] - lease["started_at_ms"] + SKEW_MS:
+                    yield f"{lease['lease_id']} is billed for {lost_ms} ms that were lost with another member"
         early = [lease for lease in members if lease["billed_ms"] and lease["useful_from_ms"] is None]
         if early:
             yield f"{early[0]['lease_id']} is billed before its whole gang has started"
@@ -220,8 +236,9 @@ def _attempts(tables: Tables) -> Iterator[str]:
 
 def _why_it_ended(members: list[sqlite3.Row]) -> str | None:
     """The attempt. What a node broke comes first, then what sent it elsewhere, then what the job did itself."""
+    to_the_end = [lease for lease in members if lease["left_at_ms"] is None]
     reasons = [
-        lease["reason"] for lease in sorted(members, key=lambda lease: (lease["ended_at_ms"] or 0, lease["rank"]))
+        lease["reason"] for lease in sorted(to_the_end, key=lambda lease: (lease["ended_at_ms"] or 0, lease["rank"]))
     ]
     if None in reasons:
         return None

@@ -285,12 +285,16 @@ def unpaid_work(parties: Parties, tables: Tables) -> Iterator[str]:
 
 
 def _due_in_gang_ms(tables: Tables, lease: sqlite3.Row, truth: Truth) -> int:
-    """When all have done their part: from when all of them ran. Else it depends on the others."""
+    """When all that stayed have done their part: from when all of them ran, but for what was lost with those that left. Else it depends on
+    the others."""
     others = attempts_of(tables.leases_of_job[lease["job_id"]])[lease["attempt"]]
-    if any(other["reason"] != "completed" for other in others):
+    if any(other["reason"] != "completed" for other in others if other["left_at_ms"] is None):
+        return 0
+    if lease["left_at_ms"] is not None:
         return 0
     waited_ms = int(lease["useful_from_ms"]) - int(lease["started_at_ms"])
-    return max(0, _due_ms(lease, truth) - waited_ms)
+    lost_ms = sum(lost_ms for left_at_ms, lost_ms in json.loads(lease["losses"]) if left_at_ms < lease["exited_at_ms"])
+    return max(0, _due_ms(lease, truth) - waited_ms - int(lost_ms))
 
 
 def _due_ms(lease: sqlite3.Row, truth: Truth) -> int:

@@ -133,6 +133,7 @@ class LeaseRow(Base):
     started_at_ms: Mapped[Ms | None]
     claimed_started_at_ms: Mapped[Ms | None]  # by the node's clock
     useful_from_ms: Mapped[Ms | None]  # when all leases of its attempt had started: before, nobody is billed
+    left_at_ms: Mapped[Ms | None]  # ended, and its attempt goes on without it: of an elastic gang
     exited_at_ms: Mapped[Ms | None]
     reported_at_ms: Mapped[Ms | None]  # the node's last word: reported, released or declined
     stop_reason: Mapped[str | None] = mapped_column(String(32))
@@ -150,6 +151,8 @@ class LeaseRow(Base):
     recorded_until_ms: Mapped[Ms | None]  # where the newest one ends, by the node's clock
     billed_ms: Mapped[Ms] = mapped_column(default=0)
     unbilled_ms: Mapped[Ms] = mapped_column(default=0)
+    # Of its work, with members that left: [when, milliseconds]. Nobody is billed for it.
+    losses: Mapped[JsonList] = mapped_column(default=list)
     amount: Mapped[Amount] = mapped_column(default=0)
     verification_amount: Mapped[Amount] = mapped_column(default=0)  # of the amount, since the lease was decided
 

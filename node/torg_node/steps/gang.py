@@ -30,6 +30,8 @@ async def in_gang(lease: Lease, handle: Handle) -> AsyncIterator[None]:
         yield  # it has ended already
         return
     lease.gang_network = GangNetwork(descriptor, place.rank, place.size)
+    for rank in lease.gang_left:
+        lease.gang_network.leave(rank)
     settings = lease.node.settings
     lines = GangLines(settings.marketplace_url, lease.node.keypair, lease.id, place, lease.gang_network)
     dialling = asyncio.create_task(lines.run())

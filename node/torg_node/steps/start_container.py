@@ -111,7 +111,7 @@ def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -
     home = {} if spec.root else {"HOME": WORK}  # root's is where its image says, as other platforms have it
     env = {
         **(_PROXY_ENV if proxy else {}),
-        **(gang_env(gang.rank, gang.size) if (gang := lease.grant.gang) is not None else {}),
+        **_gang_env(lease),
         **spec.env,
         **home,
         "TORG_CHECKPOINT_DIR": CHECKPOINT,
@@ -159,6 +159,11 @@ def volume_mounts(lease: Lease) -> tuple[Mount, ...]:
         for name, volume in lease.spec.volumes.items()
         if volume.path is not None
     )
+
+
+def _gang_env(lease: Lease) -> dict[str, str]:
+    place, gang = lease.grant.gang, lease.spec.gang
+    return {} if place is None or gang is None else gang_env(place.rank, gang, lease.grant.job_id)
 
 
 def workdir_in(asked: str | None, image: str) -> str:

@@ -12,7 +12,14 @@ from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.explain import explain
 from torg_marketplace.matching.gangs import decide_all
 from torg_marketplace.matching.snapshot import NodeSnapshot
-from torg_marketplace.rules.gangs import attempt_reason, member_billing
+from torg_marketplace.rules.gangs import (
+    Company,
+    attempt_reason,
+    leaver_billing,
+    lost_since_checkpoint_ms,
+    may_leave,
+    member_billing,
+)
 from torg_marketplace.rules.pricing import price_ceiling
 from torg_protocol.states import OUTCOMES, Billing, EndReason, Fault, JobState
 
@@ -74,6 +81,48 @@ def test_nobody_who_could_not_start_is_paid() -> None:
     for own, attempt in itertools.product(EndReason, repeat=2):
         if OUTCOMES[own].billing is Billing.NONE:
             assert member_billing(own, attempt) is Billing.NONE
+
+
+ALL_THERE = Company(min_size=2, has_started=True, others=3)
+
+
+@pytest.mark.parametrize("reason", EndReason)
+def test_who_may_leave_an_elastic_gang(reason: EndReason) -> None:
+    """What sends a job elsewhere, or what a program does that has lost the others; never what ends for all alike."""
+    for_all = {
+        *(EndReason.COMPLETED, EndReason.GANG_ENDED, EndReason.CANCELLED, EndReason.MAX_DURATION, EndReason.BUDGET),
+        *(EndReason.QUEUE_DEADLINE, EndReason.IMAGE_NOT_FOUND, EndReason.INPUT_INVALID, EndReason.OUTPUT_MISSING),
+    }
+    assert may_leave(1, reason, ALL_THERE) is (reason not in for_all)
+    for company in (
+        replace(ALL_THERE, min_size=None),
+        replace(ALL_THERE, has_started=False),
+        replace(ALL_THERE, others=1),
+    ):
+        assert not may_leave(1, reason, company)
+    assert not may_leave(0, reason, ALL_THERE)
+
+
+@pytest.mark.parametrize(("own", "attempt"), list(itertools.product(EndReason, repeat=2)))
+def test_who_left_is_paid_to_the_checkpoint_at_most(own: EndReason, attempt: EndReason) -> None:
+    billing = leaver_billing(own, attempt)
+    if OUTCOMES[own].billing is Billing.NONE:
+        assert billing is Billing.NONE
+    elif {own, attempt} <= {EndReason.FAILED_EXIT, EndReason.OOM, EndReason.DISK_FULL}:
+        assert billing is Billing.FULL  # the job's own failure, as for all others
+    else:
+        assert billing is Billing.CHECKPOINT
+
+
+def test_nothing_is_lost_twice() -> None:
+    def lost(now_ms: int, kept_ms: int, before_ms: int | None) -> int:
+        return lost_since_checkpoint_ms(now_ms=now_ms, started_ms=100, kept_ms=kept_ms, lost_before_ms=before_ms)
+
+    assert lost(1_000, 0, None) == 900
+    assert lost(1_000, 500, None) == 400
+    assert lost(1_200, 500, 1_000) == 200  # a second one, with no checkpoint between
+    assert lost(1_200, 1_050, 1_000) == 50  # with one
+    assert lost(1_000, 2_000, None) == 0  # it was written while the loss was being noticed
 
 
 def test_the_client_s_will_comes_first() -> None:
