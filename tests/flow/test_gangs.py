@@ -239,7 +239,10 @@ async def test_one_busy_node_and_nobody_gets_anything(world: World) -> None:
     assert (view.state, view.leases) == (JobState.QUEUED, ())
     nodes[1].expect(Granted)
     assert nodes[0].read() == []
-    assert view.waiting_for == "1 of the 2 nodes that it needs at once are free"
+    assert view.waiting_for is not None
+    assert view.waiting_for.startswith(
+        "1 of the 2 nodes that it needs at once are free; 2 are kept for it, and free within "
+    )
 
 
 async def test_gangs_that_race_for_the_same_nodes_do_not_wait_for_each_other(world: World) -> None:
@@ -304,3 +307,30 @@ async def test_matched_to_the_cheapest_nodes_each_at_its_own_price(world: World)
     shares = [node.expect(Granted).signed.grant.max_amount for node in (cheap, middle)]
     assert 2 * shares[0] == shares[1]
     assert dear.read() == []
+
+
+async def test_small_jobs_that_come_later_cannot_keep_a_gang_out(world: World) -> None:
+    """They go onto a kept node only when they end before the gang could start."""
+    nodes, client = await nodes_of(world, 2), await make_client(world)
+    await let_pass(world, seconds=1, nodes=tuple(nodes))
+    earlier = await make_client(world)
+    first = await earlier.submit(spec(limits={"max_duration": "30m"}))
+    await give(world, first.job_id, nodes[:1])
+    await nodes[0].accept_and_start()
+    both = await client.submit(wide(2))
+    later = await make_client(world)
+    long, short = [await later.submit(spec(limits={"max_duration": limit})) for limit in ("40m", "20m")]
+    assert await match_pending(world.market) == 1
+    views = [await later.job(job.job_id) for job in (long, short)]
+    assert [view.state for view in views] == [JobState.QUEUED, JobState.LEASED]
+    await nodes[1].accept_and_start()
+    await nodes[0].finish()
+    await match_pending(world.market)  # one is free, and kept
+    waits = await later.job(long.job_id)
+    assert waits.state is JobState.QUEUED
+    assert (waits.waiting_for or "").startswith("the nodes that are free are kept for a job on several nodes")
+    await nodes[1].finish()
+    assert await match_pending(world.market) == 1
+    assert (await client.job(both.job_id)).state is JobState.LEASED
+    for node in nodes:
+        node.read()

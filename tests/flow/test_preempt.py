@@ -192,3 +192,30 @@ async def test_spot_jobs_have_no_say_in_the_reference_price(world: World) -> Non
         (found,) = await prices(unit)
     assert (found.best_bid, found.best_ask) == (None, PRICE)
     assert node.read() == []
+
+
+async def test_of_a_gang_all_get_room_or_nobody_is_stopped(world: World) -> None:
+    client, nodes = await make_client(world), [await spot_node(world) for _ in range(2)]
+    for _ in nodes:
+        await client.submit(spec(spot=True, **CHECKPOINTS))
+    assert await match_pending(world.market) == 2
+    for node in nodes:
+        await node.accept()
+    await nodes[0].start()
+    await let_pass(world, seconds=70, nodes=tuple(nodes))
+    await nodes[1].start()  # protected: it has run for less than a minute
+    gang = await client.submit(spec(gang={"size": 2}))
+    await match_pending(world.market)
+    assert not any(isinstance(message, Stop) for node in nodes for message in node.read())
+
+    await let_pass(world, seconds=70, nodes=tuple(nodes))
+    for node in nodes:
+        node.read()
+    await match_pending(world.market)
+    assert (await client.job(gang.job_id)).waiting_for == "2 spot lease(s) make room for it"
+    for node in nodes:
+        await make_room(node)
+    assert await match_pending(world.market) == 1
+    assert (await client.job(gang.job_id)).state is JobState.LEASED
+    for node in nodes:
+        node.expect(Granted)

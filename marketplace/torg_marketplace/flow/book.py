@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torg_marketplace.matching.backlog import Backlog, Waiting
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.estimate import History
+from torg_marketplace.matching.reservation import Reservation
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_protocol.ids import NodeId
 
@@ -42,6 +43,7 @@ class Book:
         self.waiting: dict[str, Queued] = {}  # by job
         self.notes: dict[str, str] = {}  # job -> what it was last told that it waits for
         self.explained: dict[Hashable, tuple[int, str]] = {}  # wish -> when and what that was worked out
+        self.reservation: Reservation | None = None  # nodes that are kept for the gang that is first
         self.history: History | None = None  # what leases did lately
         self.checked_at_ms = self.history_at_ms = 0
         self.loading = asyncio.Lock()

@@ -13,6 +13,7 @@ from torg_marketplace.flow.ending import end_queued
 from torg_marketplace.flow.grant import NotGrantable, NothingLeft, grant
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.preempt import make_room
+from torg_marketplace.flow.reserve import keep_nodes
 from torg_marketplace.flow.rows import demand_of, job_row, next_pause_over_ms
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.volumes import look_for_volumes
@@ -21,6 +22,8 @@ from torg_marketplace.matching.backlog import AGEING_MS, Waiting
 from torg_marketplace.matching.engine import Decision, Engine
 from torg_marketplace.matching.explain import explain
 from torg_marketplace.matching.gangs import decide_all
+from torg_marketplace.matching.reservation import Reservation
+from torg_marketplace.matching.snapshot import Demand
 from torg_marketplace.storage.models import JobRow
 from torg_marketplace.storage.moves import MovedMeanwhile
 from torg_protocol.errors import TorgError
@@ -28,6 +31,7 @@ from torg_protocol.ids import NodeId
 from torg_protocol.states import JobState
 
 BACKLOG = 1_000  # waiting jobs that a pass puts in order, those with the highest claims
+_KEPT = "the nodes that are free are kept for a job on several nodes, which waits for longer; a shorter max_duration may fit before it"
 _EXPLAIN_EVERY_MS = 500  # how often what a wish waits for is worked out anew
 
 
@@ -39,10 +43,12 @@ async def match_pending(market: Market) -> int:
         running = await _running(unit)
         now_ms = unit.now_ms
     granted, backlog = 0, market.book.backlog
+    held: Reservation | None = None
     waits_for: dict[Hashable, str] = {}  # in words, for all that wish the same
     told = blocked  # for those whose volumes are in use, or that spot leases are stopped for
     for job in backlog.turns(waiting, now_ms, running):
-        chosen = decide_all(engine.of(job.demand.spec), job.demand)
+        demand = job.demand if held is None else held.outside(job.demand, now_ms)
+        chosen = decide_all(engine.of(demand.spec), demand)
         if chosen:
             if await _try_grant(market, job.job_id, [each.node_id for each in chosen]):
                 granted += 1
@@ -51,9 +57,13 @@ async def match_pending(market: Market) -> int:
                 engine = await live_engine(market)  # told of what was refused
         else:
             backlog.failed(job)
-            waits_for[job.wish] = _explained(market, engine, job, now_ms)
-            if job.demand.spec.gang is None and (making_room := await make_room(market, job)) is not None:
+            waits_for[job.wish] = _explained(market, engine, job, demand, now_ms)
+            kept = demand.excluded - job.demand.excluded
+            if (making_room := await make_room(market, engine, job, kept)) is not None:
                 told[job.job_id] = making_room
+            if held is None and (held := await keep_nodes(market, engine, job)) is not None:
+                told.setdefault(job.job_id, f"{waits_for[job.wish]}; {held.in_words(now_ms)}")
+    market.book.reservation = held
     await _note(market, {job.job_id: waits_for[job.wish] for job in waiting if job.wish in waits_for} | told)
     return granted
 
@@ -122,7 +132,10 @@ async def _grant(market: Market, job_id: str, nodes: Sequence[NodeId]) -> bool:
     return False
 
 
-def _explained(market: Market, engine: Engine, job: Waiting, now_ms: int) -> str:
+def _explained(market: Market, engine: Engine, job: Waiting, demand: Demand, now_ms: int) -> str:
+    """`demand`: what it was tried with."""
+    if demand is not job.demand and decide_all(engine.of(demand.spec), job.demand):
+        return _KEPT
     explained = market.book.explained
     at_ms, words = explained.get(job.wish, (None, ""))
     if at_ms is None or not 0 <= now_ms - at_ms < _EXPLAIN_EVERY_MS:

@@ -54,7 +54,7 @@ class Engine:
     def __init__(self, decimals: int, nodes: Iterable[NodeSnapshot] = (), mix: DemandMix | None = None) -> None:
         self.fleet = Fleet()
         self.mix = mix if mix is not None else DemandMix()
-        self._decimals = decimals
+        self.decimals = decimals
         self._orders = PriceOrders(self.fleet)
         self._packing = Packing(self.fleet, outlook(self.mix, self.fleet))
         self._compiled: CompiledSearch | None = None
@@ -71,7 +71,7 @@ class Engine:
 
     def _spot_engine(self) -> Engine:
         if self._spot is None:
-            self._spot = Engine(self._decimals, mix=self.mix)
+            self._spot = Engine(self.decimals, mix=self.mix)
             self._spot.compiled_from = self.compiled_from
         return self._spot
 
@@ -119,7 +119,7 @@ class Engine:
     def decide(self, demand: Demand) -> Decision | None:
         """The best of the nodes that can start it now; None when there is none. Changes nothing: `take` does."""
         self._look_ahead()
-        rules = search_constraints(demand, self._decimals)
+        rules = search_constraints(demand, self.decimals)
         compiled = kernel.scan if len(self.fleet) >= self.compiled_from and knows(rules) else None
         ranked = self._search(demand, rules).best_two() if compiled is None else self._search_compiled(compiled, demand)
         if not ranked:
@@ -134,7 +134,7 @@ class Engine:
 
     def _search(self, demand: Demand, rules: Sequence[Constraint]) -> Contest:
         """At most CANDIDATES with room are looked at per class."""
-        rules = search_constraints(demand, self._decimals)
+        rules = search_constraints(demand, self.decimals)
         contest = Contest(self.fleet)
         for order in self._orders.for_demand(demand):
             if order.cheapest > contest.least:

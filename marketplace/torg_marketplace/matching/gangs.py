@@ -1,4 +1,4 @@
-"""Gangs: so many nodes at once, or none. Nothing is kept aside while some are missing: who waits for nodes holds none of them."""
+"""Gangs: so many nodes at once, or none. While some are missing it holds none; `reservation` says which are kept for the one that is first."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from torg_marketplace.matching.constraints import constraints, has_room, passing
 from torg_marketplace.matching.engine import Decision, Engine
 from torg_marketplace.matching.fleet import Fleet, Mask, Rows
 from torg_marketplace.matching.snapshot import Demand
+from torg_protocol.ids import NodeId
 from torg_protocol.jobspec import Gang
 
 _REGIONS_TRIED = 8  # of those with enough nodes; the ones with most of them free
@@ -27,6 +29,14 @@ def decide_all(engine: Engine, demand: Demand) -> tuple[Decision, ...]:
     ]
     complete = [members for members in found if members]
     return min(complete, key=lambda members: sum(each.score.total for each in members), default=())
+
+
+def nodes_free_now(engine: Engine, demand: Demand) -> tuple[NodeId, ...]:
+    """All that could take a member now, also when they are too few. The cheapest first."""
+    fleet = engine.fleet
+    rows = fleet.rows()
+    rows = passing(fleet, rows[has_room(fleet, rows, demand)], constraints(demand, engine.decimals))
+    return tuple(fleet.node_id(int(row)) for row in rows[np.argsort(fleet.price[rows], kind="stable")])
 
 
 def enough(fleet: Fleet, rows: Rows, mask: Mask, gang: Gang | None) -> Mask:

@@ -8,9 +8,12 @@ however busy the market is.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+
+from torg_protocol.jobspec import Gang
 
 MOST_LEASES = 8  # of one plan
 _LOOKED_AT = 12  # spot leases of one node, those that lose the least
@@ -60,6 +63,7 @@ class Host:
     price: int
     free: Room
     leases: tuple[SpotLease, ...]
+    region: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,21 @@ def plan(hosts: Iterable[Host], asked: Room) -> Plan | None:
         return None
     _, lost, _, node_id, chosen = min(found)
     return Plan(node_id, chosen, lost)
+
+
+def plan_all(hosts: Iterable[Host], asked: Room, gang: Gang) -> tuple[Plan, ...]:
+    """A node for each member, those that are free first, then where the least has to be stopped; empty when they are not all to be had, and then
+    nothing is stopped."""
+    found: dict[str, list[tuple[int, int, int, str, tuple[str, ...]]]] = defaultdict(list)
+    for host in hosts:
+        ways = [((), 0)] if host.free.holds(asked) else _least(host, asked)
+        region = host.region if gang.same_region else ""
+        found[region] += [(len(chosen), lost, host.price, host.node_id, chosen) for chosen, lost in ways]
+    complete = [sorted(each)[: gang.size] for each in found.values() if len(each) >= gang.size]
+    if not complete:
+        return ()
+    best = min(complete, key=lambda members: [sum(member[place] for member in members) for place in range(3)])
+    return tuple(Plan(node_id, chosen, lost) for _, lost, _, node_id, chosen in best)
 
 
 def _least(host: Host, asked: Room) -> Iterator[tuple[tuple[str, ...], int]]:
