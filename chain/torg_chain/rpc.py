@@ -162,6 +162,11 @@ class ChainClient:
             )
         return data[_MINT_DECIMALS_AT]
 
+    async def account_owner(self, address: Pubkey, commitment: Commitment = Confirmed) -> Pubkey | None:
+        """The program that an account belongs to; None when there is no such account."""
+        account = (await self._call(self._rpc.get_account_info(address, commitment))).value
+        return None if account is None else account.owner
+
     async def accounts_exist(self, addresses: list[Pubkey]) -> list[bool]:
         answer = await self._call(self._rpc.get_multiple_accounts(addresses, Confirmed))
         return [account is not None for account in answer.value]

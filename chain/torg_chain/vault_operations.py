@@ -98,14 +98,14 @@ async def open_vault(
         ),
     ]
     if deposit:
-        opening.append(_transfer(network, depositor.pubkey(), vault, deposit))
+        opening.append(transfer_instruction(network, depositor.pubkey(), vault, deposit))
     await _send(chain, opening, [depositor], FINALIZED)
     return salt, vault
 
 
 async def deposit(chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey, amount: int) -> None:
     """A plain token transfer, counted by the marketplace when it is finalized, which this waits for."""
-    await _send(chain, [_transfer(network, depositor.pubkey(), vault, amount)], [depositor], FINALIZED)
+    await _send(chain, [transfer_instruction(network, depositor.pubkey(), vault, amount)], [depositor], FINALIZED)
 
 
 async def start_close(chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey) -> None:
@@ -155,15 +155,6 @@ async def rescue(chain: ChainClient, network: Network, *, depositor: Keypair, sa
         ),
     ]
     await _send(chain, rescuing, [depositor], FINALIZED)
-
-
-async def send_tokens(chain: ChainClient, network: Network, *, owner: Keypair, to: Pubkey, amount: int) -> str:
-    """From one wallet to another, whose token account is made if it is missing, at the sender's cost. Returns the finalized transaction's signature."""
-    sending = [
-        create_idempotent_associated_token_account(owner.pubkey(), to, network.mint_pubkey),
-        _transfer(network, owner.pubkey(), to, amount),
-    ]
-    return (await _send(chain, sending, [owner], FINALIZED)).signature
 
 
 async def set_capture_key(chain: ChainClient, network: Network, *, admin: Keypair, capture_key: Pubkey) -> None:
@@ -225,7 +216,8 @@ def order_of(network: Network, vault: VaultState, payees: Sequence[tuple[Pubkey,
     )
 
 
-def _transfer(network: Network, owner: Pubkey, to_owner: Pubkey, amount: int) -> Instruction:
+def transfer_instruction(network: Network, owner: Pubkey, to_owner: Pubkey, amount: int) -> Instruction:
+    """Between the associated token accounts of two wallets; the recipient's must be there."""
     return transfer_checked(
         token_models.TransferCheckedParams(
             program_id=TOKEN_PROGRAM_ID,
@@ -258,7 +250,7 @@ __all__ = [
     "order_of",
     "rescue",
     "rotate_signer",
-    "send_tokens",
     "set_capture_key",
     "start_close",
+    "transfer_instruction",
 ]

@@ -49,6 +49,7 @@ from torg_node.self_check import self_check
 from torg_node.settings import Settings, load_settings
 from torg_node.setup import DEFAULT_RENTAL_ADDRESS, check_is_new, initialise
 from torg_node.status import read_status
+from torg_node.sweep_command import add_sweep_plan_options, confirm_plan, plan_of
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
 from torg_protocol.offers import Inventory
@@ -101,6 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _init(arguments: argparse.Namespace) -> int:
     check_is_new(arguments.data)
     answers = answers_of(arguments, asker(arguments), lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
+    plan = plan_of(arguments, answers.market.network.decimals)
     settings = initialise(
         arguments.data,
         answers.market,
@@ -115,8 +117,11 @@ def _init(arguments: argparse.Namespace) -> int:
         rental_interval_s=arguments.rental_interval,
         rules=answers.rules,
         spot_price=arguments.spot_price,
+        sweep=plan,
     )
     node = str(load_keypair(settings.key_path).pubkey())
+    if plan is not None:  # named on the command line, by whoever may name it
+        confirm_plan(settings, plan)
     made = {"node": node, "payout_address": settings.payout_address, "data": str(settings.data)}
     _print(json.dumps(made) if arguments.json else f"node {node} is ready: torg-node start --data {settings.data}")
     return 0
@@ -403,6 +408,7 @@ def _add_init_options(command: argparse.ArgumentParser) -> None:
         default="none",
         help="what jobs may reach through this node: nothing, what their job file lists, or the public internet",
     )
+    add_sweep_plan_options(command)
     command.add_argument("--yes", action="store_true", help="ask nothing")
 
 

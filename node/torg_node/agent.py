@@ -35,6 +35,7 @@ from torg_node.reservation import Reservations
 from torg_node.settings import Settings
 from torg_node.stake import COLLATERAL_FACT
 from torg_node.steps.open_secrets import forget_secrets
+from torg_node.sweep import Sweeper
 from torg_node.tunnels import Tunnels
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import LeaseId
@@ -140,6 +141,10 @@ class Agent:
             lambda: self._takes_no_work,
         )
 
+    def _sweeper(self) -> Sweeper:
+        settings = self._settings
+        return Sweeper(self._chain, settings.network, self._keypair, self._journal, settings.data, wall_ms)
+
     async def run(self) -> None:
         """Until cancelled; then detaches: containers go on, and the next agent on this folder takes them over."""
         await self._take_over()
@@ -156,6 +161,8 @@ class Agent:
                 group.create_task(self._trim_cache(), name="cache")
                 group.create_task(self._watch_money(), name="money")
                 group.create_task(self._watch_exposure(), name="exposure")
+                if self._settings.sweep is not None:
+                    group.create_task(self._sweeper().run(self._settings.sweep), name="sweep")
         finally:
             tasks = [task for _, task in self._leases.values()]
             for task in tasks:

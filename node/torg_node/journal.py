@@ -15,9 +15,10 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from torg_node import task_journal
+from torg_node import sweep_journal, task_journal
 from torg_node.durable import exclusively, open_durable
 from torg_node.executors.port import Handle
+from torg_node.sweep_journal import SweepJournal
 from torg_node.task_journal import TaskJournal
 from torg_protocol.caps import SignedOrder
 from torg_protocol.ids import LeaseId
@@ -88,10 +89,11 @@ class Journal:
     """Every method is one durable transaction; cheap enough for the event loop's thread."""
 
     def __init__(self, path: Path) -> None:
-        self._db = open_durable(path, _SCHEMA + task_journal.SCHEMA)
+        self._db = open_durable(path, _SCHEMA + task_journal.SCHEMA + sweep_journal.SCHEMA)
         self._fill_earnings()
         self._sums: tuple[tuple[int, ...], dict[str, int]] | None = None
         self.tasks = TaskJournal(self._db)
+        self.sweeps = SweepJournal(self._db)
 
     def close(self) -> None:
         self._db.close()

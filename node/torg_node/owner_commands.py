@@ -17,6 +17,7 @@ from torg_node.key_backup import back_up, restore
 from torg_node.owner import DRAIN_FACT
 from torg_node.service import SYSTEM_FOLDER, install, own_program, unit_text
 from torg_node.settings import load_settings
+from torg_node.sweep_command import add_sweep_options, summary, sweep_command
 from torg_protocol.errors import Invalid
 
 Print = Callable[[str], None]
@@ -25,7 +26,7 @@ COMMANDS = {
     "drain": "end running leases with their grace and take no more, until resume",
     "earnings": "what this node has earned, by month; --export for each record",
     "top": "live: leases, GPUs, earnings, and why grants were or were not taken",
-    "sweep": "send the tokens that the node's own key holds to another wallet",
+    "sweep": "what the node's own key holds, to a cold wallet: the plan and its sweeps; --now, --dry-run, --confirm",
     "stake": "put tokens at stake behind this node's work: audits become rarer, and a failed one takes of it",
     "unstake": "ask for what is at stake back, and take it when its grace is over",
     "backup": "key and config in one file under a password",
@@ -45,8 +46,7 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
             command.add_argument("--once", action="store_true", help="print once and leave")
             command.add_argument("--every", type=float, default=2.0, metavar="SECONDS")
         case "sweep":
-            command.add_argument("--to", required=True, metavar="WALLET", help="one whose key is not on this machine")
-            command.add_argument("--at-least", default="0", metavar="TOKENS", help="leave less than this where it is")
+            add_sweep_options(command)
         case "stake" | "unstake":
             if name == "stake":
                 command.add_argument("amount", help="in tokens; added to what is there")
@@ -74,8 +74,6 @@ def run(arguments: argparse.Namespace, say: Print) -> int:
 
             return run_top(load_settings(arguments.data), once=arguments.once, every_s=arguments.every)
         case "sweep":
-            from torg_node.sweep import sweep_command
-
             return sweep_command(arguments, say)
         case "stake" | "unstake":
             from torg_node.stake import stake_command
@@ -118,13 +116,13 @@ def _earnings(arguments: argparse.Namespace, say: Print) -> int:
     settings = load_settings(arguments.data)
     journal = Journal(settings.journal_path)
     try:
-        rows = earning_rows(journal)
+        rows, swept = earning_rows(journal), summary(settings, journal)
     finally:
         journal.close()
     decimals, months = settings.network.decimals, by_month(rows)
     export = arguments.export or ("json" if arguments.json else None)
     if export is None:
-        say(as_table(months, decimals))
+        say(as_table(months, decimals) + (f"\nsweep: {swept}" if swept else ""))
         return 0
     wanted = months if arguments.by_month else rows
     text = as_csv(wanted, decimals) if export == "csv" else as_json(wanted, decimals)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, IPvAnyNetwork, Valid
 
 from torg_chain.network import Network
 from torg_node.owner_rules import OwnerRules
+from torg_node.sweep_plan import SweepPlan
 from torg_protocol.errors import Invalid
 
 CONFIG_NAME = "config.toml"
@@ -48,6 +49,7 @@ class Settings(BaseModel):
     private_registries: tuple[str, ...] = ()  # "host:port" in private networks, from which jobs' images may be pulled
     cache_bytes: int = Field(default=10 << 30, ge=0)  # of inputs and images that are kept for the next job; 0: none
     rules: OwnerRules = OwnerRules()
+    sweep: SweepPlan | None = None  # of what this node's own key holds, to a cold wallet
     rental_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")  # None: not rented directly
     rental_interval_s: int = Field(default=60, ge=1, le=3600)
 
@@ -177,7 +179,7 @@ own_root = {str(settings.own_root).lower()}
     if settings.engine_socket is not None:
         text += f"engine_socket = {_toml(str(settings.engine_socket))}\n"
     (settings.data / CONFIG_NAME).write_text(
-        f"{text}\n# Where the money is; pinned like the key above.\n[network]\n{network}\n{_rules_text(settings.rules)}"
+        f"{text}\n# Where the money is; pinned like the key above.\n[network]\n{network}\n{_rules_text(settings.rules)}{_sweep_text(settings.sweep)}"
     )
 
 
@@ -196,6 +198,22 @@ def _rules_text(rules: OwnerRules) -> str:
         shown = f"{name} = {_toml_value(value)}" if value is not None else f'# {name} = "6h"'
         text += (f"{comment}\n" if comment else "") + f"{shown}\n"
     return text
+
+
+def _sweep_text(plan: SweepPlan | None) -> str:
+    examples: dict[str, str | int] = {"to": "WALLET", "keep": 0, "at_least": 50_000_000, "every": "7d"}
+    written: dict[str, Any] = plan.model_dump(mode="json") if plan else dict.fromkeys(examples)
+    lines = [
+        f"# {name} = {_toml(example)}" if written[name] is None else f"{name} = {_toml(written[name])}"
+        for name, example in examples.items()
+    ]
+    table = "[sweep]" if plan else "# [sweep]"
+    return f"""
+# What the node's own key holds goes to a cold wallet, which torg-node sweep --confirm WALLET confirms: all above `keep`, as soon as it is
+# `at_least` so much, and `every` so often. In base units. Needs a little SOL on the node's key.
+{table}
+{chr(10).join(lines)}
+"""
 
 
 def _toml_value(value: bool | str | list[str]) -> str:

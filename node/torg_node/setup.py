@@ -16,6 +16,7 @@ from torg_chain.vault import MINIMUM_GRACE_S, find_config
 from torg_chain.wallet import create_keypair, load_keypair
 from torg_node.owner_rules import OwnerRules
 from torg_node.settings import CONFIG_NAME, Settings, write_settings
+from torg_node.sweep_plan import SweepPlan
 from torg_protocol.api import MarketInfo
 from torg_protocol.errors import Conflict, Invalid, Unavailable
 from torg_protocol.money import parse_amount
@@ -49,6 +50,7 @@ def initialise(
     rental_interval_s: int = 60,
     rules: OwnerRules | None = None,
     spot_price: str | None = None,
+    sweep: SweepPlan | None = None,
 ) -> Settings:
     """Makes the folder, the key (0600) and config.toml. Raises Conflict `node_exists`, Invalid `config_invalid`."""
     check_is_new(data)
@@ -79,6 +81,7 @@ def initialise(
             rental_address=rental_address,
             rental_interval_s=rental_interval_s,
             rules=rules or OwnerRules(),
+            sweep=sweep,
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

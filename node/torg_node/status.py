@@ -11,6 +11,7 @@ from torg_node.money import VaultDebt, debts, exposure
 from torg_node.proving import kept_status, proof_lines
 from torg_node.rental.book import RentalBook
 from torg_node.settings import Settings
+from torg_node.sweep_command import summary
 from torg_protocol.money import format_amount
 from torg_protocol.proofs import ProofStatus
 from torg_protocol.usage import SignedReceipt
@@ -57,6 +58,7 @@ class NodeStatus:
     leases: tuple[LeaseLine, ...]
     hardware: ProofStatus | None = None  # what the marketplace established by proofs
     rentals: tuple[RentalLine, ...] = ()
+    sweep: str | None = None  # in words; None: no plan, and nothing was ever swept
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "hardware": self.hardware.wire() if self.hardware else None}
@@ -78,6 +80,8 @@ class NodeStatus:
         ]
         lines += [f"    vault {debt.vault} owes {format_amount(debt.owed, decimals)}" for debt in self.debts]
         lines += [f"  hardware     {line}" for line in proof_lines(self.hardware)]
+        if self.sweep:
+            lines.append(f"  sweep        {self.sweep}")
         if self.orders:
             lines.append(f"  orders       {self.orders} held, landed without the marketplace by: torg-node settle")
         lines += [
@@ -125,6 +129,7 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
                 for entry in entries
             ),
             rentals=_rentals(settings),
+            sweep=summary(settings, journal),
         )
     finally:
         journal.close()

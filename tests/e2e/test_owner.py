@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ from solders.pubkey import Pubkey
 
 from scripts.market_processes import ProcessFailed, call, script
 from tests.support.small_market import SmallMarket, run, running_market, submit
+from tests.support.waiting import eventually
 from torg.client import AsyncClient
 from torg_chain.network import LOCALNET_MINT
 from torg_chain.rpc import ChainClient
 from torg_chain.wallet import load_keypair
 from torg_protocol.states import JobState, LeaseState, NodeState
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 FOREVER = ["python", "-c", "import time; time.sleep(600)"]
 
 
@@ -93,17 +95,33 @@ async def _back_up(market: SmallMarket, folder: Path) -> None:
 async def _sweep(market: SmallMarket) -> None:
     cold, node = Keypair().pubkey(), load_keypair(market.folder / "node/node.json").pubkey()
     mint = Pubkey.from_string(LOCALNET_MINT)
-    async with ChainClient(market.rpc_url) as chain, asyncio.timeout(60):
-        while not (earned := await chain.token_balance(node, mint)):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+    async with ChainClient(market.rpc_url) as chain:
+
+        async def holds(wallet: Pubkey) -> bool:
+            return await chain.token_balance(wallet, mint) > 0
+
+        await eventually(lambda: holds(node))
+        earned = await chain.token_balance(node, mint)
+        sweep = ("sweep", "--now", "--to", str(cold), "--confirm", str(cold), "--json")
         with pytest.raises(ProcessFailed, match="fees_missing"):
-            await torg_node(market, "sweep", "--to", str(cold))
+            await torg_node(market, *sweep)
         await chain.localnet("requestAirdrop", [str(node), 10**9])
-        while await chain.lamports(node) < 10**9:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
-        assert "nothing swept" in await torg_node(market, "sweep", "--to", str(cold), "--at-least", "1000")
-        assert json.loads(await torg_node(market, "sweep", "--to", str(cold), "--json"))["amount"] >= earned
-        assert await chain.token_balance(cold, mint) >= earned
+        assert json.loads(await torg_node(market, *sweep, "--keep", "0.000001"))["amount"] >= earned - 1
+        assert await chain.token_balance(cold, mint) >= earned - 1
+        await _sweep_by_itself(market, holds)
+
+
+async def _sweep_by_itself(market: SmallMarket, holds: Callable[[Pubkey], Awaitable[bool]]) -> None:
+    """By a plan that somebody wrote into config.toml, once its owner has confirmed it."""
+    cold, config = Keypair().pubkey(), market.folder / "node" / "config.toml"
+    config.write_text(f'{config.read_text()}\n[sweep]\nto = "{cold}"\nat_least = 1\n')
+    assert market.node is not None
+    await market.node.stop()
+    assert json.loads(await torg_node(market, "sweep", "--json"))["is_confirmed"] is False
+    assert json.loads(await torg_node(market, "sweep", "--confirm", str(cold), "--json")) == {"confirmed": str(cold)}
+    await market.start_node()
+    await eventually(lambda: holds(cold))
+    assert f"to {cold}, as soon as 0.000001 is there" in await torg_node(market, "earnings")
 
 
 async def _a_second_node_is_suggested_a_price(market: SmallMarket, folder: Path) -> None:
