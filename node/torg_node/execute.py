@@ -14,10 +14,10 @@ from typing import assert_never
 from torg_node.journal import is_disk_full
 from torg_node.lease import Abandoned, Declined, Lease, LeaseEnded
 from torg_node.steps import Step
-from torg_node.steps.check_grant import CheckGrant
+from torg_node.steps.check_grant import CheckGrant, CheckVault
 from torg_node.steps.collect_outputs import CollectOutputs
 from torg_node.steps.fetch_inputs import FetchInputs
-from torg_node.steps.make_workspace import MakeWorkspace
+from torg_node.steps.make_workspace import BeginDisk, MakeWorkspace
 from torg_node.steps.open_secrets import OpenSecrets
 from torg_node.steps.prepare_image import PrepareImage
 from torg_node.steps.report import Report
@@ -34,6 +34,8 @@ _LOOK_FOR_ROOM_EVERY_S = 2.0
 
 _BEFORE: tuple[Step, ...] = (
     CheckGrant(),
+    BeginDisk(),
+    CheckVault(),
     Reserve(),
     PrepareImage(),
     OpenSecrets(),

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from solders.keypair import Keypair
 
 from torg_chain.rpc import ChainClient
+from torg_host.disk import DiskState
 from torg_node.allocation import Assignment, Claim
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.cache import Cache
@@ -88,6 +89,7 @@ class Lease:
     task_handles: dict[str, Handle] = field(default_factory=dict)  # of a job of several tasks: those that run now
     tasks_started_at_ms: int | None = None  # of a job of several tasks: its first container
     exit: Exit | None = None
+    disk_begun: asyncio.Future[DiskState] | None = None
     outputs: list[OutputFile] = field(default_factory=list)
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
     stop_reason: EndReason | None = None
@@ -174,9 +176,12 @@ class Lease:
         if self.stop_reason is not None:
             raise LeaseEnded(self.stop_reason, "stopped before the container was started")
 
-    async def say(self, body: LeaseEventBody) -> None:
-        """Journals an event, then sends it if there is a connection; otherwise it goes with the next one."""
-        event = self.node.journal.add_event(self.id, self.grant.fence, self.node.now_ms(), body)
+    async def say(self, body: LeaseEventBody, then: LeaseState | None = None) -> None:
+        """Journals an event, and the state that begins with it, then sends it if there is a connection; otherwise it goes with the next one."""
+        with self.node.journal.at_once():
+            event = self.node.journal.add_event(self.id, self.grant.fence, self.node.now_ms(), body)
+            if then is not None:
+                self.set_state(then)
         await self.node.send(event)
 
     async def preparing(self, step: str, done_bytes: int = 0, total_bytes: int | None = None) -> None:

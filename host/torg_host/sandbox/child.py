@@ -57,7 +57,7 @@ def _become_bubblewrap(plan: dict[str, Any], state_dir: str, pipes: Pipes, cgrou
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write(OOM_SCORE)
         if cgroup is not None:
-            cgroup.add(os.getpid())
+            cgroup.join()
         if plan["cpus"]:
             os.sched_setaffinity(0, plan["cpus"])
         user_namespace = _make_user_namespace(plan)

@@ -33,6 +33,7 @@ READ_BYTES = 64 << 10
 START_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 5.0
 IDLE_WAKE_S = 1.0  # looks for stop.json even when the signal got lost
+NEWS_WAKE_MS = 100
 WATCH_INTERVAL_S = 1.0
 MAX_DETAIL, RESERVED_BYTES = 2000, 16 << 10  # characters, each of which JSON may write as six bytes
 
@@ -137,8 +138,10 @@ class Shim:
     def _wait_for_program(self) -> bool:
         """Bubblewrap's first child is the container's init; its first child is the program, once it is no longer bubblewrap."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        ended = select.poll()
+        ended, news = select.poll(), select.poll()
         ended.register(self._bwrap_fd, select.POLLIN)
+        for descriptor in (self._bwrap_fd, self._pipes.status):
+            news.register(descriptor, select.POLLIN)
         while time.monotonic() < deadline:
             self._status.read()
             if (init := self._status.child_pid()) is not None:
@@ -149,7 +152,9 @@ class Shim:
                         self._write_json("program.json", processes.identity(pid))
                         self._started_at_ms, self._started = self._now_ms(), time.monotonic()
                         return True
-            if ended.poll(1):
+            else:
+                news.poll(NEWS_WAKE_MS)  # not each millisecond: bubblewrap needs the processor
+            if ended.poll(1 if init is not None else 0):
                 self._status.read()
                 self._drain()
                 return self._status.exit_code() is not None or command_failure(self._stderr_head) is not None

@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
@@ -181,10 +181,13 @@ class DockerExecutor:
         made: list[str] = []
         try:
             await self._clear_name(launch.name)
-            alarm_id = await self._start_alarm(launch, made)
+            began_at_ms = self._now_ms()
+            alarm_id = await self._create_alarm(launch, made)
+            body = request.job_body(launch, image, self._settings, alarm_id)
+            supervision = await self._beside_the_alarm(alarm_id, self._create_job(launch, body, made))
             if launch.proxy is not None:
                 await hand_over_listener(await self._containers.inspect(alarm_id) if alarm_id else None, launch.proxy)
-            return await self._start_job(launch, request.job_body(launch, image, self._settings, alarm_id), made)
+            return await self._start_job(launch, supervision, began_at_ms)
         except BaseException:
             await asyncio.shield(self._discard(made))
             raise
@@ -314,21 +317,37 @@ class DockerExecutor:
         for leftover in leftovers:
             await self._containers.delete(leftover.ref)
 
-    async def _start_alarm(self, launch: LaunchSpec, made: list[str]) -> str | None:
+    async def _create_alarm(self, launch: LaunchSpec, made: list[str]) -> str | None:
         if self._settings.runtime == _KERNEL_OF_ITS_OWN:
             return None
         body = request.alarm_body(launch, await self._images.sleeper(), self._settings)
         alarm_id = await self._containers.create(request.alarm_name(launch.name), body)
         made.append(alarm_id)
-        await self._containers.start(alarm_id)
         return alarm_id
 
-    async def _start_job(self, launch: LaunchSpec, body: Mapping[str, Any], made: list[str]) -> Handle:
-        began_at_ms = self._now_ms()
+    async def _beside_the_alarm(self, alarm_id: str | None, creating: Coroutine[Any, Any, Supervision]) -> Supervision:
+        """The job's container needs the alarm to run only when it is started itself. Neither goes on when this has raised."""
+        job = asyncio.ensure_future(creating)
+        alarm = asyncio.ensure_future(self._containers.start(alarm_id)) if alarm_id is not None else None
+        both: list[asyncio.Future[Any]] = [job, alarm] if alarm is not None else [job]
+        try:
+            await asyncio.wait(both)
+        except asyncio.CancelledError:
+            await asyncio.wait(both)  # what they make is known before it is taken away
+            raise
+        for done in both:
+            done.result()
+        return job.result()
+
+    async def _create_job(self, launch: LaunchSpec, body: Mapping[str, Any], made: list[str]) -> Supervision:
         ref = await self._containers.create(launch.name, body)
         made.append(ref)
         supervision = self._supervised[ref] = self._supervision(ref, body["Labels"])
         await supervision.capture.attach()
+        return supervision
+
+    async def _start_job(self, launch: LaunchSpec, supervision: Supervision, began_at_ms: int) -> Handle:
+        ref = supervision.ref
         try:
             await self._containers.start(ref)
         except ExecutorError:

@@ -47,7 +47,7 @@ class Supervision:
         now_ms: Callable[[], int],
     ) -> None:
         self._containers = containers
-        self._ref = ref
+        self.ref = ref
         self._name = labels[request.LABEL_NAME]
         self._max_duration_ms = int(labels[request.LABEL_MAX_DURATION])
         self._disk_bytes = int(labels[request.LABEL_DISK])
@@ -75,17 +75,17 @@ class Supervision:
 
     async def end(self, ending: Ending, grace_ms: int = DEADLINE_GRACE_MS) -> None:
         """SIGTERM, SIGKILL after the grace; returns when it ended. No-op when it already has. The first reason stands."""
-        container = await self._containers.inspect(self._ref)
+        container = await self._containers.inspect(self.ref)
         if container is None or not container["State"]["Running"]:
             return
         self._ending.write_once(ending)
         if grace_ms > 0:
-            await self._containers.signal(self._ref, "SIGTERM")
+            await self._containers.signal(self.ref, "SIGTERM")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_ms / 1000):
-                    await self._containers.wait(self._ref)
-        await self._containers.signal(self._ref, "SIGKILL")
-        await self._containers.wait(self._ref)
+                    await self._containers.wait(self.ref)
+        await self._containers.signal(self.ref, "SIGKILL")
+        await self._containers.wait(self.ref)
 
     async def exit(self, container: Mapping[str, Any]) -> Exit:
         """`container`: as the engine shows it, ended."""
@@ -111,10 +111,10 @@ class Supervision:
             await asyncio.gather(capturing, return_exceptions=True)
 
     async def _keep_limits(self) -> None:
-        container = await self._containers.inspect(self._ref)
+        container = await self._containers.inspect(self.ref)
         if container is None or has_ended(container):
             return
-        ended = asyncio.create_task(self._containers.wait(self._ref))
+        ended = asyncio.create_task(self._containers.wait(self.ref))
         target = self._watched(container)
         try:
             await watch_container(target, ended, now_ms=self._now_ms, saw=self._saw_memory, end=self.end)
@@ -137,7 +137,7 @@ class Supervision:
         state = container["State"]
         started_at_ms, finished_at_ms = engine_time_ms(state["StartedAt"]), engine_time_ms(state["FinishedAt"])
         if await self._containers.signals_sent(
-            self._ref, since_ms=started_at_ms, until_ms=finished_at_ms + _CLOSE_TOGETHER_MS
+            self.ref, since_ms=started_at_ms, until_ms=finished_at_ms + _CLOSE_TOGETHER_MS
         ):
             return True
         if finished_at_ms >= started_at_ms + self._max_duration_ms:

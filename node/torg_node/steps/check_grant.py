@@ -1,4 +1,4 @@
-"""Check the grant: signatures, price, capacity, and the client's vault, read from the chain by this node itself."""
+"""Check the grant: signatures, price, capacity; then the client's vault, read from the chain by this node itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CheckGrant:
     name = "check the grant"
 
     async def do(self, lease: Lease) -> None:
-        """Accepts it, or raises Declined. A lease that was accepted before a restart is not asked about again."""
+        """What is known here without asking anybody. Raises Declined."""
         node = lease.node
         if node.journal.has_said(lease.id, ["accepted"]):
             return
@@ -35,16 +35,7 @@ class CheckGrant:
         wanted_for_ms, now = lease.grant.max_duration_ms, local_time(node.now_ms())
         if (unwanted := why_not_wanted(node.settings.rules, lease.spec, wanted_for_ms, now)) is not None:
             raise Declined(unwanted[1], unwanted[0])
-        facts = NodeFacts(
-            node=lease.grant.node,
-            marketplace=node.settings.marketplace_key,
-            network=node.settings.network,
-            offer=node.offer(),
-            min_vault_grace_s=node.settings.min_vault_grace_s,
-            exposure=exposure(node.journal),
-            now_ms=node.now_ms(),
-        )
-        if (reason := why_not(lease.signed, facts)) is not None:
+        if (reason := why_not(lease.signed, _facts(lease))) is not None:
             raise Declined(reason.detail, reason.code)
         if lease.grant.gang is not None and (lack := overlay.why_not()) is not None:
             raise Declined(f"it cannot join a gang: {lack}", "gang_unavailable")
@@ -54,14 +45,38 @@ class CheckGrant:
         free = shutil.disk_usage(node.settings.data).free
         if free < lease.spec.resources.disk + _DISK_RESERVE_BYTES:
             raise Declined(f"this host's disk is nearly full: {free} bytes free", "disk_full")
-        if (reason := await _vault_reason(lease, facts)) is not None:
+
+    async def undo(self, lease: Lease) -> None:
+        """Nothing was begun."""
+
+
+class CheckVault:
+    name = "check the client's vault"
+
+    async def do(self, lease: Lease) -> None:
+        """Accepts the grant, or raises Declined. A lease that was accepted before a restart is not asked about again."""
+        if lease.node.journal.has_said(lease.id, ["accepted"]):
+            return
+        if (reason := await _vault_reason(lease)) is not None:
             raise Declined(reason.detail, reason.code)
         await _reserve(lease)
-        await lease.say(Accepted())
-        lease.set_state(LeaseState.PREPARING)
+        await lease.say(Accepted(), then=LeaseState.PREPARING)
 
     async def undo(self, lease: Lease) -> None:
         """An answer that was given stays given."""
+
+
+def _facts(lease: Lease) -> NodeFacts:
+    node = lease.node
+    return NodeFacts(
+        node=lease.grant.node,
+        marketplace=node.settings.marketplace_key,
+        network=node.settings.network,
+        offer=node.offer(),
+        min_vault_grace_s=node.settings.min_vault_grace_s,
+        exposure=exposure(node.journal),
+        now_ms=node.now_ms(),
+    )
 
 
 async def _reserve(lease: Lease) -> None:
@@ -98,10 +113,10 @@ def _running(lease: Lease) -> list[SignedGrant]:
     ]
 
 
-async def _vault_reason(lease: Lease, facts: NodeFacts) -> Refusal | None:
+async def _vault_reason(lease: Lease) -> Refusal | None:
     try:
         vault = await lease.node.chain.vault(lease.grant.commitment.vault)
-        return why_not_vault(lease.grant, vault, facts)
+        return why_not_vault(lease.grant, vault, _facts(lease))
     except ChainUnavailable as error:
         return Refusal(error.code, f"the client's vault cannot be checked now: {error.message}")
     except TorgError as error:

@@ -21,15 +21,29 @@ VOLUMES = "volumes"  # those that tasks share
 _READY = ".ready"
 
 
+class BeginDisk:
+    """Its disk takes a while to make, which the answers of the chain can have too. In the order of steps the grant's signature is checked
+    before, and `MakeWorkspace` waits for it."""
+
+    name = "begin the disk"
+
+    async def do(self, lease: Lease) -> None:
+        lease.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lease.disk_begun = asyncio.ensure_future(asyncio.to_thread(_disk(lease).open))
+
+    async def undo(self, lease: Lease) -> None:
+        """`MakeWorkspace` undoes it."""
+
+
 class MakeWorkspace:
     name = "make the workspace"
 
     async def do(self, lease: Lease) -> None:
         """After a restart the disk is mounted again and what is there stays."""
         disk_bytes = lease.spec.resources.disk
-        lease.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            await asyncio.to_thread(_disk(lease).open)
+            if lease.disk_begun is not None:
+                await asyncio.shield(lease.disk_begun)
         except (OSError, TorgError) as error:
             raise LeaseEnded(EndReason.START_FAILED, f"no disk for the job: {error}") from error
         if (lease.folder / _READY).exists():
@@ -52,6 +66,8 @@ class MakeWorkspace:
         (lease.folder / _READY).touch()
 
     async def undo(self, lease: Lease) -> None:
+        if lease.disk_begun is not None:
+            await asyncio.wait([lease.disk_begun])
         await asyncio.to_thread(_disk(lease).remove)
         await asyncio.to_thread(shutil.rmtree, lease.folder, ignore_errors=True)
 

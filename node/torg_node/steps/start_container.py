@@ -101,9 +101,9 @@ async def say_started(lease: Lease, started_at_ms: int) -> None:
             executor=OWN_ROOT_EXECUTOR if lease.spec.root else lease.node.executor.name,
             isolation=OWN_ROOT_ISOLATION if lease.spec.root else lease.node.isolation,
             gpu_uuids=lease.assignment.gpu_uuids,
-        )
+        ),
+        then=LeaseState.RUNNING,
     )
-    lease.set_state(LeaseState.RUNNING)
 
 
 def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -> LaunchSpec:

@@ -141,7 +141,7 @@ def in_group(group: Cgroup, action: str) -> int:
     """A child that joins the group and runs `action`; its wait status. `exec` needs no Python of ours in the child."""
     pid = os.fork()
     if pid == 0:
-        group.add(os.getpid())
+        group.join()
         os.execv("/usr/bin/python3", ["python3", "-I", "-S", "-c", action])  # noqa: S606  no shell is wanted
     return pid
 
