@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -31,6 +32,8 @@ from torg_host.sandbox.spare import TAKEN
 GONE_WITHIN_S = 60.0  # an agent cleans up after it has reported, and a busy machine takes its time
 _ENGINE_NETWORKS = {"bridge", "host", "none"}
 _ENGINE_CHILDREN = {"containerd-shim", "containerd-shim-runc-v2", "docker-proxy", "runsc-sandbox", "runsc-gofer"}
+_UNIX_SOCKET = re.compile(r"^u_str\s+ESTAB.*\s(\d+)\s+\S+\s+(\d+)\s+users:(.*)$")
+_OWNER = re.compile(r"pid=(\d+)")
 _DEPTHS = ("*", "*/*", "*/*/*")  # below the session's folder, where data folders of nodes lie
 
 
@@ -97,6 +100,7 @@ def survey(base: Path, temp: Path) -> frozenset[str]:
     processes = list(_processes((str(base), str(temp))))
     found = [
         *processes,
+        *_tunnels((str(base), str(temp))),
         *_cgroups([*state_roots, *(node / "containers" / "sandbox" for node in nodes)]),
         *_mounts((str(base), str(temp))),
         *_loop_devices((str(base), str(temp))),
@@ -114,9 +118,33 @@ def survey(base: Path, temp: Path) -> frozenset[str]:
 
 
 def _processes(marks: tuple[str, ...]) -> Iterator[str]:
-    """Those that name this session's folders, in their arguments, environment or working directory. Counted by what they run: a test may
-    have started a daemon of its module's market anew."""
+    """Counted by what they run: a test may have started a daemon of its module's market anew."""
     seen: Counter[str] = Counter()
+    for _, command in _own_processes(marks):
+        seen[command[:200]] += 1
+        yield f"process {command[:200]} ({seen[command[:200]]})"
+
+
+def _tunnels(marks: tuple[str, ...]) -> Iterator[str]:
+    """Within a process that serves or dials one, a tunnel is a pair of Unix sockets: SSH at one end, the relay's line at the other. An event
+    loop has a pair too, which is there before and after; so pairs are counted."""
+    commands = dict(_own_processes(marks))
+    if not commands:
+        return
+    listing = subprocess.run(["ss", "-xanpH"], capture_output=True, text=True, check=True).stdout
+    ends: dict[tuple[str, str], set[str]] = {}
+    for line in listing.splitlines():
+        if match := _UNIX_SOCKET.search(line):
+            inode, peer, owners = match.groups()
+            ends.setdefault((min(inode, peer), max(inode, peer)), set()).update(_OWNER.findall(owners))
+    pairs = Counter(owners.pop() for inodes, owners in ends.items() if len(owners) == 1 and inodes[0] != "0")
+    for pid, command in commands.items():
+        for number in range(pairs[pid]):
+            yield f"tunnel or event loop of {command[:200]} ({number + 1})"
+
+
+def _own_processes(marks: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Process number and command of those that name this session's folders, in their arguments, environment or working directory."""
     for directory in Path("/proc").iterdir():
         if not directory.name.isdigit() or int(directory.name) == os.getpid():
             continue
@@ -129,8 +157,7 @@ def _processes(marks: tuple[str, ...]) -> Iterator[str]:
         if command and is_kept_spare(directory):
             continue
         if command and any(mark in said for mark in marks) and not _is_shared(command):
-            seen[command[:200]] += 1
-            yield f"process {command[:200]} ({seen[command[:200]]})"
+            yield directory.name, command
 
 
 def is_kept_spare(process: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from pathlib import Path
 
 from torg_node.egress.process import read_use
@@ -9,14 +11,15 @@ from torg_node.executors.port import Exit, ExitReason
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.sealing import for_client
 from torg_node.steps.energy import cpu_energy_used_mj, energy_used_mj
-from torg_node.steps.streams import send_rest_of_logs
-from torg_node.steps.task_containers import egress_folders, stored_logs
+from torg_node.steps.streams import follow_logs, pass_on
+from torg_node.steps.task_containers import egress_folders, kept_log, stored_logs
 from torg_node.usage import claim_usage
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.messages import Exited, Released, Reported
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import ResourceUse
 
+_REST_WITHIN_S = 60.0
 _REQUEUED = frozenset(
     {
         EndReason.DRAINED,
@@ -65,7 +68,7 @@ class Report:
         if reason is EndReason.COMPLETED and missing:
             reason = EndReason.OUTPUT_MISSING
         logs = {name: await self._store_log(lease, name) for name in ("stdout", "stderr")}
-        await send_rest_of_logs(lease)
+        await _send_rest_of_logs(lease)
         return Reported(
             reason=reason,
             exit_code=ended.code,
@@ -89,6 +92,19 @@ class Report:
             return None
         async with for_client(lease, path) as kept:
             return await lease.node.blobs.store(kept)
+
+
+async def _send_rest_of_logs(lease: Lease) -> None:
+    """What was written while the marketplace was away, now that it is back; it drops what it has already."""
+    if not lease.log_was_cut or lease.spec.sealed is not None:
+        return
+    ended = asyncio.Event()
+    with contextlib.suppress(TimeoutError):  # the whole log is stored anyway
+        async with asyncio.timeout(_REST_WITHIN_S):
+            if lease.handle is not None:
+                await follow_logs(lease, lease.handle, ended)
+            for item in lease.node.journal.tasks.runs(lease.id):
+                await pass_on(lease, kept_log(lease, item.task, item.run), ended, {"task": item.task, "run": item.run})
 
 
 async def _use(lease: Lease) -> ResourceUse | None:

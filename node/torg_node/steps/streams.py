@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torg_node.executors.port import Handle
+from torg_node.executors.port import Handle, LogChunk
 from torg_node.lease import Lease
 from torg_protocol.messages import LogLines, Progress
 
 _POLL_S = 0.25
-_REST_WITHIN_S = 60.0
 _PROGRESS_EVERY_S = 0.2
 _MAX_LINE_BYTES = 16 << 10
 _MAX_MESSAGE_BYTES = 32 << 10
@@ -38,9 +36,15 @@ async def follow_logs(
     says goes with the report, encrypted, and not before."""
     if lease.spec.sealed is not None:
         return
-    said_by = {"task": task, "run": run}
+    await pass_on(lease, lease.node.executor.logs(handle), ended, {"task": task, "run": run})
+
+
+async def pass_on(
+    lease: Lease, chunks: AsyncIterator[LogChunk], ended: asyncio.Event, said_by: Mapping[str, str | int | None]
+) -> None:
+    """In whole characters, in pieces that a message holds."""
     kept = {"stdout": b"", "stderr": b""}
-    async for chunk in lease.node.executor.logs(handle):
+    async for chunk in chunks:
         offset, data = chunk.offset - len(kept[chunk.stream]), kept[chunk.stream] + chunk.data
         whole = _whole_characters(data)
         kept[chunk.stream] = data[whole:]
@@ -72,15 +76,6 @@ async def _send_log(
             lease.log_was_cut = True
             return
         await _sleep_until(ended, _POLL_S)
-
-
-async def send_rest_of_logs(lease: Lease) -> None:
-    """What was written while the marketplace was away, now that it is back; it drops what it has already."""
-    if lease.handle is None or not lease.log_was_cut:
-        return
-    with contextlib.suppress(TimeoutError):  # the whole log is stored anyway
-        async with asyncio.timeout(_REST_WITHIN_S):
-            await follow_logs(lease, lease.handle, asyncio.Event())
 
 
 def _whole_characters(data: bytes) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from torg_node.executors.port import Handle, LaunchSpec, Mount
+from torg_node.executors.port import Handle, LaunchSpec, LogChunk, Mount
 from torg_node.lease import Lease
 from torg_node.sealing import for_client
 from torg_node.steps.fetch_inputs import input_mounts
@@ -21,6 +21,8 @@ from torg_protocol.results import ResultValue
 from torg_protocol.tasks import Task
 
 _EGRESS = "egress"
+_STREAMS = ("stdout", "stderr")
+_PIECE_BYTES = 64 << 10
 _KEPT_RUNS = 8  # of which the logs go with the report
 
 
@@ -89,20 +91,39 @@ async def keep_logs(lease: Lease, task: str, run: int, handle: Handle) -> None:
     """Writes both (bounded) streams of a container that ended to this lease's folder. Safe to repeat; those of old runs go."""
     folder = _folder(lease)
     folder.mkdir(mode=0o700, exist_ok=True)
-    files = {stream: _file(folder, task, run, stream).open("wb") for stream in ("stdout", "stderr")}
+    files = {stream: _file(folder, task, run, stream).open("wb") for stream in _STREAMS}
     try:
         async for chunk in lease.node.executor.logs(handle):
+            if chunk.offset and not files[chunk.stream].tell():  # its start was dropped
+                _start_file(_file(folder, task, run, chunk.stream)).write_text(str(chunk.offset))
             files[chunk.stream].write(chunk.data)
     finally:
         for file in files.values():
             file.close()
-    for stream in ("stdout", "stderr"):
-        _file(folder, task, run - _KEPT_RUNS, stream).unlink(missing_ok=True)
+    for stream in _STREAMS:
+        old = _file(folder, task, run - _KEPT_RUNS, stream)
+        for path in (old, _start_file(old)):
+            path.unlink(missing_ok=True)
+
+
+async def kept_log(lease: Lease, task: str, run: int) -> AsyncIterator[LogChunk]:
+    """What `keep_logs` has kept of it, as the executor gave it."""
+    for stream in _STREAMS:
+        path = _file(_folder(lease), task, run, stream)
+        if not await asyncio.to_thread(_is_filled, path):
+            continue
+        begin = _start_file(path)
+        offset = int(begin.read_text()) if begin.exists() else 0
+        at_ms = path.stat().st_mtime_ns // 1_000_000
+        with path.open("rb") as file:
+            while data := await asyncio.to_thread(file.read, _PIECE_BYTES):
+                yield LogChunk(stream, offset, data, at_ms)
+                offset += len(data)
 
 
 async def read_results(lease: Lease, task: Task, run: int) -> tuple[dict[str, ResultValue], list[str]]:
     """From the kept log of a container that ended."""
-    streams = {stream: _file(_folder(lease), task.name, run, stream) for stream in ("stdout", "stderr")}
+    streams = {stream: _file(_folder(lease), task.name, run, stream) for stream in _STREAMS}
     return await asyncio.to_thread(results_of, task.results, streams)
 
 
@@ -110,7 +131,7 @@ async def stored_logs(lease: Lease) -> tuple[TaskLog, ...]:
     """Every kept log that is not empty, as a blob."""
     found: list[TaskLog] = []
     for run in lease.node.journal.tasks.runs(lease.id):
-        for stream in ("stdout", "stderr"):
+        for stream in _STREAMS:
             path = _file(_folder(lease), run.task, run.run, stream)
             if len(found) < MAX_TASK_LOGS and await asyncio.to_thread(_is_filled, path):
                 async with for_client(lease, path) as kept:
@@ -125,6 +146,11 @@ def _folder(lease: Lease) -> Path:
 
 def _file(folder: Path, task: str, run: int, stream: str) -> Path:
     return folder / f"{task}.{run}.{stream}"
+
+
+def _start_file(path: Path) -> Path:
+    """Where it is said at which byte of the stream a kept log begins, when that is not the first."""
+    return path.with_name(f"{path.name}.from")
 
 
 def _is_filled(path: Path) -> bool:

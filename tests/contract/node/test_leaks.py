@@ -111,3 +111,29 @@ def test_what_is_left_is_named_and_what_was_there_before_is_not(
     finally:
         for step in undo:
             step()
+
+
+def test_one_more_tunnel_of_an_agent_that_was_there_before_is_named(tmp_path: Path) -> None:
+    base, temp = tmp_path / "base", tmp_path / "temp"
+    base.mkdir()
+    temp.mkdir()
+    program = "import socket\nkept = []\nfor line in iter(input, ''):\n    kept.append(socket.socketpair())\n    print(flush=True)"
+    command = [sys.executable, "-c", program, str(base)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+
+        def opens_one() -> None:
+            print("open", file=agent.stdin, flush=True)
+            assert agent.stdout is not None
+            agent.stdout.readline()
+
+        opens_one()
+        with nothing_left_behind(base, temp, within_s=0):
+            pass
+        with (
+            pytest.raises(AssertionError, match=r"(?s)^left behind:\ntunnel .* \(2\)$"),
+            nothing_left_behind(base, temp, within_s=0),
+        ):
+            opens_one()
+        print(file=agent.stdin, flush=True)

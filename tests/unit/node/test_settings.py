@@ -28,7 +28,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_file_from_before_gpu_slices_is_read(tmp_path: Path) -> None:
-    write_settings(_settings(tmp_path))
+    write_settings(settings_in(tmp_path))
     file = tmp_path / CONFIG_NAME
     file.write_text(file.read_text().replace("gpu_slices = 1", "time_slices = true"))
 
