@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from solders.keypair import Keypair
+from solders.pubkey import Pubkey
 
 from torg_chain.errors import WalletError
 
@@ -124,3 +125,11 @@ def parse_secret(text: str, where: str) -> Keypair:
 def _as_text(raw: bytes) -> str:
     """Never fails: an exception about undecodable bytes would hold them, and they may be a raw key."""
     return raw.decode("ascii", errors="replace")
+
+
+def wallet_address(text: str) -> str:
+    """As it is written everywhere. Raises ValueError."""
+    try:
+        return str(Pubkey.from_string(text))
+    except ValueError:
+        raise ValueError("not a wallet's address: base58, 32 bytes") from None

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, IPvAnyNetwork, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    IPvAnyNetwork,
+    ValidationError,
+    model_validator,
+)
 
 from torg_chain.network import Network
+from torg_chain.wallet import wallet_address
 from torg_node.owner_rules import OwnerRules
 from torg_node.sweep_plan import SweepPlan
 from torg_protocol.errors import Invalid
@@ -25,7 +35,7 @@ class Settings(BaseModel):
     network: Network  # pinned at init too
     price_per_gpu_hour: int = Field(ge=0)  # base units
     spot_price_per_gpu_hour: int | None = Field(default=None, ge=0)  # of jobs that may be preempted; None: takes none
-    payout_address: str
+    payout_address: Annotated[str, AfterValidator(wallet_address)]
     max_unpaid: int = Field(gt=0)  # base units of undecided work at which no more is taken
     slots: int = Field(default=1, ge=1, le=256)
     executor: Literal["auto", "docker", "sandbox"] = "auto"

@@ -86,7 +86,8 @@ def initialise(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "rental_address"
-        raise Invalid(f"{field}: {first['msg']}", code="config_invalid", field=field) from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise Invalid(f"{field}: {message}", code="config_invalid", field=field, value=str(first["input"])) from error
     write_settings(settings)
     return settings
 

@@ -16,13 +16,13 @@ from solders.pubkey import Pubkey
 
 from torg_chain.rpc import ChainClient
 from torg_chain.transfers import check_payable
-from torg_chain.wallet import load_keypair
+from torg_chain.wallet import load_keypair, wallet_address
 from torg_node.clock import wall_ms
 from torg_node.journal import Journal
 from torg_node.settings import Settings, load_settings
 from torg_node.sweep import CONFIRMED_FACT, Prospect, Sweeper, check_fees, cost_in_words, in_words
 from torg_node.sweep_journal import SweepEntry
-from torg_node.sweep_plan import SweepPlan, span, wallet_address
+from torg_node.sweep_plan import SweepPlan, span
 from torg_protocol.errors import Conflict, Invalid
 from torg_protocol.money import format_amount, parse_amount
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
-from solders.pubkey import Pubkey
 
+from torg_chain.wallet import wallet_address
 from torg_protocol.quantities import DurationMs
 
 _UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000}
@@ -24,14 +24,6 @@ _UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000}
 def span(ms: int) -> str:
     """As a person writes it: 7d, 36h."""
     return next((f"{ms // size}{unit}" for unit, size in _UNITS_MS.items() if ms % size == 0), f"{ms}ms")
-
-
-def wallet_address(text: str) -> str:
-    """Raises ValueError."""
-    try:
-        return str(Pubkey.from_string(text))
-    except ValueError:
-        raise ValueError("not a wallet's address: base58, 32 bytes") from None
 
 
 class SweepPlan(BaseModel):

@@ -15,7 +15,7 @@ def settings_in(folder: Path, **changes: object) -> Settings:
         "marketplace_key": "key",
         "network": made_up_network(SeededRandomness(1)),
         "price_per_gpu_hour": 800_000,
-        "payout_address": "wallet",
+        "payout_address": "So11111111111111111111111111111111111111112",
         "max_unpaid": 10_000_000,
     }
     return Settings.model_validate({**required, **changes})

@@ -72,7 +72,7 @@ async def host(engine_socket: Path, tmp_path: Path) -> AsyncIterator[Host]:
             data=tmp_path,
             network=made_up_network(SeededRandomness(1)),
             price_per_gpu_hour=1,
-            payout_address="wallet",
+            payout_address="So11111111111111111111111111111111111111112",
             max_unpaid=1,
             max_image_bytes=64 * MIB,
             private_registries=(registry.host,),

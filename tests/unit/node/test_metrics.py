@@ -30,7 +30,7 @@ def settings(tmp_path: Path) -> Settings:
         marketplace_key="key",
         network=made_up_network(SeededRandomness(1)),
         price_per_gpu_hour=1,
-        payout_address="wallet",
+        payout_address="So11111111111111111111111111111111111111112",
         max_unpaid=1,
     )
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from pydantic import ValidationError
+
 from tests.support.node_settings import settings_in
 from torg_node.settings import CONFIG_NAME, load_settings, write_settings
+from torg_protocol.errors import Invalid
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -41,3 +45,13 @@ def test_the_owner_lists_local_images(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("local_images = []", 'local_images = ["torg/busybox:1"]'))
 
     assert load_settings(tmp_path).local_images == ("torg/busybox:1",)
+
+
+def test_a_payout_address_that_is_none_is_refused_before_anybody_is_paid(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="not a wallet's address"):
+        settings_in(tmp_path, payout_address="YOUR_WALLET")
+    write_settings(settings_in(tmp_path))
+    file = tmp_path / CONFIG_NAME
+    file.write_text(file.read_text().replace("So1111", "So111l"))
+    with pytest.raises(Invalid, match=r"payout_address: .*not a wallet's address"):
+        load_settings(tmp_path)
