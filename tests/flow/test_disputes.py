@@ -67,6 +67,22 @@ async def test_what_earlier_refunds_left_is_the_most(world: World) -> None:
     node.read()
 
 
+async def test_each_member_of_a_gang_gives_back_its_part(world: World) -> None:
+    nodes, client = [await join(world, price=TUSD) for _ in range(2)], await make_client(world)
+    job = await client.submit(spec(gang={"size": 2}, limits={"max_duration": "1h"}))
+    await match_pending(world.market)
+    for node in nodes:
+        await node.accept_and_start()
+    world.advance(seconds=1800)
+    for node in nodes:
+        await node.finish()
+    for node in nodes:
+        node.read()
+    opened = await objects(world, client, job.job_id)
+    assert (await decide(world, opened.dispute_id, 50)).refunded == 500_000
+    assert sum(node.expect(RefundIssued).refund.refund.amount for node in nodes) == 500_000
+
+
 async def test_a_rejected_one_moves_nothing(world: World) -> None:
     _, client, job_id = await finished(world)
     opened = await objects(world, client, job_id)

@@ -101,7 +101,7 @@ async def decide_dispute(unit: Unit, dispute_id: str, *, share_percent: int, not
         before = await unit.session.scalars(select(RefundRow.amount).where(RefundRow.lease_id == lease.lease_id))
         amount = min(lease.amount * share_percent // 100, refundable(lease.amount, before.all()))
         if amount > 0:
-            subject = f"{dispute_id}:{lease.attempt}"
+            subject = f"{dispute_id}:{lease.attempt}" + (f".{lease.rank}" if lease.rank else "")
             await refund_lease(unit, lease.lease_id, amount, RefundCause.DISPUTE, subject=subject, note=note)
             row.refunded += amount
     row.state, row.note, row.decided_at_ms = "decided", note, unit.now_ms

@@ -61,6 +61,7 @@ def _table(report: Report) -> Table:
         "wait for a lease, median": f"{waits[len(waits) // 2] / 1000:.1f} s" if waits else "",
         "wait for a lease, 99%": f"{waits[len(waits) * 99 // 100] / 1000:.1f} s" if waits else "",
         "paid on chain": f"{report.paid} base units",
+        "given back": f"{report.given_back} base units",
     }
     for name, text in rows.items():
         table.add_row(name, text)

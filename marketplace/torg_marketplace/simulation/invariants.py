@@ -453,7 +453,7 @@ def _payouts(tables: Tables) -> Iterator[str]:
         yield f"{settlement_id} pays {amount} for payouts of {total}"
     wrong = (
         "SELECT p.payout_id, p.state, s.state FROM payouts p LEFT JOIN settlements s USING (settlement_id) WHERE "
-        "(p.state = 'pending') != (s.state IS NULL) OR (p.state = 'finalized' AND s.state != 'finalized') "
+        "(p.state IN ('pending', 'refunded')) != (s.state IS NULL) OR (p.state = 'finalized' AND s.state != 'finalized') "
         "OR (p.state = 'confirmed' AND s.state != 'confirmed') OR (p.state = 'in_flight' AND s.state NOT IN ('built', 'unknown'))"
     )
     for payout_id, state, settlement in tables.all(wrong):

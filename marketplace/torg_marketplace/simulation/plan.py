@@ -17,6 +17,8 @@ class Kind(enum.StrEnum):
     OVERSPEND = "overspend"
     RUSH = "rush"  # spot jobs take what there is, then jobs at the full price come
     DEPOSIT = "deposit"
+    DISPUTE = "dispute"
+    DECIDE = "decide"  # a person decides a dispute, or gives something back
     # the marketplace's workers
     MATCH = "match"
     SWEEP = "sweep"
@@ -64,6 +66,10 @@ _WEIGHTS = {
 }
 
 
+_CASES = [Kind.DISPUTE, Kind.DISPUTE, Kind.DECIDE]
+_CASE_EVERY = 8  # steps, about
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """`after_ms` of virtual time pass before it. `who` picks among the parties, `dice` decides the rest."""
@@ -104,7 +110,18 @@ def make_plan(seed: int, *, nodes: int | None = None, steps: int = 80) -> Plan:
         )
         for number, kind in enumerate(chance.choices(kinds, weights, k=steps))
     )
-    return Plan(seed, count, max(1, count // 3), made)
+    return Plan(seed, count, max(1, count // 3), _with_cases(seed, made))
+
+
+def _with_cases(seed: int, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Cases come in between, drawn apart from all the rest, and take no time: what a seed did before there were any it still does."""
+    chance, made = random.Random(f"cases of {seed}"), list[Step]()
+    for step in steps:
+        made.append(step)
+        if chance.randrange(_CASE_EVERY) == 0:
+            kind, who = chance.choice(_CASES), chance.randrange(1_000_000)
+            made.append(Step(step.number, kind, who, chance.getrandbits(32), after_ms=0))
+    return tuple(made)
 
 
 def _pause_ms(chance: random.Random, nodes: int) -> int:

@@ -13,6 +13,7 @@ from solders.pubkey import Pubkey
 
 from torg_chain.vault import token_account_of
 from torg_marketplace.flow.earnings import FEE_ADDRESS
+from torg_marketplace.simulation.cases import given_back, refunds
 from torg_marketplace.simulation.client import SimulatedClient
 from torg_marketplace.simulation.invariants import (
     LIVE,
@@ -64,6 +65,7 @@ def broken_promises(parties: Parties, tables: Tables, kind: Kind) -> list[str]:
         *_seals(tables),
         *_chain(parties, tables),
         *_slashes(parties, tables),
+        *refunds(parties.world, tables),
         *parties.world.chain.attempts,
     ]
 
@@ -211,7 +213,7 @@ def _new_decisions(parties: Parties, tables: Tables) -> Iterator[str]:
             lease["state"],
         ):
             yield f"{lease['lease_id']}: its receipt is not about what happened"
-        paid = "SELECT COALESCE(SUM(amount), 0) FROM payouts WHERE lease_id = ?"
+        paid = "SELECT COALESCE(SUM(amount + refunded), 0) FROM payouts WHERE lease_id = ?"
         if tables.all(paid, lease["lease_id"])[0][0] != receipt.amount:
             yield f"{lease['lease_id']}: its receipt says {receipt.amount}, its payouts do not"
         yield from _verdict(parties, tables, lease)
@@ -385,15 +387,19 @@ def unfinished(parties: Parties, tables: Tables) -> Iterator[str]:
     for lease in tables.leases:
         if lease["decided_at_ms"] is None:
             yield f"{lease['lease_id']} is {lease['state']} and never decided"
-    for payout_id, state in tables.all("SELECT payout_id, state FROM payouts WHERE state != 'finalized'"):
+    for payout_id, state in tables.all(
+        "SELECT payout_id, state FROM payouts WHERE state NOT IN ('finalized', 'refunded')"
+    ):
         yield f"{payout_id} is {state} for ever"
     for (lease_id,) in tables.all("SELECT lease_id FROM commitments WHERE NOT released"):
         yield f"the range of {lease_id} is never released"
-    billed = sum(lease["amount"] for lease in tables.leases)
+    returned = given_back(tables)
+    billed = sum(lease["amount"] for lease in tables.leases) - sum(returned.values())
     if sum(parties.world.chain.paid.values()) != billed:
         yield f"{billed} was billed, {sum(parties.world.chain.paid.values())} was paid"
     for client in parties.clients:
         cost = sum(lease["amount"] for lease in tables.leases if lease["job_id"] in client.wanted)
+        cost -= returned.get(client.vault, 0)
         left = parties.world.chain.finalized[client.vault].balance
         if client.deposited - cost != left:
             yield f"{client.account} deposited {client.deposited}, is billed {cost}, and has {left} left"

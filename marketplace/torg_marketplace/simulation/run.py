@@ -24,6 +24,7 @@ from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.slash import RESEND_AFTER_MS, advance_slashes
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.simulation.cases import decide, given_back, object_to
 from torg_marketplace.simulation.client import SimulatedClient, make_client
 from torg_marketplace.simulation.collateral import stake
 from torg_marketplace.simulation.invariants import broken, look
@@ -75,6 +76,7 @@ class Report:
     reasons: Counter[str] = field(default_factory=Counter)
     waits_ms: list[int] = field(default_factory=list)
     paid: int = 0
+    given_back: int = 0
     failure: Failure | None = None
 
     def add(self, other: Report) -> None:
@@ -86,6 +88,7 @@ class Report:
         self.reasons += other.reasons
         self.waits_ms += other.waits_ms
         self.paid += other.paid
+        self.given_back += other.given_back
         self.failure = self.failure or other.failure
 
 
@@ -229,6 +232,8 @@ async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]
             return await _rush(parties, client, chance)
         case Kind.DEPOSIT:
             await client.deposit(chance.randrange(1, 10**6))
+        case Kind.DISPUTE | Kind.DECIDE:
+            return await _case(parties, step.kind, client, chance)
         case Kind.HAUNT if node.online:
             return await node.haunt(chance)
         case Kind.IMPERSONATE:
@@ -237,6 +242,14 @@ async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]
         case _:
             await _work(parties, step.kind, node, chance)
     return []
+
+
+async def _case(parties: Parties, kind: Kind, client: SimulatedClient, chance: random.Random) -> list[str]:
+    if kind is Kind.DECIDE:
+        return await decide(parties.world, chance)
+    mine = chance.random() < 0.8
+    jobs = [job for other in parties.clients if other is client or not mine for job in other.jobs]
+    return await object_to(parties.world, client, jobs, chance)
 
 
 async def _fail(node: SimulatedNode, kind: Kind, chance: random.Random) -> None:
@@ -404,6 +417,7 @@ def _describe(report: Report, parties: Parties) -> None:
     report.virtual_ms = parties.world.clock.time_ms - parties.world.chain.start_ms
     report.jobs.update(job["state"] for job in tables.jobs.values())
     report.reasons.update(lease["reason"] or lease["state"] for lease in tables.leases)
+    report.given_back = sum(given_back(tables).values())
     report.paid = sum(parties.world.chain.paid.values())
     report.waits_ms = [
         leases[0]["granted_at_ms"] - tables.jobs[job_id]["created_at_ms"]
