@@ -27,6 +27,7 @@ from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import ChainClient
 from torg_chain.vault_operations import ensure_operator_config
 from torg_chain.wallet import create_keypair, load_keypair
+from torg_host.tracing import export_to
 from torg_marketplace.api import account, channel, contract, health, jobs, keys, market, problems, webhooks
 from torg_marketplace.api import blobs as blob_routes
 from torg_marketplace.api import data as data_routes
@@ -127,6 +128,9 @@ async def serve(settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     url = settings.public_url or f"http://{host}:{port}"
     async with AsyncExitStack() as stack:
+        if settings.otlp_endpoint is not None:
+            stop_traces = export_to(settings.otlp_endpoint, "torg-marketplace", settings.role)
+            stack.push_async_callback(asyncio.to_thread, stop_traces)
         edge = await stack.enter_async_context(open_edge(settings, url))
         await _patiently(edge.blobs.probe)
         if settings.role == "all":

@@ -18,6 +18,7 @@ from solders.pubkey import Pubkey
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID
 from torg_chain.rpc import ChainClient
 from torg_chain.wallet import load_keypair
+from torg_host.tracing import export_to
 from torg_node import owner_commands
 from torg_node.agent import Agent
 from torg_node.allocation import Capacity
@@ -131,6 +132,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     """SIGTERM or Ctrl-C detaches: running containers go on, and the next start takes them over."""
     set_up_logging(log_format)
     keypair = load_keypair(settings.key_path)
+    stop_traces = _send_traces(settings, str(keypair.pubkey()))
     settings.leases_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     journal = Journal(settings.journal_path)
     clock = SteadyClock(journal)
@@ -175,6 +177,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     failed = (await asyncio.gather(running, return_exceptions=True))[0]
     await executor.close()
     await asyncio.to_thread(stop_metrics)
+    await asyncio.to_thread(stop_traces)
     sensors.close()
     reservations.close()
     journal.close()
@@ -202,6 +205,13 @@ def _serve_metrics(settings: Settings, agent: Agent, capacity: Capacity) -> Call
         return lambda: None
     logging.getLogger(__name__).info("metrics: http://127.0.0.1:%d/metrics", port)
     return stop
+
+
+def _send_traces(settings: Settings, node: str) -> Callable[[], None]:
+    """Raises Invalid `otel_missing`."""
+    if settings.otlp_endpoint is None:
+        return lambda: None
+    return export_to(settings.otlp_endpoint, "torg-node", node, field="otlp_endpoint")
 
 
 def _status(arguments: argparse.Namespace) -> int:

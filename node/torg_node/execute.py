@@ -7,10 +7,14 @@ so that nothing of the lease is left on this host. A restarted agent runs the sa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
+from collections.abc import Iterator
 from typing import assert_never
 
+from torg_host import tracing
+from torg_host.tracing import Span
 from torg_node.journal import is_disk_full
 from torg_node.lease import Abandoned, Declined, Lease, LeaseEnded
 from torg_node.steps import Step
@@ -68,7 +72,8 @@ async def _run(lease: Lease) -> None:
     try:
         for step in steps_of(lease):
             log.info("%s: %s", lease.id, step.name)
-            await step.do(lease)
+            with _traced(lease, step):
+                await step.do(lease)
     except (Declined, LeaseEnded, Abandoned) as ending:
         await _say_ending(lease, ending)
     except asyncio.CancelledError:
@@ -80,6 +85,21 @@ async def _run(lease: Lease) -> None:
         await _say_ending(lease, LeaseEnded(EndReason.START_FAILED, f"{type(error).__name__}: {error}"))
     await clean_up(lease)
     lease.node.journal.finish(lease.id)
+
+
+@contextlib.contextmanager
+def _traced(lease: Lease, step: Step) -> Iterator[None]:
+    """A span of the job's trace, also for a step that fails; after a restart a step that had been begun has another one."""
+    began_ms, how = lease.node.now_ms(), "done"
+    try:
+        yield
+    except BaseException as error:
+        how = type(error).__name__
+        raise
+    finally:
+        if tracing.is_on():
+            about = {"lease_id": lease.id, "node": lease.grant.node, "outcome": how}
+            tracing.emit(Span(f"node: {step.name}", lease.grant.job_id, began_ms, lease.node.now_ms(), about))
 
 
 def steps_of(lease: Lease) -> tuple[Step, ...]:

@@ -53,6 +53,7 @@ class Settings(BaseModel):
     land_orders_after_s: int = Field(default=900, ge=0)  # an order that the marketplace has not landed by then, we land
     reservations_path: Path | None = None  # the host's ledger; nodes that share a host share it
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
+    otlp_endpoint: str | None = None  # of an OpenTelemetry collector, over HTTP; None: no traces
     gpu_slices: int = Field(default=1, ge=1, le=100)  # how many leases of one client may share a GPU; 1: none
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
     max_image_bytes: int = Field(default=20 << 30, gt=0)  # of an image of an archive or a registry, packed and unpacked

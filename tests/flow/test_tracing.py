@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from tests.support.actors import TUSD, join, make_client, spec
 from tests.support.market import World
-from torg_marketplace import tracing
+from torg_host import tracing
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.logs import JsonLines, TextLines, about
@@ -93,7 +93,7 @@ def test_a_collector_gets_them_over_http() -> None:
     with HTTPServer(("127.0.0.1", 0), Collector) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        stop = tracing.export_to(f"http://127.0.0.1:{server.server_port}", "all")
+        stop = tracing.export_to(f"http://127.0.0.1:{server.server_port}", "torg-marketplace", "all")
         tracing.emit(tracing.Span("submit", "job_1", 1_000, 2_000))
         stop()  # sends what waits
         server.shutdown()

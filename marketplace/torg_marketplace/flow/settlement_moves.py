@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import CursorResult, select, update
 
 from torg_chain.captures import LandedCapture
-from torg_marketplace import tracing
+from torg_host import tracing
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.models import LeaseRow

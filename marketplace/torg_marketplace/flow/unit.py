@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, TypeVar
 from solders.keypair import Keypair
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from torg_marketplace import tracing
+from torg_host import tracing
+from torg_host.tracing import Span
 from torg_marketplace.flow.book import Book
 from torg_marketplace.flow.wakes import NODE, Wakes
 from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness, Replayer
@@ -29,7 +30,6 @@ from torg_marketplace.storage import ledger
 from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.engine import READ_ONLY, KeepingSession, answering
 from torg_marketplace.storage.events import collected, write_collected
-from torg_marketplace.tracing import Span
 from torg_protocol.ids import NodeId, new_id
 from torg_protocol.messages import ToNode
 

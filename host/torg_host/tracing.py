@@ -1,9 +1,10 @@
 """Traces: one per job, over every process that has to do with it, by OpenTelemetry; nothing at all without its packages (extra `otel`).
 
-    submit -> match -> grant -> prepare -> run -> report -> verify -> settle
+    submit -> match -> grant -> prepare -> run -> report -> verify -> settle       the marketplace's processes
+                                node: check_grant, reserve, ..., report            what the node does meanwhile, step by step
 
-A job's trace is known from its id alone, so processes join it without telling each other. Spans are made from the times that the database
-has, after the commit that made them true: `Unit.trace` queues them. What is traced: ids, states, reasons; nothing that a client said.
+A job's trace is known from its id alone, so processes join it without telling each other, also a node that sends its spans to its owner's own
+collector. What is traced: ids, states, reasons; nothing that a client said.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def emit(span: Span) -> None:
     made.end(max(span.end_ms, span.start_ms) * _NS_PER_MS)
 
 
-def export_to(endpoint: str, role: str) -> Callable[[], None]:
+def export_to(endpoint: str, service: str, instance: str, *, field: str = "--otlp-endpoint") -> Callable[[], None]:
     """Sends spans to an OTLP collector over HTTP from now on; what it returns sends the rest and stops. Raises Invalid `otel_missing`."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -70,11 +71,11 @@ def export_to(endpoint: str, role: str) -> Callable[[], None]:
         raise Invalid(
             "OpenTelemetry is not installed",
             code="otel_missing",
-            field="--otlp-endpoint",
+            field=field,
             value=endpoint,
             hint="pip install torg[otel]",
         ) from error
-    resource = Resource.create({"service.name": "torg-marketplace", "service.instance.id": role})
+    resource = Resource.create({"service.name": service, "service.instance.id": instance})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     url = endpoint.rstrip("/")
     exporter = OTLPSpanExporter(endpoint=url if url.endswith("/v1/traces") else f"{url}/v1/traces", timeout=2)
@@ -85,7 +86,7 @@ def export_to(endpoint: str, role: str) -> Callable[[], None]:
 def use(provider: TracerProvider) -> Callable[[], None]:
     """Spans go there from now on; what it returns stops that."""
     global _tracer  # noqa: PLW0603 - one process, one place where spans go
-    _tracer = provider.get_tracer("torg_marketplace")
+    _tracer = provider.get_tracer("torg")
 
     def stop() -> None:
         global _tracer  # noqa: PLW0603 - as above
