@@ -11,9 +11,10 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, event, inspect, make_url
+from sqlalchemy import Connection, Select, bindparam, event, inspect, make_url, select
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, NoResultFound, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -139,6 +140,9 @@ class KeepingSession(Session):
             row = self.known(entity, ident)
             if row is not None:
                 return row
+            if not any(options.values()):
+                with self.no_autoflush:
+                    return self.scalars(_by_key(entity), _parameters(ident)).one_or_none()
             with self.no_autoflush:
                 return super().get(entity, ident, **options)
         return super().get(entity, ident, **options)
@@ -148,6 +152,18 @@ class KeepingSession(Session):
         if row is None:
             raise NoResultFound(f"no {entity.__name__} {ident!r}")
         return row
+
+
+@cache
+def _by_key(table: type[Base]) -> Select[Any]:
+    """Built once: to build it takes SQLAlchemy longer than to ask it, and its own `get` builds one each time."""
+    columns = enumerate(inspect(table).primary_key)
+    return select(table).where(*(column == bindparam(f"key_{number}") for number, column in columns))
+
+
+def _parameters(key: Any) -> dict[str, Any]:
+    parts = key if isinstance(key, tuple) else (key,)
+    return {f"key_{number}": part for number, part in enumerate(parts)}
 
 
 def _key_of(row: Any) -> tuple[Any, ...]:
@@ -188,7 +204,9 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    if connection.get_execution_options().get(READ_ONLY, False):
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-    else:  # READ COMMITTED: what was written before the lock was given is seen
+    """The driver says BEGIN with the first statement, and how: that takes no statement of its own."""
+    driver: Any = connection.connection.dbapi_connection
+    driver.readonly = connection.get_execution_options().get(READ_ONLY, False)
+    driver.isolation_level = "repeatable_read" if driver.readonly else "read_committed"
+    if not driver.readonly:  # READ COMMITTED: what was written before the lock was given is seen
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")

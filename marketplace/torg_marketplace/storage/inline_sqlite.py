@@ -25,6 +25,8 @@ _LOOK_AGAIN_S = 0.002
 
 
 class InlineConnection(sqlite3.Connection):
+    waits_for_disk = True  # at the commit of what is open now: not where nothing was to be written
+
     def cursor(self, *_: Any) -> InlineCursor:  # type: ignore[override]
         return super().cursor(InlineCursor)
 
@@ -58,7 +60,7 @@ class InlineSqlite(SQLiteDialect_pysqlite):
         await_(_at_once())
 
     def do_commit(self, dbapi_connection: Any) -> None:
-        if self._commit_in_thread and dbapi_connection.in_transaction:
+        if self._commit_in_thread and dbapi_connection.in_transaction and dbapi_connection.waits_for_disk:
             await_(asyncio.to_thread(dbapi_connection.commit))
         else:
             dbapi_connection.commit()
@@ -74,8 +76,9 @@ async def _at_once() -> None:
 def begin(connection: Connection, *, read_only: bool) -> None:
     """Opens a transaction; one that may write waits here for its turn. Raises sqlite3.OperationalError after `BUSY_TIMEOUT_MS`."""
     database = connection.connection.dbapi_connection
-    if not isinstance(database, sqlite3.Connection):
-        raise TypeError(f"not SQLite: {database!r}")
+    if not isinstance(database, InlineConnection):
+        raise TypeError(f"not SQLite as it is opened here: {database!r}")
+    database.waits_for_disk = not read_only
     if read_only:
         database.execute("BEGIN")
         return
