@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, bindparam, func, or_, select
 
 from torg_marketplace.flow.operate import resume_node, suspend_node
 from torg_marketplace.flow.rows import node_row
@@ -62,7 +62,10 @@ async def bans(unit: Unit) -> list[dict[str, Any]]:
 
 async def check_allowed(unit: Unit, account: AccountId, spec: JobSpec | None = None) -> None:
     """Raises Forbidden wallet_banned or image_banned, with the operator's reason."""
-    if (why := await banned(unit, "wallet", account)) is not None:
+    image_of = {name: image for image in (spec.images if spec is not None else ()) for name in _names_of(image)}
+    found = (await unit.session.scalars(_AMONG, {"wallet": account, "images": list(image_of)})).all()
+    because = {(row.kind, row.subject): row.because for row in found}
+    if (why := because.get(("wallet", account))) is not None:
         raise Forbidden(
             f"this marketplace takes no jobs of this wallet: {why}",
             code="wallet_banned",
@@ -70,18 +73,23 @@ async def check_allowed(unit: Unit, account: AccountId, spec: JobSpec | None = N
             value=account,
             hint="your vault is your own, close it: torg vault close; write to the operator if this is wrong",
         )
-    if spec is None:
-        return
-    for image in spec.images:
-        for name in _names_of(image):
-            if (why := await banned(unit, "image", name)) is not None:
-                raise Forbidden(
-                    f"this marketplace runs no such image: {why}",
-                    code="image_banned",
-                    field="image",
-                    value=image,
-                    hint="use another image; write to the operator if this is wrong",
-                )
+    for name, image in image_of.items():
+        if (why := because.get(("image", name))) is not None:
+            raise Forbidden(
+                f"this marketplace runs no such image: {why}",
+                code="image_banned",
+                field="image",
+                value=image,
+                hint="use another image; write to the operator if this is wrong",
+            )
+
+
+_AMONG = select(BanRow).where(
+    or_(
+        and_(BanRow.kind == "wallet", BanRow.subject == bindparam("wallet")),
+        and_(BanRow.kind == "image", BanRow.subject.in_(bindparam("images", expanding=True))),
+    )
+)
 
 
 async def banned(unit: Unit, kind: BanKind, subject: str) -> str | None:

@@ -141,6 +141,8 @@ async def _shrink_commitment(unit: Unit, lease_id: LeaseId, total: int) -> None:
 
 
 async def _is_owed(unit: Unit, lease_id: LeaseId) -> bool:
+    if any(payout.lease_id == lease_id for payout in unit.added(PayoutRow)):
+        return True
     query = select(PayoutRow.payout_id).where(
         PayoutRow.lease_id == lease_id, PayoutRow.state.not_in(OVER_PAYOUT_STATES)
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 
 from torg_marketplace.flow import earnings, vaults
 from torg_marketplace.flow.leavers import goes_on_without
@@ -57,8 +57,7 @@ async def end_lease(
 async def _leave(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, detail: str, code: str = "") -> None:
     """Its node has nothing to do with it any more, but for its last word."""
     with unit.session.no_autoflush:
-        gone = delete(AllocationRow).where(AllocationRow.lease_id == lease.lease_id)
-        await unit.session.execute(gone.execution_options(synchronize_session=False))
+        await unit.session.execute(_FREE_UNITS, {"of_lease": lease.lease_id})
     to = OUTCOMES[reason].lease
     await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms, reason=reason, detail=detail)
     _trace(unit, lease, reason)
@@ -72,6 +71,13 @@ async def _leave(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, de
         case _:
             assert_never(OUTCOMES[reason].excludes)
     await _count(unit, lease, reason)
+
+
+_FREE_UNITS = (
+    delete(AllocationRow)
+    .where(AllocationRow.lease_id == bindparam("of_lease"))
+    .execution_options(synchronize_session=False)
+)
 
 
 async def _dissolve(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> None:
@@ -193,7 +199,7 @@ async def end_queued(unit: Unit, job: JobRow, reason: EndReason, detail: str = "
 
 async def close_if_over(unit: Unit, job: JobRow) -> None:
     """Releases the hold once the job has ended and no lease of it lives; decides what was held back until then."""
-    if job.state in OPEN_JOB_STATES or job.closed_at_ms is not None or await has_live_lease(unit, job.id):
+    if job.state in OPEN_JOB_STATES or job.closed_at_ms is not None or await has_live_lease(unit, job):
         return
     await _release_held_back(unit, job, passed=job.reason != EndReason.VERIFICATION_REJECTED)
     await vaults.close_job(unit, job_id=job.id)

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import CursorResult, bindparam, update
 
-from torg_marketplace.flow import vaults
+from torg_marketplace.flow.commitments import commit_lease
 from torg_marketplace.flow.rows import (
     demand_of,
     leases_of_job,
@@ -31,11 +31,10 @@ from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.money import split_budget
 from torg_marketplace.storage.events import add_lease_born
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
-from torg_marketplace.storage.money_models import CapRow
 from torg_marketplace.storage.moves import move_job
 from torg_protocol.caps import Commitment, SignedCap
 from torg_protocol.errors import Conflict
-from torg_protocol.ids import LeaseId, NodeId, VaultAddress
+from torg_protocol.ids import LeaseId, NodeId
 from torg_protocol.job_cost import verification_price, work_within
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.messages import CheckpointRef, GangPlace, Grant, Granted, SignedGrant, VolumeAtStart
@@ -105,14 +104,13 @@ async def _lease(
 ) -> SignedGrant:
     spec = spec_of(job)
     lease_id = LeaseId(unit.new_id("lease"))
-    commitment, commitment_signature = await vaults.commit_lease(
+    commitment, commitment_signature, cap = await commit_lease(
         unit,
         vault=job.vault,
         lease_id=lease_id,
         payout_address=offer_of(node).payout_address,
         max_amount=place.max_amount + verification_price(spec, place.max_amount),
     )
-    cap = await _covering_cap(unit, job, commitment)
     price = spec.resources.price_of(snapshot.offer.price_per_gpu_hour)
     signed = _sign(unit, job, node, price, place, limits, cap, commitment, commitment_signature)
     lease = _lease_row(unit, signed, spec)
@@ -129,13 +127,16 @@ async def _lease(
     return signed
 
 
+_CLAIM = (
+    update(NodeRow)
+    .where(NodeRow.node_id == bindparam("claimed"))
+    .values(claims=NodeRow.claims + 1)
+    .execution_options(synchronize_session=False)
+)
+
+
 async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, NodeSnapshot]:
-    claimed = await unit.session.execute(
-        update(NodeRow)
-        .where(NodeRow.node_id == node_id)
-        .values(claims=NodeRow.claims + 1)
-        .execution_options(synchronize_session=False)
-    )
+    claimed = await unit.session.execute(_CLAIM, {"claimed": node_id})
     if not isinstance(claimed, CursorResult) or claimed.rowcount != 1:
         raise NotGrantable("no such node", field="node_id", value=node_id)
     demand = demand_of(job, unit.now_ms)
@@ -180,26 +181,6 @@ async def _limits(unit: Unit, job: JobRow, spec: JobSpec) -> _Limits:
 def _price(spec: JobSpec, lease: LeaseRow) -> int:
     """Of an earlier lease, with its verification also where that is not decided yet."""
     return lease.amount + (0 if lease.decided_at_ms is not None else verification_price(spec, lease.amount))
-
-
-async def _covering_cap(unit: Unit, job: JobRow, commitment: Commitment) -> SignedCap:
-    """A cap that the node can capture its whole range with; of several, the one that lives longest."""
-    query = (
-        select(CapRow)
-        .where(CapRow.vault == job.vault, CapRow.cap >= commitment.committed_after)
-        .order_by(CapRow.valid_until_s.desc(), CapRow.cap)
-        .limit(1)
-    )
-    row = (await unit.session.scalars(query)).one_or_none()
-    if row is None:
-        return SignedCap.model_validate(job.cap)
-    return SignedCap(
-        vault=VaultAddress(row.vault),
-        cap=row.cap,
-        valid_until_s=row.valid_until_s,
-        signer=row.signer,
-        signature=row.signature,
-    )
 
 
 def _sign(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import BigInteger, BindParameter, ColumnElement, Select, bindparam, func, select
 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.snapshot import Demand, GpuShare, NodeSnapshot
@@ -81,18 +81,32 @@ async def lock_attempts(unit: Unit, job: JobRow) -> None:
         await lock_job(unit, job.job_id)
 
 
+_BY_ITSELF = (
+    select(LeaseRow, JobRow, NodeRow)
+    .join(JobRow, JobRow.job_id == LeaseRow.job_id)
+    .join(NodeRow, NodeRow.node_id == LeaseRow.node_id)
+    .where(LeaseRow.lease_id == bindparam("lease_id"), LeaseRow.size == 1)
+    .with_for_update(of=LeaseRow)
+)
+
+
 async def lease_to_change(unit: Unit, lease_id: str) -> LeaseRow | None:
-    """A lease, locked: by its own row, or by its job's when its attempt has several."""
-    by_itself = select(LeaseRow).where(LeaseRow.lease_id == lease_id, LeaseRow.size == 1).with_for_update()
-    lease = (await unit.session.scalars(by_itself)).one_or_none()
+    """A lease, locked: by its own row, or by its job's when its attempt has several. One by itself brings its job and its node, which whoever
+    changes it asks for next."""
+    lease = (await unit.session.scalars(_BY_ITSELF, {"lease_id": lease_id})).one_or_none()
     if lease is None and (lease := await unit.session.get(LeaseRow, lease_id)) is not None:
         await lock_attempt(unit, lease)
     return lease
 
 
-async def has_live_lease(unit: Unit, job_id: JobId) -> bool:
+async def has_live_lease(unit: Unit, job: JobRow) -> bool:
     """As this transaction knows them: one that it has just ended is no more, and nothing need be written to see that."""
-    query = select(LeaseRow).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.job_id == job_id)
+    known = [lease for lease in unit.loaded(LeaseRow) if lease.job_id == job.job_id]
+    if any(lease.state in LIVE_LEASE_STATES for lease in known):
+        return True
+    if job.generation == len({lease.fence for lease in known}) and all(lease.size == 1 for lease in known):
+        return False  # each generation was one lease, and here they all are
+    query = select(LeaseRow).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.job_id == job.job_id)
     with unit.session.no_autoflush:
         stored = (await unit.session.scalars(query)).all()
     return any(lease.state in LIVE_LEASE_STATES for lease in stored)
@@ -165,32 +179,57 @@ def demand_for(
 
 async def node_snapshots(unit: Unit, *, only: Collection[NodeId] | None = None) -> list[NodeSnapshot]:
     """Registered nodes with what is in use on them; of `only`, those that are registered."""
-    nodes, allocations = select(NodeRow).where(*is_registered(unit)), select(AllocationRow)
-    leases = select(LeaseRow).where(LeaseRow.state.in_(LIVE_LEASE_STATES))
-    if only is not None:
-        nodes = nodes.where(NodeRow.node_id.in_(only))
-        allocations = allocations.where(AllocationRow.node_id.in_(only))
-        leases = leases.where(LeaseRow.node_id.in_(only))
+    asked, which = (_ALL, {}) if only is None else (_SOME, {"nodes": list(only)})
     units: dict[str, dict[str, str]] = defaultdict(dict)
-    for row in await unit.session.scalars(allocations):
-        units[row.node_id][row.unit] = row.lease_id
-    running: dict[str, list[LeaseRow]] = defaultdict(list)
-    for lease in await unit.session.scalars(leases.order_by(LeaseRow.lease_id)):
-        running[lease.node_id].append(lease)
+    for node_id, name, lease_id in await unit.session.execute(asked.units, which):
+        units[node_id][name] = lease_id
+    in_use = {row[0]: tuple(map(int, row[1:])) for row in await unit.session.execute(asked.in_use, which)}
+    grants = await _grants_of_shares(unit, units.values())
+    since_ms = unit.now_ms - unit.policy.forget_node_after_ms
     return [
-        _snapshot(node, units[node.node_id], running[node.node_id])
-        for node in await unit.session.scalars(nodes.order_by(NodeRow.node_id))
+        _snapshot(node, units[node.node_id], in_use.get(node.node_id, (0, 0, 0)), grants)
+        for node in await unit.session.scalars(asked.registered, {"since_ms": since_ms, **which})
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Questions:
+    """About nodes, built once. Parameters: `since_ms` for those registered, and which nodes where not all are meant."""
+
+    registered: Select[NodeRow]
+    units: Select[str, str, str]  # of each node, who has which
+    in_use: Select[str, int, int, int]  # processors, memory and disk
+
+
+def _questions(*, of_all: bool) -> _Questions:
+    allocations = select(AllocationRow.node_id, AllocationRow.unit, AllocationRow.lease_id)
+    of_leases = (func.sum(LeaseRow.cpu_millis), func.sum(LeaseRow.memory_bytes), func.sum(LeaseRow.disk_bytes))
+    leases = select(LeaseRow.node_id, *of_leases).where(LeaseRow.state.in_(LIVE_LEASE_STATES))
+    nodes = select(NodeRow).where(*_registered(bindparam("since_ms", type_=BigInteger)))
+    if not of_all:
+        these: BindParameter[list[str]] = bindparam("nodes", expanding=True)
+        allocations = allocations.where(AllocationRow.node_id.in_(these))
+        leases, nodes = leases.where(LeaseRow.node_id.in_(these)), nodes.where(NodeRow.node_id.in_(these))
+    return _Questions(nodes.order_by(NodeRow.node_id), allocations, leases.group_by(LeaseRow.node_id))
 
 
 def is_registered(unit: Unit) -> tuple[ColumnElement[bool], ...]:
     """Not suspended, and heard of within `forget_node_after_ms`."""
-    since_ms = unit.now_ms - unit.policy.forget_node_after_ms
+    return _registered(unit.now_ms - unit.policy.forget_node_after_ms)
+
+
+def _registered(since_ms: int | ColumnElement[int]) -> tuple[ColumnElement[bool], ...]:
     return NodeRow.state != NodeState.SUSPENDED, NodeRow.last_seen_ms >= since_ms
 
 
-def _snapshot(node: NodeRow, units: Mapping[str, str], leases: Sequence[LeaseRow]) -> NodeSnapshot:
+_ALL, _SOME = _questions(of_all=True), _questions(of_all=False)
+
+
+def _snapshot(
+    node: NodeRow, units: Mapping[str, str], in_use: tuple[int, ...], grants: Mapping[str, Grant]
+) -> NodeSnapshot:
     """`units`: who has which."""
+    cpu_millis, memory, disk = in_use
     return NodeSnapshot(
         node_id=node.id,
         offer=offer_of(node),
@@ -198,20 +237,27 @@ def _snapshot(node: NodeRow, units: Mapping[str, str], leases: Sequence[LeaseRow
         liveness=Liveness(node.liveness),
         connected=node.connected,
         units_in_use=frozenset(units),
-        shares=_shares(units, leases) if any("/" in name for name in units) else (),
-        cpu_millis_in_use=sum(lease.cpu_millis for lease in leases),
-        memory_in_use=sum(lease.memory_bytes for lease in leases),
-        disk_in_use=sum(lease.disk_bytes for lease in leases),
+        shares=_shares(units, grants),
+        cpu_millis_in_use=cpu_millis,
+        memory_in_use=memory,
+        disk_in_use=disk,
         warm=frozenset(node.warm),
         reputation_permille=reputation_permille(node.leases_kept, node.leases_broken),
         proof=ProofRecord.model_validate(node.proof).status(),
     )
 
 
-def _shares(units: Mapping[str, str], leases: Sequence[LeaseRow]) -> tuple[GpuShare, ...]:
-    """What leases hold of shared GPUs ("gpu:0/2"), as their grants say."""
-    holding = {lease_id for name, lease_id in units.items() if "/" in name}
-    grants = {lease.lease_id: grant_of(lease) for lease in leases if lease.lease_id in holding}
+async def _grants_of_shares(unit: Unit, units: Iterable[Mapping[str, str]]) -> dict[str, Grant]:
+    """By lease, of those that hold a part of a GPU ("gpu:0/2"): how large it is, only the grant says."""
+    holding = {lease_id for held in units for name, lease_id in held.items() if "/" in name}
+    if not holding:
+        return {}
+    query = select(LeaseRow).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.lease_id.in_(holding))
+    return {lease.lease_id: grant_of(lease) for lease in await unit.session.scalars(query)}
+
+
+def _shares(units: Mapping[str, str], grants: Mapping[str, Grant]) -> tuple[GpuShare, ...]:
+    """What leases hold of shared GPUs, as their grants say."""
     return tuple(
         GpuShare(shared_gpu(name), grants[lease_id].spec.resources.gpu_fraction, grants[lease_id].client)
         for name, lease_id in sorted(units.items())

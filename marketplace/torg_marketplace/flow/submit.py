@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 
 from torg_marketplace.flow import vaults
 from torg_marketplace.flow.bans import check_allowed
@@ -66,26 +66,24 @@ async def submit(
     image_banned), RateLimited (submissions_per_day_reached, spend_per_hour_reached). What only has to wait is queued.
     """
     began_ms = market.clock.now_ms()
-    async with market.reading() as unit:
-        if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
-            return known
-        if request.cap is None and api_key is None:
-            raise Invalid(
-                "a wallet signs a cap with each job", code="cap_missing", field="cap", hint="the torg client does"
-            )
-        spec = load_job_spec(request.spec)
-        check_secret_names(spec, spec.secrets.names if spec.secrets else ())
-        check_job_key(spec)
-        spec = await pin_data(unit, account, spec)
-    for field, blob in spec.blobs():
-        await check_stored(market, account, blob, field=f"{field}.digest")
-    for digest in spec.image_archives:
-        await check_readable(market, account, digest, field="image")
-    _check_verification(market, spec)
+    if request.cap is None and api_key is None:
+        raise Invalid(
+            "a wallet signs a cap with each job", code="cap_missing", field="cap", hint="the torg client does"
+        )
+    spec = load_job_spec(request.spec)
+    check_secret_names(spec, spec.secrets.names if spec.secrets else ())
+    check_job_key(spec)
+    if spec.named_data() or spec.blobs() or spec.image_archives:
+        async with market.reading() as unit:
+            if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
+                return known  # its data may be gone by now
+            spec = await pin_data(unit, account, spec)
+        await _check_data(market, account, spec)
     engine = await live_engine(market)
     async with market.transaction() as unit:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
             return known
+        _check_verification(market, spec)
         await check_allowed(unit, account, spec)
         await _check_open_jobs(unit, account)
         terms = await _terms(unit, engine, account, spec, request.quote_id)
@@ -103,7 +101,15 @@ async def submit(
             )
         unit.trace("submit", job.job_id, began_ms)
         unit.wake("match")
+        await unit.session.flush()  # all of it at once; what columns have by default is known then
         return await view_of(unit, job)
+
+
+async def _check_data(market: Market, account: AccountId, spec: JobSpec) -> None:
+    for field, blob in spec.blobs():
+        await check_stored(market, account, blob, field=f"{field}.digest")
+    for digest in spec.image_archives:
+        await check_readable(market, account, digest, field="image")
 
 
 async def _admit(
@@ -181,10 +187,12 @@ def _facts(entry: CatalogueEntry) -> CatalogueFacts:
     )
 
 
+_OPEN_JOBS = select(func.count()).where(JobRow.client == bindparam("account"), JobRow.state.in_(OPEN_JOB_STATES))
+
+
 async def _check_open_jobs(unit: Unit, account: AccountId) -> None:
-    query = select(func.count()).where(JobRow.client == account, JobRow.state.in_(OPEN_JOB_STATES))
     most = unit.policy.max_open_jobs_per_account
-    if (await unit.session.scalar(query) or 0) >= most:
+    if (await unit.session.scalar(_OPEN_JOBS, {"account": account}) or 0) >= most:
         raise Conflict(f"you have {most} open jobs", code="too_many_jobs", hint="wait for some to end, or cancel some")
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from solders.keypair import Keypair
+from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from torg_host import tracing
@@ -122,6 +123,14 @@ class Unit:
         """A row that this transaction has loaded or added before, as it stands; None asks for a look into the database."""
         session = self.session.sync_session
         return session.known(table, key) if isinstance(session, KeepingSession) else None
+
+    def loaded(self, table: type[R]) -> list[R]:
+        """Rows that this transaction has read, as they stand."""
+        return [row for row in self.session if isinstance(row, table) and not inspect(row).expired]
+
+    def added(self, table: type[R]) -> list[R]:
+        """Rows that this transaction has added and not written yet: what a query that does not flush cannot see."""
+        return [row for row in self.session.new if isinstance(row, table)]
 
     def post(self, *, key: str, cause: str, entries: Sequence[ledger.Entry]) -> None:
         """Once, with the commit. Raises LedgerError."""

@@ -6,20 +6,21 @@ A job is admitted by one conditional UPDATE of the vault's row; nothing else may
 from __future__ import annotations
 
 import logging
+from functools import cache
 
-from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy import BigInteger, BindParameter, CursorResult, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from torg_chain.vault import VaultState
 from torg_marketplace.flow.credit import close_credit
 from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
-from torg_marketplace.rules.money import Refusal, VaultFacts, lowest_gap, refusal
+from torg_marketplace.rules.money import Refusal, VaultFacts, refusal
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.account_models import CreditHoldRow
-from torg_marketplace.storage.money_models import CapRow, CommitmentRow, HoldRow, PayoutRow, SettlementRow, VaultRow
+from torg_marketplace.storage.money_models import CapRow, HoldRow, PayoutRow, SettlementRow, VaultRow
 from torg_protocol.api import PayoutView, SettlementPage, SettlementView, VaultView
-from torg_protocol.caps import CapStatement, Commitment, SignedCap
+from torg_protocol.caps import CapStatement, SignedCap
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound
 from torg_protocol.ids import AccountId, JobId, LeaseId, VaultAddress
 from torg_protocol.states import OVER_PAYOUT_STATES
@@ -58,7 +59,7 @@ async def refresh_vault(market: Market, address: str) -> VaultView:
 
 
 async def vault_view(unit: Unit, account: AccountId, address: str) -> VaultView:
-    row = await _row(unit, address)
+    row = await vault_row(unit, address)
     if row.depositor != account:
         raise NotFound("no such vault of yours", code="vault_unknown", field="vault", value=address)
     return await _view(unit, row)
@@ -125,76 +126,34 @@ async def is_on_credit(unit: Unit, job_id: JobId) -> bool:
 
 
 async def _commit(unit: Unit, account: AccountId, cap: SignedCap, max_amount: int, lease_end_latest_s: int) -> None:
-    row = await _row(unit, cap.vault)
+    row = await vault_row(unit, cap.vault)
     if row.depositor != account:
         raise Forbidden("this vault is somebody else's", code="vault_not_yours", field="cap.vault", value=cap.vault)
     _check_cap(unit, row, cap, lease_end_latest_s)
-    committed = VaultRow.final_total + VaultRow.open_maximum + max_amount
-    admitted = await unit.session.execute(
-        update(VaultRow)
-        .where(
-            VaultRow.address == cap.vault,
-            VaultRow.blocked.is_(None),
-            VaultRow.close_at_s == 0,
-            VaultRow.closed.is_(False),
-            committed <= cap.cap,
-            committed <= VaultRow.chain_settled + VaultRow.chain_balance,
-        )
-        .values(open_maximum=VaultRow.open_maximum + max_amount)
-        .execution_options(synchronize_session=False)
-    )
-    if not isinstance(admitted, CursorResult) or admitted.rowcount != 1:
-        await unit.session.refresh(row)
-        raise await _refused(unit, row, cap, max_amount)
-    unit.session.expire(row, ["open_maximum"])
-    await _remember_cap(unit, cap)
+    with unit.session.no_autoflush:  # the job may be written with its hold
+        admitted = await unit.session.execute(_ADMIT, {"vault": cap.vault, "cap_signed": cap.cap, "more": max_amount})
+        if not isinstance(admitted, CursorResult) or admitted.rowcount != 1:
+            await unit.session.refresh(row)
+            raise await _refused(unit, row, cap, max_amount)
+        unit.session.expire(row, ["open_maximum"])
+        await _remember_cap(unit, cap)
 
 
-async def commit_lease(
-    unit: Unit, *, vault: str, lease_id: LeaseId, payout_address: str, max_amount: int
-) -> tuple[Commitment, str]:
-    """A range of the vault that is this lease's alone until it is settled, signed by the marketplace.
-
-    Raises Conflict vault_closing, vault_blocked, or commitment_waits when the unsettled ranges of other leases leave no gap
-    of this size: settling frees it.
-    """
-    row = await _row(unit, vault)
-    if row.close_at_s or row.closed or row.blocked:
-        raise Conflict(
-            "the vault is closing or blocked", code="vault_closing", field="vault", value=vault, hint=row.blocked
-        )
-    taken = (
-        await unit.session.execute(
-            select(CommitmentRow.lower, CommitmentRow.upper).where(
-                CommitmentRow.vault == vault, CommitmentRow.released.is_(False)
-            )
-        )
-    ).all()
-    newest_cap = await unit.session.scalar(
-        select(func.max(CapRow.cap)).where(CapRow.vault == vault, CapRow.valid_until_s * 1000 > unit.now_ms)
+_MORE: BindParameter[int] = bindparam("more", type_=BigInteger)
+_COMMITTED = VaultRow.final_total + VaultRow.open_maximum + _MORE
+_ADMIT = (
+    update(VaultRow)
+    .where(
+        VaultRow.address == bindparam("vault"),
+        VaultRow.blocked.is_(None),
+        VaultRow.close_at_s == 0,
+        VaultRow.closed.is_(False),
+        bindparam("cap_signed", type_=BigInteger) >= _COMMITTED,
+        VaultRow.chain_settled + VaultRow.chain_balance >= _COMMITTED,
     )
-    end = min(newest_cap or 0, row.chain_settled + row.chain_balance)
-    lower = lowest_gap([(low, high) for low, high in taken], start=row.chain_settled, size=max_amount, end=end)
-    if lower is None:
-        raise Conflict(
-            "the vault's free ranges are too small until earlier leases are settled",
-            code="commitment_waits",
-            field="vault",
-            value=vault,
-        )
-    row.commitments += 1
-    commitment = Commitment(
-        vault=VaultAddress(vault),
-        sequence=row.commitments,
-        lease_id=lease_id,
-        payout_address=payout_address,
-        committed_before=lower,
-        committed_after=lower + max_amount,
-    )
-    unit.session.add(
-        CommitmentRow(lease_id=lease_id, vault=vault, sequence=row.commitments, lower=lower, upper=lower + max_amount)
-    )
-    return commitment, commitment.sign(unit.market.identity)
+    .values(open_maximum=VaultRow.open_maximum + _MORE)
+    .execution_options(synchronize_session=False)
+)
 
 
 async def close_job(unit: Unit, *, job_id: JobId) -> None:
@@ -203,21 +162,25 @@ async def close_job(unit: Unit, *, job_id: JobId) -> None:
     if not hold.open:
         return
     hold.open = False
+    cost = hold.billed - hold.refunded
     with unit.session.no_autoflush:
-        await unit.session.execute(
-            update(VaultRow)
-            .where(VaultRow.address == hold.vault)
-            .values(
-                open_maximum=VaultRow.open_maximum - hold.max_amount,
-                final_total=VaultRow.final_total + hold.billed - hold.refunded,
-            )
-            .execution_options(synchronize_session=False)
-        )
+        await unit.session.execute(_CLOSE, {"vault": hold.vault, "held": hold.max_amount, "cost": cost})
     await close_credit(unit, hold)
     rest = hold.max_amount - hold.billed + hold.refunded
     if rest:
         entries = ledger.move(ledger.held(job_id), ledger.free(hold.vault), rest)
         unit.post(key=f"release:{job_id}", cause=f"job {job_id} ended", entries=entries)
+
+
+_CLOSE = (
+    update(VaultRow)
+    .where(VaultRow.address == bindparam("vault"))
+    .values(
+        open_maximum=VaultRow.open_maximum - bindparam("held", type_=BigInteger),
+        final_total=VaultRow.final_total + bindparam("cost", type_=BigInteger),
+    )
+    .execution_options(synchronize_session=False)
+)
 
 
 async def _follow_captures(market: Market, address: str, state: VaultState | None) -> None:
@@ -342,9 +305,13 @@ async def _remember_cap(unit: Unit, cap: SignedCap) -> None:
         "signer": cap.signer,
         "signature": cap.signature,
     }
-    dialect = unit.session.get_bind().dialect.name
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    await unit.session.execute(insert(CapRow).values(**values).on_conflict_do_nothing())
+    await unit.session.execute(_insert_cap(unit.session.get_bind().dialect.name), values)
+
+
+@cache
+def _insert_cap(dialect: str) -> postgresql.Insert | sqlite.Insert:
+    insert_into = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert_into(CapRow.metadata.tables[CapRow.__tablename__]).on_conflict_do_nothing()
 
 
 async def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int) -> Conflict:
@@ -406,7 +373,7 @@ async def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int) -
             )
 
 
-async def _row(unit: Unit, address: str) -> VaultRow:
+async def vault_row(unit: Unit, address: str) -> VaultRow:
     row = await unit.session.get(VaultRow, address)
     if row is None:
         raise NotFound(

@@ -14,6 +14,7 @@ from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow, NodeE
 from torg_protocol.ids import JobId, LeaseId, NodeId
 
 _JOB_EVENTS = JobEventRow.metadata.tables[JobEventRow.__tablename__]  # the table itself: rows without objects
+_INSERT_JOB_EVENTS = insert(_JOB_EVENTS)
 _COLLECTED = "torg_events"
 EventKind = Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "volume", "log", "receipt"]
 
@@ -40,7 +41,7 @@ async def write_collected(session: AsyncSession) -> None:
     """Call before every commit, and before reading events in the transaction that adds some."""
     if events := collected(session):
         await session.flush()  # the jobs that they are of
-        await session.execute(insert(_JOB_EVENTS), events)
+        await session.execute(_INSERT_JOB_EVENTS, events)
         events.clear()
 
 

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import CursorResult, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.dml import ReturningInsert
 
 from torg_marketplace.storage.base import MAX_AMOUNT
 from torg_marketplace.storage.money_models import EntryRow, PostingRow
 from torg_protocol.errors import TorgError
 
 _POSTINGS, _ENTRIES = (row.metadata.tables[row.__tablename__] for row in (PostingRow, EntryRow))  # rows without objects
+_INSERT_ENTRIES = insert(_ENTRIES)
 COLLECTED = "torg_postings"
 
 
@@ -118,13 +121,13 @@ async def write_collected(session: AsyncSession) -> None:
         return
     collected(session).clear()
     rows = [{"key": each.key, "cause": each.cause, "at_ms": each.at_ms} for each in postings.values()]
-    fresh = set(await session.scalars(_insert_once(session).values(rows).returning(_POSTINGS.c.key)))
+    fresh = set(await session.scalars(_insert_fresh(session.get_bind().dialect.name), rows))
     for each in postings.values():
         if each.key not in fresh and await entries_of(session, each.key) != list(each.entries):
             raise LedgerError("this key was used for another posting", code="key_reused", field="key", value=each.key)
     entries = [row for each in postings.values() if each.key in fresh for row in _rows(each.key, each.entries)]
     if entries:
-        await session.execute(insert(_ENTRIES), entries)
+        await session.execute(_INSERT_ENTRIES, entries)
 
 
 async def post(session: AsyncSession, *, key: str, cause: str, entries: Sequence[Entry], at_ms: int) -> bool:
@@ -133,12 +136,13 @@ async def post(session: AsyncSession, *, key: str, cause: str, entries: Sequence
     Raises LedgerError: not_zero, empty, amount_out_of_range, key_reused (same key, other entries).
     """
     kept = _checked(key, entries)
-    written = await session.execute(_insert_once(session).values(key=key, cause=cause, at_ms=at_ms))
+    insert_once = _insert_once(session.get_bind().dialect.name)
+    written = await session.execute(insert_once, {"key": key, "cause": cause, "at_ms": at_ms})
     if not isinstance(written, CursorResult) or written.rowcount != 1:
         if await entries_of(session, key) != kept:
             raise LedgerError("this key was used for another posting", code="key_reused", field="key", value=key)
         return False
-    await session.execute(insert(_ENTRIES), _rows(key, kept))
+    await session.execute(_INSERT_ENTRIES, _rows(key, kept))
     return True
 
 
@@ -160,14 +164,17 @@ def _rows(key: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def _insert_once(session: AsyncSession) -> postgresql.Insert | sqlite.Insert:
-    """Two statements for each posting, no question before: the key's own constraint says whether it is there."""
-    postgres = session.get_bind().dialect.name == "postgresql"
-    return (
-        postgresql.insert(_POSTINGS).on_conflict_do_nothing()
-        if postgres
-        else sqlite.insert(_POSTINGS).on_conflict_do_nothing()
-    )
+@cache
+def _insert_once(dialect: str) -> postgresql.Insert | sqlite.Insert:
+    """No question before: the key's own constraint says whether it is there."""
+    insert_into = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert_into(_POSTINGS).on_conflict_do_nothing()
+
+
+@cache
+def _insert_fresh(dialect: str) -> ReturningInsert[str]:
+    """Of several at once: the keys that were not there."""
+    return _insert_once(dialect).returning(_POSTINGS.c.key)
 
 
 async def entries_of(session: AsyncSession, key: str) -> list[Entry]:
