@@ -186,7 +186,7 @@ async def test_a_refund_between_plan_and_order_makes_the_plan_void(world: World)
     node, client = await join(world, price=TUSD), await make_client(world)
     lease_id = await an_hour(world, node, client)
     async with world.market.reading() as unit:
-        plan = await make_plan(unit, client.vault, hurry=True)
+        plan = await make_plan(unit, client.vault)
     assert plan is not None
     await give_back(world, lease_id, 100_000)
     node.expect(RefundIssued)

@@ -16,13 +16,13 @@ from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionR
 from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.refunds import work_credit_off
 from torg_marketplace.flow.settlement_moves import apply_finalized, bury, move_settlement, skipped_addresses
-from torg_marketplace.flow.settlement_plan import IN_FLIGHT, build, make_plan
+from torg_marketplace.flow.settlement_plan import IN_FLIGHT, build, due_vaults, make_plan
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.logs import about
 from torg_marketplace.rules.settlement import Action, Evidence, Fate, next_action
-from torg_marketplace.storage.money_models import PayoutRow, SettlementRow
+from torg_marketplace.storage.money_models import SettlementRow
 from torg_protocol.errors import TorgError
-from torg_protocol.states import PayoutState, SettlementState
+from torg_protocol.states import SettlementState
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,11 @@ async def settle_due(market: Market, *, hurry: bool = False) -> int:
     """
     await work_credit_off(market)
     async with market.reading() as unit:
-        query = select(PayoutRow.vault).where(PayoutRow.state == PayoutState.PENDING).distinct()
-        vaults = (await unit.session.scalars(query)).all()
+        vaults = await due_vaults(unit, hurry=hurry)
     built = 0
     for vault in vaults:
         async with market.reading() as unit:
-            plan = await make_plan(unit, vault, hurry=hurry)
+            plan = await make_plan(unit, vault)
         if plan is None:
             continue
         try:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 from solders.pubkey import Pubkey
 from solders.signature import Signature
-from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy import CursorResult, bindparam, func, select, update
 
 from torg_chain import vault_operations
 from torg_chain.errors import TransactionTooLarge
@@ -55,20 +57,63 @@ class _Signed:
     transaction: SignedTransaction
 
 
-async def make_plan(unit: Unit, vault: str, *, hurry: bool, max_payees: int | None = None) -> Plan | None:
-    """None: nothing is due, nothing can be paid, or the vault is blocked or has a capture in flight."""
+async def due_vaults(unit: Unit, *, hurry: bool) -> list[str]:
+    """Those with payouts that are due now and no capture in flight. Asked often, and mostly in vain: about all of them at once, by sums."""
+    rows = (await unit.session.execute(_WAITING)).all()
+    limits = {
+        row[0]: int(row[1]["max_unpaid"]) for row in await unit.session.execute(_OFFERS, {"leases": _newest(rows)})
+    }
+    found = []
+    for (vault, close_at_s), of_vault in groupby(rows, key=lambda row: (row.vault, row.close_at_s)):
+        waiting = list(of_vault)
+        sums = [Due("", row.payout_address, int(row.amount), int(row.since_ms)) for row in waiting]
+        most = {
+            row.payout_address: limits[row.lease_id]
+            for row in waiting
+            if row.lease_id in limits and row.payout_address != FEE_ADDRESS
+        }
+        if is_due(
+            sums,
+            now_ms=unit.now_ms,
+            max_age_ms=unit.policy.settlement_max_age_ms,
+            threshold=unit.policy.settlement_threshold,
+            hurry=hurry or close_at_s != 0 or is_exposed(sums, most),
+        ):
+            found.append(vault)
+    return found
+
+
+_WAITING = (  # one sum for each address, and of the leases that it is for the newest
+    select(
+        PayoutRow.vault,
+        VaultRow.close_at_s,
+        PayoutRow.payout_address,
+        func.sum(PayoutRow.amount).label("amount"),
+        func.min(PayoutRow.created_at_ms).label("since_ms"),
+        func.max(PayoutRow.lease_id).label("lease_id"),
+    )
+    .join(VaultRow, VaultRow.address == PayoutRow.vault)
+    .where(PayoutRow.state == PayoutState.PENDING, VaultRow.blocked.is_(None), VaultRow.active_settlement.is_(None))
+    .group_by(PayoutRow.vault, VaultRow.close_at_s, PayoutRow.payout_address)
+    .order_by(PayoutRow.vault)
+)
+_OFFERS = (  # say how much their node wants to be owed at most
+    select(LeaseRow.lease_id, NodeRow.offer)
+    .join(NodeRow, NodeRow.node_id == LeaseRow.node_id)
+    .where(LeaseRow.lease_id.in_(bindparam("leases", expanding=True)))
+)
+
+
+def _newest(waiting: Sequence[Any]) -> list[str]:
+    return [row.lease_id for row in waiting if row.payout_address != FEE_ADDRESS]
+
+
+async def make_plan(unit: Unit, vault: str, *, max_payees: int | None = None) -> Plan | None:
+    """Of what waits. None: nothing can be paid, or the vault is blocked or has a capture in flight."""
     row = await unit.session.get_one(VaultRow, vault)
     if row.blocked is not None or row.active_settlement is not None:
         return None
-    sums = await _sums(unit, vault)
-    due = is_due(
-        sums,
-        now_ms=unit.now_ms,
-        max_age_ms=unit.policy.settlement_max_age_ms,
-        threshold=unit.policy.settlement_threshold,
-        hurry=hurry or row.close_at_s != 0 or is_exposed(sums, await _exposure_limits(unit, vault)),
-    )
-    cap = await _best_cap(unit, vault) if due else None
+    cap = await _best_cap(unit, vault)
     if cap is None:
         return None
     query = select(PayoutRow).where(PayoutRow.vault == vault, PayoutRow.state == PayoutState.PENDING)
@@ -132,31 +177,6 @@ async def orders_in_flight(unit: Unit, node_id: NodeId) -> list[SignedOrder]:
     return found
 
 
-async def _sums(unit: Unit, vault: str) -> list[Due]:
-    """What waits, one sum for each address: whether it is due is asked often, and of many payouts."""
-    query = (
-        select(PayoutRow.payout_address, func.sum(PayoutRow.amount), func.min(PayoutRow.created_at_ms))
-        .where(PayoutRow.vault == vault, PayoutRow.state == PayoutState.PENDING)
-        .group_by(PayoutRow.payout_address)
-    )
-    return [Due("", row[0], int(row[1]), int(row[2])) for row in (await unit.session.execute(query)).all()]
-
-
-async def _exposure_limits(unit: Unit, vault: str) -> dict[str, int]:
-    """By payout address: the most that its node wants to be owed."""
-    owed = (
-        select(PayoutRow.payout_address, LeaseRow.node_id)
-        .join(LeaseRow, LeaseRow.lease_id == PayoutRow.lease_id)
-        .where(
-            PayoutRow.vault == vault, PayoutRow.state == PayoutState.PENDING, PayoutRow.payout_address != FEE_ADDRESS
-        )
-        .distinct()
-        .subquery()
-    )
-    query = select(owed.c.payout_address, NodeRow.offer).join(NodeRow, NodeRow.node_id == owed.c.node_id)
-    return {address: int(offer["max_unpaid"]) for address, offer in await unit.session.execute(query)}
-
-
 async def _best_cap(unit: Unit, vault: str) -> SignedCap | None:
     """The highest cap that is valid for a while yet."""
     query = select(CapRow).where(CapRow.vault == vault, CapRow.valid_until_s * 1000 > unit.now_ms + _CAP_MARGIN_MS)
@@ -191,7 +211,7 @@ async def _sign_what_fits(market: Market, plan: Plan, state: VaultState) -> _Sig
         except TransactionTooLarge as error:
             size -= 1
             async with market.reading() as unit:
-                smaller = await make_plan(unit, plan.vault, hurry=True, max_payees=size) if size else None
+                smaller = await make_plan(unit, plan.vault, max_payees=size) if size else None
             if smaller is None:
                 raise Unavailable(
                     "not even one payee fits into a transaction",
