@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from torg_marketplace import operator_backup, operator_cases, operator_nodes
+from torg_marketplace import operator_backup, operator_cases, operator_evidence, operator_nodes
 from torg_marketplace.app import configure_logging, database_url, make_app, make_keys, open_edge, serve
 from torg_marketplace.flow.judge_proof import lift_ban, proofs_of, replay
 from torg_marketplace.flow.reconcile import blocked_vaults, lost_payouts, reconcile, unblock, watch_fee_payer
@@ -68,14 +69,20 @@ def _run(arguments: argparse.Namespace) -> int:
             return 0
         case "migrate":
             return asyncio.run(_migrate(settings, arguments.to))
-        case name if name in operator_backup.COMMANDS:
-            return asyncio.run(operator_backup.run_backup_command(arguments, settings, _print))
-        case name if name in operator_cases.COMMANDS:
-            return asyncio.run(operator_cases.run_case_command(arguments, settings, _print))
-        case name if name in operator_nodes.COMMANDS:
-            return asyncio.run(operator_nodes.run_node_command(arguments, settings, _print))
-        case _:
-            return asyncio.run(run_account_command(arguments, settings, _print))
+        case name:
+            return asyncio.run(_runner_of(name)(arguments, settings, _print))
+
+
+def _runner_of(name: str) -> Callable[[argparse.Namespace, Settings, Callable[[str], None]], Coroutine[Any, Any, int]]:
+    for commands, runner in (
+        (operator_backup.COMMANDS, operator_backup.run_backup_command),
+        (operator_cases.COMMANDS, operator_cases.run_case_command),
+        (operator_evidence.COMMANDS, operator_evidence.run_evidence_command),
+        (operator_nodes.COMMANDS, operator_nodes.run_node_command),
+    ):
+        if name in commands:
+            return runner
+    return run_account_command
 
 
 async def _reconcile(settings: Settings, *, as_json: bool) -> int:
@@ -144,6 +151,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
         not in {"command", "json", "vault", "because", "action", "id", "stop", "to"}
         | options_of(arguments.command)
         | operator_cases.options_of(arguments.command)
+        | operator_evidence.options_of(arguments.command)
         | operator_backup.options_of(arguments.command)
     }
 
@@ -160,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         ("proof", "proofs of hardware: list those of a node, replay one from its evidence, lift a ban"),
         ("unblock", "let payouts of a vault go on, once books and chain agree again"),
         ("migrate", "bring the database to a schema revision; for going back, stop the marketplace first"),
+        *operator_evidence.COMMANDS.items(),
         *operator_nodes.COMMANDS.items(),
         *operator_cases.COMMANDS.items(),
         *operator_backup.COMMANDS.items(),
@@ -182,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
         elif name == "unblock":
             command.add_argument("--vault", required=True)
             command.add_argument("--because", required=True, help="what you found; it goes to the log")
+        elif name in operator_evidence.COMMANDS:
+            operator_evidence.add_options(name, command)
         elif name in operator_nodes.COMMANDS:
             operator_nodes.add_options(name, command)
         elif name in operator_backup.COMMANDS:
@@ -230,6 +241,9 @@ def _add_serve_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--max-kept-bytes", type=int, help="of one account's named data and volumes; default: no limit"
+    )
+    command.add_argument(
+        "--keep-evidence", help='with --keep-blobs, files of jobs whose work was looked at, at least; default "30d"'
     )
     command.add_argument("--fee-basis-points", type=int)
     command.add_argument(

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
         default="0s", validate_default=True
     )  # named data and volumes that no job uses; 0s: for good
     max_kept_bytes: int = Field(default=0, ge=0)  # of one account's named data and volumes; 0: no limit
+    keep_evidence: DurationMs = Field(
+        default="30d", validate_default=True
+    )  # files of jobs whose work was looked at, where others go sooner
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     min_vault_grace_s: int = Field(default=3_600, ge=3_600)
     max_blob_bytes: int = 16 << 30
@@ -99,6 +102,7 @@ class Settings(BaseSettings):
             keep_blobs_ms=self.keep_blobs,
             keep_unused_ms=self.keep_unused,
             max_kept_bytes_per_account=self.max_kept_bytes,
+            keep_evidence_ms=self.keep_evidence,
             max_submissions_per_day=self.max_submissions_per_day,
             max_spend_per_hour=self.max_spend_per_hour,
             dispute_window_ms=self.dispute_window,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,14 @@ async def test_another_owners_node_executes_the_segment_bit_for_bit(tmp_path: Pa
             job = await client.submit(spec_from_mapping(raw, base=WORKLOADS / "health"))
             ended = await client.wait(job.job_id)
             (receipt,) = await client.receipts(job.job_id)
+            _, out = await call([script("torg-marketplace"), "evidence", "--about", job.job_id, *data])
+            (kept,) = json.loads(out)
+            status, out = await call([script("torg-marketplace"), "evidence-replay", kept["id"], *data])
+            again = json.loads(out)
         finally:
             await other.stop()
     assert ended.state == JobState.SUCCEEDED, ended.detail
     measured = receipt.receipt.verdict.measured
     assert (receipt.receipt.verdict.result, measured["replays_by_nodes"], measured["replays"]) == ("passed", "1", "1")
     assert measured["distance"] == "0.000e+00"
+    assert (kept["result"], status, again["same"], len(again["now"])) == ("passed", 0, True, 1)

@@ -1,6 +1,6 @@
 """Blobs that nobody needs any more leave the store.
 
-Needed is what an account has named or has in a volume, what a job uses that is open, or was closed less than `keep_blobs_ms` ago (0: every job's, for good), what
+Needed is what an account has named or has in a volume, what a job uses that is open, or was closed less than `keep_blobs_ms` ago (0: every job's, for good; `keep_evidence_ms` for what was verified), what
 was sent or asked about within `blob_grace_ms`, and the pieces of all that. The rest goes: first who may read it, then the bytes, so that what
 is on its way out already counts as not there, and is sent again by who wants it. A process that is killed in between leaves bytes without a
 reader behind, and nothing worse.
@@ -85,11 +85,21 @@ async def _forget_some(market: Market, after: tuple[str, str], kept_pieces: set[
 def _is_used(unit: Unit) -> ColumnElement[bool]:
     """Of the blob of an upload's row."""
     named = exists().where(DataRow.digest == BlobUploadRow.digest)
-    lasts = or_(JobRow.closed_at_ms.is_(None), JobRow.closed_at_ms >= unit.now_ms - unit.policy.keep_blobs_ms)
+    lasts = or_(
+        JobRow.closed_at_ms.is_(None),
+        JobRow.closed_at_ms >= unit.now_ms - unit.policy.keep_blobs_ms,
+        and_(JobRow.closed_at_ms >= unit.now_ms - unit.policy.keep_evidence_ms, _was_looked_at()),
+    )
     of_job = and_(BlobUseRow.digest == BlobUploadRow.digest, BlobUseRow.job_id == JobRow.job_id)
     used = exists().where(of_job, lasts) if unit.policy.keep_blobs_ms else exists().where(of_job)
     in_volume = exists().where(VolumeRow.digest == BlobUploadRow.digest)
     return or_(named, in_volume, used)
+
+
+def _was_looked_at() -> ColumnElement[bool]:
+    """Its files are what a verdict rests on: flow/evidence.py."""
+    policy = JobRow.spec["verify"]["policy"].as_string()
+    return or_(policy.in_(["metric", "replay", "activation"]), JobRow.checks_job.is_not(None))
 
 
 def _short(digest: str) -> bytes:

@@ -197,7 +197,7 @@ async def _answers(market: Market, check_id: str) -> tuple[list[Answer], int, bo
         await _note(market, answer_id, weights, distance)
     async with market.reading() as unit:
         rows = await _rows(unit, check_id)
-    found = [Answer(_distance(row), by_node=row.node_id is not None) for row in rows if row.state == ANSWERED]
+    found = [Answer(distance_of(row), by_node=row.node_id is not None) for row in rows if row.state == ANSWERED]
     asked = sum(row.node_id is not None for row in rows)
     return found, asked, any(row.state == OPEN for row in rows)
 
@@ -267,7 +267,7 @@ async def _decide(unit: Unit, check: ReplayCheckRow, verdict: VerdictSummary) ->
         lease = await unit.session.get_one(LeaseRow, row.lease_id, with_for_update=True)
         if lease.decided_at_ms is not None:
             continue
-        row.outvoted = is_outvoted(Answer(_distance(row), by_node=True), verdict)
+        row.outvoted = is_outvoted(Answer(distance_of(row), by_node=True), verdict)
         words = f"its replay {'contradicts the others' if row.outvoted else 'counted'}: {check.detail}"
         summary = _of_verifier("failed" if row.outvoted else "passed", words)
         await decide_reported(unit, lease, await job_row(unit, lease.job_id), summary)
@@ -286,7 +286,7 @@ def _of_verifier(result: str, detail: str) -> VerdictSummary:
     return VerdictSummary(policy="replay", result=result, detail=detail[:2_000])
 
 
-def _distance(row: ReplayAnswerRow) -> Distance:
+def distance_of(row: ReplayAnswerRow) -> Distance:
     return Distance(None if row.distance is None else float(row.distance), row.bit_equal, row.detail)
 
 

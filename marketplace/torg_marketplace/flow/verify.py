@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, select
 from torg_marketplace.flow.audit import Drawn, draw_audit
 from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.ending import decide_reported
+from torg_marketplace.flow.evidence import SEED
 from torg_marketplace.flow.quorum import decide_quorum
 from torg_marketplace.flow.replay import ReplayTask, replay_task, verdict_of
 from torg_marketplace.flow.replay_checks import advance_planted, give_up_checks, on_replay_reported
@@ -84,8 +85,8 @@ async def _verify(market: Market, lease_id: str) -> bool:
         detail=measured.detail,
         policy=task.policy.policy,
     )
-    if task.drawn is not None:
-        verdict = verdict.model_copy(update={"measured": verdict.measured | task.drawn.shown})
+    shown = {SEED: str(task.seed)} | (task.drawn.shown if task.drawn is not None else {})
+    verdict = verdict.model_copy(update={"measured": verdict.measured | shown})
     return await _apply(market, lease_id, verdict)
 
 

@@ -80,6 +80,9 @@ class MarketPolicy(BaseModel):
     keep_blobs_ms: int = Field(default=0, ge=0)  # what jobs read and wrote, after they are closed; 0: for good
     keep_unused_ms: int = Field(default=0, ge=0)  # named data and volumes that no job uses; 0: for good
     max_kept_bytes_per_account: int = Field(default=0, ge=0)  # named data and volumes; 0: no limit
+    keep_evidence_ms: int = Field(
+        default=30 * _DAY_MS, ge=0
+    )  # the same, of jobs whose work was looked at, if it is longer
     blob_grace_ms: int = Field(default=86_400_000, gt=0)  # of what nothing refers to, since it was sent or asked about
 
     # webhooks
