@@ -103,10 +103,13 @@ async def test_tasks_of_a_group_run_at_the_same_time_and_the_next_group_after_th
         client,
         python("a", MEET.format(me="a", other="b"), group="meet"),
         python("b", MEET.format(me="b", other="a"), group="meet"),
-        python("c", "import os; assert {'a', 'b'} <= set(os.listdir())", group="after"),
+        python(
+            "c", "import os; assert {'a', 'b'} <= set(os.listdir()); print(len(os.sched_getaffinity(0)))", group="after"
+        ),
     )
 
     assert states(job) == dict.fromkeys("abc", "succeeded"), job.detail
+    assert await client.logs(job.job_id, task="c") == "1\n", "the one core that is the job's"
 
 
 async def test_a_failing_task_stops_the_others_and_its_exit_code_is_the_jobs(client: AsyncClient) -> None:

@@ -212,5 +212,5 @@ def random_spec(world: World, chance: random.Random, *, spot: bool | None = None
         if dice > 0.5 and raw["checkpoint"]["enabled"]:
             raw["gang"]["min_size"] = 1
     if world.shares_gpus and not {"gang", "spot"} & raw.keys():
-        raw["resources"] = {"gpus": 1, "gpu_fraction": chance.choice([1, 0.5, 0.5, 0.334, 0.3])}
+        raw["resources"] = {"gpus": 1, "gpu_fraction": chance.choice(["1", "0.5", "0.5", "0.334", "0.3"])}
     return raw

@@ -161,7 +161,8 @@ async def _assemble(world: World, plan: Plan) -> Parties:
         price = PRICE + number * chance.choice([0, 1_000, 400_000])
         slots, gpus = chance.randrange(1, 4), chance.choice([0, 0, 1, 2])
         spot = chance.choice([None, price // 2, price // 3, price // 3])
-        slices = {"gpu_slices": chance.choice([1, 2, 3])} if world.shares_gpus else {}
+        slices = {"gpu_slices": chance.choice([2, 3])} if world.shares_gpus else {}
+        gpus = max(1, gpus - 1) if world.shares_gpus else gpus  # few, so that those who would share them meet
         node = make_node(world, price=price, slots=slots, gpus=gpus, character=character, skew_ms=skew_ms, **slices)
         node.offer = node.offer.model_copy(update={"spot_price_per_gpu_hour": spot})
         nodes.append(node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,24 @@ def test_whole_cores_are_pinned_within_one_numa_node(opened: Open) -> None:
     assert ledger.reserve(LeaseId("d"), claim(cpus=2000)).cpus == (6, 7)
     with pytest.raises(NoRoom, match=r"CPU \(millis\): 1000 asked, 500 of 8000 free"):
         ledger.reserve(LeaseId("e"), claim(cpus=1000))
+
+
+def test_the_cores_of_a_gpu_lease_are_near_its_gpu_where_there_are_enough(opened: Open) -> None:
+    has = replace(capacity(gpu("far", 24), gpu("near", 80), cores=8), numa_node_of={"far": 0, "near": 1})
+    ledger = opened(has)
+    assert ledger.reserve(LeaseId("a"), claim(1, cpus=2000, min_vram=40 * GIB)) == Assignment(("near",), (4, 5))
+    assert ledger.reserve(LeaseId("b"), claim(1, cpus=3000)) == Assignment(("far",), (0, 1, 2))
+    ledger.release(LeaseId("a"))
+    ledger.reserve(LeaseId("c"), claim(cpus=2000))
+    # Node 1 has two cores left: a lease that fits nowhere near its GPU begins there and takes the rest from elsewhere.
+    assert ledger.reserve(LeaseId("d"), claim(1, cpus=3000, min_vram=40 * GIB)) == Assignment(("near",), (3, 6, 7))
+
+
+def test_shares_of_a_gpu_have_cores_of_their_own(opened: Open) -> None:
+    has = replace(capacity(gpu("g0"), gpu_slices=2, cores=8), numa_node_of={"g0": 1})
+    ledger = opened(has)
+    assert ledger.reserve(LeaseId("a"), claim(1, cpus=2000, gpu_milli=500)).cpus == (4, 5)
+    assert ledger.reserve(LeaseId("b"), claim(1, cpus=2000, gpu_milli=500)).cpus == (6, 7)
 
 
 def test_a_cordoned_gpu_goes_to_nobody_until_it_is_back(opened: Open) -> None:
