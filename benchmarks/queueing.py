@@ -123,7 +123,7 @@ def waits_ms(placer: Placer, arriving: Sequence[tuple[int, Pod]]) -> list[int]:
         placer.arrive(pod)
         if not start(pod, now_ms, now_ms):
             name = f"{number:06}"
-            waiting[name] = Waiting(name, demand(pod), PRICE, now_ms), pod
+            waiting[name] = Waiting(name, PRICE, now_ms, demand=demand(pod)), pod
     last_ms = arriving[-1][0]
     while ending:
         last_ms = ending[0][0]

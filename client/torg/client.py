@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import tempfile
 import time
@@ -29,7 +30,17 @@ from torg.packing import Packed, ready
 from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
-from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, OfferPage, Quote
+from torg_protocol.api import (
+    JobEvent,
+    JobPage,
+    JobView,
+    MarketInfo,
+    NodeView,
+    OfferPage,
+    Quote,
+    ReferencePrice,
+    ReferencePrices,
+)
 from torg_protocol.cases import AbuseView, AccountView, DisputePage, DisputeView, ErasureView
 from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
 from torg_protocol.ids import AccountId, Digest, hex_of
@@ -48,6 +59,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _REQUOTE_WHEN_LEFT_MS = 30_000
+_JOB_ID = re.compile(r"job_[0-9a-z]{26}")
 
 
 class AsyncClient(KeptData):
@@ -120,6 +132,10 @@ class AsyncClient(KeptData):
         """What nodes offer now, all pages of it."""
         pages = [page.offers async for page in self._transport.ask_pages(OfferPage, "/v1/offers")]
         return tuple(offer for page in pages for offer in page)
+
+    async def prices(self) -> tuple[ReferencePrice, ...]:
+        """Reference prices of the newest minute, by class: nobody pays them, they say what a class is worth."""
+        return (await self._transport.ask(ReferencePrices, "GET", "/v1/prices")).prices
 
     # --- jobs -------------------------------------------------------------------------------------------------------
 
@@ -445,13 +461,13 @@ class AsyncClient(KeptData):
 
 def _id(job_id: str) -> str:
     """A job id as part of a path: nothing that a user types may change which path is asked."""
-    if not job_id.isascii() or not job_id.replace("_", "").isalnum() or len(job_id) > 64:
+    if not _JOB_ID.fullmatch(job_id):
         raise Invalid(
             "not a job id",
             code="job_id_invalid",
             field="job",
             value=job_id,
-            hint="job ids begin with job_: see torg ps",
+            hint="it is job_ and 26 characters, whole, as torg ps shows it; `last` is the newest job",
         )
     return job_id
 

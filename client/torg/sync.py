@@ -18,7 +18,15 @@ from torg.client import AsyncClient, R, T
 from torg.config import ClientConfig
 from torg.kept import StageProgress
 from torg.spec_file import SpecFile
-from torg_protocol.api import JobEvent, JobPage, JobView, MarketInfo, NodeView, Quote
+from torg_protocol.api import (
+    JobEvent,
+    JobPage,
+    JobView,
+    MarketInfo,
+    NodeView,
+    Quote,
+    ReferencePrice,
+)
 from torg_protocol.cases import AbuseView, AccountView, DisputeView, ErasureView, QuotaView
 from torg_protocol.data import DataView
 from torg_protocol.jobspec import JobSpec
@@ -59,6 +67,10 @@ class Client:
     def offers(self) -> tuple[NodeView, ...]:
         """What nodes offer now, all pages of it."""
         return self._run(self._client.offers())
+
+    def prices(self) -> tuple[ReferencePrice, ...]:
+        """Reference prices of the newest minute, by class: nobody pays them, they say what a class is worth."""
+        return self._run(self._client.prices())
 
     def quote(self, spec: JobSpec) -> Quote:
         """Whether, where and for how much this can run now; if not, which constraint removes how many nodes. `inputs`: what the names of

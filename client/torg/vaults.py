@@ -22,6 +22,7 @@ from torg_protocol.api import MarketInfo, SettlementPage, SettlementView, Statem
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from torg_protocol.ids import VaultAddress
+from torg_protocol.money import format_amount
 from torg_protocol.vault_messages import CapMessage, sign_message
 
 _HOUR_S = 3600
@@ -70,6 +71,7 @@ class Vaults:
 
         try:
             async with ChainClient(network.rpc_url) as chain:
+                await self._check_wallet_has(chain, network, deposit)
                 await vault_operations.open_vault(
                     chain,
                     network,
@@ -86,6 +88,18 @@ class Vaults:
         self._journal.vault_opened(entries[0].address)
         await self._registered(entries[0].address)
         return entries[0]
+
+    async def _check_wallet_has(self, chain: ChainClient, network: Network, amount: int) -> None:
+        """A chain that refuses says only a number. Raises Conflict `wallet_underfunded`."""
+        has = await chain.token_balance(self._keypair.pubkey(), Pubkey.from_string(network.mint))
+        if has < amount:
+            raise Conflict(
+                f"your wallet holds {format_amount(has, network.decimals)} of the market's token, and {format_amount(amount, network.decimals)} is to go into the vault",
+                code="wallet_underfunded",
+                field="amount",
+                value=format_amount(amount, network.decimals),
+                hint="less, or tokens first: torg wallet show has the address; on a localnet torg wallet faucet",
+            )
 
     async def find_cut_off(self) -> list[VaultEntry]:
         """Vaults whose opening was sent without an answer ever seen, and which are on the chain: from now on they are in use.
@@ -134,8 +148,10 @@ class Vaults:
         return entry
 
     async def deposit(self, entry: VaultEntry, amount: int) -> None:
+        """Raises Conflict `wallet_underfunded`."""
         network = _network(await self._market())
         async with ChainClient(network.rpc_url) as chain:
+            await self._check_wallet_has(chain, network, amount)
             await vault_operations.deposit(
                 chain, network, depositor=self._keypair, vault=Pubkey.from_string(entry.address), amount=amount
             )

@@ -94,6 +94,21 @@ def _is_empty(value: object) -> bool:
     return not value
 
 
+class ReferencePrice(Wire):
+    """What a class of GPU was worth in the call auction of a minute, in base units per
+    GPU-hour. `price_per_gpu_hour` is None when nobody waited for what was free, or would not pay what was asked. Nobody is charged this
+    price: jobs pay the ask of the node that they run on."""
+
+    gpu_class: str
+    at_ms: int
+    price_per_gpu_hour: int | None
+    gpus: int  # that changed hands in the auction
+    best_bid: int | None
+    best_ask: int | None
+    gpus_offered: int
+    gpus_wanted: int
+
+
 class Quote(Wire):
     """`feasible` False: nothing can run this now; `constraints` says why, the decisive one first."""
 
@@ -114,24 +129,10 @@ class Quote(Wire):
     # Throughput of the slowest class that it may land on, 10^9 int8 operations per second and unit; left out when one of them is unproven.
     # A lease that is measured below its own class is given back in proportion.
     least_proven_gops: int = Field(default=0, exclude_if=_is_nothing)
+    reference_prices: tuple[ReferencePrice, ...] = Field(default=(), exclude_if=_is_nothing)  # of the classes that fit
     inputs: tuple[InputFile, ...] = Field(default=(), exclude_if=_is_empty)  # what names stand for now
     constraints: tuple[ConstraintFailure, ...] = ()
     hint: str | None = None
-
-
-class ReferencePrice(Wire):
-    """What a class of GPU was worth in the call auction of a minute, in base units per
-    GPU-hour. `price_per_gpu_hour` is None when nobody waited for what was free, or would not pay what was asked. Nobody is charged this
-    price: jobs pay the ask of the node that they run on."""
-
-    gpu_class: str
-    at_ms: int
-    price_per_gpu_hour: int | None
-    gpus: int  # that changed hands in the auction
-    best_bid: int | None
-    best_ask: int | None
-    gpus_offered: int
-    gpus_wanted: int
 
 
 class ReferencePrices(Wire):
@@ -205,6 +206,19 @@ class LeaseView(Wire):
     )  # whole ones, once reported: "stdout", "stderr", "TASK.RUN/stdout"
 
 
+class QueuePlace(Wire):
+    """Where a waiting job stands among all that wait, in the order in which they are tried, and who stands before it. A job that cannot start
+    blocks nobody: one behind it may start earlier, elsewhere."""
+
+    place: int  # from 1
+    waiting: int  # jobs in all
+    bid_more: int  # other accounts' jobs that bid more per GPU-hour
+    waited_longer: int  # that bid no more, and have waited longer for it
+    by_turn: int  # with the same bid: accounts take turns, those with fewer jobs running first
+    own: int  # of the same account
+    own_running: int
+
+
 class JobView(Wire):
     job_id: JobId
     name: str
@@ -222,6 +236,7 @@ class JobView(Wire):
     reason: EndReason | None = None
     detail: str = ""
     waiting_for: str | None = None  # why a queued job is not running, in words
+    queue: QueuePlace | None = Field(default=None, exclude_if=_is_nothing)  # where one job alone is asked for
     progress: dict[str, Any] | None = None
     leases: tuple[LeaseView, ...] = ()
     outputs: tuple[OutputFile, ...] = ()

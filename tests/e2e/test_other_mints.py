@@ -53,6 +53,8 @@ async def _whole_story(market: SmallMarket, mint: OwnMint, wallet: Keypair, home
 
     code, said = await torg("vault", "open", "--deposit", "200." + "1" * (mint.decimals + 1), check=False)
     assert (code, "amount_too_precise" in said) == (1, True)
+    code, said = await torg("vault", "open", "--deposit", "1" + "0" * 9, check=False)
+    assert (code, "wallet_underfunded" in said) == (1, True)
     _, opened = await torg("vault", "open", "--deposit", "200", "--json")
     assert json.loads(opened)["deposit"] == 200 * mint.token
     deposited = 200 * mint.token + await _pay_by_wallet_app(market, mint, wallet, home, more)

@@ -161,6 +161,33 @@ async def test_a_shell_in_a_terminal_knows_its_size_hears_ctrl_c_and_ends_with_i
             await process.wait()
 
 
+async def test_a_program_in_a_terminal_hears_the_keys_without_being_asked_for_input(
+    client: AsyncClient, job: JobView
+) -> None:
+    terminal, far = pty.openpty()
+    os.set_blocking(terminal, False)
+    process = await asyncio.create_subprocess_exec(
+        script("torg"),
+        *("--home", str(client.config.home), "--marketplace", client.config.marketplace_url),
+        *("exec", "-t", job.job_id, "--", "sh", "-c", "echo here; exec sleep 5000"),
+        stdin=far,
+        stdout=far,
+        stderr=far,
+        start_new_session=True,
+    )
+    os.close(far)
+    try:
+        await Said(terminal).until("here")
+        os.write(terminal, b"\x03")
+        async with asyncio.timeout(30):
+            assert await process.wait() == 130
+    finally:
+        os.close(terminal)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 class Said:
     """What came out of a terminal until now."""
 

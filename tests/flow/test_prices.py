@@ -6,8 +6,10 @@ import asyncio
 
 from tests.support.actors import TUSD, join, make_client, spec
 from tests.support.market import World
+from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.prices import prices, publish_prices
-from torg_protocol.api import ReferencePrice
+from torg_protocol.api import QueuePlace, ReferencePrice
+from torg_protocol.messages import Granted
 
 
 async def published(world: World, since_ms: int | None = None) -> tuple[ReferencePrice, ...]:
@@ -48,3 +50,38 @@ async def test_minutes_are_kept_and_old_ones_go(world: World) -> None:
     await node.heartbeat()
     assert await publish_prices(world.market) == 1
     assert len(await published(world, since_ms=0)) == 1
+
+
+async def test_a_quote_tells_the_reference_price_of_the_classes_that_fit(world: World) -> None:
+    await join(world, price=2 * TUSD, gpus=1)
+    await join(world, price=TUSD, slots=3)
+    client = await make_client(world)
+    before = await client.quote(spec(resources={"gpus": 1}))
+    await client.submit(spec(resources={"gpus": 1}, limits={"max_price_per_hour": "4"}))
+    await publish_prices(world.market)
+
+    quoted = await client.quote(spec(resources={"gpus": 1}))
+
+    assert before.reference_prices == ()
+    assert [(item.gpu_class, item.price_per_gpu_hour) for item in quoted.reference_prices] == [
+        ("rtx-4090", 3 * TUSD)
+    ]  # between what is bid and what is asked
+
+
+async def test_a_job_that_waits_says_its_place_and_a_list_does_not(world: World) -> None:
+    node = await join(world, price=TUSD, slots=1)
+    client, other = await make_client(world), await make_client(world)
+    running = await client.submit(spec())
+    await match_pending(world.market)
+    rich = await other.submit(spec(limits={"max_price_per_hour": "9"}))
+    mine = [await client.submit(spec()) for _ in range(2)]
+
+    place = (await client.job(mine[1].job_id)).queue
+
+    assert place is not None
+    assert (place.place, place.waiting, place.bid_more, place.own, place.own_running) == (3, 3, 1, 1, 1)
+    assert (await other.job(rich.job_id)).queue == QueuePlace(
+        place=1, waiting=3, bid_more=0, waited_longer=0, by_turn=0, own=0, own_running=0
+    )
+    assert (await client.job(running.job_id)).queue is None
+    node.expect(Granted)

@@ -68,6 +68,9 @@ _SECTIONS = {
 COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
 
 
+_GLOBAL_OPTIONS = ("--marketplace", "--home")
+
+
 class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -142,6 +145,9 @@ def main() -> None:
 
 
 def _usage(error: click.ClickException) -> int:
+    if isinstance(error, click.NoSuchOption) and error.option_name in _GLOBAL_OPTIONS:
+        told = f"{error.format_message()} It belongs before the command: torg {error.option_name} ..."
+        error = click.UsageError(told, error.ctx)
     if "--json" in sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]:
         import json
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from torg.cli.groups import Group
 from torg.cli.present import coin, duration, size, table
-from torg.cli.session import Session, command
+from torg.cli.session import JOB, Session, command, resolve
 
 _REASON = click.option("--reason", required=True, metavar="TEXT", help="What went wrong, for a person to read.")
 
 
-@click.group()
+@click.group(cls=Group)
 def account() -> None:
     """Who you are at the marketplace, what of your quotas is used, and how to leave."""
 
@@ -59,13 +60,13 @@ async def delete_data(session: Session, yes: bool) -> None:
 
 
 @click.command()
-@click.argument("job")
+@JOB
 @_REASON
 @command
-async def dispute(session: Session, job: str, reason: str) -> None:
+async def dispute(session: Session, job_id: str, reason: str) -> None:
     """Object to what a finished JOB cost: once per job, within the marketplace's window. A person decides."""
     async with session.client() as client:
-        view = await client.dispute(job, reason)
+        view = await client.dispute(await resolve(client, job_id), reason)
     session.show(view.wire(), f"{view.dispute_id} about {view.job_id} is {view.state}")
     session.hint("the decision:  torg disputes")
 
@@ -99,5 +100,5 @@ async def disputes(session: Session) -> None:
 async def report_abuse(session: Session, subject: str, reason: str) -> None:
     """Tell the operator of a job or a node that does harm."""
     async with session.client() as client:
-        view = await client.report_abuse(subject, reason)
+        view = await client.report_abuse(await resolve(client, subject), reason)
     session.show(view.wire(), f"{view.report_id} about {view.subject}: the operator will read it")

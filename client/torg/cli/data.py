@@ -11,12 +11,13 @@ from pathlib import Path
 import click
 
 from torg.cli.follow import transfer_bar
+from torg.cli.groups import Group
 from torg.cli.present import age, duration, size, table
 from torg.cli.session import Session, command
 from torg_protocol.cases import QuotaView
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Data that stays in the marketplace's store for more than one job, by name."""
 
@@ -78,7 +79,7 @@ async def ls(session: Session) -> None:
         for item in found
     ]
     heads = ("NAME", "SIZE", "NAMED", "EXPIRES", "DIGEST")
-    text = table(heads, rows) if rows else "nothing is kept; begin with: torg data put DIR"
+    text = table(heads, rows) if rows else "nothing is kept; begin with: torg data put PATH --name NAME"
     document = {"data": [item.model_dump() for item in found], "total_bytes": total_bytes, "stored_bytes": stored_bytes}
     document |= {"kept": quota.model_dump() if quota is not None else None}
     text = f"{text}\n{size(total_bytes)} in all" if rows else text

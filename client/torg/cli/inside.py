@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import click
 
 from torg.cli.session import JOB, Session, command, resolve
-from torg_protocol.errors import Invalid, Unavailable
+from torg_protocol.errors import Conflict, Invalid, Unavailable
+from torg_protocol.states import JobState
 
 if TYPE_CHECKING:
     import asyncssh
@@ -32,7 +33,9 @@ TASK = click.option("--task", metavar="NAME", help="Of a job of several tasks: w
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @TASK
 @click.option("-i", "--stdin", "with_input", is_flag=True, help="Pass standard input on.")
-@click.option("-t", "--tty", "with_terminal", is_flag=True, help="In a terminal of the container.")
+@click.option(
+    "-t", "--tty", "with_terminal", is_flag=True, help="In a terminal of the container; keys go there, Ctrl-C too."
+)
 @command
 async def exec(  # noqa: A001 - the command's name
     session: Session,
@@ -48,6 +51,8 @@ async def exec(  # noqa: A001 - the command's name
     """
     session.passes_exit_code()
     line = "exec " + shlex.join(program)  # in the shell's place: signals are the program's alone
+    # In a terminal of its own the keys go to the program, Ctrl-C among them: without them nothing here could end it.
+    with_input = with_input or (with_terminal and sys.stdin.isatty())
     sys.exit(await _run_inside(session, job_id, task, line, with_input=with_input, with_terminal=with_terminal))
 
 
@@ -78,6 +83,14 @@ async def port_forward(session: Session, job_id: str, ports: tuple[str, ...], ta
     async with session.client() as client:
         job_id = await resolve(client, job_id)
         job = await client.job(job_id)
+        if job.state is not JobState.LEASED:
+            raise Conflict(
+                f"the job does not run now (it is {job.state})",
+                code="job_not_running",
+                field="job",
+                value=job_id,
+                hint="ports can be reached while its container runs: torg show " + job_id,
+            )
         if not pairs:
             declared = [port.port for owner, port in job.spec.declared_ports if task in {None, owner}]
             pairs = _declared(job_id, list(dict.fromkeys(declared)))

@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 
 from torg.cli.present import Coin, age, coin, duration, ports_line, size, table
-from torg.cli.session import JOB, Session, command, resolve
+from torg.cli.session import JOB, Seconds, Session, command, resolve
 from torg.client import AsyncClient
 from torg.errors import Unavailable
-from torg_protocol.api import JobView, LeaseView
+from torg_protocol.api import JobView, LeaseView, QueuePlace
 from torg_protocol.errors import Invalid
 from torg_protocol.quantities import parse_duration_ms
 from torg_protocol.states import JobState, LeaseState
@@ -162,7 +162,8 @@ async def show(session: Session, job_id: str) -> None:
 
 def job_text(job: JobView, money: Coin) -> str:
     head = f"{job.job_id}  {job.name}  {job.state}" + (f"  ({job.reason})" if job.reason else "")
-    notes = "".join(f"\n{note}" for note in (job.waiting_for, job.detail) if note)
+    queue = None if job.queue is None else place_in_words(job.queue)
+    notes = "".join(f"\n{note}" for note in (job.waiting_for, queue, job.detail) if note)
     cost = (
         f"cost {money.text(job.final_amount)}"
         if job.final_amount is not None
@@ -190,6 +191,21 @@ def job_text(job: JobView, money: Coin) -> str:
     return f"{head}{notes}\n{cost}{attempts}{tasks}{ports}" + (
         f"\noutputs (torg pull {job.job_id}):{outputs}" if outputs else ""
     )
+
+
+def place_in_words(queue: QueuePlace) -> str:
+    """`place 3 of 7 in the queue; before it: 1 that bids more, 1 of your own`"""
+    before = [
+        (queue.bid_more, f"{queue.bid_more} that bid more"),
+        (queue.waited_longer, f"{queue.waited_longer} that have waited longer"),
+        (
+            queue.by_turn,
+            f"{queue.by_turn} with the same bid, of accounts whose turn it is (you have {queue.own_running} running)",
+        ),
+        (queue.own, f"{queue.own} of your own"),
+    ]
+    ahead = ", ".join(words for count, words in before if count)
+    return f"place {queue.place} of {queue.waiting} in the queue" + (f"; before it: {ahead}" if ahead else "")
 
 
 def _tasks_table(lease: LeaseView) -> str:
@@ -266,7 +282,10 @@ async def logs(
 @click.command()
 @JOB
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0), help="Give up after so many seconds (exit code 125)."
+    "--timeout",
+    "timeout_s",
+    type=Seconds(),
+    help='Give up after so long, for example "90s" or "5m" (exit code 125); a bare number is seconds.',
 )
 @command
 async def wait(session: Session, job_id: str, timeout_s: float | None) -> None:

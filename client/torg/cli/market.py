@@ -26,12 +26,14 @@ _ORDERS: dict[str, Callable[[NodeView], Any]] = {
 
 @click.command()
 @click.option("--sort", "order", type=click.Choice(list(_ORDERS)), default="price", show_default=True)
-@click.option("--gpus", type=click.IntRange(0, 64), help="At least so many GPUs.")
+@click.option("--gpus", type=click.IntRange(0, 64), help="At least so many GPUs.", metavar="N")
 @click.option("--gpu-class", metavar="TEXT", help="Only classes that contain this text.")
 @click.option("--max-price", metavar="AMOUNT", help="Per GPU-hour at most.")
 @click.option("--memory", metavar="SIZE", help='At least so much memory, for example "32GiB".')
 @click.option(
-    "--isolation", metavar="LEVEL", help="Only nodes with this isolation verified: sandbox, container, gvisor."
+    "--isolation",
+    type=click.Choice(["sandbox", "container", "gvisor"]),
+    help="Only nodes with this isolation verified.",
 )
 @click.option("--root", is_flag=True, help="Only nodes where a job may run as root of its container.")
 @click.option("--region", metavar="TEXT", help="Only this region.")
@@ -41,8 +43,9 @@ _ORDERS: dict[str, Callable[[NodeView], Any]] = {
 async def offers(session: Session, order: str, max_price: str | None, memory: str | None, **wanted: Any) -> None:
     """What nodes offer, cheapest first. Needs no wallet."""
     async with session.visitor() as client:
-        market, nodes = await asyncio.gather(client.market(), client.offers())
+        market, nodes, prices = await asyncio.gather(client.market(), client.offers(), client.prices())
     money = coin(market)
+    reference = {item.gpu_class: item.price_per_gpu_hour for item in prices}
     price = None if max_price is None else money.parse(max_price, "--max-price")
     least_memory = 0 if memory is None else _size(memory)
     found = [node for node in sorted(nodes, key=_ORDERS[order]) if _fits(node, price, least_memory, wanted)]
@@ -55,6 +58,7 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
             f"{node.gpus} x {node.gpu_class}" if node.gpus else node.gpu_class,
             money.text(node.price_per_gpu_hour),
             "-" if node.spot_price_per_gpu_hour is None else money.text(node.spot_price_per_gpu_hour),
+            money.text(reference.get(node.gpu_class)),
             f"{node.slots_free}/{node.slots}",
             format_cpu_millis(node.cpu_millis),
             size(node.memory_bytes),
@@ -70,6 +74,7 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
         "class",
         "price/GPU-hour",
         "spot",
+        "reference",
         "free",
         "cpus",
         "memory",
@@ -78,7 +83,10 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
         "region",
         "state",
     )
-    session.show([node.wire() for node in found], table(headings, rows))
+    answer = [{**node.wire(), "reference_price_per_gpu_hour": reference.get(node.gpu_class)} for node in found]
+    session.show(answer, table(headings, rows))
+    if any(price is not None for price in reference.values()):
+        session.hint("reference: what the class was worth in the newest minute's auction; jobs pay their node's price")
 
 
 def _fits(node: NodeView, max_price: int | None, least_memory: int, wanted: dict[str, Any]) -> bool:

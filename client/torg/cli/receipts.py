@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from torg.cli.groups import Group
 from torg.cli.present import Coin, coin, coin_of, duration, table
 from torg.cli.session import JOB, Session, command, resolve
 from torg.config import pinned
@@ -17,7 +18,7 @@ from torg_protocol.errors import Invalid
 from torg_protocol.usage import SignedReceipt, verify_receipt
 
 
-@click.group()
+@click.group(cls=Group)
 def receipt() -> None:
     """Show a job's receipts, or verify a receipt file without network."""
 

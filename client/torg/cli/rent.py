@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from torg.cli.groups import Group
 from torg.cli.present import Coin, coin_of, duration, table
 from torg.cli.session import Session, command
 from torg.rental import Closing, NodeApi, Renting, check_offer, find_node, new_row, packed
@@ -46,13 +47,13 @@ OUTPUT = click.option(
 @RPC_URL
 @click.option("--program", metavar="ADDRESS", help="The vault program that you trust; default: the localnet's.")
 @click.option("--max-cost", metavar="AMOUNT", help="The deposit; default: what --max-duration costs.")
-@click.option("--max-duration", default="1h", show_default=True, help="It is stopped then.")
-@click.option("--image", default="host-python", show_default=True, help="What it runs in.")
+@click.option("--max-duration", metavar="DURATION", default="1h", show_default=True, help="It is stopped then.")
+@click.option("--image", metavar="IMAGE", default="host-python", show_default=True, help="What it runs in.")
 @click.option("--workspace", type=click.Path(file_okay=False, path_type=Path), help="Directory that is sent along.")
 @click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="GPUs that it needs.")
-@click.option("--cpus", default="1", show_default=True, help="Cores.")
-@click.option("--memory", default="1GiB", show_default=True, help="More than this, and it is stopped.")
-@click.option("--disk", default="1GiB", show_default=True, help="For all that it writes.")
+@click.option("--cpus", metavar="CORES", default="1", show_default=True, help="Cores.")
+@click.option("--memory", metavar="SIZE", default="1GiB", show_default=True, help="More than this, and it is stopped.")
+@click.option("--disk", metavar="SIZE", default="1GiB", show_default=True, help="For all that it writes.")
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="A variable for it; may be repeated.")
 @OUTPUT
 @command
@@ -104,7 +105,7 @@ async def rent(
     sys.exit(code)
 
 
-@click.group()
+@click.group(cls=Group)
 def rentals() -> None:
     """Direct rentals of this computer: list, resume, close."""
 

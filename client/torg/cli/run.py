@@ -25,13 +25,13 @@ _JOB_FILES = (".json", ".yaml", ".yml")
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.argument("argv", nargs=-1, metavar="-- COMMAND...")
-@click.option("--name", default="run", show_default=True, help="Name of the job.")
+@click.option("--name", metavar="NAME", default="run", show_default=True, help="Name of the job.")
 @click.option(
     "--workload",
     metavar="NAME",
     help="A job of the catalogue (torg examples); what follows -- is added to its options.",
 )
-@click.option("--image", default="host-python", show_default=True, help="What it runs in.")
+@click.option("--image", metavar="IMAGE", default="host-python", show_default=True, help="What it runs in.")
 @click.option(
     "--workspace",
     default=".",
@@ -46,11 +46,15 @@ _JOB_FILES = (".json", ".yaml", ".yml")
 )
 @click.option("--min-vram", metavar="SIZE", help='Per GPU, for example "24GiB".')
 @click.option("--gpu-class", metavar="CLASS", help="Only this kind of GPU; see torg offers.")
-@click.option("--cpus", default="1", show_default=True, help='Cores, for example 4 or "0.5".')
-@click.option("--memory", default="1GiB", show_default=True, help="More than this, and the job is stopped.")
-@click.option("--disk", default="1GiB", show_default=True, help="For the workspace and all that it writes.")
+@click.option("--cpus", metavar="CORES", default="1", show_default=True, help='Cores, for example 4 or "0.5".')
+@click.option(
+    "--memory", metavar="SIZE", default="1GiB", show_default=True, help="More than this, and the job is stopped."
+)
+@click.option(
+    "--disk", metavar="SIZE", default="1GiB", show_default=True, help="For the workspace and all that it writes."
+)
 @click.option("--root", is_flag=True, help="As the image's own user, or root, writing to all of its files.")
-@click.option("--max-duration", default="1h", show_default=True, help="It is stopped then.")
+@click.option("--max-duration", metavar="DURATION", default="1h", show_default=True, help="It is stopped then.")
 @click.option("--max-cost", metavar="AMOUNT", help='Never pay more, for example "0.50".')
 @click.option("--max-price", metavar="AMOUNT", help="Per GPU-hour.")
 @click.option(

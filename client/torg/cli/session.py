@@ -117,6 +117,22 @@ def _problem_line(problem: dict[str, Any]) -> str:
     return f"{where}{problem['field']}: {problem['message']}{value}{hint}"
 
 
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest clicks
+    """A span of time as in job files, or a bare number of seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        from torg_protocol.quantities import parse_duration_ms
+
+        try:
+            return parse_duration_ms(value if value.strip()[-1:].isalpha() else f"{value}s") / 1000
+        except ValueError as error:
+            self.fail(f"{error}", param, ctx)
+
+
 class JobParameter(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest clicks
     """A job id, or `last` for the newest job. Completes from the journal, without network."""
 

@@ -13,13 +13,14 @@ from torg.cli.examples import EXAMPLES, starter
 from torg.cli.present import Coin, coin, duration, table
 from torg.cli.session import Session, command
 from torg.workloads import workload_file, workloads
-from torg_protocol.api import Quote, StartEstimate
+from torg_protocol.api import Quote, ReferencePrice, StartEstimate
 from torg_protocol.errors import Conflict, NotFound
 from torg_protocol.job_cost import verification_permille
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.quantities import format_cpu_millis
 
 FILE = click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+_NO_SINGLE_CHANGE = "\nno single change would do"
 FORCE = click.option("--force", is_flag=True, help="Replace a file that is there.")
 
 
@@ -158,7 +159,12 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
     if not answer.feasible:
         head = f"{spec.name}: no node can run this ({answer.nodes_considered} on the market)"
         hint = f"\nhint: {answer.hint}" if answer.hint else ""
-        return f"{head}\n{_constraints_table(answer, money)}{hint}"
+        relaxed = "".join(f"\n  {line}" for line in _relaxed(answer, money))
+        return (
+            f"{head}\n{_constraints_table(answer)}"
+            + (f"\nit could run:{relaxed}" if relaxed else _NO_SINGLE_CHANGE)
+            + hint
+        )
     low, high = (money.text(price) for price in (answer.cheapest_price_per_gpu_hour, answer.dearest_price_per_gpu_hour))
     when = "when a node is free" if answer.waiting else "now"
     prices = low if low == high else f"{low} to {high}"
@@ -169,6 +175,7 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
         f"  price per GPU-hour  {prices}, x {format_cpu_millis(part)}{at_once}",
         f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)",
     ]
+    lines += [_reference_line(item, money) for item in answer.reference_prices]
     if answer.verification_amount:
         share = verification_permille(spec)
         words = f"{share // 10}.{share % 10} % of what its time costs: {spec.verify.policy}"
@@ -180,23 +187,43 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
     if answer.start is not None:
         lines += _start_lines(answer.start)
     if answer.waiting and any(item.nodes_without_it for item in answer.constraints):
-        lines += ["", "more nodes would do without:", _constraints_table(answer, money)]
+        lines += ["", "more nodes would do:", *(f"  {line}" for line in _relaxed(answer, money))]
     return "\n".join(lines)
 
 
-def _constraints_table(answer: Quote, money: Coin) -> str:
+def _relaxed(answer: Quote, money: Coin) -> list[str]:
+    """What to give up, one thing at a time, who would take the job then, and from which price."""
+    return [
+        f"without {item.constraint} {item.asked}"
+        + (f" (there is {item.best_available})" if item.best_available else "")
+        + f": on {item.nodes_without_it} more node{'s' if item.nodes_without_it > 1 else ''}, from {money.text(item.cheapest_without_it)} per GPU-hour"
+        for item in answer.constraints
+        if item.nodes_without_it
+    ]
+
+
+def _reference_line(item: ReferencePrice, money: Coin) -> str:
+    """What the class is worth by the newest minute's auction; where nobody waited, who would have met whom."""
+    if item.price_per_gpu_hour is not None:
+        worth = f"{money.text(item.price_per_gpu_hour)}  ({item.gpu_class}, in the newest minute's auction)"
+    else:
+        asked = "nothing is free" if item.best_ask is None else f"offered from {money.text(item.best_ask)}"
+        bid = "nobody waits for it" if item.best_bid is None else f"the best bid is {money.text(item.best_bid)}"
+        worth = f"none  ({item.gpu_class}: {asked}, {bid})"
+    return f"  reference price     {worth}"
+
+
+def _constraints_table(answer: Quote) -> str:
     rows = [
         (
             item.constraint,
             item.asked,
             str(item.nodes_removed),
             item.best_available or "-",
-            str(item.nodes_without_it or "-"),
-            "-" if item.cheapest_without_it is None else f"{money.text(item.cheapest_without_it)}/h",
         )
         for item in answer.constraints
     ]
-    return table(("constraint", "asked", "nodes removed", "best available", "nodes without it", "from"), rows)
+    return table(("constraint", "asked", "nodes removed", "best available"), rows)
 
 
 def _start_lines(start: StartEstimate) -> list[str]:

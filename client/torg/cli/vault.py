@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from torg.cli.groups import Group
 from torg.cli.present import coin, coin_of, duration, table
 from torg.cli.session import Session, command
 from torg.client import AsyncClient
@@ -22,7 +23,7 @@ from torg_protocol.quantities import parse_duration_ms
 ADDRESS = click.option("--vault", "address", metavar="ADDRESS", help="Default: the newest.")
 
 
-@click.group()
+@click.group(cls=Group)
 def vault() -> None:
     """Open, fund, inspect and close the vault that pays for jobs."""
 

@@ -10,6 +10,7 @@ import click
 
 from torg.cli.data import going_on, quota_line, until
 from torg.cli.follow import transfer_bar
+from torg.cli.groups import Group
 from torg.cli.present import age, size, table
 from torg.cli.session import Session, command
 from torg_protocol.volumes import VolumeView
@@ -19,7 +20,7 @@ _OUTPUT = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def volume() -> None:
     """Volumes that outlive a job and follow it to the next node: torg run -v NAME:/data -- COMMAND."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from solders.pubkey import Pubkey
 
+from torg.cli.groups import Group
 from torg.cli.present import coin_of
 from torg.cli.session import Session, command
 from torg_chain.network import LOCALNET_MINT
@@ -26,7 +27,7 @@ RPC_URL = click.option("--rpc-url", metavar="URL", help="Ask this RPC node of th
 MINT = click.option("--mint", default=LOCALNET_MINT, show_default=True, help="With --rpc-url: the token.")
 
 
-@click.group()
+@click.group(cls=Group)
 def wallet() -> None:
     """The key that is your wallet and your identity."""
 

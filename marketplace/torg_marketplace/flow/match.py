@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Hashable, Sequence
 
-from sqlalchemy import Float, cast, func, select
+from sqlalchemy import Float, cast, select
 
 from torg_marketplace.flow.book import Queued
 from torg_marketplace.flow.ending import end_queued
 from torg_marketplace.flow.grant import NotGrantable, NothingLeft, grant
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.preempt import make_room
+from torg_marketplace.flow.queue_place import running_jobs
 from torg_marketplace.flow.reserve import keep_nodes
 from torg_marketplace.flow.rows import demand_of, job_row, next_pause_over_ms
 from torg_marketplace.flow.unit import Market, Unit
@@ -40,7 +41,7 @@ async def match_pending(market: Market) -> int:
     engine = await live_engine(market)
     async with market.reading() as unit:
         waiting, blocked = await look_for_volumes(unit, await _waiting(unit, engine))
-        running = await _running(unit)
+        running = await running_jobs(unit)
         now_ms = unit.now_ms
     granted, backlog = 0, market.book.backlog
     held: Reservation | None = None
@@ -96,17 +97,11 @@ async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
             demand = demand_of(job, unit.now_ms)
             if job.generation == 0:
                 engine.observe(demand)
-            priority = demand.spec.placement.priority
-            waits = Waiting(job.job_id, demand, job.price_ceiling, job.created_at_ms, job.client, priority)
+            priority, spot = demand.spec.placement.priority, demand.spec.spot
+            waits = Waiting(job.job_id, job.price_ceiling, job.created_at_ms, job.client, priority, spot, demand=demand)
             book.waiting[job.job_id] = Queued(job.generation, next_pause_over_ms(job, unit.now_ms), waits)
     book.notes = {job_id: note for job_id, note in book.notes.items() if job_id in book.waiting}
     return [book.waiting[row[0]].job for row in found if row[0] in book.waiting]
-
-
-async def _running(unit: Unit) -> dict[str, int]:
-    """Leased jobs per account."""
-    query = select(JobRow.client, func.count()).where(JobRow.state == JobState.LEASED).group_by(JobRow.client)
-    return {row[0]: int(row[1]) for row in (await unit.session.execute(query)).all()}
 
 
 async def _try_grant(market: Market, job_id: str, nodes: Sequence[NodeId]) -> bool:

@@ -9,6 +9,7 @@ from torg_marketplace.flow.bans import check_allowed
 from torg_marketplace.flow.data import pin_data
 from torg_marketplace.flow.estimate import start_estimate
 from torg_marketplace.flow.live import live_engine
+from torg_marketplace.flow.prices import prices
 from torg_marketplace.flow.rows import demand_for
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.engine import Engine
@@ -17,7 +18,7 @@ from torg_marketplace.matching.gangs import group_prices
 from torg_marketplace.matching.snapshot import Demand
 from torg_marketplace.rules import pricing
 from torg_marketplace.storage.models import QuoteRow
-from torg_protocol.api import Quote
+from torg_protocol.api import Quote, ReferencePrice
 from torg_protocol.ids import AccountId, QuoteId
 from torg_protocol.job_cost import verification_price, work_within
 from torg_protocol.jobspec import JobSpec
@@ -43,8 +44,8 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
     engine = await live_engine(market)
     appraisal = appraise(engine, account, spec, market.policy.decimals)
     explanation, ceiling = appraisal.explanation, appraisal.ceiling
-    prices = explanation.fitting_prices
-    within = 0 if ceiling is None else bisect_right(prices, ceiling)
+    fitting = explanation.fitting_prices
+    within = 0 if ceiling is None else bisect_right(fitting, ceiling)
     async with market.transaction() as unit:
         start = None
         if explanation.live.size:
@@ -52,6 +53,7 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
                 unit, engine.of(spec), explanation, replace(appraisal.demand, price_limit=ceiling)
             )
         expires_at_ms = unit.now_ms + unit.policy.quote_ttl_ms
+        reference = await _reference_prices(unit, engine, explanation)
         quote_id = _keep(unit, account, spec, appraisal, expires_at_ms)
     return Quote(
         quote_id=quote_id,
@@ -60,14 +62,15 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
         nodes_considered=explanation.considered,
         nodes_fitting=explanation.fitting.size,
         nodes_at_once=spec.nodes_at_once,
-        cheapest_price_per_gpu_hour=prices[0] if within else None,
-        dearest_price_per_gpu_hour=prices[within - 1] if within else None,
+        cheapest_price_per_gpu_hour=fitting[0] if within else None,
+        dearest_price_per_gpu_hour=fitting[within - 1] if within else None,
         billable_gpus=spec.resources.billable_gpus,
         max_amount=appraisal.max_amount,
         verification_amount=verification_price(spec, work_within(spec, appraisal.max_amount or 0)),
         expires_at_ms=expires_at_ms,
         start=start,
         least_proven_gops=_least_proven(engine, explanation),
+        reference_prices=reference,
         inputs=spec.input_files(),
         constraints=explanation.failures,
         hint=None if explanation.free.size else explanation.hint,
@@ -90,6 +93,13 @@ def appraise(engine: Engine, account: AccountId, spec: JobSpec, decimals: int) -
 def _least_proven(engine: Engine, explanation: Explanation) -> int:
     rows = explanation.live
     return int(engine.fleet.proven_gops[rows].min()) if rows.size else 0
+
+
+async def _reference_prices(unit: Unit, engine: Engine, explanation: Explanation) -> tuple[ReferencePrice, ...]:
+    """Of the newest minute, for the classes of the nodes that fit."""
+    fleet = engine.fleet
+    classes = {fleet.class_names[int(number)] for number in fleet.gpu_class[explanation.fitting]}
+    return tuple(item for item in await prices(unit) if item.gpu_class in classes) if classes else ()
 
 
 def _keep(unit: Unit, account: AccountId, spec: JobSpec, appraisal: Appraisal, expires_at_ms: int) -> QuoteId:

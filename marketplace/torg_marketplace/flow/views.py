@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, select
 
+from torg_marketplace.flow.queue_place import queue_place
 from torg_marketplace.flow.rows import (
     grant_of,
     job_of,
@@ -36,7 +37,8 @@ MAX_EVENTS = 500
 
 async def job_view(unit: Unit, account: AccountId, job_id: JobId) -> JobView:
     """Raises NotFound job_unknown."""
-    return await view_of(unit, await job_of(unit, account, job_id))
+    job = await job_of(unit, account, job_id)
+    return (await view_of(unit, job)).model_copy(update={"queue": await queue_place(unit, job)})
 
 
 @dataclass(frozen=True, slots=True)

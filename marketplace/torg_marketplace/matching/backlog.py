@@ -15,31 +15,66 @@ import heapq
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
 from torg_protocol.network import egress_kind
 
 AGEING_MS = 600_000  # a bid counts once more for each such time that its job has waited
 BACKFILL = 32
+J = TypeVar("J", bound="InLine")
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class InLine:
+    """What a job's turn depends on."""
+
     job_id: str
-    demand: Demand
     bid: int  # the most that its client pays per GPU-hour, base units
     since_ms: int
     account: str = ""
     priority: int = 0  # among jobs of the same account and bid, the higher first
-    wish: Hashable = field(init=False, compare=False)  # equal for jobs that the same nodes can run
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "wish", _wish(self.demand))
+    spot: bool = False
 
     def claim(self, now_ms: int) -> int:
         """Bid x (1 + waited / AGEING_MS), in thousandths. A bid of nothing ages as a bid of one base unit does."""
         waited_ms = max(now_ms - self.since_ms, 0)
         return max(self.bid, 1) * 1000 * (AGEING_MS + waited_ms) // AGEING_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(InLine):
+    demand: Demand = field(kw_only=True)
+    wish: Hashable = field(init=False, compare=False)  # equal for jobs that the same nodes can run
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wish", _wish(self.demand))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job stands in the order, and who stands before it: jobs that bid more; that bid no more and have waited longer for it; of other
+    accounts, by turn, with the same bid; and of its own account."""
+
+    place: int  # from 1
+    waiting: int
+    bid_more: int = 0
+    waited_longer: int = 0
+    by_turn: int = 0
+    own: int = 0
+
+
+def place_of(job_id: str, waiting: Iterable[InLine], now_ms: int, running: Mapping[str, int]) -> Place | None:
+    """None when it does not wait."""
+    order = list(in_order(waiting, now_ms, running))
+    place = next((number for number, job in enumerate(order) if job.job_id == job_id), None)
+    if place is None:
+        return None
+    mine = order[place]
+    others = [job for job in order[:place] if job.account != mine.account]
+    more = sum(job.bid > mine.bid or (mine.spot and not job.spot) for job in others)
+    turn = sum(job.bid == mine.bid and job.spot == mine.spot for job in others)
+    return Place(place + 1, len(order), more, len(others) - more - turn, turn, place - len(others))
 
 
 class Backlog:
@@ -75,11 +110,11 @@ class Backlog:
                 yield job
 
 
-def in_order(waiting: Iterable[Waiting], now_ms: int, running: Mapping[str, int] | None = None) -> Iterator[Waiting]:
+def in_order(waiting: Iterable[J], now_ms: int, running: Mapping[str, int] | None = None) -> Iterator[J]:
     """All of them, best first."""
-    by_bid: dict[tuple[bool, int], list[Waiting]] = defaultdict(list)
+    by_bid: dict[tuple[bool, int], list[J]] = defaultdict(list)
     for job in waiting:
-        by_bid[job.demand.spec.spot, job.bid].append(job)
+        by_bid[job.spot, job.bid].append(job)
     ahead = dict(running or {})
     queues = [_EqualBids(jobs, ahead) for jobs in by_bid.values()]
     heap = [(*queue.claim(now_ms), number) for number, queue in enumerate(queues)]
@@ -95,12 +130,12 @@ def in_order(waiting: Iterable[Waiting], now_ms: int, running: Mapping[str, int]
             heapq.heappush(heap, (*queue.claim(now_ms), number))
 
 
-class _EqualBids:
+class _EqualBids(Generic[J]):
     """Jobs of one bid: accounts in turn. `ahead` is shared by all queues of a pass."""
 
-    def __init__(self, jobs: Sequence[Waiting], ahead: dict[str, int]) -> None:
+    def __init__(self, jobs: Sequence[J], ahead: dict[str, int]) -> None:
         self._ahead = ahead
-        self._of: dict[str, list[Waiting]] = defaultdict(list)
+        self._of: dict[str, list[J]] = defaultdict(list)
         for job in sorted(jobs, key=lambda job: (-job.priority, job.since_ms, job.job_id), reverse=True):
             self._of[job.account].append(job)  # the best last
         self._heap = [self._key(account) for account in self._of]
@@ -111,7 +146,7 @@ class _EqualBids:
         return not self._heap
 
     @property
-    def head(self) -> Waiting:
+    def head(self) -> J:
         while (now := self._key(account := self._heap[0][-1])) > self._heap[0]:
             heapq.heapreplace(self._heap, now)
         return self._of[account][-1]
@@ -119,9 +154,9 @@ class _EqualBids:
     def claim(self, now_ms: int) -> tuple[bool, int]:
         """The smaller, the earlier."""
         job = self.head
-        return job.demand.spec.spot, -job.claim(now_ms)
+        return job.spot, -job.claim(now_ms)
 
-    def pop(self) -> Waiting:
+    def pop(self) -> J:
         job = self.head
         self._of[job.account].pop()
         self._ahead[job.account] = self._ahead.get(job.account, 0) + 1

@@ -150,16 +150,16 @@ def test_a_typing_error_is_answered_with_what_was_meant(torg: Torg, typed: str, 
 # --- wrong input --------------------------------------------------------------------------------------------------------
 
 NEED_MARKET = [
-    ("ps",), ("show", "job_1"), ("logs", "job_1"), ("logs", "-f", "job_1"), ("wait", "job_1"), ("pull", "job_1"),
-    ("cancel", "job_1"), ("extend", "job_1", "--by", "30m"), ("retry", "job_1"), ("watch", "job_1"), ("receipt", "show", "job_1"), ("offers",), ("login",),
+    ("ps",), ("show", "job_01m8btcfmygenkw2tanbedqfe4"), ("logs", "job_01m8btcfmygenkw2tanbedqfe4"), ("logs", "-f", "job_01m8btcfmygenkw2tanbedqfe4"), ("wait", "job_01m8btcfmygenkw2tanbedqfe4"), ("pull", "job_01m8btcfmygenkw2tanbedqfe4"),
+    ("cancel", "job_01m8btcfmygenkw2tanbedqfe4"), ("extend", "job_01m8btcfmygenkw2tanbedqfe4", "--by", "30m"), ("retry", "job_01m8btcfmygenkw2tanbedqfe4"), ("watch", "job_01m8btcfmygenkw2tanbedqfe4"), ("receipt", "show", "job_01m8btcfmygenkw2tanbedqfe4"), ("offers",), ("login",),
     ("wallet", "show"), ("wallet", "faucet"), ("vault", "open", "--deposit", "1"), ("vault", "deposit", "1"),
     ("vault", "status"), ("vault", "list"), ("vault", "settlements"), ("vault", "add", "x"), ("vault", "adopt"),
     ("run", "--no-workspace", "--", "true"), ("quote", "hello.yaml"), ("submit", "hello.yaml"),
 ]  # fmt: skip
 PASS_EXIT_CODE = {
-    ("logs", "-f", "job_1"),
-    ("wait", "job_1"),
-    ("watch", "job_1"),
+    ("logs", "-f", "job_01m8btcfmygenkw2tanbedqfe4"),
+    ("wait", "job_01m8btcfmygenkw2tanbedqfe4"),
+    ("watch", "job_01m8btcfmygenkw2tanbedqfe4"),
     ("run", "--no-workspace", "--", "true"),
 }
 
@@ -447,3 +447,20 @@ def test_completion_is_made_for_each_shell_and_knows_commands(torg: Torg, monkey
     monkeypatch.setenv("COMP_WORDS", "torg rec")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert torg().out.split() == ["plain,receipt", "plain,receipts"]
+
+
+def test_lists_of_subcommands_have_whole_sentences(torg: Torg) -> None:
+    for group in ("wallet", "vault", "data", "volume", "receipt", "account", "rentals"):
+        shown = torg(group, "--help")
+        assert (shown.code, "..." in shown.out.partition("Commands:")[2]) == (0, False), shown.out
+
+
+def test_list_and_ls_are_one_word_and_a_misspelt_subcommand_is_guessed(torg: Torg) -> None:
+    for words in (("rentals", "ls"), ("vault", "ls"), ("data", "list"), ("volume", "list")):
+        assert torg(*words, "--help").code == 0
+    assert 'Did you mean "deposit"?' in torg("vault", "depsit").err
+
+
+def test_a_global_option_after_the_command_is_told_where_it_belongs(torg: Torg) -> None:
+    said = torg("ps", "--marketplace", "http://x")
+    assert (said.code, "torg --marketplace ..." in said.err) == (2, True)

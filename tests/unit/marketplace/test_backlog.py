@@ -7,7 +7,7 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torg_marketplace.matching.backlog import AGEING_MS, BACKFILL, Backlog, Waiting, in_order
+from torg_marketplace.matching.backlog import AGEING_MS, BACKFILL, Backlog, Place, Waiting, in_order, place_of
 from torg_marketplace.matching.snapshot import Demand
 from torg_protocol.jobspec import load_job_spec
 
@@ -25,7 +25,7 @@ def job(
     **members: object,
 ) -> Waiting:
     spec = load_job_spec({"version": 1, "command": ["x"], "resources": {"cpus": cpus}, **members})
-    return Waiting(name, Demand(spec), bid, NOW_MS - waited_ms, account, priority)
+    return Waiting(name, bid, NOW_MS - waited_ms, account, priority, spec.spot, demand=Demand(spec))
 
 
 def names(*jobs: Waiting, running: dict[str, int] | None = None) -> list[str]:
@@ -130,3 +130,38 @@ def test_a_pass_is_bounded_and_everybody_is_looked_for_at_last() -> None:
         looked |= set(turn)
 
     assert len(looked) == 200
+
+
+def test_a_place_says_who_stands_before_it_and_why() -> None:
+    jobs = [
+        job("richer", bid=300, account="x"),
+        job("older", bid=90, waited_ms=AGEING_MS, account="y"),
+        job("turn", bid=100, account="z"),
+        job("mine-first", bid=100, waited_ms=1000, account="me"),
+        job("mine", bid=100, account="me"),
+        job("later", bid=1, account="w"),
+    ]
+    running = {"me": 1}
+
+    assert place_of("mine", jobs, NOW_MS, running) == Place(5, 6, bid_more=1, waited_longer=1, by_turn=1, own=1)
+    assert place_of("richer", jobs, NOW_MS, running) == Place(1, 6)
+    assert place_of("gone", jobs, NOW_MS, running) is None
+
+
+def test_before_a_spot_job_come_all_that_are_none() -> None:
+    jobs = [job("spot", bid=500, account="a", spot=True), job("plain", bid=1, account="b")]
+
+    assert place_of("spot", jobs, NOW_MS, {}) == Place(2, 2, bid_more=1)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.sampled_from("abc")), min_size=1, max_size=12))
+def test_places_are_the_order_and_everybody_before_is_counted_once(drawn: list[tuple[int, int, str]]) -> None:
+    jobs = [
+        job(f"job{number:02}", bid=bid, waited_ms=waited * AGEING_MS, account=account)
+        for number, (bid, waited, account) in enumerate(drawn)
+    ]
+    for number, name in enumerate(names(*jobs)):
+        place = place_of(name, jobs, NOW_MS, {})
+        assert place is not None
+        assert (place.place, place.waiting) == (number + 1, len(jobs))
+        assert place.bid_more + place.waited_longer + place.by_turn + place.own == number
