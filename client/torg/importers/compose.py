@@ -12,12 +12,13 @@ from typing import Any
 
 from torg.importers.amounts import cores, size
 from torg.importers.assembly import Container, assembled
+from torg.importers.compose_health import read_health, wait_until_healthy
 from torg.importers.reading import Part, Reading, pairs_of
 from torg.importers.translation import Translation
 
 TITLE = "docker-compose file"
 APART = "each task has a network of its own: services do not reach each other"
-_UNTIL = {"service_started": "started", "service_healthy": "started", "service_completed_successfully": "succeeded"}
+_UNTIL = {"service_started": "started", "service_healthy": "ready", "service_completed_successfully": "succeeded"}
 _VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-?+])([^}]*))?\})")
 _WALLS = ("user", "privileged", "cap_add", "devices", "userns_mode", "pid", "ipc", "cgroup", "cgroup_parent", "sysctls", "security_opt", "group_add", "device_cgroup_rules")  # fmt: skip
 _HABITS = ("container_name", "hostname", "domainname", "labels", "logging", "stdin_open", "tty", "init", "pull_policy", "platform", "stop_grace_period", "stop_signal", "annotations", "attach", "read_only", "cap_drop", "runtime", "oom_score_adj", "oom_kill_disable", "memswap_limit", "mem_swappiness", "cpu_shares", "storage_opt", "develop", "networks", "links", "mac_address")  # fmt: skip
@@ -38,11 +39,12 @@ def translate(raw: dict[str, Any]) -> Translation:
     if not containers:
         reading.wrong("services", "is missing")
     top.finish()
-    known = {container.name for container in containers}
+    known = {container.name: container for container in containers}
     for container in containers:
         for item in container.depends_on:
             if item["task"] not in known:
                 reading.wrong(f"{container.path}.depends_on", "there is no such service", item["task"])
+        wait_until_healthy(container, known, top)
     reading.refuse()
     return assembled("compose", TITLE, containers, reading.drops, name=name, volumes=volumes, apart=APART, kept=kept)
 
@@ -76,6 +78,7 @@ def _service(name: str, part: Part, volumes: list[str]) -> Container:
     container = Container(name, here, fields, places)
     _resources(part, container)
     _ports(part, container)
+    read_health(part, container)
     _mounts(part, container, volumes)
     _dependencies(part, container)
     container.restart = _restart(part)
@@ -225,8 +228,6 @@ def _dependencies(part: Part, container: Container) -> None:
         if kind not in _UNTIL:
             part.reading.wrong(condition.at("condition"), f"not one of: {', '.join(_UNTIL)}", kind)
             continue
-        if kind == "service_healthy":
-            condition.lose("it starts once the other one runs, healthy or not", "condition")
         container.depends_on.append({"task": name, "until": _UNTIL[kind]})
         condition.remark("a dependency is always required, and restarts nothing", "required", "restart")
         condition.finish()
@@ -257,7 +258,6 @@ def _drop_rest(part: Part) -> None:
     part.lose("names and addresses are the node's", "extra_hosts", "dns", "dns_search", "dns_opt")
     part.lose("limits are the node's", "ulimits", "blkio_config", "pids_limit", "cpuset", "cpu_quota", "cpu_period")
     part.lose("nothing runs beside the command", "post_start", "pre_stop")
-    part.remark("a port is asked for a connection; nothing else is asked of a task", "healthcheck")
     part.remark("every service of the file is taken", "profiles")
     part.remark("a habit of the engine, without effect on what the job computes", *_HABITS)
     part.finish()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.importers.formats import left_out, lost, problems, spec_of
+from torg_protocol.ports import Port
 
 
 def service(**fields: Any) -> dict[str, Any]:
@@ -132,18 +133,55 @@ def test_what_has_no_counterpart_is_lost_by_name(fields: dict[str, Any], path: s
     assert lost(service(**fields), "compose") == [path]
 
 
-@pytest.mark.parametrize("field", ["container_name", "labels", "healthcheck", "logging", "networks"])
+@pytest.mark.parametrize("field", ["container_name", "labels", "logging", "networks"])
 def test_habits_are_remarks(field: str) -> None:
     raw = service(**{field: ["x"]})
 
     assert (lost(raw, "compose"), left_out(raw, "compose")) == ([], [f"services.main.{field}"])
 
 
-def test_waiting_for_health_is_lost() -> None:
-    raw = service()
+def two(**main: Any) -> dict[str, Any]:
+    raw = service(**main)
     raw["services"]["late"] = {"image": "debian", "depends_on": {"main": {"condition": "service_healthy"}}}
+    return raw
 
-    assert "services.late.depends_on.main.condition" in lost(raw, "compose")
+
+def test_waiting_for_the_health_of_a_service_without_a_port_is_lost() -> None:
+    assert "services.late.depends_on.main.condition" in lost(two(), "compose")
+    assert "services.late.depends_on.main.condition" in lost(
+        two(healthcheck={"test": ["CMD", "pg_isready"], "retries": 3}), "compose"
+    )
+
+
+@pytest.mark.parametrize(
+    ("test", "port"),
+    [
+        (["CMD", "curl", "-f", "http://localhost:8080/health"], {"port": 8080, "health": {"http": "/health", "every": "90s"}}),
+        (["CMD-SHELL", "curl -fsS http://127.0.0.1:8080/ready?x=1 || exit 1"], {"port": 8080, "health": {"http": "/ready?x=1", "every": "90s"}}),
+        ("wget -qO- http://localhost:9000", {"port": 9000, "health": {"http": "/", "every": "90s"}}),
+    ],
+)  # fmt: skip
+def test_a_check_that_asks_its_own_port_is_the_ports_and_others_wait_for_it(test: Any, port: dict[str, Any]) -> None:
+    raw = two(ports=["8080:8080"], healthcheck={"test": test, "interval": "1m30s", "retries": 5})
+    by_name = {task.name: task for task in spec_of(raw, "compose").tasks}
+
+    assert Port.model_validate(port) in by_name["main"].ports
+    assert [(item.task, item.until) for item in by_name["late"].depends_on] == [("main", "ready")]
+    assert not [path for path in lost(raw, "compose") if "depends_on" in path or "healthcheck" in path]
+    assert "services.main.healthcheck.retries" in left_out(raw, "compose")
+
+
+def test_a_check_that_is_a_command_is_told_and_the_port_is_asked_instead() -> None:
+    raw = two(ports=["5432"], healthcheck={"test": ["CMD", "pg_isready"], "interval": "5s"})
+
+    assert "services.main.healthcheck.test" in left_out(raw, "compose")
+    assert not [path for path in lost(raw, "compose") if "depends_on" in path]
+
+
+@pytest.mark.parametrize("check", [{"disable": True}, {"test": ["NONE"]}, {"test": "NONE"}])
+def test_no_check_is_nothing_to_tell(check: dict[str, Any]) -> None:
+    raw = service(healthcheck=check)
+    assert [path for path in left_out(raw, "compose") if "healthcheck" in path] == []
 
 
 @pytest.mark.parametrize(
