@@ -35,6 +35,7 @@ def translate(raw: dict[str, Any]) -> Translation:
     top.remark("services have no network between them, and none outwards unless the job says so", "networks")
     top.lose("files and secrets of the author's machine do not travel", "secrets", "configs")
     top.lose("other files are not read; put all into one", "include")
+    top.lose("nothing is provided from outside of the containers", "models")
     containers = [_service(service, part, volumes) for service, part in top.named("services")]
     if not containers:
         reading.wrong("services", "is missing")
@@ -258,6 +259,7 @@ def _drop_rest(part: Part) -> None:
     part.lose("names and addresses are the node's", "extra_hosts", "dns", "dns_search", "dns_opt")
     part.lose("limits are the node's", "ulimits", "blkio_config", "pids_limit", "cpuset", "cpu_quota", "cpu_period")
     part.lose("nothing runs beside the command", "post_start", "pre_stop")
+    part.lose("nothing is provided from outside of the containers", "models", "provider", "use_api_socket")
     part.remark("every service of the file is taken", "profiles")
     part.remark("a habit of the engine, without effect on what the job computes", *_HABITS)
     part.finish()

@@ -13,7 +13,7 @@ from torg.importers.translation import Translation
 
 TITLE = "dstack task"
 _SECRET = re.compile(r"\$\{\{\s*[^}]*\}\}")
-_CLOUD = ("backends", "availability_zones", "instance_types", "instances", "reservation", "spot_policy", "idle_duration", "creation_policy", "fleets", "startup_order", "stop_criteria", "utilization_policy", "stop_duration", "tags", "priority", "single_branch", "backend_options", "termination_idle_time", "termination_policy")  # fmt: skip
+_CLOUD = ("backends", "availability_zones", "instance_types", "instances", "reservation", "spot_policy", "idle_duration", "creation_policy", "fleets", "single_branch", "backend_options", "termination_idle_time", "termination_policy")  # fmt: skip
 
 
 def translate(raw: dict[str, Any]) -> Translation:
@@ -33,14 +33,19 @@ def translate(raw: dict[str, Any]) -> Translation:
     if _sends_folder(top):
         around["workspace"] = "."
     if (top.whole("nodes") or 1) > 1:
-        top.lose("a job runs on one node", "nodes")
+        top.lose("translated for one node; of several: gang: {size: N}, and TORG_RANK tells them apart", "nodes")
     top.lose("a private registry's password would be open to the node", "registry_auth")
     top.lose("a job runs as an unprivileged user, without further rights", "user", "privileged", "docker", "nvcc")
     kept = _volumes(top, container)
     top.lose("a job runs when it is submitted", "schedule")
     top.lose("profiles of another file are not read", "profile", "env_file")
     top.lose("nothing is asked of a task from outside", "probes", "https", "gateway")
-    top.remark("which machine of which cloud; here nodes make offers", *_CLOUD)
+    top.lose("a job is stopped at its limits, not for what its GPU does", "utilization_policy")
+    top.remark("which machine of which cloud; here nodes make offers (spot: true takes their spot prices)", *_CLOUD)
+    top.remark("of several nodes", "startup_order", "stop_criteria")
+    top.remark("the node says how long a job has to stop", "stop_duration")
+    top.remark("among your own jobs write placement.priority", "priority")
+    top.remark("nothing is kept beside a job's name", "tags")
     top.finish()
     reading.refuse()
     name = top.value.get("name")

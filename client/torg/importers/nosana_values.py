@@ -95,6 +95,8 @@ def results_of(operation: RunOperation, path: str, drops: Drops) -> dict[str, An
             drops.remark(here, result.regex, f"it never matches there either: {problem}")
         else:
             grouped = _GROUPED.search(result.regex) and not _REFERS_BACK.search(result.regex)
+            if unread := [stream for stream in result.log_types if stream not in streams]:
+                drops.lose(f"{here}.logType", unread, "results come from stdout and stderr")
             found[key] = {"regex": f"({result.regex})" if grouped else result.regex, "streams": streams}
     return found
 

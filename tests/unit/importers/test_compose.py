@@ -127,6 +127,7 @@ def test_variables_with_a_default_have_it_and_others_are_lost() -> None:
         ({"environment": ["HOME"]}, "services.main.environment.0"),
         ({"deploy": {"replicas": 3}}, "services.main.deploy.replicas"),
         ({"devices": ["/dev/kvm"]}, "services.main.devices"),
+        ({"models": {"llm": {}}}, "services.main.models"),
     ],
 )
 def test_what_has_no_counterpart_is_lost_by_name(fields: dict[str, Any], path: str) -> None:

@@ -68,6 +68,7 @@ def test_of_a_range_the_least_is_asked_for() -> None:
         ({"image": None}, "image"),
         ({"files": ["../other:/x"]}, "files.0"),
         ({"working_dir": "src"}, "working_dir"),
+        ({"utilization_policy": {"min_gpu_utilization": 20}}, "utilization_policy"),
     ],
 )
 def test_what_has_no_counterpart_is_lost_by_name(fields: dict[str, Any], path: str) -> None:

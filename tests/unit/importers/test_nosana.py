@@ -410,3 +410,9 @@ def test_what_lost_meaning_is_not_submitted_unless_that_is_allowed(tmp_path: Pat
         spec_file.with_workspace(None, 0)
     assert (refused.value.code, refused.value.field) == ("import_incomplete", "ops.0.args.expose.0")
     assert replace(spec_file, allow_dropped=True).with_workspace(None, 0).image == "ubuntu"
+
+
+def test_a_stream_that_no_result_is_read_from_is_told() -> None:
+    raw = definition(op(results={"both": {"regex": "x", "logType": ["stdout", "nodeerr"]}}))
+
+    assert "ops.0.results.both.logType" in lost(raw)
