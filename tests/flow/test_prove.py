@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 
 import pytest
+from sqlalchemy import select
 
 from tests.support.actors import Node, join, make_client, make_node, spec
 from tests.support.market import World
 from tests.support.provers import CHAIN, WALK, Prover
 from torg_marketplace.flow import prove
 from torg_marketplace.flow.judge_proof import judge_opened, lift_ban, proofs_of, replay
+from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.prove import advance_windows, on_proof_answer, open_windows
 from torg_marketplace.flow.views import node_view
 from torg_marketplace.storage.engine import create_engine, create_sessions
@@ -30,7 +32,7 @@ from torg_protocol.proofs import (
     ProofWanted,
     WalkTask,
 )
-from torg_protocol.states import NodeState
+from torg_protocol.states import LeaseState, NodeState
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +184,23 @@ async def test_all_nodes_of_an_operator_get_their_nonces_at_the_same_moment(worl
     assert isinstance(theirs, ProofChallenge)
     assert mine.nonce != theirs.nonce
     assert mine.matrix_seed == theirs.matrix_seed
+
+
+async def test_a_node_that_works_for_a_client_is_asked_all_the_same(world: World) -> None:
+    node, client = await join(world), await make_client(world)
+    await asked(world)
+    prover = Prover(node.id)
+    await answer(world, node, prover)
+    await judge_opened(world.market)
+    node.read()
+    await client.submit(spec(limits={"max_duration": "10h"}))
+    await match_pending(world.market)
+    await node.accept_and_start()
+    assert (await prove_once(world, node, prover)).passed
+    async with world.market.reading() as unit:
+        rows = (await unit.session.scalars(select(HardwareProofRow).order_by(HardwareProofRow.wanted_at_ms))).all()
+    assert [row.busy for row in rows] == [False, True], "how fast it was then counts for less"
+    assert node.lease.state == LeaseState.RUNNING
 
 
 async def test_who_never_gets_ready_holds_up_nobody_and_stays_unproven(world: World) -> None:
