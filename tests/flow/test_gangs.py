@@ -211,6 +211,25 @@ async def test_a_cancelled_gang_stops_everywhere(world: World) -> None:
     await check_books(world, client, job_id)
 
 
+async def test_a_gang_that_a_node_broke_is_not_billed_further_for_being_cancelled_then(world: World) -> None:
+    nodes = await nodes_of(world, 2)
+    client, job_id = await gang(world, nodes)
+    await all_start(nodes)
+    await let_pass(world, seconds=20, nodes=tuple(nodes))
+    await nodes[1].ok(Released(reason=EndReason.HOST_PROTECTION))
+    assert nodes[0].expect(Stop).reason is EndReason.GANG_ENDED
+    await let_pass(world, seconds=20, nodes=tuple(nodes))
+    await client.cancel(job_id)
+    await nodes[0].exit(EndReason.GANG_ENDED, None)
+    await nodes[0].ok(Released(reason=EndReason.GANG_ENDED))
+    view = await client.job(job_id)
+    assert [lease.reason for lease in view.leases] == [EndReason.GANG_ENDED, EndReason.HOST_PROTECTION]
+    assert (view.state, [lease.billed_ms for lease in view.leases]) == (JobState.CANCELLED, [0, 0])
+    await check_books(world, client, job_id)
+    for node in nodes:
+        node.read()
+
+
 async def test_a_member_that_invents_the_end_of_its_gang_is_at_fault(world: World) -> None:
     nodes = await nodes_of(world, 2)
     client, job_id = await gang(world, nodes)

@@ -58,7 +58,9 @@ async def _cancel_leased(unit: Unit, job: JobRow) -> None:
     for lease in await live_leases(unit, job_id=job.id):
         node = await node_row(unit, lease.node_id)
         unreachable = unreachable or node.liveness != Liveness.ALIVE
-        await stop_lease(unit, lease, job, EndReason.CANCELLED)
+        # Whose gang has ended already stops for that, and is paid for what a checkpoint keeps.
+        if lease.stop_reason != EndReason.GANG_ENDED:
+            await stop_lease(unit, lease, job, EndReason.CANCELLED)
     if unreachable:
         detail = "the node is not heard of; what it did before may still be billed"
         await move_job(

@@ -220,7 +220,7 @@ def _attempts(tables: Tables) -> Iterator[str]:
             billed_ms += max(lease["billed_ms"] for lease in members)
             reason = _why_it_ended(members)
             own += reason == "failed_exit"
-            beyond = [lease for lease in members if lease["billed_ms"] > lease["checkpoint_useful_ms"]]
+            beyond = [lease for lease in members if _is_beyond_checkpoint(lease, members, job)]
             if len(members) > 1 and beyond and reason in EXCLUDING | PAUSING:
                 yield f"{beyond[0]['lease_id']} is billed beyond the checkpoint of a gang that ended by {reason}"
             # A replica is outvoted after the next ones have run.
@@ -232,6 +232,13 @@ def _attempts(tables: Tables) -> Iterator[str]:
             yield f"{job_id} is billed for longer than its max_duration"
         if job["state"] == "queued" and job["cancel_requested_at_ms"] is not None:
             yield f"{job_id} was cancelled and is queued"
+
+
+def _is_beyond_checkpoint(lease: sqlite3.Row, members: list[sqlite3.Row], job: sqlite3.Row) -> bool:
+    """Work that a client ended by its own will is its to pay, unless the gang was broken before."""
+    ends = [other["ended_at_ms"] for other in members if other["reason"] in EXCLUDING | PAUSING]
+    by_client = lease["reason"] == "cancelled" and job["cancel_requested_at_ms"] <= min(ends, default=0)
+    return lease["billed_ms"] > lease["checkpoint_useful_ms"] and not by_client
 
 
 def _why_it_ended(members: list[sqlite3.Row]) -> str | None:

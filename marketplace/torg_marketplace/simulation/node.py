@@ -57,7 +57,9 @@ _RELEASES = [
     EndReason.EXPOSURE_LIMIT,
     EndReason.START_FAILED,
 ]
-_LIES = [EndReason.MAX_DURATION, EndReason.BUDGET, EndReason.CANCELLED, EndReason.NODE_LOST, EndReason.QUEUE_DEADLINE]
+_LIES = [
+    EndReason(name) for name in ("max_duration", "budget", "cancelled", "gang_ended", "node_lost", "queue_deadline")
+]
 
 
 class Character(enum.StrEnum):
@@ -262,6 +264,8 @@ class SimulatedNode:
         elif held.state is LeaseState.PREPARING:
             if held.stop is not None:
                 self._end(held, held.stop, None, chance)
+            elif not calm and chance.random() < 0.2 and self._lies(chance, self.truth[held.grant.lease_id]):
+                self._end(held, EndReason.COMPLETED, 0, chance)  # done, and never begun
             elif calm or chance.random() < 0.9:
                 self._start(held, chance)
             else:
