@@ -244,10 +244,12 @@ class AsyncClient(KeptData):
     async def extend(self, job_id: str, by_ms: int) -> JobView:
         """Lets an open job last so much longer, under a larger cap. A queued one has a larger limit; a running one goes on from its newest
         checkpoint when its time is over. Raises Conflict (extend_needs_checkpoints, extend_verified, job_ended, vault_underfunded),
-        NotFound `job_not_in_journal`."""
-        from torg.extension import extend
+        NotFound `job_not_in_journal`; with an API key, whose credit holds more then, credit_exhausted or spend_cap_reached."""
+        from torg.extension import extend, extend_on_credit
 
         job = await self.job(job_id)
+        if self._keypair is None:
+            return await extend_on_credit(self._transport, job, by_ms)
         return await extend(await self.submission(job.vault), job, by_ms)
 
     async def follow(

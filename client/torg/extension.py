@@ -7,6 +7,7 @@ journal counts with it before anything is sent, and goes back only when the mark
 from __future__ import annotations
 
 from torg.submission import Submission, cap_lifetime_s
+from torg.transport import Transport
 from torg_protocol.api import JobView
 from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError, Unavailable
 from torg_protocol.job_cost import largest_cost
@@ -17,23 +18,7 @@ from torg_protocol.money import format_amount
 async def extend(submission: Submission, job: JobView, by_ms: int) -> JobView:
     """Safe to repeat with the same view of the job: it names how long the job may last in all. Raises what the marketplace answers
     (extend_needs_checkpoints, vault_underfunded, job_ended, ...); NotFound `job_not_in_journal`; Invalid `duration_invalid`."""
-    if job.ended_at_ms is not None:
-        raise Conflict(
-            f"the job has ended: {job.state}",
-            code="job_ended",
-            field="job",
-            value=job.job_id,
-            hint="submit it again: torg retry",
-        )
-    max_duration_ms = job.max_duration_ms + by_ms
-    if by_ms <= 0 or max_duration_ms > MAX_DURATION_MS:
-        raise Invalid(
-            f"a job may last {MAX_DURATION_MS // 86_400_000} days at most, this one would last {max_duration_ms // 1000} s",
-            code="duration_invalid",
-            field="by",
-            value=by_ms,
-            hint="extend it by more than nothing, and less than that",
-        )
+    max_duration_ms = _longer(job, by_ms)
     max_amount = _max_amount(job, max_duration_ms, submission.decimals)
     before = submission.journal.raise_maximum(job.job_id, max_amount)
     if before is None:
@@ -57,6 +42,33 @@ async def extend(submission: Submission, job: JobView, by_ms: int) -> JobView:
                 more = format_amount(missing, submission.decimals)
                 error.hint = f"{more} more is needed: torg vault deposit {more}"
         raise
+
+
+async def extend_on_credit(transport: Transport, job: JobView, by_ms: int) -> JobView:
+    """The same for a job of an API key: its credit holds more. Raises Conflict (credit_exhausted, spend_cap_reached, ...)."""
+    body = {"max_duration": f"{_longer(job, by_ms)}ms"}
+    return await transport.ask(JobView, "POST", f"/v1/jobs/{job.job_id}/extend", body=body, safe_to_repeat=True)
+
+
+def _longer(job: JobView, by_ms: int) -> int:
+    if job.ended_at_ms is not None:
+        raise Conflict(
+            f"the job has ended: {job.state}",
+            code="job_ended",
+            field="job",
+            value=job.job_id,
+            hint="submit it again: torg retry",
+        )
+    max_duration_ms = job.max_duration_ms + by_ms
+    if by_ms <= 0 or max_duration_ms > MAX_DURATION_MS:
+        raise Invalid(
+            f"a job may last {MAX_DURATION_MS // 86_400_000} days at most, this one would last {max_duration_ms // 1000} s",
+            code="duration_invalid",
+            field="by",
+            value=by_ms,
+            hint="extend it by more than nothing, and less than that",
+        )
+    return max_duration_ms
 
 
 def _max_amount(job: JobView, max_duration_ms: int, decimals: int) -> int:

@@ -155,11 +155,11 @@ class SubmitRequest(Wire):
 class ExtendRequest(Wire):
     """POST /v1/jobs/{id}/extend. The job may last so long in all, from then on: asking again changes nothing.
 
-    `cap` is the client's signature over what its vault may pay with the larger maximum.
+    `cap` is the client's signature over what its vault may pay with the larger maximum; left out where an API key's credit pays for the job.
     """
 
     max_duration: DurationMs = Field(gt=0, le=MAX_DURATION_MS)
-    cap: SignedCap
+    cap: SignedCap | None = None
 
 
 class TaskView(Wire):

@@ -36,6 +36,15 @@ async def ask(client: Client, job: JobView, minutes: int, *, more: int | None = 
         return await extend(unit, client.account, JobId(job.job_id), request)
 
 
+async def test_a_wallets_job_needs_a_cap(world: World) -> None:
+    client, _, job = await running(world)
+    request = ExtendRequest.model_validate({"max_duration": "3m"})
+    async with world.market.transaction() as unit:
+        with pytest.raises(Invalid) as caught:
+            await extend(unit, client.account, JobId(job.job_id), request)
+    assert caught.value.code == "cap_missing"
+
+
 async def vault_of(client: Client) -> VaultView:
     async with client.world.market.reading() as unit:
         return await vault_view(unit, client.account, client.vault)

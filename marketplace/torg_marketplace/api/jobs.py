@@ -115,8 +115,9 @@ async def cancel_job(job_id: JobIdPath, caller: JobsWriter, edge: TheEdge) -> Jo
 
 @router.post("/jobs/{job_id}/extend")
 async def extend_job(job_id: JobIdPath, body: ExtendRequest, caller: JobsWriter, edge: TheEdge) -> JobView:
-    """Lets an open job last longer, under a larger cap. Safe to repeat: `max_duration` is of all attempts together, not what is added."""
-    await _look_at_vault(edge, body.cap.vault)
+    """Lets an open job last longer, under a larger cap, or out of the API key's credit that pays for it. Safe to repeat: `max_duration` is of all attempts together, not what is added."""
+    if body.cap is not None:
+        await _look_at_vault(edge, body.cap.vault)
     async with edge.market.transaction() as unit:
         return await extend(unit, caller.account, JobId(job_id), body)
 

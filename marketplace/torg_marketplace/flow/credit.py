@@ -63,12 +63,12 @@ async def credit_vault(session: AsyncSession) -> VaultAddress:
     return VaultAddress(address)
 
 
-async def sign_credit_cap(unit: Unit, max_amount: int, lease_end_latest_s: int) -> SignedCap:
-    """A cap of the credit vault over everything that is committed of it, and this job. Locks the vault's row."""
-    vault, policy = (
-        await unit.session.get(VaultRow, await credit_vault(unit.session), with_for_update=True),
-        unit.policy,
-    )
+async def sign_credit_cap(
+    unit: Unit, max_amount: int, lease_end_latest_s: int, *, of_vault: VaultAddress | None = None
+) -> SignedCap:
+    """A cap over everything that is committed of the credit vault (default: of the one that pays now), and so much more. Locks the vault's row."""
+    address = of_vault or await credit_vault(unit.session)
+    vault, policy = await unit.session.get(VaultRow, address, with_for_update=True), unit.policy
     key = unit.market.credit_key
     if vault is None or key is None:
         raise Unavailable("the credit vault is not there yet", code="credit_closed", hint="try again in a minute")
@@ -76,8 +76,7 @@ async def sign_credit_cap(unit: Unit, max_amount: int, lease_end_latest_s: int) 
     valid_until_s = (
         lease_end_latest_s + policy.verification_window_s + policy.settlement_max_age_ms // 1000 + _CAP_MARGIN_S
     )
-    address = bytes(Pubkey.from_string(vault.address))
-    message = CapMessage(unit.market.network.chain_id, address, cap, valid_until_s)
+    message = CapMessage(unit.market.network.chain_id, bytes(Pubkey.from_string(vault.address)), cap, valid_until_s)
     return SignedCap(
         vault=VaultAddress(vault.address),
         cap=cap,
@@ -89,6 +88,20 @@ async def sign_credit_cap(unit: Unit, max_amount: int, lease_end_latest_s: int) 
 
 async def hold_credit(unit: Unit, job_id: JobId, account: AccountId, key_id: str, max_amount: int) -> None:
     """The job's maximum counts from now on. Raises Conflict `spend_cap_reached`, `credit_exhausted`."""
+    await _take(unit, account, key_id, max_amount)
+    unit.session.add(CreditHoldRow(job_id=job_id, account=account, key_id=key_id, max_amount=max_amount))
+    await unit.session.flush()
+
+
+async def hold_more_credit(unit: Unit, job_id: JobId, more: int) -> None:
+    """The same for a job that may cost more from now on: of the key that submitted it, whichever asks."""
+    held = await unit.session.get_one(CreditHoldRow, job_id)
+    await _take(unit, AccountId(held.account), held.key_id, more)
+    held.max_amount += more
+    await unit.session.flush()
+
+
+async def _take(unit: Unit, account: AccountId, key_id: str, max_amount: int) -> None:
     key, credit = ApiKeyRow, CreditRow
     within_key = (
         update(key)
@@ -118,8 +131,6 @@ async def hold_credit(unit: Unit, job_id: JobId, account: AccountId, key_id: str
             value=max_amount,
             hint=f"{left} base units are left; limit the job, or ask the operator for more",
         )
-    unit.session.add(CreditHoldRow(job_id=job_id, account=account, key_id=key_id, max_amount=max_amount))
-    await unit.session.flush()
 
 
 async def close_credit(unit: Unit, hold: HoldRow) -> None:

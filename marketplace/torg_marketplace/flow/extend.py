@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from torg_marketplace.flow import vaults
+from torg_marketplace.flow.credit import hold_more_credit, sign_credit_cap
 from torg_marketplace.flow.quotas import check_quotas
 from torg_marketplace.flow.rows import job_of, max_duration_ms_of, spec_of
 from torg_marketplace.flow.unit import Unit
@@ -22,15 +23,15 @@ from torg_marketplace.storage.models import JobRow
 from torg_protocol.api import ExtendRequest, JobView
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Invalid
-from torg_protocol.ids import AccountId, JobId
+from torg_protocol.ids import AccountId, JobId, VaultAddress
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.states import JobState
 
 
 async def extend(unit: Unit, account: AccountId, job_id: JobId, request: ExtendRequest) -> JobView:
     """Safe to repeat: a job that may last so long already stays as it is. Raises NotFound job_unknown; Conflict job_ended,
-    already_reported, job_cancelled, extend_needs_checkpoints, extend_gang, extend_verified, extend_on_credit; Invalid cap_other_vault; and what
-    admitting a job raises (cap_stale, vault_underfunded, ...). Then nothing has changed."""
+    already_reported, job_cancelled, extend_needs_checkpoints, extend_gang, extend_verified, extend_on_credit; Invalid cap_missing,
+    cap_other_vault; and what admitting a job raises (cap_stale, vault_underfunded, credit_exhausted, ...). Then nothing has changed."""
     job = await job_of(unit, account, job_id)
     await unit.session.refresh(job, with_for_update=True)  # of two at once the second sees what the first did
     if request.max_duration <= max_duration_ms_of(job) and job.ended_at_ms is None:
@@ -39,10 +40,10 @@ async def extend(unit: Unit, account: AccountId, job_id: JobId, request: ExtendR
     _check_state(job, spec)
     more = _further_amount(unit, job, spec, request.max_duration)
     await check_quotas(unit, account, more)
-    await _hold(unit, job, spec, request, more)
+    cap = await _hold(unit, job, spec, request, more)
     job.max_duration_ms = request.max_duration
     job.max_amount += more
-    job.cap, job.cap_from_ms = request.cap.wire(), unit.now_ms
+    job.cap, job.cap_from_ms = cap.wire(), unit.now_ms
     unit.market.book.waiting.pop(job.job_id, None)  # it is worked out anew what it asks for
     unit.wake("match")
     unit.wake(f"job:{job.job_id}")
@@ -106,14 +107,21 @@ def _further_amount(unit: Unit, job: JobRow, spec: JobSpec, max_duration_ms: int
     return max(0, most - job.max_amount)
 
 
-async def _hold(unit: Unit, job: JobRow, spec: JobSpec, request: ExtendRequest, more: int) -> None:
-    cap: SignedCap = request.cap
-    if SignedCap.model_validate(job.cap).signer != cap.signer and await vaults.is_on_credit(unit, job.id):
-        raise Conflict(
-            "an API key's credit pays for this job: it cannot be extended",
-            code="extend_on_credit",
-            field="job_id",
-            value=job.job_id,
+async def _hold(unit: Unit, job: JobRow, spec: JobSpec, request: ExtendRequest, more: int) -> SignedCap:
+    """Under which cap so much more is held."""
+    lease_end_s = latest_lease_end_ms(spec, unit.now_ms, request.max_duration) // 1000
+    cap, payer = request.cap, AccountId(job.client)
+    if await vaults.is_on_credit(unit, job.id):
+        _check_no_cap(job, cap)
+        cap = await sign_credit_cap(unit, more, lease_end_s, of_vault=VaultAddress(job.vault))
+        await hold_more_credit(unit, job.id, more)
+        payer = AccountId(cap.signer)
+    if cap is None:
+        raise Invalid(
+            "a larger cap of the vault that pays for this job is needed",
+            code="cap_missing",
+            field="cap",
+            hint=f"sign one for {job.vault}: torg extend does",
         )
     if cap.vault != job.vault:
         raise Invalid(
@@ -123,7 +131,16 @@ async def _hold(unit: Unit, job: JobRow, spec: JobSpec, request: ExtendRequest, 
             value=cap.vault,
             hint=f"sign it for {job.vault}",
         )
-    lease_end_s = latest_lease_end_ms(spec, unit.now_ms, request.max_duration) // 1000
-    await vaults.admit_more(
-        unit, job_id=job.id, account=AccountId(job.client), cap=cap, more=more, lease_end_latest_s=lease_end_s
-    )
+    await vaults.admit_more(unit, job_id=job.id, account=payer, cap=cap, more=more, lease_end_latest_s=lease_end_s)
+    return cap
+
+
+def _check_no_cap(job: JobRow, cap: SignedCap | None) -> None:
+    if cap is not None:
+        raise Conflict(
+            "an API key's credit pays for this job, not a vault of yours",
+            code="extend_on_credit",
+            field="cap",
+            value=cap.vault,
+            hint=f"leave the cap out: the credit of job {job.job_id} holds more",
+        )

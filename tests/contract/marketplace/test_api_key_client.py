@@ -13,9 +13,12 @@ from torg.client import AsyncClient
 from torg.config import ClientConfig, load_config
 from torg.spec_file import spec_from_mapping
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.storage import ledger
 from torg_protocol.accounts import Scope
 from torg_protocol.errors import Conflict, Forbidden, Invalid
 from torg_protocol.states import JobState
+
+HOUR_MS = 3_600_000
 
 
 @pytest.fixture
@@ -46,6 +49,33 @@ async def test_a_job_from_quote_to_receipt_without_wallet_or_journal(served: Ser
         assert [receipt.receipt.job_id for receipt in receipts] == [job.job_id]
         assert [item.job_id for item in (await client.jobs()).jobs] == [job.job_id]
     assert not (tmp_path / "home" / "journal.db").exists()
+
+
+async def test_a_keys_job_lasts_longer_out_of_its_credit(served: ServedWorld, tmp_path: Path) -> None:
+    """What the extension may cost is held of key and account, once, and comes back; what they do not have left is refused, and nothing changes."""
+    await join(served.world)
+    file = spec_from_mapping(spec(limits={"max_duration": "1h"}), base=tmp_path)
+    key = await served.api_key()
+    async with by_key(served, tmp_path / "home", key.secret) as client, served.bearer(key.secret) as http:
+        job = await client.submit(file)
+        longer = await client.extend(job.job_id, HOUR_MS)
+        assert (longer.max_duration_ms, longer.max_amount) == (2 * HOUR_MS, 2 * job.max_amount)
+        assert (await http.get("/v1/credit")).json()["held"] == longer.max_amount
+        again = await http.post(f"/v1/jobs/{job.job_id}/extend", json={"max_duration": "2h"})
+        assert again.json()["max_amount"] == longer.max_amount
+        with pytest.raises(Conflict) as exhausted:
+            await client.extend(job.job_id, 100 * HOUR_MS)
+        assert exhausted.value.code in {"credit_exhausted", "spend_cap_reached"}
+        assert (await client.job(job.job_id)).max_duration_ms == 2 * HOUR_MS
+        assert (await http.get("/v1/credit")).json()["held"] == longer.max_amount
+        cap = served.client.signed_cap(job.spec, longer.max_amount).wire()
+        refused = await http.post(f"/v1/jobs/{job.job_id}/extend", json={"max_duration": "3h", "cap": cap})
+        assert (refused.status_code, refused.json()["code"]) == (409, "extend_on_credit")
+        await client.cancel(job.job_id)
+        credit = (await http.get("/v1/credit")).json()
+        assert (credit["held"], credit["spent"]) == (0, 0)
+    async with served.world.market.reading() as unit:
+        assert await ledger.problems(unit.session) == []
 
 
 async def test_what_a_key_cannot_do_is_said(served: ServedWorld, tmp_path: Path) -> None:
