@@ -45,10 +45,13 @@ async def decide(world: World, chance: random.Random) -> list[str]:
     """A person decides a dispute, or what was decided once more; or gives something back without one, or more than there is."""
     tables = look(world.database)
     disputes = tables.all("SELECT dispute_id, state FROM disputes ORDER BY dispute_id")
-    if disputes and chance.random() < 0.7:
+    if disputes and chance.random() < 0.5:
         dispute_id, state = chance.choice(disputes)
         return await _decide(world, dispute_id, chance, was_decided=state == "decided")
     leases = [lease for lease in tables.leases if lease["decided_at_ms"] is not None and lease["amount"]]
+    known = {lease_id for (lease_id,) in tables.all("SELECT lease_id FROM refunds")}
+    if again := [lease for lease in leases if lease["lease_id"] in known and chance.random() < 0.5]:
+        leases = again
     return await _give_back(world, tables, chance.choice(leases), chance) if leases else []
 
 
@@ -65,7 +68,7 @@ async def _decide(world: World, dispute_id: str, chance: random.Random, *, was_d
 async def _give_back(world: World, tables: Tables, lease: sqlite3.Row, chance: random.Random) -> list[str]:
     query = "SELECT COALESCE(SUM(amount), 0) FROM refunds WHERE lease_id = ?"
     left = lease["amount"] - tables.all(query, lease["lease_id"])[0][0]
-    amount = chance.choice([1, max(1, left // 2), max(1, left), left + 1, lease["amount"] + 1])
+    amount = chance.choice([1, max(1, left // 2), max(1, left), left + 1, lease["amount"]])
     causes = [RefundCause.GOODWILL, RefundCause.MARKETPLACE_FAULT, RefundCause.VERIFICATION_FAILED]
     cause, subject = chance.choice(causes), f"{lease['lease_id']}:{chance.randrange(3)}"
     for _ in range(chance.choice([1, 2])):

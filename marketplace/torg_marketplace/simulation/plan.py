@@ -66,7 +66,7 @@ _WEIGHTS = {
 }
 
 
-_CASES = [Kind.DISPUTE, Kind.DISPUTE, Kind.DECIDE]
+_CASES = [Kind.DISPUTE, Kind.DECIDE]
 _CASE_EVERY = 8  # steps, about
 
 
