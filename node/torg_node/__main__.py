@@ -51,6 +51,7 @@ from torg_node.settings import Settings, load_settings
 from torg_node.setup import DEFAULT_RENTAL_ADDRESS, check_is_new, initialise
 from torg_node.status import read_status
 from torg_node.sweep_command import add_sweep_plan_options, confirm_plan, plan_of
+from torg_node.update import say_ready
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
 from torg_protocol.offers import Inventory
@@ -160,6 +161,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     connecting = asyncio.create_task(agent.connected.wait())
     await asyncio.wait({running, stopping, connecting}, return_when=asyncio.FIRST_COMPLETED)
     if connecting.done():
+        say_ready(journal)
         ready = {
             "node": str(keypair.pubkey()),
             "payout_address": settings.payout_address,

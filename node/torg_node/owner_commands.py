@@ -29,6 +29,7 @@ COMMANDS = {
     "sweep": "what the node's own key holds, to a cold wallet: the plan and its sweeps; --now, --dry-run, --confirm",
     "stake": "put tokens at stake behind this node's work: audits become rarer, and a failed one takes of it",
     "unstake": "ask for what is at stake back, and take it when its grace is over",
+    "update": "the next release: installed beside this one, checked, switched to, and back by itself when it is not healthy",
     "backup": "key and config in one file under a password",
     "restore": "a node from such a file",
     "install-service": "a systemd unit that keeps the agent running",
@@ -53,6 +54,20 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
             command.add_argument(
                 "--wallet", type=Path, help="that stakes, and gets the rest back; default: this node's key"
             )
+        case "update":
+            which = command.add_mutually_exclusive_group()
+            which.add_argument(
+                "--package", default="torg[node]", help="what pip installs; default: the newest torg[node]"
+            )
+            which.add_argument("--release", type=Path, metavar="DIR", help="a virtual environment that has it already")
+            which.add_argument("--back", action="store_true", help="to the release before this one")
+            command.add_argument(
+                "--link", type=Path, help="what the agent is started through; default: as this command"
+            )
+            command.add_argument(
+                "--restart", metavar="COMMAND", help="default: systemctl restart torg-node, if it runs"
+            )
+            command.add_argument("--within", type=float, default=120.0, metavar="SECONDS", help="to become healthy")
         case "backup" | "restore":
             command.add_argument("file", type=Path)
             command.add_argument("--password-file", type=Path, help="default: asked for, or TORG_BACKUP_PASSWORD")
@@ -79,6 +94,8 @@ def run(arguments: argparse.Namespace, say: Print) -> int:
             from torg_node.stake import stake_command
 
             return stake_command(arguments, say)
+        case "update":
+            return _update(arguments, say)
         case "backup":
             back_up(load_settings(arguments.data), arguments.file, _password(arguments, twice=True))
             say(
@@ -127,6 +144,24 @@ def _earnings(arguments: argparse.Namespace, say: Print) -> int:
     wanted = months if arguments.by_month else rows
     text = as_csv(wanted, decimals) if export == "csv" else as_json(wanted, decimals)
     say(text.rstrip("\n"))
+    return 0
+
+
+def _update(arguments: argparse.Namespace, say: Print) -> int:
+    from torg_node import update
+
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    settings = load_settings(arguments.data)
+    link = Path(os.path.abspath(arguments.link)) if arguments.link else update.link_of_own_program(sys.argv[0])  # noqa: PTH100 - not through it
+    restart = update.restart_command(arguments.restart)
+    if arguments.back:
+        release = update.previous_release(settings)
+    else:
+        release = arguments.release or update.install(link, arguments.package, progress)
+    update.update(update.Update(settings, link, restart, arguments.within), release, progress)
+    say(_answer(arguments, {"release": str(release.resolve())}, f"updated: {release.resolve().name}"))
     return 0
 
 

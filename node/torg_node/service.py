@@ -84,5 +84,6 @@ def install(settings: Settings, folder: Path = SYSTEM_FOLDER, *, replace: bool =
 
 
 def own_program() -> Path:
-    found = Path(sys.argv[0]).resolve() if Path(sys.argv[0]).name == "torg-node" else None
+    """Not through links: of a release that is switched to by a link, the unit is to name the link."""
+    found = Path(sys.argv[0]).absolute() if Path(sys.argv[0]).name == "torg-node" else None
     return found or Path(shutil.which("torg-node") or Path(sys.executable).with_name("torg-node"))
