@@ -16,6 +16,7 @@ from torg_marketplace.flow.submit import submit
 from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.flow.views import job_view
 from torg_marketplace.rules.leases import latest_lease_end_ms
+from torg_marketplace.simulation.volumes import NAMES
 from torg_marketplace.simulation.world import WORKLOAD, World
 from torg_protocol.api import ExtendRequest, JobView, SubmitRequest
 from torg_protocol.canonical import digest_of
@@ -211,6 +212,8 @@ def random_spec(world: World, chance: random.Random, *, spot: bool | None = None
         raw["gang"] = {"size": 2, "same_region": dice < 0.2}
         if dice > 0.5 and raw["checkpoint"]["enabled"]:
             raw["gang"]["min_size"] = 1
+    if world.keeps_volumes and "verify" not in raw:
+        raw["volumes"] = [f"{name}:/{name}" for name in NAMES if chance.random() < 0.5]
     if world.shares_gpus and not {"gang", "spot"} & raw.keys():
         raw["resources"] = {"gpus": 1, "gpu_fraction": chance.choice(["1", "0.5", "0.5", "0.334", "0.3"])}
     return raw

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torg_marketplace.simulation.volumes import broken_volumes
 from torg_protocol.quantities import parse_duration_ms
 
 LIVE = {"granted", "preparing", "running", "stopping"}
@@ -81,6 +82,7 @@ def broken(database: sqlite3.Connection, now_ms: int) -> list[str]:
         *_places(tables),
         *_preemptions(tables),
         *_times(tables, now_ms),
+        *broken_volumes(tables),
     ]
     return [*found, *_ledger(tables), *_holds(tables), *_vaults(tables), *_payouts(tables), *_events(tables)]
 

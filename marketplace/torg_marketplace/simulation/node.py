@@ -12,6 +12,7 @@ from solders.keypair import Keypair
 from torg_marketplace.flow.lease_events import blobs_named_by, on_lease_event
 from torg_marketplace.flow.nodes import on_disconnect, on_heartbeat, on_hello
 from torg_marketplace.flow.receipts import on_receipt_signed
+from torg_marketplace.simulation.volumes import snapshots
 from torg_marketplace.simulation.world import BAD, GOOD, UNREADABLE, World
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import LeaseId, NodeId
@@ -389,8 +390,9 @@ class SimulatedNode:
     # --- events --------------------------------------------------------------------------------------------------------
 
     def _say(self, held: Held, body: LeaseEventBody) -> None:
-        held.said += 1
-        held.unacknowledged.append(self._event(held, body, sequence=held.said))
+        for each in (body, *snapshots(self.world, held.grant, after=body)):
+            held.said += 1
+            held.unacknowledged.append(self._event(held, each, sequence=held.said))
 
     def _event(self, held: Held, body: LeaseEventBody, *, sequence: int) -> LeaseEvent:
         grant = held.grant

@@ -212,6 +212,7 @@ class World:
     chain: SimulatedChain
     database: sqlite3.Connection  # to read beside the flows
     workspace: BlobRef
+    keeps_volumes: bool  # whether jobs write volumes that outlive them
     shares_gpus: bool  # whether owners let leases of one client share a GPU
 
     def advance(self, ms: int) -> None:
@@ -243,7 +244,17 @@ def open_world(seed: int, policy: MarketPolicy) -> World:
         replayer=SimulatedReplayer(evaluator),
     )
     return World(
-        market, clock, randomness, links, blobs, evaluator, chain, database, workspace, shares_gpus=seed % 4 == 2
+        market,
+        clock,
+        randomness,
+        links,
+        blobs,
+        evaluator,
+        chain,
+        database,
+        workspace,
+        keeps_volumes=seed % 4 == 3,
+        shares_gpus=seed % 4 == 2,
     )
 
 
