@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from solders.pubkey import Pubkey
@@ -140,17 +140,20 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     library = open_gpus()
     units = library.units() if library else ()
     executor, capabilities = await _executor(settings, units, clock.now_ms)
+    lent = units if executor.gives_gpus else ()
     if capabilities.failed:  # once more: a machine under load may be too slow for a probe
         capabilities = await executor.probe()
-    capabilities = await _with_extras(settings, executor, capabilities)
+    capabilities = await _with_extras(settings, executor, capabilities, units)
     for failure in capabilities.failed:
         logging.getLogger(__name__).warning("a probe failed: %s", failure)
+    for lacking in capabilities.not_offered:
+        logging.getLogger(__name__).warning("not offered: %s", lacking)
     check_walls(capabilities)
     journal.set_fact("agent_pid", str(os.getpid()))
     for doubt in disagreements(units):
         logging.getLogger(__name__).warning("hardware: %s", doubt)
-    inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, units)
-    sensors, reservations = Sensors(library, units, KernelLog(), Rapl()), _ledger(settings, inventory, units)
+    inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, lent)
+    sensors, reservations = Sensors(library, units, KernelLog(), Rapl()), _ledger(settings, inventory, lent)
     agent = Agent(settings, keypair, journal, executor, capabilities, inventory, reservations, sensors, clock)
     stop_metrics = _serve_metrics(settings, agent, reservations.capacity)
     stop = asyncio.Event()
@@ -188,8 +191,15 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     return 0
 
 
-async def _with_extras(settings: Settings, executor: Executor, found: Capabilities) -> Capabilities:
-    """What its owner lends beside the walls, each tried before it is offered."""
+async def _with_extras(
+    settings: Settings, executor: Executor, found: Capabilities, units: Sequence[GpuFacts]
+) -> Capabilities:
+    """What its owner lends beside the walls, each tried before it is offered; and GPUs that no container could have."""
+    if units and not executor.gives_gpus:
+        lacking = (
+            f"GPUs: the {executor.name} executor cannot pass them on; install Docker and the NVIDIA container toolkit"
+        )
+        found = replace(found, not_offered=(*found.not_offered, lacking))
     if settings.egress != "none":
         found = await with_egress(executor, found)
     return await with_own_root(executor, found) if settings.own_root else found
@@ -249,7 +259,7 @@ async def _doctor(settings: Settings, *, as_json: bool) -> int:
     library = open_gpus()
     units = library.units() if library else ()
     executor, capabilities = await _executor(settings, units)
-    capabilities = await _with_extras(settings, executor, capabilities)
+    capabilities = await _with_extras(settings, executor, capabilities, units)
     await executor.close()
     inventory = take_inventory(settings.data, settings.offered_disk_bytes, units)
     ledger = _ledger(settings, inventory, units)

@@ -65,6 +65,7 @@ class DockerExecutor:
     """One node's containers on one engine. Made by `connect`; `close` ends the connection, never a container."""
 
     name = "docker"
+    gives_gpus = True
 
     def __init__(
         self,

@@ -176,6 +176,7 @@ class Executor(Protocol):
     """Safe to call from one event loop. Every method but `logs` may raise `ExecutorError` (stable code, reason)."""
 
     name: str
+    gives_gpus: bool  # whether a container can have GPUs of this host at all
 
     async def probe(self) -> Capabilities:
         """Runs probe containers and says what held. Slow (seconds); called at agent start and by `torg-node doctor`."""

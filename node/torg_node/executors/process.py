@@ -49,6 +49,7 @@ class ProcessExecutor:
     """Refuses to be made unless the caller says that only the owner's own jobs will come."""
 
     name = "process"
+    gives_gpus = True
 
     def __init__(
         self, state_root: Path, *, allow_own_jobs_only: bool = False, now_ms: Callable[[], int] = _wall_clock_ms

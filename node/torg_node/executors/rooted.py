@@ -46,7 +46,7 @@ class RootedExecutor:
     """As `engine`, which it owns; `root`: a folder for unpacked images and the sandbox's state."""
 
     def __init__(self, engine: DockerExecutor, root: Path, now_ms: Callable[[], int] = wall_clock_ms) -> None:
-        self.name = engine.name
+        self.name, self.gives_gpus = engine.name, engine.gives_gpus
         self._engine = engine
         self._sandbox = SandboxExecutor(root / "containers", now_ms=now_ms)
         self._containers, self._images = root / "containers", root / "images"

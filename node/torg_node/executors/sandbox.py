@@ -74,6 +74,7 @@ class SandboxExecutor:
     `oci-dir:/path`; without it only `host-python` runs, and with `host_python_allowed=False` not even that. `keeps_spare`: the shim of the next container waits already, a process of 10 MiB; then `close`."""
 
     name = "sandbox"
+    gives_gpus = False
 
     def __init__(
         self,
