@@ -34,6 +34,7 @@ _ENGINE_NETWORKS = {"bridge", "host", "none"}
 _ENGINE_CHILDREN = {"containerd-shim", "containerd-shim-runc-v2", "docker-proxy", "runsc-sandbox", "runsc-gofer"}
 _UNIX_SOCKET = re.compile(r"^u_str\s+ESTAB.*\s(\d+)\s+\S+\s+(\d+)\s+users:(.*)$")
 _OWNER = re.compile(r"pid=(\d+)")
+_AGENT = "torg-node"
 _DEPTHS = ("*", "*/*", "*/*/*")  # below the session's folder, where data folders of nodes lie
 
 
@@ -126,9 +127,10 @@ def _processes(marks: tuple[str, ...]) -> Iterator[str]:
 
 
 def _tunnels(marks: tuple[str, ...]) -> Iterator[str]:
-    """Within a process that serves or dials one, a tunnel is a pair of Unix sockets: SSH at one end, the relay's line at the other. An event
-    loop has a pair too, which is there before and after; so pairs are counted."""
-    commands = dict(_own_processes(marks))
+    """Within an agent a tunnel is a pair of Unix sockets: SSH at one end, the relay's line at the other. An event loop has a pair too, which is
+    there before and after; so pairs are counted. Agents alone are looked at: a marketplace that was
+    killed and started again has other pairs than it had before."""
+    commands = {pid: command for pid, command in _own_processes(marks) if _AGENT in command}
     if not commands:
         return
     listing = subprocess.run(["ss", "-xanpH"], capture_output=True, text=True, check=True).stdout

@@ -118,7 +118,7 @@ def test_one_more_tunnel_of_an_agent_that_was_there_before_is_named(tmp_path: Pa
     base.mkdir()
     temp.mkdir()
     program = "import socket\nkept = []\nfor line in iter(input, ''):\n    kept.append(socket.socketpair())\n    print(flush=True)"
-    command = [sys.executable, "-c", program, str(base)]
+    command = [sys.executable, "-c", program, str(base), "torg-node"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
         assert agent.stdin is not None
         assert agent.stdout is not None
