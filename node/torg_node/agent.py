@@ -402,7 +402,7 @@ class Agent:
 
     async def _trim_cache(self) -> None:
         while True:
-            in_use = names_in_use(self._journal)
+            in_use = names_in_use(self._settings.journal_path)
             try:
                 await trim(self._node.cache, self._executor.forget_image, in_use)
             except (OSError, TorgError) as error:

@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 from torg_host.sandbox.watch import used_bytes
 from torg_node.executors.port import LoadedImage, PreparedImage
 from torg_node.journal import Journal
+from torg_node.rental.book import RentalBook
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest, is_digest
@@ -247,9 +248,12 @@ async def remove(cache: Cache, forget_image: ForgetImage, entry: CacheEntry) -> 
     await asyncio.to_thread(cache.remove, entry)
 
 
-def names_in_use(journal: Journal) -> frozenset[str]:
-    """Digests and images of what leases that are open run or read."""
-    return frozenset(name for entry in journal.open_leases() for name in _names_of(entry.signed.grant.spec))
+def names_in_use(journal_path: Path) -> frozenset[str]:
+    """Digests and images of what open leases and live rentals run or read."""
+    with contextlib.closing(Journal(journal_path)) as journal, contextlib.closing(RentalBook(journal_path)) as rentals:
+        leased = [entry.signed.grant.spec for entry in journal.open_leases()]
+        rented = [entry.terms.spec for entry in rentals.live()]
+    return frozenset(name for spec in (*leased, *rented) for name in _names_of(spec))
 
 
 def _names_of(spec: JobSpec) -> list[str]:

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from torg_node.cache import Cache, CacheEntry, ForgetImage, names_in_use, remove, trim
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Executor
-from torg_node.journal import Journal
 from torg_node.settings import Settings
 from torg_protocol.errors import Conflict, Invalid, NotFound
 from torg_protocol.quantities import parse_size_bytes
@@ -33,9 +32,7 @@ def add_cache_options(command: argparse.ArgumentParser) -> None:
 async def cache_command(settings: Settings, arguments: argparse.Namespace, node_label: str) -> str:
     """What to print. Raises NotFound `not_cached`, Conflict `in_use`, Invalid for what is no size."""
     cache = Cache(settings.cache_path, settings.cache_bytes)
-    journal = Journal(settings.journal_path)
-    in_use = names_in_use(journal)
-    journal.close()
+    in_use = names_in_use(settings.journal_path)
     if arguments.action == "ls":
         return _listed(cache.entries(), in_use, settings.cache_bytes, as_json=arguments.json)
     async with _forgetting(settings, node_label) as forget:
@@ -94,7 +91,9 @@ def _named(cache: Cache, start: str, in_use: Collection[str]) -> CacheEntry:
         why = "several digests begin like this" if found else "nothing of that digest or name is kept"
         raise NotFound(why, code="not_cached", field="digest", value=start, hint="see torg-node cache ls")
     if found[0].is_among(in_use):
-        raise Conflict("a lease uses it", code="in_use", field="digest", value=start, hint="wait for the lease to end")
+        raise Conflict(
+            "a lease or a rental uses it", code="in_use", field="digest", value=start, hint="wait for it to end"
+        )
     return found[0]
 
 

@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from torg_host.archive import UnpackLimits, pack, unpack
+from torg_host.archive import UnpackLimits, pack, sha256_file, unpack
 from torg_host.disk import QuotaDisk
 from torg_node.cache import Cache
 from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
@@ -124,9 +124,10 @@ class RentalContainer:
             return None
         try:
             packed = await asyncio.to_thread(pack, folder, self.outputs, ignore=False, skip_odd=True)
+            digest = await asyncio.to_thread(sha256_file, self.outputs)  # clients check the bytes, not a list of pieces
         except (OSError, TorgError):
             return None
-        return RentalOutputs(digest=Digest(packed.digest), size_bytes=packed.size_bytes)
+        return RentalOutputs(digest=Digest(digest), size_bytes=packed.size_bytes)
 
     async def detach(self) -> None:
         """The agent ends; the container goes on."""

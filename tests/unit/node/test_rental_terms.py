@@ -13,6 +13,7 @@ from solders.pubkey import Pubkey
 from torg_chain.agreed_closing import agree, assemble, closing_message
 from torg_chain.errors import TransactionRejected
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
+from torg_node.cache import names_in_use
 from torg_node.executors.port import Exit, ExitReason
 from torg_node.rental.api import Nonces
 from torg_node.rental.book import RentalBook
@@ -123,6 +124,19 @@ def test_one_vault_serves_one_rental_and_the_book_survives_a_restart(tmp_path: P
     assert book.live() == []
     assert book.unclosed() == [entry]
     assert book.has_agreed_to_close(VAULT)
+    book.close()
+
+
+def test_what_a_live_rental_runs_stays_in_the_cache_until_it_ends(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.sqlite"
+    spec = load_job_spec({"version": 1, "image": "registry.example/train:1", "command": ["true"]})
+    book = RentalBook(journal)
+    book.add(terms(spec=spec), "signature", cap())
+    assert names_in_use(journal) == {"registry.example/train:1"}
+    book.ended(
+        terms().rental_id, end=RentalEnd.COMPLETED, useful_ms=5, exit_code=0, detail="", outputs=None, now_ms=NOW_MS
+    )
+    assert names_in_use(journal) == frozenset()
     book.close()
 
 
