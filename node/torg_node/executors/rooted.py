@@ -85,7 +85,10 @@ class RootedExecutor:
 
     async def forget_image(self, reference: str, only_if: str | None = None) -> None:
         await self._engine.forget_image(reference, only_if)
-        await asyncio.to_thread(shutil.rmtree, self._place(reference), ignore_errors=True)
+        unpacked = self._place(
+            only_if or reference
+        )  # by the engine's id, which an archive's image has for its name too
+        await asyncio.to_thread(shutil.rmtree, unpacked, ignore_errors=True)
 
     async def reattach(self, handle: Handle) -> bool:
         return await self._of(handle).reattach(handle)

@@ -98,6 +98,18 @@ async def test_a_restarted_agent_finds_both_kinds_and_unused_images_go(
         assert not unpacked.exists()
 
 
+async def test_with_an_image_of_the_engine_goes_what_was_unpacked_of_it(
+    rooted: RootedExecutor, disk: Path, tmp_path: Path
+) -> None:
+    spec = await a_launch(rooted, disk, "root", "true")
+    await said(rooted, spec)
+    assert len(list((tmp_path / "rooted" / "images").iterdir())) == 1
+    await rooted.forget_image(
+        "torg-test/busybox:1", spec.image
+    )  # as the books have it: its name, and what that stood for
+    assert list((tmp_path / "rooted" / "images").iterdir()) == []
+
+
 async def test_the_probe_holds(rooted: RootedExecutor) -> None:
     found = await with_own_root(rooted, Capabilities("docker", "", "container", (), ()))
     assert found.not_offered == ()
