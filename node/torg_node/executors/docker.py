@@ -336,8 +336,10 @@ class DockerExecutor:
         except asyncio.CancelledError:
             await asyncio.wait(both)  # what they make is known before it is taken away
             raise
-        for done in both:
-            done.result()
+        finally:
+            problems = [problem for done in both if done.done() and (problem := done.exception()) is not None]
+        if problems:
+            raise problems[0]
         return job.result()
 
     async def _create_job(self, launch: LaunchSpec, body: Mapping[str, Any], made: list[str]) -> Supervision:

@@ -67,7 +67,9 @@ class MakeWorkspace:
 
     async def undo(self, lease: Lease) -> None:
         if lease.disk_begun is not None:
-            await asyncio.wait([lease.disk_begun])
+            await asyncio.gather(
+                asyncio.shield(lease.disk_begun), return_exceptions=True
+            )  # one that failed was said by `do`, if it came so far
         await asyncio.to_thread(_disk(lease).remove)
         await asyncio.to_thread(shutil.rmtree, lease.folder, ignore_errors=True)
 
