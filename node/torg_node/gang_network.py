@@ -108,10 +108,12 @@ class _Peer:
 
 
 class GangNetwork:
-    """Of one member. `descriptor`: of its interface (torg_host.overlay), which is closed with this."""
+    """Of one member. `descriptor`: of its interface (torg_host.overlay), which is closed with this. `is_elastic`: the gang goes on without
+    members that leave, so connections are remembered; others end as a whole."""
 
-    def __init__(self, descriptor: int, rank: int, size: int) -> None:
+    def __init__(self, descriptor: int, rank: int, size: int, *, is_elastic: bool) -> None:
         self.rank = rank
+        self._is_elastic = is_elastic
         self._descriptor = descriptor
         self._own = address_of(rank).ip.packed
         self._peers = {other: _Peer(address_of(other).ip.packed) for other in range(size) if other != rank}
@@ -180,7 +182,8 @@ class GangNetwork:
 
     def _send_to(self, peer: _Peer, packet: bytes) -> None:
         if not peer.has_left:
-            peer.connections.note(packet)
+            if self._is_elastic:
+                peer.connections.note(packet)
             peer.put(packet)
         elif (segment := segment_of(packet)) is not None and (reset := reset_for(segment)) is not None:
             self._give(reset)

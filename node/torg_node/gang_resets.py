@@ -15,6 +15,7 @@ from dataclasses import dataclass
 _TCP, _FIN, _SYN, _RST, _ACK = 6, 0x01, 0x02, 0x04, 0x10
 _MOST_CONNECTIONS = 4_096  # to one member; beyond it the one that was silent for longest is forgotten
 _IP_HEADER, _TCP_HEADER = 20, 20
+_FLAGS_AT = 13  # in the TCP header
 _HOPS = 64
 
 
@@ -31,12 +32,20 @@ class Segment:
     length: int  # in sequence numbers: data, SYN and FIN
 
 
-def segment_of(packet: bytes) -> Segment | None:
-    """None for what is no TCP, or not the first fragment of it."""
+def _tcp_at(packet: bytes) -> int | None:
+    """Where its TCP header begins. None for what is no TCP, or not the first fragment of it."""
     header = (packet[0] & 0x0F) * 4 if packet else 0
     if len(packet) < header + _TCP_HEADER or packet[9] != _TCP or int.from_bytes(packet[6:8]) & 0x1FFF:
         return None
-    flags = packet[header + 13]
+    return header
+
+
+def segment_of(packet: bytes) -> Segment | None:
+    """None for what is no TCP, or not the first fragment of it. Both headers are enough of it."""
+    header = _tcp_at(packet)
+    if header is None:
+        return None
+    flags = packet[header + _FLAGS_AT]
     data = int.from_bytes(packet[2:4]) - header - (packet[header + 12] >> 4) * 4
     return Segment(
         source=packet[12:16],
@@ -76,25 +85,28 @@ def checksum(content: bytes) -> bytes:
 
 
 class Connections:
-    """Those of a container to one other member, each with the newest segment that the container sent."""
+    """Those of a container to one other member, each with the headers that the container sent last: they are read when it comes to that."""
 
     def __init__(self) -> None:
-        self._newest: OrderedDict[bytes, Segment] = OrderedDict()
+        self._newest: OrderedDict[bytes, bytes] = OrderedDict()  # by both ports
 
     def note(self, packet: bytes) -> None:
-        segment = segment_of(packet)
-        if segment is None:
+        """Of every packet, so it does little."""
+        header = _tcp_at(packet)
+        if header is None:
             return
-        self._newest[segment.ports] = segment
-        self._newest.move_to_end(segment.ports)
-        if segment.flags & _RST:
-            del self._newest[segment.ports]
-        elif len(self._newest) > _MOST_CONNECTIONS:
+        ports = packet[header : header + 4]
+        if packet[header + _FLAGS_AT] & _RST:
+            self._newest.pop(ports, None)
+            return
+        self._newest[ports] = packet[: header + _TCP_HEADER]
+        self._newest.move_to_end(ports)
+        if len(self._newest) > _MOST_CONNECTIONS:
             self._newest.popitem(last=False)
 
     def resets(self) -> Iterator[bytes]:
         """One for each, which are forgotten."""
         while self._newest:
-            _, segment = self._newest.popitem()
-            if (packet := reset_for(segment)) is not None:
+            _, headers = self._newest.popitem()
+            if (segment := segment_of(headers)) is not None and (packet := reset_for(segment)) is not None:
                 yield packet

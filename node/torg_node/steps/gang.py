@@ -29,7 +29,8 @@ async def in_gang(lease: Lease, handle: Handle) -> AsyncIterator[None]:
             raise LeaseEnded(EndReason.START_FAILED, f"the gang's network: {error.message}") from error
         yield  # it has ended already
         return
-    lease.gang_network = GangNetwork(descriptor, place.rank, place.size)
+    is_elastic = lease.spec.gang is not None and lease.spec.gang.min_size is not None
+    lease.gang_network = GangNetwork(descriptor, place.rank, place.size, is_elastic=is_elastic)
     for rank in lease.gang_left:
         lease.gang_network.leave(rank)
     settings = lease.node.settings

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 
 import pytest
 
-from torg_node.gang_network import gang_env
+from torg_node.gang_network import GangNetwork, gang_env
 from torg_node.gang_resets import Connections, checksum, reset_for, segment_of
 from torg_protocol.ids import JobId
 from torg_protocol.jobspec import Gang
@@ -69,6 +70,26 @@ def test_all_open_connections_are_reset_once_by_what_was_sent_last() -> None:
     assert sorted(int.from_bytes(reset[22:24]) for reset in resets) == [5_000, 5_001]
     assert 9_500 in {int.from_bytes(reset[24:28]) for reset in resets}
     assert list(connections.resets()) == []
+
+
+@pytest.mark.parametrize(("is_elastic", "resets"), [(True, 1), (False, 0)])
+async def test_only_a_gang_that_goes_on_without_some_remembers_connections(is_elastic: bool, resets: int) -> None:
+    inside, outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    inside.setblocking(False)
+    outside.setblocking(False)
+    network = GangNetwork(outside.detach(), rank=1, size=4, is_elastic=is_elastic)
+    try:
+        inside.send(packet(ACK))
+        async with asyncio.timeout(30):
+            await network._peers[3].news.wait()
+        network.leave(3)
+        for _ in range(resets):
+            assert inside.recv(100)[12:20] == THERE + HERE
+        with pytest.raises(BlockingIOError):
+            inside.recv(100)
+    finally:
+        network.close()
+        inside.close()
 
 
 def test_torchrun_is_told_how_many_are_enough() -> None:
