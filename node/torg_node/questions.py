@@ -21,6 +21,7 @@ from torg_node.hardware.detect import open_gpus
 from torg_node.hardware.inventory import take_inventory
 from torg_node.owner_rules import OwnerRules
 from torg_node.pricing import Suggestion, break_even, suggest
+from torg_node.settings import first_problem
 from torg_node.setup import Market, market_at, market_of_chain
 from torg_protocol.api import NodeView, OfferPage, ReferencePrice, ReferencePrices
 from torg_protocol.errors import Invalid, TorgError
@@ -52,7 +53,12 @@ class Answers:
 
 def asker(arguments: argparse.Namespace) -> Ask | None:
     """None: nothing is asked."""
-    if arguments.yes or not sys.stdin.isatty() or not sys.stderr.isatty():
+    return None if arguments.yes else terminal_asker()
+
+
+def terminal_asker() -> Ask | None:
+    """None: no person is there. Raises KeyboardInterrupt when the answer is the end of the input."""
+    if not sys.stdin.isatty() or not sys.stderr.isatty():
         return None
 
     def ask(question: str, default: str) -> str:
@@ -184,4 +190,4 @@ def _quiet(text: str) -> OwnerRules:
     try:
         return OwnerRules.model_validate({"quiet_hours": [text] if text else []})
     except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        raise ValueError(first_problem(error).message) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,9 +131,24 @@ def load_settings(data: Path) -> Settings:
     try:
         return Settings(data=data, **raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise Invalid(f"{path}: {field}: {first['msg']}", code="config_invalid", field=field) from error
+        found = first_problem(error)
+        raise Invalid(f"{path}: {found.field}: {found.message}", code="config_invalid", field=found.field) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """`field`: its path with dots; empty when it is of the whole."""
+
+    field: str
+    message: str
+    value: str
+
+
+def first_problem(error: ValidationError) -> Problem:
+    """For people, who mend one after the other."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return Problem(field, first["msg"].removeprefix("Value error, "), str(first["input"]))
 
 
 def write_settings(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from torg_chain.rpc import ChainClient
 from torg_chain.vault import MINIMUM_GRACE_S, find_config
 from torg_chain.wallet import create_keypair, load_keypair
 from torg_node.owner_rules import OwnerRules
-from torg_node.settings import CONFIG_NAME, Settings, write_settings
+from torg_node.settings import CONFIG_NAME, Settings, first_problem, write_settings
 from torg_node.sweep_plan import SweepPlan
 from torg_protocol.api import MarketInfo
 from torg_protocol.errors import Conflict, Invalid, Unavailable
@@ -84,10 +84,9 @@ def initialise(
             sweep=sweep,
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "rental_address"
-        message = first["msg"].removeprefix("Value error, ")
-        raise Invalid(f"{field}: {message}", code="config_invalid", field=field, value=str(first["input"])) from error
+        found = first_problem(error)
+        field = found.field or "rental_address"
+        raise Invalid(f"{field}: {found.message}", code="config_invalid", field=field, value=found.value) from error
     write_settings(settings)
     return settings
 

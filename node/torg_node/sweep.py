@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
 
@@ -133,7 +133,7 @@ class Sweeper:
         if amount == 0:
             return None
         found = await self._prospect(to, keep, amount, amount + keep)
-        check_fees(found, self._keypair.pubkey())
+        _check_fees(found, self._keypair.pubkey())
         blockhash, last_valid = await self._chain.latest_blockhash()
         number = self._journal.sweeps.next_number()
         transaction = build_transfer(
@@ -154,7 +154,7 @@ class Sweeper:
         while asyncio.get_running_loop().time() < deadline:
             if (state := await self._advance(entry)) is not SweepState.SENDING:
                 self._journal.sweeps.end(entry.number, state)
-                return SweepEntry(entry.number, entry.to, entry.amount, entry.at_ms, entry.transaction, state)
+                return replace(entry, state=state)
             await asyncio.sleep(self._poll_every_s)
         raise Unavailable(
             f"the chain has not decided about sweep {entry.number} within {_DECIDED_WITHIN_S:g} s",
@@ -187,7 +187,7 @@ class Sweeper:
         return 0 <= self._now_ms() - at_ms < _AFTER_A_REFUSAL_MS
 
 
-def check_fees(found: Prospect, payer: Pubkey) -> None:
+def _check_fees(found: Prospect, payer: Pubkey) -> None:
     """Raises Conflict `fees_missing`."""
     if found.lamports_missing:
         raise Conflict(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,15 +18,15 @@ from torg_chain.transfers import check_payable
 from torg_chain.wallet import load_keypair, wallet_address
 from torg_node.clock import wall_ms
 from torg_node.journal import Journal
-from torg_node.settings import Settings, load_settings
-from torg_node.sweep import CONFIRMED_FACT, Prospect, Sweeper, check_fees, cost_in_words, in_words
+from torg_node.questions import Ask, terminal_asker
+from torg_node.settings import Settings, first_problem, load_settings
+from torg_node.sweep import CONFIRMED_FACT, Prospect, Sweeper, cost_in_words, in_words
 from torg_node.sweep_journal import SweepEntry
 from torg_node.sweep_plan import SweepPlan, span
 from torg_protocol.errors import Conflict, Invalid
 from torg_protocol.money import format_amount, parse_amount
 
 Say = Callable[[str], None]
-Ask = Callable[[str], str]
 _LETTERS = 6
 _SHOWN = 10
 
@@ -71,10 +70,9 @@ def plan_of(arguments: argparse.Namespace, decimals: int) -> SweepPlan | None:
     try:
         return SweepPlan.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = f"sweep-{first['loc'][0]}".replace("_", "-")
-        message = first["msg"].removeprefix("Value error, ")
-        raise Invalid(message, code="config_invalid", field=field, value=str(first["input"])) from error
+        found = first_problem(error)
+        field = f"sweep-{found.field}".replace("_", "-")
+        raise Invalid(found.message, code="config_invalid", field=field, value=found.value) from error
 
 
 def confirm_plan(settings: Settings, plan: SweepPlan) -> None:
@@ -115,13 +113,11 @@ async def _act(settings: Settings, journal: Journal, arguments: argparse.Namespa
             say(_prospect_json(found) if arguments.json else _prospect_text(found, decimals, keypair.pubkey()))
             return 0
         await check_payable(chain, Pubkey.from_string(target.to), field="to")
-        _confirm(journal, target, arguments.confirm, _asker())
+        _confirm(journal, target, arguments.confirm, terminal_asker())
         if not arguments.now:
             said = {"confirmed": target.to}
             say(json.dumps(said) if arguments.json else f"confirmed: {target.to} is to have what this node earns")
             return 0
-        if not journal.sweeps.under_way():  # of one that is, the owner hears what became of it
-            check_fees(await sweeper.prospect(target.to, target.keep, target.at_least), keypair.pubkey())
         entry = await sweeper.now(target.to, target.keep, target.at_least)
     if arguments.json:
         say(json.dumps({"amount": 0, "signature": None, "state": None} if entry is None else _entry_json(entry)))
@@ -165,26 +161,12 @@ def _confirm(journal: Journal, target: _Target, again: str | None, ask: Ask | No
         )
     if again is None and ask is not None:
         nobody = "" if Pubkey.from_string(target.to).is_on_curve() else " (no key signs for it: a multisig's vault?)"
-        said = ask(f"all that this node earns to {target.to}{nobody}? Its last {_LETTERS} characters: ")
+        said = ask(f"all that this node earns to {target.to}{nobody}? Its last {_LETTERS} characters", "")
         again = target.to if said == target.to[-_LETTERS:] else said
     if again != target.to:
         raise Invalid("that is another wallet", code="confirmation_differs", field="confirm", value=again)
     if target.is_planned:
         journal.set_fact(CONFIRMED_FACT, target.to)
-
-
-def _asker() -> Ask | None:
-    if not sys.stdin.isatty() or not sys.stderr.isatty():
-        return None
-
-    def ask(question: str) -> str:
-        print(question, end="", file=sys.stderr, flush=True)  # noqa: T201
-        answer = sys.stdin.readline()
-        if not answer:
-            raise KeyboardInterrupt
-        return answer.strip()
-
-    return ask
 
 
 def summary(settings: Settings, journal: Journal) -> str | None:

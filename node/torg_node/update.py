@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torg_host.sandbox.processes import start_time
 from torg_node.journal import Journal
 from torg_node.settings import Settings
 from torg_protocol.errors import Conflict, Invalid, TorgError, Unavailable
@@ -195,7 +196,7 @@ def _await_health(plan: Update, release: Path) -> None:
 def _what_lacks(journal: Journal, release: Path) -> str | None:
     ready = json.loads(journal.fact(READY_FACT) or "{}")
     pid = journal.fact("agent_pid")
-    if pid is None or not _lives(int(pid)):
+    if pid is None or start_time(int(pid)) is None:
         return "no agent runs"
     if ready.get("pid") != int(pid):
         return "its agent has no connection"
@@ -223,13 +224,6 @@ def _go_back(plan: Update, old: Path, because: BaseException) -> None:
             field="release",
             value=str(old),
         ) from because
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _run(command: list[str], within_s: float) -> subprocess.CompletedProcess[str]:

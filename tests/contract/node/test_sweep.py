@@ -49,6 +49,12 @@ class Purse:
         chain = self.chain if life is None else MortalChain(self.chain, life)
         return Sweeper(chain, self.network, self.key, journal, self.folder, lambda: self.now_ms, poll_every_s=0.01)  # type: ignore[arg-type]  # by its methods
 
+    def make_node(self, plan: SweepPlan | None) -> None:
+        """For the command, which reads it."""
+        (self.folder / "node.json").touch(mode=0o600)
+        (self.folder / "node.json").write_text(self.key.to_json())
+        write_settings(settings_in(self.folder, network=self.network, sweep=plan))
+
     async def earn(self, amount: int) -> None:
         await self.chain.faucet(self.key.pubkey(), amount)
         await self.slots(5)
@@ -88,6 +94,17 @@ async def purse(folder: Path) -> AsyncIterator[tuple[Purse, Journal]]:
             yield Purse(chain, network, folder), journal
         finally:
             journal.close()
+
+
+async def said(folder: Path, *options: str) -> str:
+    """By `torg-node sweep`."""
+    lines: list[str] = []
+    parser = argparse.ArgumentParser()
+    add_sweep_options(parser)
+    arguments = parser.parse_args(list(options))
+    arguments.data, arguments.json = folder, False
+    await asyncio.to_thread(sweep_command, arguments, lines.append)
+    return "\n".join(lines)
 
 
 async def test_what_is_above_the_floor_leaves_once_with_a_memo(tmp_path: Path) -> None:
@@ -237,21 +254,12 @@ async def test_wallets_that_are_none_and_fees_that_are_missing_are_named(tmp_pat
 
 async def test_the_command_asks_for_the_wallet_twice_and_shows_what_it_would_cost(tmp_path: Path) -> None:
     async with purse(tmp_path) as (own, journal), passing_slots(own.chain):
-        (tmp_path / "node.json").touch(mode=0o600)
-        (tmp_path / "node.json").write_text(own.key.to_json())
-        plan = SweepPlan(to=str(own.cold), every="7d")
-        write_settings(settings_in(tmp_path, network=own.network, sweep=plan))
+        own.make_node(SweepPlan(to=str(own.cold), every="7d"))
         await own.earn(1_500_000)
         stranger = str(Keypair().pubkey())
 
         async def command(*options: str) -> str:
-            lines: list[str] = []
-            parser = argparse.ArgumentParser()
-            add_sweep_options(parser)
-            arguments = parser.parse_args(list(options))
-            arguments.data, arguments.json = tmp_path, False
-            await asyncio.to_thread(sweep_command, arguments, lines.append)
-            return "\n".join(lines)
+            return await said(tmp_path, *options)
 
         for options, code in (
             (("--now",), "sweep_unconfirmed"),
@@ -272,6 +280,14 @@ async def test_the_command_asks_for_the_wallet_twice_and_shows_what_it_would_cos
         assert str(own.cold) in await command("--confirm", str(own.cold))
         assert (await command("--now")).startswith(f"sweep 1: 1.5 to {own.cold}: ")
         assert (await command()).startswith(f"1.5 swept in 1; to {own.cold}, every 7d\n")
+
+
+async def test_who_has_nothing_to_sweep_needs_no_fees_for_it(tmp_path: Path) -> None:
+    async with purse(tmp_path) as (own, _):
+        own.make_node(None)
+        assert await own.chain.lamports(own.key.pubkey()) == 0
+        cold = str(own.cold)
+        assert await said(tmp_path, "--now", "--to", cold, "--confirm", cold) == "nothing to sweep"
 
 
 async def test_two_processes_do_not_sweep_at_once(tmp_path: Path) -> None:
