@@ -1,4 +1,4 @@
-"""`torg-node top`: one screen, read from the journal, the host's ledger and NVML, so that it works beside the agent and without it."""
+"""`torg-node top`: one screen, read from the journal, the host's ledger and the GPUs' library, so that it works beside the agent and without it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _money(settings: Settings, journal: Journal, now_ms: int) -> Text:
 
 def _gpus(settings: Settings, node: str, gpus: GpuLibrary | None) -> RenderableType:
     if gpus is None:
-        return Text("no GPU that NVML knows of", style="dim")
+        return Text("no GPU that its driver's library tells of", style="dim")
     units = gpus.units()
     readings = {reading.uuid: reading for reading in gpus.read(tuple(unit.info.uuid for unit in units))}
     ledger = Reservations(settings.host_ledger_path, node, Capacity((), (), 0, 0, 0, 0))

@@ -28,8 +28,6 @@ _TRANSFERS_OF_GENERATION = {2_500: 1, 5_000: 2, 8_000: 3, 16_000: 4, 32_000: 5, 
 class Amd:
     """All calls block for milliseconds, so call it from a thread. The interface of `Nvidia`."""
 
-    source = "amdsmi"
-
     def __init__(self, amdsmi: Any) -> None:
         self._amdsmi = amdsmi
 

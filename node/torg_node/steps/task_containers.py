@@ -82,7 +82,6 @@ def launch_of_task(
         limits=replace(whole.limits, cpu_millis=cpu_millis, memory_bytes=memory_bytes),
         max_duration_ms=max_duration_ms,
         gpu_uuids=whole.gpu_uuids if task.gpu else (),
-        cpus=whole.cpus,
         labels={**whole.labels, "torg.task": task.name},
         own_root=lease.files / ROOTS / f"task-{task.name}" if lease.spec.root else None,
     )

@@ -90,13 +90,9 @@ async def _stored(lease: Lease, name: str, *, at_end: bool) -> VolumeSnapshot | 
     volume = lease.spec.volumes[name]
     limits = UnpackLimits(max_bytes=volume.max_size or lease.spec.resources.disk, max_files=MAX_FILES)
     try:
-        if at_end:
-            packed = await asyncio.to_thread(_packed, volume_folder(lease, name), archive, limits)
-        elif (
-            found := await asyncio.to_thread(_packed_at_rest, volume_folder(lease, name), archive, limits)
-        ) is not None:
-            packed = found
-        else:
+        read = _packed if at_end else _packed_at_rest
+        packed = await asyncio.to_thread(read, volume_folder(lease, name), archive, limits)
+        if packed is None:
             return None
         begun = next((item.blob for item in lease.grant.volumes if item.name == name), None)
         blob = await lease.node.blobs.store(archive, packed, based_on=begun.digest if begun is not None else None)
