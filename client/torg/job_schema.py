@@ -45,7 +45,8 @@ def job_schema() -> dict[str, Any]:
     """Draft 2020-12. Made from the model, so it knows what the model knows."""
     schema = JobSpec.model_json_schema(mode="validation")
     schema["properties"] |= {"workspace": _WORKSPACE, "secrets": _SECRETS, "sealed": _SEALED}
-    schema["properties"]["volumes"]["additionalProperties"] = False
+    by_name, _ = schema["properties"]["volumes"]["anyOf"]
+    by_name["additionalProperties"] = False
     for name in ("BlobRef", "Sealed", "SealedSecrets"):
         schema["$defs"].pop(name, None)
     return {

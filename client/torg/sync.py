@@ -114,7 +114,7 @@ class Client:
     def extend(self, job_id: str, by_ms: int) -> JobView:
         """Lets an open job last so much longer, under a larger cap. A queued one has a larger limit; a running one goes on from its newest
         checkpoint when its time is over. Raises Conflict (extend_needs_checkpoints, extend_verified, job_ended, vault_underfunded),
-        NotFound `job_not_in_journal`."""
+        NotFound `job_not_in_journal`; with an API key, whose credit holds more then, credit_exhausted or spend_cap_reached."""
         return self._run(self._client.extend(job_id, by_ms))
 
     def follow(self, job_id: str, *, after: int = 0, on_gap: Callable[[str], None] | None = None) -> Iterator[JobEvent]:

@@ -72,16 +72,17 @@ class _Upload:
 
     async def run(self) -> PackedTree:
         packing = asyncio.create_task(asyncio.to_thread(self._packed))
-        sending = [asyncio.create_task(self._send_wanted()) for _ in range(_SENT_AT_ONCE)]
+        moving = [asyncio.create_task(self._ask_for_all())]
+        moving += [asyncio.create_task(self._send_wanted()) for _ in range(_SENT_AT_ONCE)]
         try:
-            await asyncio.gather(self._ask_for_all(), *sending)
+            await asyncio.gather(*moving)
             return await packing
         finally:
             self._stopped.set()
             self._room.release()
-            for task in sending:
+            for task in moving:
                 task.cancel()
-            await asyncio.gather(packing, *sending, return_exceptions=True)
+            await asyncio.gather(packing, *moving, return_exceptions=True)
 
     def _packed(self) -> PackedTree:
         """In a thread of its own."""

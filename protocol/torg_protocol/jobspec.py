@@ -313,9 +313,9 @@ class JobSpec(Strict):
     def _clashing_places(self) -> list[tuple[str, str]]:
         """Two things at one path of a container."""
         of_volumes = {volume.path for volume in self.volumes.values() if volume.path is not None}
-        places = [*(item.path for item in self.inputs), *sorted(of_volumes)]
+        places = [*(item.path for item in self.inputs), *of_volumes]
         twice = {path for number, path in enumerate(places) if path in places[:number]}
-        found = [("inputs" if self.inputs else "volumes", f"two things at {path}") for path in sorted(twice)]
+        found = [("inputs", f"two things at {path}") for path in sorted(twice)]
         return found + [
             (f"tasks.{number}", f"two things at {item.path}: this task's, and the job's")
             for number, task in enumerate(self.tasks)

@@ -90,9 +90,10 @@ def _by_name(value: Any) -> Any:
 
 
 ShortVolume = Annotated[Volume, BeforeValidator(_in_full, json_schema_input_type=Volume | str)]
+_Name = Annotated[str, Field(pattern=VOLUME_NAME)]
 Volumes = Annotated[
-    dict[Annotated[str, Field(pattern=VOLUME_NAME)], ShortVolume],
-    BeforeValidator(_by_name, json_schema_input_type=dict[str, Volume | str] | tuple[str, ...]),
+    dict[_Name, ShortVolume],
+    BeforeValidator(_by_name, json_schema_input_type=dict[_Name, Volume | str] | tuple[str, ...]),
 ]
 
 

@@ -15,6 +15,8 @@ import sys
 
 import click
 
+from torg.cli.groups import Group
+
 _SECTIONS = {
     "Run work": {
         "init": ("specs", "Write a commented job.yaml to start from."),
@@ -71,7 +73,7 @@ COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in sec
 _GLOBAL_OPTIONS = ("--marketplace", "--home")
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
         return list(COMMANDS)
@@ -91,19 +93,6 @@ class LazyGroup(click.Group):
         for title, commands in _SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, text) for name, (_, text) in commands.items()])
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            import difflib
-
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            if close:
-                raise click.UsageError(f'{error.message} Did you mean "{close[0]}"?', ctx) from error
-            raise
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,7 +66,7 @@ async def ls(session: Session) -> None:
             client.list_data(), client.stored_bytes(), client.storage_quota()
         )
     total_bytes = sum(item.size_bytes for item in found)
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = session.now_ms()
     rows = [
         (
             item.name,

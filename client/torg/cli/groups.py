@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import click
 
 _SAME = {"list": "ls", "ls": "list", "remove": "rm", "delete": "rm", "info": "show", "status": "show"}
@@ -20,6 +18,8 @@ class Group(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            import difflib  # not for those who spell well
+
             close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             if close:
                 raise click.UsageError(f'{error.message} Did you mean "{close[0]}"?', ctx) from error

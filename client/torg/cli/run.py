@@ -186,13 +186,7 @@ def _refuse_decided(options: dict[str, Any], message: str, hint: str) -> None:
     context = click.get_current_context()
     given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
-        option = "--" + {
-            "outputs": "keep",
-            "secret_sources": "secret",
-            "data_places": "data",
-            "nodes": "node",
-            "volumes": "volume",
-        }.get(given[0], given[0]).replace("_", "-")
+        option = max(next(param.opts for param in context.command.params if param.name == given[0]), key=len)
         raise Invalid(message, code="option_conflict", field=option, value=str(options[given[0]]), hint=hint)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import click
@@ -12,7 +11,7 @@ from torg.cli.data import going_on, quota_line, until
 from torg.cli.follow import transfer_bar
 from torg.cli.groups import Group
 from torg.cli.present import age, size, table
-from torg.cli.session import Session, command
+from torg.cli.session import JobParameter, Session, command, resolve
 from torg_protocol.volumes import VolumeView
 
 _OUTPUT = click.option(
@@ -31,7 +30,7 @@ async def ls(session: Session) -> None:
     """All volumes, with what is in them and who writes them."""
     async with session.client() as client:
         found, quota = await asyncio.gather(client.list_volumes(), client.storage_quota())
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = session.now_ms()
     rows = [
         (
             item.name,
@@ -63,11 +62,10 @@ async def show(session: Session, name: str) -> None:
     """One volume: its newest generation, who made it, and which jobs use it."""
     async with session.client() as client:
         view = await client.volume(name)
-    session.show(view.model_dump(), _in_words(view))
+    session.show(view.model_dump(), _in_words(view, session.now_ms()))
 
 
-def _in_words(view: VolumeView) -> str:
-    now_ms = time.time_ns() // 1_000_000
+def _in_words(view: VolumeView, now_ms: int) -> str:
     lines = [("name", view.name), ("generation", str(view.generation) if view.generation else "none yet")]
     if view.digest is not None and view.stored_at_ms is not None:
         lines += [
@@ -84,7 +82,7 @@ def _in_words(view: VolumeView) -> str:
 @volume.command()
 @click.argument("name")
 @_OUTPUT
-@click.option("--job", metavar="JOB", help="What this job stored of it last, also when it failed.")
+@click.option("--job", metavar="JOB", type=JobParameter(), help="What this job stored of it last, also when it failed.")
 @command
 async def get(session: Session, name: str, output: Path | None, job: str | None) -> None:
     """Download what is in it to a new folder, checked against its digest."""
@@ -94,7 +92,7 @@ async def get(session: Session, name: str, output: Path | None, job: str | None)
             view = (
                 await client.get_volume(name, target, on_progress=on_progress)
                 if job is None
-                else await client.get_job_volume(job, name, target, on_progress=on_progress)
+                else await client.get_job_volume(await resolve(client, job), name, target, on_progress=on_progress)
             )
     session.show({**view.model_dump(), "path": str(target)}, f"{target}  {size(view.size_bytes)}")
 

@@ -15,6 +15,7 @@ _ASKS = re.compile(
     r"\b(?:curl|wget)\b.*?\bhttp://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::([0-9]{1,5}))?(/[^\s'\"|;&]*)?"
 )
 _NO_SHORTER_S = 1
+_PACE = ("interval", "timeout", "retries", "start_period", "start_interval")
 
 
 def read_health(part: Part, container: Container) -> None:
@@ -24,7 +25,8 @@ def read_health(part: Part, container: Container) -> None:
         return
     check = part.part("healthcheck")
     test, disabled = check.raw("test"), check.flag("disable")
-    asked = None if disabled or test in (None, "NONE", ["NONE"]) else _ASKS.search(_line(test))
+    is_off = disabled or test in (None, "NONE", ["NONE"])
+    asked = None if is_off else _ASKS.search(_line(test))
     if asked is not None:
         port, path = int(asked[1] or 80), asked[2] or "/"
         health: dict[str, Any] = {"http": path}
@@ -38,10 +40,10 @@ def read_health(part: Part, container: Container) -> None:
             "start_interval",
             "timeout",
         )
-    elif not disabled and test not in (None, "NONE", ["NONE"]):
+    elif not is_off:
         check.remark("no command is run to check health: a port is asked for a connection", "test")
-        check.remark("of a check that is not run", "interval", "timeout", "retries", "start_period", "start_interval")
-    for key in ("interval", "timeout", "retries", "start_period", "start_interval"):
+        check.remark("of a check that is not run", *_PACE)
+    for key in _PACE:
         check.raw(key)
     check.finish()
 

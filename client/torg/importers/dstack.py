@@ -56,7 +56,6 @@ def translate(raw: dict[str, Any]) -> Translation:
         reading.drops,
         name=str(name or "task"),
         around=around,
-        volumes=list(kept),
         kept=kept,
     )
 

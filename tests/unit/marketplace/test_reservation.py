@@ -79,7 +79,7 @@ class Market:
         self.jobs += 1
         minutes = self.chance.randint(1, self.longest_min)
         asked = demand(limits={"max_duration": f"{minutes}m"})
-        return Waiting(f"small{self.jobs}", asked, TUSD, self.now_ms, f"account{self.jobs}")
+        return Waiting(f"small{self.jobs}", TUSD, self.now_ms, f"account{self.jobs}", demand=asked)
 
     def step(self) -> set[str]:
         """Who started."""
@@ -130,7 +130,7 @@ def waited_min(market: Market, size: int, patience_min: int) -> int | None:
     for _ in range(20):
         market.step()
     asked = demand(gang={"size": size}, limits={"max_duration": "5m"})
-    market.queue.append(Waiting("gang", asked, TUSD, market.now_ms, "its client"))
+    market.queue.append(Waiting("gang", TUSD, market.now_ms, "its client", demand=asked))
     for minutes in range(patience_min):
         if "gang" in market.step():
             return minutes
