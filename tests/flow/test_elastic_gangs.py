@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from tests.flow.test_gangs import all_start, check_books, give, nodes_of
 from tests.support.actors import Client, Node, let_pass, make_client, spec
@@ -167,3 +170,25 @@ async def test_a_member_that_invents_the_end_of_a_gang_that_goes_on_is_at_fault(
     assert [lease.reason for lease in view.leases] == [None, None, EndReason.HOST_PROTECTION, EndReason.HOST_PROTECTION]
     for node in nodes:
         node.read()
+
+
+async def test_a_heartbeat_of_a_whole_gang_asks_for_no_leavers(world: World) -> None:
+    nodes = await nodes_of(world, 3)
+    await elastic(world, nodes, 2)
+    asked: list[str] = []
+    engine = world.market.sessions.kw["bind"].sync_engine
+    with listening(engine, "before_cursor_execute", lambda _, __, statement, *___: asked.append(statement)):
+        await nodes[1].heartbeat()
+    assert asked
+    assert not [statement for statement in asked if "left_at_ms IS NOT NULL" in statement]
+    for node in nodes:
+        node.read()
+
+
+@contextmanager
+def listening(target: object, name: str, hear: Callable[..., None]) -> Iterator[None]:
+    event.listen(target, name, hear)
+    try:
+        yield
+    finally:
+        event.remove(target, name, hear)

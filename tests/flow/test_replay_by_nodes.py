@@ -12,11 +12,15 @@ from tests.support.actors import Client, Node, join, let_pass, make_client, make
 from tests.support.credit import open_credit_vault
 from tests.support.market import World
 from tests.support.replays import COPIED, EXECUTED, JUNK, KnowingReplayer, execute
+from torg_marketplace.flow import vaults
 from torg_marketplace.flow.collateral import look_at_collaterals
 from torg_marketplace.flow.erase import erase_account
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.replay_checks import PLANTED, advance_planted
 from torg_marketplace.flow.reputation import node_reputation
+from torg_marketplace.flow.rows import spec_of
 from torg_marketplace.flow.verify import verify_pending
+from torg_marketplace.rules.replay import longest_replay_ms
 from torg_marketplace.simulation.collateral import stake
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.audit_models import ReplayAnswerRow, ReplayCheckRow, SlashRow
@@ -317,6 +321,22 @@ async def test_a_planted_segment_finds_who_does_not_execute(world: World, weight
     assert (suspect.offer.payout_address in await payouts(trial.world)) or outvoted
 
 
+@pytest.mark.parametrize("number", [2, 3])  # the last one leads to the outputs
+async def test_a_planted_segment_has_the_time_of_the_real_one(world: World, number: int) -> None:
+    """Else its node could tell by max_duration that its answer is known, and execute only such ones."""
+    trial = await audited(world, here_below_ms=10_001, segments=4)  # of 10 s each, executed by ourselves
+    async with trial.world.market.transaction() as unit:
+        query = select(ReplayCheckRow).where(ReplayCheckRow.segment == number)
+        real = (await unit.session.scalars(query)).one()
+        kept = {name: getattr(real, name) for name in ("lease_id", "segment", "start", "end", "model", "created_at_ms")}
+        unit.session.add(ReplayCheckRow(check_id=unit.new_id("check"), purpose=PLANTED, verdict="", **kept))
+    await advance_planted(trial.world.market)
+    trial.read_all()
+    async with trial.world.market.reading() as unit:
+        given = (await unit.session.scalars(select(JobRow).where(JobRow.checks_job.is_not(None)))).one()
+    assert spec_of(given).limits.max_duration == longest_replay_ms(10_000)
+
+
 async def test_erasing_a_client_leaves_the_verdict_and_nothing_of_its_files(world: World) -> None:
     trial = await audited(world)
     await execute(await trial.asked())
@@ -333,3 +353,14 @@ async def test_erasing_a_client_leaves_the_verdict_and_nothing_of_its_files(worl
     assert trial.world.blobs.stored.keys() == set(), (
         "its checkpoints, its outputs, and what the other node made of them"
     )
+
+
+async def test_an_error_of_the_ledger_is_not_taken_for_a_node_that_is_busy(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise ledger.LedgerError("a posting must add up to zero", code="not_zero")
+
+    monkeypatch.setattr(vaults, "admit", refused)
+    with pytest.raises(ledger.LedgerError):
+        await audited(world)

@@ -19,6 +19,7 @@ from torg_marketplace.flow.credit import credit_vault
 from torg_marketplace.flow.extend import extend
 from torg_marketplace.flow.quote import quote
 from torg_marketplace.flow.receipts import receipts
+from torg_marketplace.flow.rows import job_of
 from torg_marketplace.flow.submit import submit
 from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.flow.views import JobFilter, events_after, job_log, job_view, jobs_page
@@ -97,12 +98,13 @@ async def get_job(
     deadline = loop.time() + wait
     while True:
         waiter = edge.market.wakes.arm(f"job:{job_id}")
+        left_s = deadline - loop.time()
         async with edge.market.reading() as unit:
-            view = await job_view(unit, caller.account, JobId(job_id))
-        response = answer(view, if_none_match)
-        done = view.final_amount is not None if if_none_match is None else response.status_code == 200
-        if done or (left_s := deadline - loop.time()) <= 0:
-            return response
+            job = await job_of(unit, caller.account, JobId(job_id))
+            if if_none_match is not None or left_s <= 0 or job.closed_at_ms is not None:
+                response = answer(await job_view(unit, caller.account, JobId(job_id)), if_none_match)
+                if if_none_match is None or left_s <= 0 or response.status_code == 200:
+                    return response
         await waiter.wait(min(left_s, _LOOK_AGAIN_S))
 
 
@@ -188,7 +190,7 @@ async def get_events(
 ) -> StreamingResponse:
     """Server-sent events of a job. Ends by itself when the job is closed."""
     async with edge.market.reading() as unit:
-        await job_view(unit, caller.account, JobId(job_id))
+        await job_of(unit, caller.account, JobId(job_id))
     events = _events(edge, caller.account, JobId(job_id), last_event_id, follow=follow)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from sqlalchemy import exists, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.storage.inserts import insert_if_new
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow, LeaseRow
 from torg_marketplace.storage.volume_models import VolumeRow
 from torg_protocol.api import BlobPieces, BlobUpload, BlobUploadRequest, MissingPiece, MissingPieces
@@ -17,6 +18,7 @@ from torg_protocol.ids import Digest, JobId, names_pieces
 from torg_protocol.jobspec import BlobRef
 from torg_protocol.states import LIVE_LEASE_STATES
 
+T = TypeVar("T")
 _ASKED_AT_ONCE = 10_000  # what databases take as parameters of one query is about three times that
 _IN_PIECES = 0  # bytes of a blob of which each piece is counted already
 
@@ -50,11 +52,15 @@ async def plan_upload(market: Market, account: str, request: BlobUploadRequest) 
     async with market.reading() as unit:
         is_known = await may_read_blob(unit, account, blob.digest)
         sent, is_old = await _sent(unit, account, [*request.pieces, blob])
-        if request.based_on is not None and await may_read_blob(unit, account, request.based_on):
-            known = set(await market.blobs.pieces_of(request.based_on))
-            sent |= {piece.digest for piece in request.pieces if piece in known}
-    if is_old:
-        await _renew(market, account, sent)
+        based_on = request.based_on
+        if based_on is not None and not await may_read_blob(unit, account, based_on):
+            based_on = None
+    old = sorted(sent) if is_old else []
+    if based_on is not None:
+        known = set(await market.blobs.pieces_of(based_on))
+        sent |= {piece.digest for piece in request.pieces if piece in known}
+    if old or based_on is not None:
+        await _renew(market, account, old, based_on)
     if is_known and await market.blobs.size(blob.digest) is not None:
         return BlobUpload(digest=blob.digest, url=None)
     now_ms = market.clock.now_ms()
@@ -81,7 +87,7 @@ async def plan_pieces(market: Market, account: str, request: BlobPieces) -> Miss
     async with market.reading() as unit:
         sent, is_old = await _sent(unit, account, request.pieces)
     if is_old:
-        await _renew(market, account, sent)
+        await _renew(market, account, sorted(sent))
     return MissingPieces(missing=await _missing(market, account, request.pieces, sent))
 
 
@@ -99,7 +105,7 @@ async def _sent(unit: Unit, account: str, blobs: Sequence[BlobRef]) -> tuple[fro
     `blob_size_mismatch` for a piece that has another size than is said here."""
     found, is_old = set[Digest](), False
     old_ms = unit.now_ms - unit.policy.blob_grace_ms // 2
-    for some in (blobs[start : start + _ASKED_AT_ONCE] for start in range(0, len(blobs), _ASKED_AT_ONCE)):
+    for some in _chunks(blobs):
         sizes = {blob.digest: blob.size_bytes for blob in some}
         query = select(BlobUploadRow.digest, BlobUploadRow.at_ms, BlobUploadRow.size_bytes)
         query = query.where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(sizes))
@@ -118,11 +124,19 @@ async def _sent(unit: Unit, account: str, blobs: Sequence[BlobRef]) -> tuple[fro
     return frozenset(found), is_old
 
 
-async def _renew(market: Market, account: str, digests: frozenset[Digest]) -> None:
-    """Who is told that the store has something will rely on it in a moment."""
+async def _renew(market: Market, account: str, digests: Sequence[Digest], based_on: Digest | None = None) -> None:
+    """Who is told that the store has something will rely on it in a moment. `based_on`: whoever sent it; its pieces stay as long as it does."""
     async with market.transaction() as unit:
-        mine = update(BlobUploadRow).where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(digests))
-        await unit.session.execute(mine.values(at_ms=unit.now_ms).execution_options(synchronize_session=False))
+        for some in _chunks(digests):
+            mine = update(BlobUploadRow).where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(some))
+            await unit.session.execute(mine.values(at_ms=unit.now_ms).execution_options(synchronize_session=False))
+        if based_on is not None:
+            rows = update(BlobUploadRow).where(BlobUploadRow.digest == based_on).values(at_ms=unit.now_ms)
+            await unit.session.execute(rows.execution_options(synchronize_session=False))
+
+
+def _chunks(of: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (of[start : start + _ASKED_AT_ONCE] for start in range(0, len(of), _ASKED_AT_ONCE))
 
 
 async def use_blob(unit: Unit, digest: Digest, job_id: JobId, *, client_may_read: bool) -> None:
@@ -167,8 +181,7 @@ async def _note_uploads(unit: Unit, batch: Mapping[tuple[Digest, str], int]) -> 
         {"digest": digest, "account": account, "size_bytes": size_bytes, "at_ms": unit.now_ms}
         for (digest, account), size_bytes in batch.items()
     ]
-    insert = postgresql.insert if unit.session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    await unit.session.execute(insert(BlobUploadRow).on_conflict_do_nothing(), rows)
+    await unit.session.execute(insert_if_new(BlobUploadRow, unit.session.get_bind().dialect.name), rows)
 
 
 async def may_read_blob(unit: Unit, party: str, digest: Digest) -> bool:

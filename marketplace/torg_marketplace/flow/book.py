@@ -15,6 +15,7 @@ from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.estimate import History
 from torg_marketplace.matching.reservation import Reservation
 from torg_marketplace.matching.snapshot import NodeSnapshot
+from torg_protocol.api import ReferencePrice
 from torg_protocol.ids import NodeId
 
 # State, liveness, connected, sequence of the offer, claims (rises with every grant), live leases (falls when one ends): changes with
@@ -45,7 +46,8 @@ class Book:
         self.explained: dict[Hashable, tuple[int, str]] = {}  # wish -> when and what that was worked out
         self.reservation: Reservation | None = None  # nodes that are kept for the gang that is first
         self.history: History | None = None  # what leases did lately
-        self.checked_at_ms = self.history_at_ms = 0
+        self.reference_prices: tuple[ReferencePrice, ...] | None = None  # of the newest minute; None: to be read
+        self.checked_at_ms = self.history_at_ms = self.reference_at_ms = 0
         self.loading = asyncio.Lock()
         self.compiling: asyncio.Task[bool] | None = None  # of the search, for a large fleet
         self._known: dict[NodeId, Fingerprint] = {}

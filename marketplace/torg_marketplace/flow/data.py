@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import re
 
 from sqlalchemy import func, select, update
 
 from torg_marketplace.flow.blobs import check_stored
+from torg_marketplace.flow.cursors import cursor_of, name_in
 from torg_marketplace.flow.storage_quota import check_storage, expires_at_ms, storage_quota
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.data_models import DataRow
@@ -49,13 +48,13 @@ async def data_page(unit: Unit, account: AccountId, *, cursor: str | None, limit
     """By name."""
     query = select(DataRow).where(DataRow.account == account).order_by(DataRow.name).limit(limit + 1)
     if cursor is not None:
-        query = query.where(DataRow.name > _name_in(cursor))
+        query = query.where(DataRow.name > name_in(cursor, DATA_NAME))
     rows = (await unit.session.scalars(query)).all()
     stored = select(func.coalesce(func.sum(BlobUploadRow.size_bytes), 0)).where(BlobUploadRow.account == account)
     total = select(func.coalesce(func.sum(DataRow.size_bytes), 0)).where(DataRow.account == account)
     return DataPage(
         data=tuple(_view(unit, row) for row in rows[:limit]),
-        next_cursor=rows[limit - 1].name.encode().hex() if len(rows) > limit else None,
+        next_cursor=cursor_of(rows[limit - 1].name) if len(rows) > limit else None,
         total_bytes=int(await unit.session.scalar(total) or 0),
         stored_bytes=int(await unit.session.scalar(stored) or 0),
         kept=await storage_quota(unit, account),
@@ -110,15 +109,6 @@ async def _check_room(unit: Unit, account: AccountId) -> None:
     count = await unit.session.scalar(select(func.count()).where(DataRow.account == account)) or 0
     if count >= MAX_NAMES_PER_ACCOUNT:
         raise Conflict(f"you have {count} names", code="too_many_names", hint="take some away: torg data rm NAME")
-
-
-def _name_in(cursor: str) -> str:
-    with contextlib.suppress(ValueError):
-        if re.fullmatch(DATA_NAME, name := bytes.fromhex(cursor).decode("ascii")):
-            return name
-    raise Invalid(
-        "not a cursor of this list", code="cursor_invalid", field="cursor", value=cursor, hint="take next_cursor"
-    )
 
 
 def _view(unit: Unit, row: DataRow) -> DataView:

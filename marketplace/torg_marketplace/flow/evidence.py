@@ -17,7 +17,7 @@ from sqlalchemy import inspect as inspection
 from sqlalchemy import select
 
 from torg_marketplace.flow.judge_proof import replay as replay_proof
-from torg_marketplace.flow.replay_checks import ANSWERED, distance_of, measure, segment_of
+from torg_marketplace.flow.replay_checks import ANSWERED, answers_of, distance_of, measure, segment_of
 from torg_marketplace.flow.rows import job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.ports import EvaluationFailed
@@ -55,7 +55,7 @@ async def list_evidence(unit: Unit, *, about: str | None, limit: int) -> list[di
 async def show_evidence(unit: Unit, evidence_id: str) -> dict[str, Any]:
     """All that is kept of one. Raises NotFound evidence_unknown."""
     if (check := await unit.session.get(ReplayCheckRow, evidence_id)) is not None:
-        rows = await _answers(unit, evidence_id)
+        rows = await answers_of(unit, evidence_id)
         return {"check": _columns(check), "answers": [_columns(row) for row in rows]}
     if (proof := await unit.session.get(HardwareProofRow, evidence_id)) is not None:
         return {"proof": _columns(proof)}
@@ -77,7 +77,7 @@ async def replay_evidence(market: Market, evidence_id: str) -> Again:
 
 async def _replay_check(market: Market, check: ReplayCheckRow) -> Again:
     async with market.reading() as unit:
-        rows = [row for row in await _answers(unit, check.check_id) if row.state == ANSWERED]
+        rows = [row for row in await answers_of(unit, check.check_id) if row.state == ANSWERED]
         lease = await unit.session.get_one(LeaseRow, check.lease_id)
         spec = spec_of(await job_row(unit, lease.job_id))
     if not check.verdict:
@@ -206,11 +206,6 @@ async def _proofs(unit: Unit, about: str | None, limit: int) -> list[dict[str, A
         }
         for row in rows
     ]
-
-
-async def _answers(unit: Unit, check_id: str) -> list[ReplayAnswerRow]:
-    query = select(ReplayAnswerRow).where(ReplayAnswerRow.check_id == check_id).order_by(ReplayAnswerRow.answer_id)
-    return list(await unit.session.scalars(query))
 
 
 def _columns(row: Base) -> dict[str, Any]:

@@ -46,6 +46,8 @@ async def goes_on_without(
 
 async def remind_of_leavers(unit: Unit, lease: LeaseRow) -> None:
     """The node of a lease that goes on; what was told may have got lost."""
+    if not lease.losses:  # whenever a member leaves, who goes on loses something: most gangs never ask
+        return
     left = LeaseRow.job_id == lease.job_id, LeaseRow.attempt == lease.attempt, LeaseRow.left_at_ms.is_not(None)
     gone = (await unit.session.scalars(select(LeaseRow).where(*left))).all()
     if gone:

@@ -6,20 +6,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Hashable, Sequence
 
-from sqlalchemy import Float, cast, select
+from sqlalchemy import select
 
 from torg_marketplace.flow.book import Queued
 from torg_marketplace.flow.ending import end_queued
 from torg_marketplace.flow.grant import NotGrantable, NothingLeft, grant
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.preempt import make_room
-from torg_marketplace.flow.queue_place import running_jobs
+from torg_marketplace.flow.queue_place import running_jobs, strongest_first
 from torg_marketplace.flow.reserve import keep_nodes
 from torg_marketplace.flow.rows import demand_of, job_row, next_pause_over_ms
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.volumes import look_for_volumes
 from torg_marketplace.logs import about
-from torg_marketplace.matching.backlog import AGEING_MS, Waiting
+from torg_marketplace.matching.backlog import Waiting
 from torg_marketplace.matching.engine import Decision, Engine
 from torg_marketplace.matching.explain import explain
 from torg_marketplace.matching.gangs import decide_all
@@ -80,11 +80,10 @@ def _taken(market: Market, engine: Engine, job: Waiting, chosen: Sequence[Decisi
 async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
     """The queue as the matcher sees it. What a job asks for is worked out once per generation; a job that is seen for the
     first time teaches the engine what is asked for."""
-    age_ms = unit.now_ms - JobRow.created_at_ms + AGEING_MS
     query = (
         select(JobRow.job_id, JobRow.generation)
         .where(JobRow.state == JobState.QUEUED)
-        .order_by(((cast(JobRow.price_ceiling, Float) + 1) * age_ms).desc(), JobRow.job_id)
+        .order_by(*strongest_first(unit.now_ms))
         .limit(BACKLOG)
     )
     found = (await unit.session.execute(query)).all()

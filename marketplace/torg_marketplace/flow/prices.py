@@ -18,6 +18,7 @@ from torg_protocol.api import ReferencePrice
 from torg_protocol.states import JobState
 
 EVERY_MS = 60_000
+_LOOK_AGAIN_MS = 1_000
 _KEEP_MS = 7 * 86_400_000
 _JOBS_LOOKED_AT = 1_000  # waiting ones, the highest bids
 MAX_PRICES = 1_000  # in one answer
@@ -47,7 +48,8 @@ async def publish_prices(market: Market) -> int:
                 )
             )
         await unit.session.execute(delete(ReferencePriceRow).where(ReferencePriceRow.at_ms < minute_ms - _KEEP_MS))
-        return len(asks.keys() | bids.keys())
+    market.book.reference_prices = None
+    return len(asks.keys() | bids.keys())
 
 
 async def prices(
@@ -72,6 +74,17 @@ async def prices(
         )
         for item in await unit.session.scalars(query)
     )
+
+
+async def newest_prices(unit: Unit) -> tuple[ReferencePrice, ...]:
+    """`prices` of the newest minute. Every quote asks: it is looked for again when that minute is over, once a second."""
+    book = unit.market.book
+    known = book.reference_prices
+    lasts_until_ms = max(book.reference_at_ms + _LOOK_AGAIN_MS, known[0].at_ms + EVERY_MS if known else 0)
+    if known is None or not book.reference_at_ms <= unit.now_ms < lasts_until_ms:
+        known = book.reference_prices = await prices(unit)
+        book.reference_at_ms = unit.now_ms
+    return known
 
 
 def _asks(engine: Engine) -> dict[str, list[Quantity]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Float, cast, func, select
+from sqlalchemy import ColumnElement, Float, cast, func, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.backlog import AGEING_MS, InLine, place_of
@@ -13,16 +14,21 @@ from torg_protocol.states import JobState
 _LOOKED_AT = 2_000  # of the waiting jobs, those with the strongest claims
 
 
+def strongest_first(now_ms: int) -> tuple[ColumnElement[float], InstrumentedAttribute[str]]:
+    """In which order waiting jobs are looked at: by price ceiling times age (`matching/backlog.py`)."""
+    age_ms = now_ms - JobRow.created_at_ms + AGEING_MS
+    return ((cast(JobRow.price_ceiling, Float) + 1) * age_ms).desc(), JobRow.job_id
+
+
 async def queue_place(unit: Unit, job: JobRow) -> QueuePlace | None:
     """None when it does not wait, or stands behind all that is looked at."""
     if job.state != JobState.QUEUED:
         return None
     spot, priority = JobRow.spec["spot"].as_boolean(), JobRow.spec["placement"]["priority"].as_integer()
-    age_ms = unit.now_ms - JobRow.created_at_ms + AGEING_MS
     query = (
         select(JobRow.job_id, JobRow.price_ceiling, JobRow.created_at_ms, JobRow.client, priority, spot)
         .where(JobRow.state == JobState.QUEUED)
-        .order_by(((cast(JobRow.price_ceiling, Float) + 1) * age_ms).desc(), JobRow.job_id)
+        .order_by(*strongest_first(unit.now_ms))
         .limit(_LOOKED_AT)
     )
     rows = (await unit.session.execute(query)).all()

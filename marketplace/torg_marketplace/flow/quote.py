@@ -5,11 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from torg_marketplace.flow.bans import check_allowed
 from torg_marketplace.flow.data import pin_data
 from torg_marketplace.flow.estimate import start_estimate
 from torg_marketplace.flow.live import live_engine
-from torg_marketplace.flow.prices import prices
+from torg_marketplace.flow.prices import newest_prices
 from torg_marketplace.flow.rows import demand_for
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.engine import Engine
@@ -83,7 +85,9 @@ def appraise(engine: Engine, account: AccountId, spec: JobSpec, decimals: int) -
     amount_limit = None if most is None else parse_amount(most, decimals, field="limits.max_cost")
     demand = demand_for(spec, account, spec_cap, amount_limit)
     explanation = explain(engine.of(spec).fleet, demand, decimals)
-    prices = group_prices(engine.of(spec).fleet, explanation.fitting, spec.gang)
+    prices = explanation.fitting_prices
+    if spec.gang is not None:
+        prices = group_prices(engine.of(spec).fleet, explanation.fitting, spec.gang)
     tries = spec.retry.max_attempts + spec.replicas - 1
     ceiling = pricing.price_ceiling(prices, spec_cap, tries, at_once=spec.nodes_at_once)
     amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
@@ -98,8 +102,8 @@ def _least_proven(engine: Engine, explanation: Explanation) -> int:
 async def _reference_prices(unit: Unit, engine: Engine, explanation: Explanation) -> tuple[ReferencePrice, ...]:
     """Of the newest minute, for the classes of the nodes that fit."""
     fleet = engine.fleet
-    classes = {fleet.class_names[int(number)] for number in fleet.gpu_class[explanation.fitting]}
-    return tuple(item for item in await prices(unit) if item.gpu_class in classes) if classes else ()
+    classes = {fleet.class_names[number] for number in np.unique(fleet.gpu_class[explanation.fitting]).tolist()}
+    return tuple(item for item in await newest_prices(unit) if item.gpu_class in classes) if classes else ()
 
 
 def _keep(unit: Unit, account: AccountId, spec: JobSpec, appraisal: Appraisal, expires_at_ms: int) -> QuoteId:

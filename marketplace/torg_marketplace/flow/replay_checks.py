@@ -24,6 +24,7 @@ from torg_marketplace.rules.replay import (
     Ask,
     Distance,
     Segment,
+    claimed_ms,
     is_outvoted,
     next_step,
     next_step_of_planted,
@@ -57,8 +58,8 @@ class Looked:
 
 async def check_segment(market: Market, looked: Looked, segment: Segment) -> VerdictSummary | None:
     """The verdict on one segment; None: a node is executing it. Safe to repeat. Raises EvaluationFailed."""
-    check_id, claimed_ms = await _open(market, looked, segment), looked.claimed_ms[segment.number]
-    by_nodes = not looked.late and claimed_ms >= market.policy.replay_here_below_ms
+    check_id, took_ms = await _open(market, looked, segment), looked.claimed_ms[segment.number]
+    by_nodes = not looked.late and took_ms >= market.policy.replay_here_below_ms
     while True:
         found, asked, waits = await _answers(market, check_id)
         step = next_step(segment, found)
@@ -70,7 +71,7 @@ async def check_segment(market: Market, looked: Looked, segment: Segment) -> Ver
         if step is Ask.NODE and by_nodes and waits:
             return None
         may_ask = step is Ask.NODE and by_nodes and asked < _NODES_ASKED
-        if may_ask and await ask_a_node(market, check_id, segment, claimed_ms):
+        if may_ask and await ask_a_node(market, check_id, segment, took_ms):
             return None
         await _answer_ourselves(market, check_id, looked, segment)
 
@@ -92,6 +93,7 @@ async def _advance_planted(market: Market, check_id: str) -> None:
         check = await unit.session.get_one(ReplayCheckRow, check_id)
         lease = await unit.session.get_one(LeaseRow, check.lease_id)
         spec, segment = spec_of(await job_row(unit, lease.job_id)), segment_of(check)
+        useful_ms = lease.billed_ms + lease.unbilled_ms
         is_over = unit.now_ms >= check.created_at_ms + market.policy.verification_window_s * 1000
     if check.known is None:
         if market.replayer is None or is_over:
@@ -114,7 +116,7 @@ async def _advance_planted(market: Market, check_id: str) -> None:
     elif is_over:
         raise EvaluationFailed("no node answered in time")
     elif not waits and asked < _NODES_ASKED:
-        await ask_a_node(market, check_id, segment, _claimed_ms(segment))
+        await ask_a_node(market, check_id, segment, claimed_ms(segment, useful_ms))
 
 
 async def on_replay_reported(unit: Unit, job: JobRow, lease: LeaseRow) -> None:
@@ -196,7 +198,7 @@ async def _answers(market: Market, check_id: str) -> tuple[list[Answer], int, bo
             distance = await measure(market.replayer, check, weights)
         await _note(market, answer_id, weights, distance)
     async with market.reading() as unit:
-        rows = await _rows(unit, check_id)
+        rows = await answers_of(unit, check_id)
     found = [Answer(distance_of(row), by_node=row.node_id is not None) for row in rows if row.state == ANSWERED]
     asked = sum(row.node_id is not None for row in rows)
     return found, asked, any(row.state == OPEN for row in rows)
@@ -205,7 +207,7 @@ async def _answers(market: Market, check_id: str) -> tuple[list[Answer], int, bo
 async def _handed_over(unit: Unit, check_id: str) -> dict[str, Digest | None]:
     """Of open answers whose lease is over: the weights; None where there are none."""
     found: dict[str, Digest | None] = {}
-    for row in await _rows(unit, check_id):
+    for row in await answers_of(unit, check_id):
         if row.state != OPEN or row.lease_id is None:
             continue
         lease = await unit.session.get_one(LeaseRow, row.lease_id)
@@ -261,7 +263,7 @@ async def _close(market: Market, check_id: str, verdict: VerdictSummary) -> None
 async def _decide(unit: Unit, check: ReplayCheckRow, verdict: VerdictSummary) -> None:
     check.verdict = verdict.result if verdict.result in ("passed", "failed") else "void"
     check.detail, check.decided_at_ms = verdict.detail, unit.now_ms
-    for row in await _rows(unit, check.check_id):
+    for row in await answers_of(unit, check.check_id):
         if row.state != ANSWERED or row.lease_id is None:
             continue
         lease = await unit.session.get_one(LeaseRow, row.lease_id, with_for_update=True)
@@ -277,7 +279,7 @@ async def _perhaps_plant(unit: Unit, check: ReplayCheckRow) -> None:
     """Now and then nodes get a segment to execute whose answer we know. They cannot tell it from others."""
     if check.purpose != AUDIT or check.verdict != "passed" or check.start is None:
         return
-    by_nodes = any(row.node_id is not None for row in await _rows(unit, check.check_id))
+    by_nodes = any(row.node_id is not None for row in await answers_of(unit, check.check_id))
     if by_nodes and unit.market.random.bits(64) % _PERMILLE < unit.policy.planted_permille:
         _check(unit, check.lease_id, PLANTED, segment_of(check), Digest(check.model) if check.model else None)
 
@@ -294,11 +296,7 @@ def _text(distance: Distance) -> str | None:
     return None if distance.value is None else repr(distance.value)
 
 
-def _claimed_ms(segment: Segment) -> int:
-    before_ms = segment.start.useful_ms if segment.start is not None else 0
-    return max(segment.end.useful_ms - before_ms, 0) if segment.end is not None else 0
-
-
-async def _rows(unit: Unit, check_id: str) -> list[ReplayAnswerRow]:
+async def answers_of(unit: Unit, check_id: str) -> list[ReplayAnswerRow]:
+    """In their order."""
     query = select(ReplayAnswerRow).where(ReplayAnswerRow.check_id == check_id)
     return list(await unit.session.scalars(query.order_by(ReplayAnswerRow.answer_id)))

@@ -62,9 +62,10 @@ async def on_reported(unit: Unit, lease: LeaseRow, job: JobRow, body: Reported) 
     lease.outputs = [item.wire() for item in body.outputs]
     await _keep_blobs(unit, lease, job, body)
     reason, detail = body.reason, lease.detail
-    missing = _missing_outputs(lease, job, body) + await lacking_volumes(unit, lease, job)
-    if body.reason is EndReason.COMPLETED and missing:
-        reason, detail = EndReason.OUTPUT_MISSING, "missing: " + ", ".join(missing)
+    if reason is EndReason.COMPLETED:
+        missing = _missing_outputs(lease, job, body) + await lacking_volumes(unit, lease, job)
+        if missing:
+            reason, detail = EndReason.OUTPUT_MISSING, "missing: " + ", ".join(missing)
     await _end(unit, lease, job, reason, detail)
 
 

@@ -6,10 +6,8 @@ A job is admitted by one conditional UPDATE of the vault's row; nothing else may
 from __future__ import annotations
 
 import logging
-from functools import cache
 
 from sqlalchemy import BigInteger, BindParameter, CursorResult, bindparam, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from torg_chain.vault import VaultState
 from torg_marketplace.flow.credit import close_credit
@@ -18,6 +16,7 @@ from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.money import Refusal, VaultFacts, refusal
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.account_models import CreditHoldRow
+from torg_marketplace.storage.inserts import insert_if_new
 from torg_marketplace.storage.money_models import CapRow, HoldRow, PayoutRow, SettlementRow, VaultRow
 from torg_protocol.api import PayoutView, SettlementPage, SettlementView, VaultView
 from torg_protocol.caps import CapStatement, SignedCap
@@ -305,13 +304,7 @@ async def _remember_cap(unit: Unit, cap: SignedCap) -> None:
         "signer": cap.signer,
         "signature": cap.signature,
     }
-    await unit.session.execute(_insert_cap(unit.session.get_bind().dialect.name), values)
-
-
-@cache
-def _insert_cap(dialect: str) -> postgresql.Insert | sqlite.Insert:
-    insert_into = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert_into(CapRow.metadata.tables[CapRow.__tablename__]).on_conflict_do_nothing()
+    await unit.session.execute(insert_if_new(CapRow, unit.session.get_bind().dialect.name), values)
 
 
 async def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int) -> Conflict:

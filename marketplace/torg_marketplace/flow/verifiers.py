@@ -6,6 +6,7 @@ checkpoint where the segment begins and never sees the one where it ended: it ca
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -24,13 +25,14 @@ from torg_marketplace.rules.replay import Segment, longest_replay_ms
 from torg_marketplace.storage.audit_models import ReplayAnswerRow, ReplayCheckRow
 from torg_marketplace.storage.events import add_job_born
 from torg_marketplace.storage.models import JobRow, LeaseRow, NodeRow
-from torg_protocol.errors import TorgError
+from torg_protocol.errors import Conflict, NotFound, Unavailable
 from torg_protocol.ids import AccountId, JobId, NodeId
 from torg_protocol.job_cost import full_cost
 from torg_protocol.jobspec import Checkpoint, JobSpec, Retry, VerifyReplay
 from torg_protocol.placement import Placement
 from torg_protocol.states import JobState, Liveness, NodeState
 
+log = logging.getLogger(__name__)
 _SCRIPT = Path(script.__file__).read_text()
 _LOOKED_AT, _TRIED = 16, 3  # nodes, drawn anew each time
 _LEASE_GRACE_MS = 60_000
@@ -52,8 +54,8 @@ async def ask_a_node(market: Market, check_id: str, segment: Segment, claimed_ms
             async with market.transaction() as unit:
                 await _lease(unit, check_id, spec, node_id, segment)
                 return True
-        except TorgError:  # it is busy by now, or the vault is empty
-            continue
+        except (Conflict, NotFound, Unavailable) as refused:  # it is busy by now, or gone, or the vault is empty
+            log.info("check %s: not on %s: %s", check_id, node_id, refused.message)
     return False
 
 

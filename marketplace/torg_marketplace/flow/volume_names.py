@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
 
 from torg_marketplace.flow.blobs import check_stored
+from torg_marketplace.flow.cursors import cursor_of, name_in
 from torg_marketplace.flow.storage_quota import check_storage, expires_at_ms, storage_quota
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.volumes import add_volume, instead
 from torg_marketplace.storage.models import JobRow
 from torg_marketplace.storage.volume_models import JobVolumeRow, VolumeRow
-from torg_protocol.errors import Conflict, Invalid, NotFound
+from torg_protocol.errors import Conflict, NotFound
 from torg_protocol.ids import AccountId, Digest, JobId
 from torg_protocol.jobspec import BlobRef
 from torg_protocol.volumes import VOLUME_NAME, VolumePage, VolumeRequest, VolumeView
@@ -68,12 +67,12 @@ async def volume_page(unit: Unit, account: AccountId, *, cursor: str | None, lim
     """By name."""
     query = select(VolumeRow).where(VolumeRow.account == account).order_by(VolumeRow.name).limit(limit + 1)
     if cursor is not None:
-        query = query.where(VolumeRow.name > _name_in(cursor))
+        query = query.where(VolumeRow.name > name_in(cursor, VOLUME_NAME))
     rows = (await unit.session.scalars(query)).all()
     total = select(func.coalesce(func.sum(VolumeRow.size_bytes), 0)).where(VolumeRow.account == account)
     return VolumePage(
         volumes=await _views(unit, account, rows[:limit]),
-        next_cursor=rows[limit - 1].name.encode().hex() if len(rows) > limit else None,
+        next_cursor=cursor_of(rows[limit - 1].name) if len(rows) > limit else None,
         total_bytes=int(await unit.session.scalar(total) or 0),
         kept=await storage_quota(unit, account),
     )
@@ -134,13 +133,4 @@ async def _views(unit: Unit, account: AccountId, rows: Sequence[VolumeRow]) -> t
             users=tuple(users[row.name]),
         )
         for row in rows
-    )
-
-
-def _name_in(cursor: str) -> str:
-    with contextlib.suppress(ValueError):
-        if re.fullmatch(VOLUME_NAME, name := bytes.fromhex(cursor).decode("ascii")):
-            return name
-    raise Invalid(
-        "not a cursor of this list", code="cursor_invalid", field="cursor", value=cursor, hint="take next_cursor"
     )

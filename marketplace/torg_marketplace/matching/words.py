@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from torg_marketplace.matching.fleet import ISOLATION_LEVELS, SANDBOX_WITH_ROOT, Fleet, Rows
 from torg_marketplace.matching.snapshot import WHOLE_MILLI
 from torg_protocol.network import EGRESS_KINDS
@@ -19,22 +21,22 @@ def permille(value: int) -> str:
 
 
 def classes(fleet: Fleet, rows: Rows) -> str:
-    return ", ".join(sorted({fleet.class_names[int(code)] for code in fleet.gpu_class[rows]}))
+    return ", ".join(sorted({fleet.class_names[code] for code in np.unique(fleet.gpu_class[rows]).tolist()}))
 
 
 def regions(fleet: Fleet, rows: Rows) -> str:
-    found = {int(code) for code in fleet.region[rows]}
+    found = set(np.unique(fleet.region[rows]).tolist())
     return ", ".join(sorted(word.removeprefix("region ") for word, code in fleet.codes.items() if code in found))
 
 
 def isolation_levels(fleet: Fleet, rows: Rows) -> str:
-    bits = {int(value) for value in fleet.isolation[rows]}
+    bits = np.unique(fleet.isolation[rows]).tolist()
     levels = {level for place, level in enumerate(ISOLATION_LEVELS) if any(value >> place & 1 for value in bits)}
     return ", ".join(sorted(levels - {SANDBOX_WITH_ROOT})) or "none"
 
 
 def networks(fleet: Fleet, rows: Rows) -> str:
-    bits = {int(value) for value in fleet.egress[rows]}
+    bits = np.unique(fleet.egress[rows]).tolist()
     return (
         ", ".join(kind for place, kind in enumerate(EGRESS_KINDS) if any(value >> place & 1 for value in bits))
         or "none"

@@ -19,11 +19,11 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import CursorResult, func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.dml import ReturningInsert
 
 from torg_marketplace.storage.base import MAX_AMOUNT
+from torg_marketplace.storage.inserts import insert_if_new
 from torg_marketplace.storage.money_models import EntryRow, PostingRow
 from torg_protocol.errors import TorgError
 
@@ -136,7 +136,7 @@ async def post(session: AsyncSession, *, key: str, cause: str, entries: Sequence
     Raises LedgerError: not_zero, empty, amount_out_of_range, key_reused (same key, other entries).
     """
     kept = _checked(key, entries)
-    insert_once = _insert_once(session.get_bind().dialect.name)
+    insert_once = insert_if_new(PostingRow, session.get_bind().dialect.name)
     written = await session.execute(insert_once, {"key": key, "cause": cause, "at_ms": at_ms})
     if not isinstance(written, CursorResult) or written.rowcount != 1:
         if await entries_of(session, key) != kept:
@@ -165,16 +165,9 @@ def _rows(key: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 @cache
-def _insert_once(dialect: str) -> postgresql.Insert | sqlite.Insert:
-    """No question before: the key's own constraint says whether it is there."""
-    insert_into = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert_into(_POSTINGS).on_conflict_do_nothing()
-
-
-@cache
 def _insert_fresh(dialect: str) -> ReturningInsert[str]:
     """Of several at once: the keys that were not there."""
-    return _insert_once(dialect).returning(_POSTINGS.c.key)
+    return insert_if_new(PostingRow, dialect).returning(_POSTINGS.c.key)
 
 
 async def entries_of(session: AsyncSession, key: str) -> list[Entry]:

@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 
 from torg_marketplace.rules.limits import Quota, quota_of, refusal
 from torg_marketplace.storage.nonces import replayed
-from torg_marketplace.storage.silence import connection_class
+from torg_marketplace.storage.silence import LOST, connection_class
 from torg_protocol.errors import TorgError, Unavailable
 from torg_protocol.httpsig import MAX_CLOCK_SKEW_S, VerifiedSignature
 
@@ -98,7 +98,7 @@ class SharedAdmission:
             batch, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
             try:
                 await self._answer(batch)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except LOST as error:
                 log.warning("requests cannot be counted: %s", str(error) or type(error).__name__)
                 await self._hang_up()
                 self._refuse(batch)

@@ -13,6 +13,9 @@ from typing import Any
 
 import asyncpg
 
+# What a connection that broke raises. The driver calls one that broke while it was asked something an internal error of its own.
+LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError)
+
 
 def connection_class(gone_after_s: float) -> type[asyncpg.Connection]:
     """For asyncpg's `connect`: a connection breaks when its server's machine has said nothing for so long while something was to be said."""

@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 from sqlalchemy import make_url
 
-from torg_marketplace.storage.silence import connection_class
+from torg_marketplace.storage.silence import LOST, connection_class
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
@@ -25,8 +25,6 @@ _ANSWER_WITHIN_S = 5.0
 _SILENT_FOR_S = (
     5.0  # a process that was stopped keeps its connection: the server ends what has not asked anything for so long
 )
-# The driver calls a connection that broke while it was asked something an internal error of its own.
-_LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError)
 _SPACE = int.from_bytes(b"torg", "big")
 
 
@@ -45,7 +43,7 @@ async def lead(database_url: str, role: str, work: Callable[[], Coroutine[Any, A
                     "idle_session_timeout": str(round(_SILENT_FOR_S * 1000)),
                 },
             )
-        except _LOST as error:
+        except LOST as error:
             log.warning("%s: no connection to stand by on: %s", role, error or type(error).__name__)
             await asyncio.sleep(_LOOK_EVERY_S)
             continue
@@ -55,7 +53,7 @@ async def lead(database_url: str, role: str, work: Callable[[], Coroutine[Any, A
                 await asyncio.sleep(_LOOK_EVERY_S)
             log.info("%s: this process leads", role)
             await _while_held(connection, work)
-        except _LOST as error:
+        except LOST as error:
             log.warning("%s: this process leads no more: %s", role, error or type(error).__name__)
         finally:
             with contextlib.suppress(Exception):

@@ -61,7 +61,7 @@ class SandboxReplayer:
             except _Unreadable as problem:
                 return problem.distance
             mine = root / "answer.safetensors"
-            await self._blobs.fetch_to(answer, mine)
+            await self._fetch(answer, mine)
             if not mine.stat().st_size:
                 return Distance(None, detail="the claimed checkpoint leads to no such one")
             return await asyncio.to_thread(compare, mine, file, root / "start" / _STATE)
@@ -112,18 +112,26 @@ class SandboxReplayer:
         if model is None:
             raise _Unreadable(f"there is no {_MODEL} among the outputs")
         (root / "claimed").mkdir()
-        await self._blobs.fetch_to(model, root / "claimed" / _MODEL)
+        await self._fetch(model, root / "claimed" / _MODEL)
         return root / "claimed" / _MODEL
 
     async def _fetch_tree(self, digest: Digest, to: Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
         archive = to.parent / f".{to.name}.tar.zst"
+        await self._fetch(digest, archive)
         try:
-            await self._blobs.fetch_to(digest, archive)
             await asyncio.to_thread(unpack, archive, to)
         except TorgError as error:  # an archive that cannot be unpacked is the node's
             raise _Unreadable(f"a checkpoint cannot be read: {error.message}") from error
         archive.unlink()
+
+    async def _fetch(self, digest: Digest, to: Path) -> None:
+        """Whatever a node or a client hands over was in the store when it was taken: that it cannot be had now is nobody's fault but ours.
+        Raises EvaluationFailed."""
+        try:
+            await self._blobs.fetch_to(digest, to)
+        except (TorgError, OSError) as error:
+            raise EvaluationFailed(f"the store does not hand over {digest}: {error}") from error
 
     async def _run(self, spec: JobSpec, segment: Segment, root: Path) -> Path | Distance:
         """The file with the weights that it came to; or that it came to none."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from tests.support.actors import join, make_client, spec
 from tests.support.api_server import ServedWorld, served_world
@@ -16,7 +18,8 @@ from torg.client import AsyncClient
 from torg.config import ClientConfig
 from torg_marketplace.flow.blobs import may_read_blob, plan_upload
 from torg_marketplace.flow.garbage import collect_garbage
-from torg_marketplace.flow.unit import Market
+from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.storage.models import BlobUploadRow
 from torg_protocol.api import BlobUploadRequest
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.ids import Digest
@@ -135,6 +138,54 @@ async def test_what_was_just_asked_about_is_not_taken_away_under_an_upload(
     assert [item.digest for item in answer.missing] == [other.digest]
     await collect_garbage(served.world.market)
     assert all([await served.world.market.blobs.size(piece.digest) for piece in pieces])
+
+
+async def test_what_an_upload_is_based_on_stays_while_it_is_sent(
+    served: ServedWorld, client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pieces were sent by somebody else: with the whole they go. The store is asked outside of transactions."""
+    put = await client.put_data("set", a_folder(tmp_path / "set", a=os.urandom(3 << 20), b=os.urandom(2 << 20)))
+    market = served.world.market
+    pieces = await market.blobs.pieces_of(put.digest)
+    await client.remove_data("set")
+    async with market.transaction() as unit:
+        theirs = update(BlobUploadRow).where(BlobUploadRow.digest.in_([piece.digest for piece in pieces]))
+        await unit.session.execute(theirs.values(account="a node"))
+    served.world.clock.time_ms += 2 * DAY_MS
+    other = BlobRef(digest=Digest("sha256:" + "0" * 64), size_bytes=1)
+    request = BlobUploadRequest(digest=other.digest, size_bytes=1, pieces=(*pieces, other), based_on=put.digest)
+    reading: list[Unit] = []
+    monkeypatch.setattr(Market, "reading", noted(Market.reading, reading))
+    asked = market.blobs.pieces_of
+
+    async def pieces_of(digest: Digest) -> tuple[BlobRef, ...]:
+        assert not reading
+        return await asked(digest)
+
+    monkeypatch.setattr(market.blobs, "pieces_of", pieces_of)
+
+    answer = await plan_upload(market, served.client.account, request)
+
+    assert [item.digest for item in answer.missing] == [other.digest]
+    await collect_garbage(market)
+    assert all([await market.blobs.size(piece.digest) for piece in pieces])
+
+
+def noted(
+    reading: Callable[[Market], AbstractAsyncContextManager[Unit]], now: list[Unit]
+) -> Callable[[Market], AbstractAsyncContextManager[Unit]]:
+    """`now`: the transactions that read at this moment."""
+
+    @asynccontextmanager
+    async def opened(market: Market) -> AsyncIterator[Unit]:
+        async with reading(market) as unit:
+            now.append(unit)
+            try:
+                yield unit
+            finally:
+                now.remove(unit)
+
+    return opened
 
 
 async def test_how_much_is_kept_is_shown_without_counting_pieces_twice(

@@ -123,6 +123,21 @@ async def test_a_replayed_request_counts_against_nobody(replicas: tuple[SharedAd
     assert await other.admit(signature=signature("n2", key="erin"), caller="erin") == Quota(PER_MINUTE, 4, 20)
 
 
+async def test_a_connection_that_breaks_in_a_question_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver calls that an internal error of its own."""
+
+    async def breaks(*_: object, **__: object) -> None:
+        raise asyncpg.InternalClientError("got result for unknown protocol state")
+
+    monkeypatch.setattr(asyncpg, "connect", breaks)
+    monkeypatch.setattr(shared_admission, "_TOGETHER", 1)
+    replica = SharedAdmission("postgresql+asyncpg://nobody@127.0.0.1:1/none", PER_MINUTE)
+    async with asyncio.timeout(30):
+        said = await outcomes(*(replica.admit(caller="gina") for _ in range(3)))
+    assert said == ["database_unavailable"] * 3
+    await replica.aclose()
+
+
 async def test_without_limits_nothing_is_asked_of_the_database() -> None:
     nowhere = SharedAdmission("postgresql+asyncpg://nobody@127.0.0.1:1/none", 0)
     assert await nowhere.admit(caller="frank") is None
