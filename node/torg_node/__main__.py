@@ -37,7 +37,6 @@ from torg_node.hardware.sensors import Sensors
 from torg_node.hardware.survey import describe, disagreements
 from torg_node.journal import Journal
 from torg_node.logs import LogFormat, set_up_logging
-from torg_node.metrics import serve_metrics
 from torg_node.money import land_orders, look_at_captures
 from torg_node.owner import DRAIN_FACT
 from torg_node.proving import kept_status
@@ -209,6 +208,8 @@ def _serve_metrics(settings: Settings, agent: Agent, capacity: Capacity) -> Call
     """A port that is taken costs the owner the metrics, not the node."""
     if settings.metrics_port is None:
         return lambda: None
+    from torg_node.metrics import serve_metrics
+
     node = str(load_keypair(settings.key_path).pubkey())
     try:
         port, stop = serve_metrics(settings, node, capacity, lambda: agent.is_connected, settings.metrics_port)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
@@ -30,13 +30,11 @@ from torg_node.money import FEE_FACT, accruing, closes_too_soon, exposure, land_
 from torg_node.offer import make_offer
 from torg_node.owner import OwnerWatch
 from torg_node.proving import Proving
-from torg_node.rental.server import RentalServer, make_rental_server
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
 from torg_node.stake import COLLATERAL_FACT
 from torg_node.steps.open_secrets import forget_secrets
 from torg_node.sweep import Sweeper
-from torg_node.tunnels import Tunnels
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import LeaseId
 from torg_protocol.messages import (
@@ -64,6 +62,10 @@ from torg_protocol.proofs import ProofAsked, ProofChallenge, ProofJudged, ProofW
 from torg_protocol.rentals import RentalEnd
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import verify_receipt
+
+if TYPE_CHECKING:
+    from torg_node.rental.server import RentalServer
+    from torg_node.tunnels import Tunnels
 
 log = logging.getLogger(__name__)
 _RESEND_EVERY_S = 5.0
@@ -117,7 +119,7 @@ class Agent:
         self._proving = Proving(self._offer.offer.node, inventory, journal, self._link.send)
         self.rental = self._rental_server() if settings.rental_address is not None else None
         self._leases: dict[LeaseId, tuple[Lease, asyncio.Task[None]]] = {}
-        self._tunnels = Tunnels(settings.marketplace_url, keypair, executor, self._lease)
+        self._tunnels: Tunnels | None = None  # with the first: SSH takes a sixth of an idle agent's memory
         self._heartbeat_s, self._heartbeats = 10.0, asyncio.Event()
         # To a marketplace; for a node without one: to whoever wants to rent it.
         self.connected = asyncio.Event()
@@ -128,7 +130,16 @@ class Agent:
         self.draining = False
         self._is_unfit = False  # every GPU is out of service
 
+    def _open_tunnel(self, message: OpenTunnel) -> None:
+        if self._tunnels is None:
+            from torg_node.tunnels import Tunnels
+
+            self._tunnels = Tunnels(self._settings.marketplace_url, self._keypair, self._executor, self._lease)
+        self._tunnels.open(message)
+
     def _rental_server(self) -> RentalServer:
+        from torg_node.rental.server import make_rental_server  # a web server, for those who are rented directly
+
         node = self._node
         return make_rental_server(
             node.settings,
@@ -167,7 +178,8 @@ class Agent:
             tasks = [task for _, task in self._leases.values()]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, self._tunnels.close(), return_exceptions=True)
+            closing = [self._tunnels.close()] if self._tunnels is not None else []
+            await asyncio.gather(*tasks, *closing, return_exceptions=True)
             await self._proving.aclose()
             await self._blobs.aclose()
             await self._chain.aclose()
@@ -307,7 +319,7 @@ class Agent:
             case ReceiptIssued():
                 await self._on_receipt(message)
             case OpenTunnel():
-                self._tunnels.open(message)
+                self._open_tunnel(message)
             case Refused():
                 await self._on_refused(message)
             case ProofWanted() | ProofChallenge() | ProofAsked() | ProofJudged():

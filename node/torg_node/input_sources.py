@@ -7,15 +7,14 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import S3Store
 
 from torg_node.input_client import InputClient, InputInvalid, InputUnavailable
 from torg_protocol.inputs import HuggingFaceInput, OllamaInput, S3Input, UrlInput, is_plain_relative
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _OLLAMA_REGISTRY = "registry.ollama.ai"
@@ -33,6 +32,9 @@ async def fetch_url(client: InputClient, item: UrlInput, target: Path, credentia
 
 async def fetch_s3(client: InputClient, item: S3Input, target: Path, credentials: Credentials = NONE) -> None:
     """Without credentials: buckets that everybody may read. Raises InputInvalid or InputUnavailable."""
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError  # S3 alone needs it
+    from obstore.store import S3Store
+
     signing: dict[str, Any] = {
         name: credentials.get(f"credentials.{name}")
         for name in ("access_key_id", "secret_access_key", "session_token")
@@ -70,6 +72,8 @@ async def fetch_s3(client: InputClient, item: S3Input, target: Path, credentials
 
 
 async def _s3_names(store: S3Store) -> AsyncIterator[str]:
+    import obstore
+
     found = 0
     async for page in obstore.list(store):
         for entry in page:
@@ -80,6 +84,8 @@ async def _s3_names(store: S3Store) -> AsyncIterator[str]:
 
 
 async def _s3_object(client: InputClient, store: S3Store, name: str, target: Path) -> None:
+    import obstore
+
     path = _inside(target, name)
     answer = await obstore.get_async(store, name)
     with path.open("wb") as file:

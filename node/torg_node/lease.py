@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from solders.keypair import Keypair
@@ -19,7 +20,6 @@ from torg_node.allocation import Assignment, Claim
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.cache import Cache
 from torg_node.executors.port import Executor, Exit, Handle, PreparedImage
-from torg_node.gang_network import GangNetwork
 from torg_node.hardware.rapl import CpuEnergy
 from torg_node.journal import Journal
 from torg_node.reservation import Reservations
@@ -31,6 +31,9 @@ from torg_protocol.network import egress_kind
 from torg_protocol.offers import Offer
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import OutputFile
+
+if TYPE_CHECKING:
+    from torg_node.gang_network import GangNetwork
 
 # Where a job finds its folders inside the container; the same for every executor.
 WORK, CHECKPOINT, OUTPUT, TORG = "/work", "/checkpoint", "/output", "/torg"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from torg_node.earnings import as_csv, as_json, as_table, by_month, earning_rows
 from torg_node.journal import Journal
-from torg_node.key_backup import back_up, restore
 from torg_node.owner import DRAIN_FACT
 from torg_node.service import SYSTEM_FOLDER, install, own_program, unit_text
 from torg_node.settings import load_settings
@@ -97,6 +96,8 @@ def run(arguments: argparse.Namespace, say: Print) -> int:
         case "update":
             return _update(arguments, say)
         case "backup":
+            from torg_node.key_backup import back_up
+
             back_up(load_settings(arguments.data), arguments.file, _password(arguments, twice=True))
             say(
                 _answer(
@@ -105,6 +106,8 @@ def run(arguments: argparse.Namespace, say: Print) -> int:
             )
             return 0
         case "restore":
+            from torg_node.key_backup import restore
+
             restore(arguments.file, arguments.data, _password(arguments, twice=False))
             next_step = f"torg-node start --data {arguments.data}"
             say(_answer(arguments, {"data": str(arguments.data)}, f"the node is back: {next_step}"))

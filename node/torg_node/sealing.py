@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from torg_host.age import seal_file, unseal_file
 from torg_node.lease import Lease
 
 
 def open_sealed(lease: Lease, archive: Path) -> None:
     """Decrypts `archive` in its place. Blocks. Raises Invalid `cannot_unseal`."""
+    from torg_host.age import unseal_file  # ciphers, for those who seal
+
     opened = archive.with_name(f"{archive.name}.open")
     unseal_file(archive, opened, lease.job_key)
     opened.replace(archive)
@@ -45,6 +46,8 @@ async def for_next_node(lease: Lease, path: Path) -> AsyncIterator[Path]:
 async def _sealed(
     lease: Lease, path: Path, *, wallets: tuple[str, ...] | list[str] = (), keys: tuple[str, ...] | list[str] = ()
 ) -> AsyncIterator[Path]:
+    from torg_host.age import seal_file
+
     target = lease.folder / f"{path.name[:100]}.age"  # beside the job's disk, not on it: its quota is the job's
     try:
         await asyncio.to_thread(seal_file, path, target, wallets=wallets, keys=keys)

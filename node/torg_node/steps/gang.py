@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import Handle
-from torg_node.gang_lines import GangLines
-from torg_node.gang_network import GangNetwork, address_of
+from torg_node.gang_addresses import address_of
 from torg_node.lease import Lease, LeaseEnded
 from torg_protocol.states import EndReason
 
@@ -22,6 +21,9 @@ async def in_gang(lease: Lease, handle: Handle) -> AsyncIterator[None]:
     if place is None:
         yield
         return
+    from torg_node.gang_lines import GangLines  # with SSH, which other leases do not need
+    from torg_node.gang_network import GangNetwork
+
     try:
         descriptor = await lease.node.executor.open_interface(handle, address_of(place.rank))
     except ExecutorError as error:

@@ -13,7 +13,6 @@ import os
 import shutil
 from pathlib import Path
 
-from torg_host.age import unseal
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.steps.make_workspace import JOB_USER
 from torg_protocol.errors import TorgError
@@ -33,6 +32,8 @@ class OpenSecrets:
         sealed = lease.spec.secrets
         if sealed is None:
             return
+        from torg_host.age import unseal  # ciphers, for those who seal
+
         folder = secrets_folder(lease)
         try:
             content = unseal(sealed.data, lease.node.keypair)

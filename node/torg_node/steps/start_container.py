@@ -18,7 +18,7 @@ from torg_node.executors.port import (
     PreparedImage,
     ResourceLimits,
 )
-from torg_node.gang_network import gang_env
+from torg_node.gang_addresses import gang_env
 from torg_node.lease import CHECKPOINT, OUTPUT, SECRETS, TORG, WORK, Lease, LeaseEnded
 from torg_node.steps.energy import note_energy
 from torg_node.steps.fetch_inputs import input_mounts

@@ -8,7 +8,8 @@ import struct
 
 import pytest
 
-from torg_node.gang_network import GangNetwork, gang_env
+from torg_node.gang_addresses import gang_env
+from torg_node.gang_network import GangNetwork
 from torg_node.gang_resets import Connections, checksum, reset_for, segment_of
 from torg_protocol.ids import JobId
 from torg_protocol.jobspec import Gang
