@@ -17,7 +17,6 @@ from tests.support.engine import (
     engine_client,
     launch,
     load_image,
-    read_logs,
     run_to_end,
     small_image,
     text_of,
@@ -214,16 +213,22 @@ async def test_a_gpu_without_a_runtime_of_its_own_comes_as_its_device_nodes_and_
     devices = {"AMD-1": (simulated_gpu,), "AMD-2": ("/dev/kfd-that-is-not-there",)}
     async with docker_executor(engine_socket, tmp_path, local_images=[image.tag], gpu_devices=devices) as executor:
         reference = (await executor.prepare(image.tag)).reference
-        use = f"id -G; echo used > {simulated_gpu} && sleep 60"
+        use = f"id -G; echo used > {simulated_gpu} && echo written && sleep 60"
         handle = await executor.start(launch("amd", ["sh", "-c", use], image=reference, gpu_uuids=("AMD-1",)))
+        async with asyncio.timeout(60):
+            said = ""
+            async for chunk in executor.logs(handle):
+                said += text_of([chunk], "stdout")
+                if "written" in said:
+                    break
         with pytest.raises(ExecutorError) as unseen:
             await verify_device_nodes(executor._engine.docker, handle.ref, [simulated_gpu, "/dev/dri/renderD128"])
         with pytest.raises(ExecutorError, match="no such file"):
             await executor.start(launch("none", ["true"], image=reference, gpu_uuids=("AMD-2",)))
         await executor.stop(handle, 0)
-        said = text_of(await read_logs(executor, handle), "stdout")
         plain = await run_to_end(executor, launch("plain", ["ls", simulated_gpu], image=reference))
 
-    assert said.split() == ["65534", str(RENDER_GROUP)]
+    assert said.split() == ["65534", str(RENDER_GROUP), "written"]
     assert unseen.value.code == "gpu_mismatch"
+    assert unseen.value.message.endswith(f"sees {[simulated_gpu]}")
     assert plain.exit.code != 0, "a job without a GPU does not see it"
