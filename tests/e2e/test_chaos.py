@@ -6,7 +6,8 @@ was seen.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -49,7 +50,7 @@ async def client(market: RolesMarket) -> AsyncIterator[AsyncClient]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 async def test_nothing_is_lost_when(
-    fault: Callable[[RolesMarket], Awaitable[None]], market: RolesMarket, client: AsyncClient
+    fault: Callable[[RolesMarket], Coroutine[Any, Any, None]], market: RolesMarket, client: AsyncClient
 ) -> None:
     await under_load(market, client, fault(market), fault.__name__.replace("_", "-"))
 

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.scripted_server import lossy_relay
-from tests.support.small_market import TUSD, SmallMarket, running_market, submit
+from tests.support.small_market import TUSD, SmallMarket, submit
 from torg.client import AsyncClient
 from torg.config import ClientConfig
 from torg.errors import Conflict, ReceiptInvalid, Unavailable
@@ -25,12 +25,6 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pyt
 
 PRICE = TUSD  # per GPU-hour, as small_market's node asks
 ONE_MINUTE_MAXIMUM = PRICE // 60
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
-    async with running_market(tmp_path_factory.mktemp("market")) as market:
-        yield market
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -8,16 +8,14 @@ import io
 import json
 import sqlite3
 import tarfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 import zstandard
 
 from scripts.market_processes import call, script
 from tests.support.image_files import BUSYBOX, busybox, write_image
-from tests.support.small_market import SmallMarket, run, running_market, submit, submit_raw
+from tests.support.small_market import SmallMarket, run, submit, submit_raw
 from torg.client import AsyncClient
 from torg.errors import Conflict, Invalid
 from torg_protocol.errors import Infeasible
@@ -26,18 +24,6 @@ from torg_protocol.states import EndReason, JobState, LeaseState
 from torg_protocol.usage import verify_receipt
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pytest.mark.root]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
-    async with running_market(tmp_path_factory.mktemp("market")) as market:
-        yield market
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
-    async with market.client() as client:
-        yield client
 
 
 async def test_a_job_runs_and_its_outputs_logs_and_receipt_come_back(client: AsyncClient, tmp_path: Path) -> None:

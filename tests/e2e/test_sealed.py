@@ -8,15 +8,13 @@ import os
 import secrets
 import signal
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from solders.keypair import Keypair
 
 from scripts.market_processes import call, remove_containers, script, start
-from tests.support.small_market import SmallMarket, run, running_market, submit, submit_raw
+from tests.support.small_market import SmallMarket, run, submit, submit_raw
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
 from torg_host.age import unseal_file
@@ -40,18 +38,6 @@ kept = pathlib.Path(os.environ["TORG_CHECKPOINT_DIR"])
 print(sorted(os.listdir(os.environ.get("TORG_SECRETS_DIR", "/none")) if os.environ.get("TORG_SECRETS_DIR") else []))
 """
 FIELDS = {"outputs": ["result.bin"], "checkpoint": {"enabled": True}}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
-    async with running_market(tmp_path_factory.mktemp("market")) as market:
-        yield market
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
-    async with market.client() as client:
-        yield client
 
 
 def a_workspace(folder: Path) -> tuple[Path, bytes]:

@@ -8,14 +8,12 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from scripts.market_processes import call, remove_containers, script, start
-from tests.support.small_market import SmallMarket, run, running_market, submit
+from tests.support.small_market import SmallMarket, run, submit
 from torg.client import AsyncClient
 from torg_node.steps.open_secrets import MEMORY
 from torg_protocol.states import EndReason, JobState
@@ -31,18 +29,6 @@ print("SECRET" in os.environ)
 pathlib.Path(os.environ["TORG_OUTPUT_DIR"], "read").write_text(str(sum(path.read_bytes()[0] for path in folder.iterdir())))
 while not pathlib.Path("go").exists() and os.environ.get("WAIT"): time.sleep(0.05)
 """
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
-    async with running_market(tmp_path_factory.mktemp("market")) as market:
-        yield market
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
-    async with market.client() as client:
-        yield client
 
 
 def places_that_hold(needle: bytes, folder: Path) -> list[str]:

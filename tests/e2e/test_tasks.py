@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from scripts.market_processes import call, script
-from tests.support.small_market import SmallMarket, running_market, submit_raw
+from tests.support.small_market import SmallMarket, submit_raw
 from torg.client import AsyncClient
 from torg_protocol.api import JobView
 from torg_protocol.states import EndReason, JobState
@@ -19,18 +17,6 @@ from torg_protocol.tasks import TaskState
 from torg_protocol.usage import verify_receipt
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.sandbox, pytest.mark.root]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
-    async with running_market(tmp_path_factory.mktemp("market")) as market:
-        yield market
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
-    async with market.client() as client:
-        yield client
 
 
 def python(name: str, code: str, **fields: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Collector:
             ]
             for span in (span for scope in resource.scope_spans for span in scope.spans):
                 told = {item.key: item.value.string_value for item in span.attributes}
-                self.spans.append((service, span.name, span.trace_id.hex(), told["torg.job_id"]))
+                self.spans.append((service, span.name, span.trace_id.hex(), told.get("torg.job_id", "")))
 
     def names(self, service: str) -> list[str]:
         return [name for sender, name, _, _ in self.spans if sender == service]

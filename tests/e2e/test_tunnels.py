@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from scripts.market_processes import script
-from tests.support.small_market import SmallMarket, running_market, submit, submit_raw
+from tests.support.small_market import SmallMarket, submit, submit_raw
 from torg.client import AsyncClient
 from torg_protocol.api import JobView
 from torg_protocol.errors import Conflict
@@ -35,18 +35,6 @@ SERVER = (
     "import socket; s = socket.create_server(('127.0.0.1', 8888)); print('up', flush=True)\n"
     "while True:\n c, _ = s.accept(); c.sendall(c.recv(100).upper()); c.close()"
 )
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
-    async with running_market(tmp_path_factory.mktemp("market")) as market:
-        yield market
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
-    async with market.client() as client:
-        yield client
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -105,10 +105,8 @@ async def test_an_update_takes_over_and_one_that_is_not_healthy_goes_back_by_its
 
 async def _reaped(market: SmallMarket, updating: Coroutine[Any, Any, str]) -> None:
     """The first agent is a child of this test: it is waited for, or it would look alive."""
-    task = asyncio.create_task(updating)
     assert market.node is not None
-    await market.node.process.wait()
-    await task
+    await asyncio.gather(updating, market.node.process.wait())
 
 
 def _release_that_runs(data: Path) -> Path:

@@ -6,14 +6,12 @@ import asyncio
 import os
 import shutil
 from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from scripts.market_processes import remove_containers, script
-from tests.support.small_market import SmallMarket, running_market, submit, submit_raw
+from tests.support.small_market import SmallMarket, submit, submit_raw
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
 from torg_protocol.errors import Conflict, Invalid, NotFound
@@ -31,18 +29,6 @@ open("/data/log.txt", "a").write(sys.argv[1] + "\\n")
 print(open("/data/log.txt").read(), flush=True)
 """
 APPEND = ["python", "-c", APPEND_LINE]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SmallMarket]:
-    async with running_market(tmp_path_factory.mktemp("market")) as market:
-        yield market
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(market: SmallMarket) -> AsyncIterator[AsyncClient]:
-    async with market.client() as client:
-        yield client
 
 
 async def torg(client: AsyncClient, *arguments: str, cwd: Path | None = None, exit_code: int = 0) -> str:

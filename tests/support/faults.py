@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any
 
 from tests.support.chaos import RolesMarket, assert_all_is_well, signal_to, submit_through_it
 from tests.support.networks import unplugged
@@ -22,7 +25,8 @@ async def an_api_is_killed(market: RolesMarket) -> None:
 
 
 async def an_api_is_frozen(market: RolesMarket) -> None:
-    await _frozen_for_a_while(market, "api")
+    with _frozen(partial(signal_to, market.processes["api"])):
+        await asyncio.sleep(FROZEN_S)
 
 
 async def an_api_is_asked_to_end(market: RolesMarket) -> None:
@@ -34,11 +38,8 @@ async def an_api_is_asked_to_end(market: RolesMarket) -> None:
 async def the_leading_matcher_is_frozen(market: RolesMarket) -> None:
     """It keeps its connection: only its silence says that it works no more."""
     leader = await market.until_led("matcher")
-    signal_to(market.processes[leader], signal.SIGSTOP)
-    try:
+    with _frozen(partial(signal_to, market.processes[leader])):
         await market.until_led("matcher", by_another_than=leader)
-    finally:
-        signal_to(market.processes[leader], signal.SIGCONT)
 
 
 async def the_leading_worker_is_killed(market: RolesMarket) -> None:
@@ -63,16 +64,14 @@ async def the_bus_is_killed(market: RolesMarket) -> None:
 async def the_database_is_frozen(market: RolesMarket) -> None:
     """For longer than a leader waits for its answer."""
     assert market.postgres is not None
-    market.postgres.send(signal.SIGSTOP)
-    await asyncio.sleep(7)
-    market.postgres.send(signal.SIGCONT)
+    with _frozen(market.postgres.send):
+        await asyncio.sleep(7)
 
 
 async def the_bus_is_frozen(market: RolesMarket) -> None:
     assert market.nats is not None
-    market.nats.send(signal.SIGSTOP)
-    await asyncio.sleep(FROZEN_S)
-    market.nats.send(signal.SIGCONT)
+    with _frozen(market.nats.send):
+        await asyncio.sleep(FROZEN_S)
 
 
 async def the_agent_is_killed(market: RolesMarket) -> None:
@@ -81,10 +80,8 @@ async def the_agent_is_killed(market: RolesMarket) -> None:
 
 
 async def the_agent_is_frozen(market: RolesMarket) -> None:
-    agent = market.agent
-    signal_to(agent, signal.SIGSTOP)
-    await asyncio.sleep(FROZEN_S)
-    signal_to(agent, signal.SIGCONT)
+    with _frozen(partial(signal_to, market.agent)):
+        await asyncio.sleep(FROZEN_S)
 
 
 async def a_node_is_cut_off(market: PartitionedMarket) -> None:
@@ -125,13 +122,17 @@ async def the_bus_is_cut_off_from_everybody(market: PartitionedMarket) -> None:
         await asyncio.sleep(CUT_S)
 
 
-async def _frozen_for_a_while(market: RolesMarket, name: str) -> None:
-    signal_to(market.processes[name], signal.SIGSTOP)
-    await asyncio.sleep(FROZEN_S)
-    signal_to(market.processes[name], signal.SIGCONT)
+@contextlib.contextmanager
+def _frozen(send: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Afterwards it goes on, also when the test has failed: what stands still cannot be asked to end."""
+    send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        send(signal.SIGCONT)
 
 
-FAULTS: list[Callable[[RolesMarket], Awaitable[None]]] = [
+FAULTS: list[Callable[[RolesMarket], Coroutine[Any, Any, None]]] = [
     an_api_is_killed,
     an_api_is_frozen,
     an_api_is_asked_to_end,
@@ -146,7 +147,7 @@ FAULTS: list[Callable[[RolesMarket], Awaitable[None]]] = [
 ]
 
 
-CUTS: list[Callable[[PartitionedMarket], Awaitable[None]]] = [
+CUTS: list[Callable[[PartitionedMarket], Coroutine[Any, Any, None]]] = [
     a_node_is_cut_off,
     a_node_is_not_heard,
     a_node_hears_nothing,
@@ -157,13 +158,15 @@ CUTS: list[Callable[[PartitionedMarket], Awaitable[None]]] = [
 ]
 
 
-async def under_load(market: RolesMarket, client: AsyncClient, fault: Awaitable[None], name: str) -> None:
-    """Jobs of before, of meanwhile and of afterwards; all of them, and the books, must be well in the end. `name`: another one each time."""
+async def under_load(market: RolesMarket, client: AsyncClient, fault: Coroutine[Any, Any, None], name: str) -> None:
+    """Jobs of before, of meanwhile and of afterwards; all of them, and the books, must be well in the end. `name`: another one each time.
+    A load that fails ends the fault."""
     jobs = {await submit_through_it(client, f"{name}-before-{number}") for number in range(3)}
     await eventually(lambda: _some_run(market))
-    load = asyncio.gather(*(submit_through_it(client, f"{name}-meanwhile-{number}") for number in range(2)))
-    _, during = await asyncio.gather(fault, load)
-    jobs |= set(during) | {await submit_through_it(client, f"{name}-after")}
+    async with asyncio.TaskGroup() as together:
+        together.create_task(fault)
+        load = [together.create_task(submit_through_it(client, f"{name}-meanwhile-{number}")) for number in range(2)]
+    jobs |= {task.result() for task in load} | {await submit_through_it(client, f"{name}-after")}
     await assert_all_is_well(market, jobs)
 
 

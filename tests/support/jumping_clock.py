@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.simulated_library import compile_library
 
 SOURCE = Path(__file__).with_name("jumping_clock.c")
 
@@ -16,8 +16,7 @@ class JumpingClock:
 
     @classmethod
     def build(cls, folder: Path) -> JumpingClock:
-        command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O1", "-o"]
-        subprocess.run([*command, str(folder / "clock.so"), str(SOURCE)], check=True, timeout=110)
+        compile_library(folder / "clock.so", SOURCE)
         clock = cls(folder)
         clock.move(0)
         return clock

@@ -70,7 +70,7 @@ class PartitionedMarket(RolesMarket):
         """Control groups of those that run there now."""
         prefix = cgroup_name(self.folder / node / "containers" / "sandbox" / "any").removesuffix("any")
         groups = [*Path("/sys/fs/cgroup").glob(f"{prefix}*"), *Path("/sys/fs/cgroup").glob(f"*/{prefix}*")]
-        return sorted({group.name for group in groups if (group / "cgroup.procs").read_text().strip()})
+        return sorted({group.name for group in groups if _processes_in(group)})
 
     async def node_of(self, job_id: str) -> str | None:
         """Where its newest lease is at work."""
@@ -81,6 +81,14 @@ class PartitionedMarket(RolesMarket):
             return None
         keys = {self.processes[name].ready["node"]: name for name in NODES}
         return keys[leases[0]["node_id"]]
+
+
+def _processes_in(group: Path) -> str:
+    """None in one that was removed since it was listed: reading it says ENOENT, or ENODEV where it was open already."""
+    try:
+        return (group / "cgroup.procs").read_text().strip()
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager

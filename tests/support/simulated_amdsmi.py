@@ -6,13 +6,11 @@ The bindings look up every function of the library when they are imported, so al
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from tests.support.simulated_library import compile_library, run_with
 
 _BODIES = r"""
 #include <stdint.h>
@@ -64,32 +62,10 @@ def build(folder: Path) -> Path:
     source = folder / "simulated.c"
     source.write_text(_BODIES + "".join(f"u32 {name}(void) {{ return 2; }}\n" for name in missing))
     (folder / "lib").mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "ziglang",
-        "cc",
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-w",
-        "-o",
-        str(folder / "lib/libamd_smi.so"),
-    ]
-    subprocess.run([*command, str(source)], check=True, timeout=110)
+    compile_library(folder / "lib/libamd_smi.so", source)
     return folder
 
 
 def run(library: Path, program: str, **settings: object) -> Any:
     """What `program` prints, as JSON. `gpus=2` becomes TORG_SIMULATED_AMD_GPUS=2."""
-    environment = {f"TORG_SIMULATED_AMD_{name.upper()}": str(value) for name, value in settings.items()}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "ROCM_PATH": str(library), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run_with({"ROCM_PATH": str(library)}, program, "TORG_SIMULATED_AMD", settings)

@@ -38,6 +38,13 @@ def signature(nonce: str, key: str = "alice") -> VerifiedSignature:
     return VerifiedSignature(key, NOW_S, nonce)
 
 
+def assert_left(quota: Quota | None, left: int, full_in_s: int) -> None:
+    """The bucket fills while it is asked: on a busy machine it may be full sooner, by less than what one request takes."""
+    assert quota is not None
+    assert (quota.per_minute, quota.left) == (PER_MINUTE, left)
+    assert full_in_s - 60 / PER_MINUTE < quota.full_in_s <= full_in_s
+
+
 async def outcomes(*requests: object) -> list[str]:
     """Codes of errors, "ok" for who was let in."""
     answers = await asyncio.gather(*requests, return_exceptions=True)  # type: ignore[call-overload]
@@ -64,7 +71,8 @@ async def test_of_many_replays_at_once_one_is_let_in(replicas: tuple[SharedAdmis
 async def test_a_limit_holds_over_both_replicas(replicas: tuple[SharedAdmission, SharedAdmission]) -> None:
     one, other = replicas
     quotas = [await replica.admit(caller="carol") for replica in (one, other, one)]
-    assert quotas == [Quota(PER_MINUTE, left, full_in_s) for left, full_in_s in ((5, 10), (4, 20), (3, 30))]
+    for quota, left, full_in_s in zip(quotas, (5, 4, 3), (10, 20, 30), strict=True):
+        assert_left(quota, left, full_in_s)
     said = await outcomes(*(replica.admit(caller=caller) for _ in range(9) for replica in replicas for caller in "cd"))
     assert said.count("ok") == 2 * PER_MINUTE
     said = await outcomes(*(replica.admit(caller="carol") for _ in range(9) for replica in replicas))
@@ -82,9 +90,7 @@ async def test_a_bucket_fills_up_again(postgres: Postgres) -> None:
         said = [(await outcomes(replica.admit(caller="dave")))[0] for _ in range(7)]
         assert said == ["ok"] * 6 + ["rate_limited"]
         await connection.execute("UPDATE request_buckets SET counted_at_s = counted_at_s - 25")
-        quota = await replica.admit(caller="dave")
-        assert quota is not None
-        assert (quota.left, quota.full_in_s) == (1, 45)
+        assert_left(await replica.admit(caller="dave"), 1, 45)
         await connection.execute(
             "UPDATE request_buckets SET counted_at_s = counted_at_s + 3600"
         )  # a clock that was set
@@ -120,7 +126,7 @@ async def test_a_replayed_request_counts_against_nobody(replicas: tuple[SharedAd
     await one.admit(signature=replay, caller="erin")
     said = await outcomes(*(replica.admit(signature=replay, caller="erin") for _ in range(20) for replica in replicas))
     assert said == ["signature_replayed"] * 40
-    assert await other.admit(signature=signature("n2", key="erin"), caller="erin") == Quota(PER_MINUTE, 4, 20)
+    assert_left(await other.admit(signature=signature("n2", key="erin"), caller="erin"), 4, 20)
 
 
 async def test_a_connection_that_breaks_in_a_question_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,5 +179,5 @@ async def test_after_a_crash_of_the_database_signatures_are_known_and_buckets_fu
     await eventually(lambda: _is_on_disk(url))
     await asyncio.to_thread(own_postgres.crash)
     assert await outcomes(replica.admit(signature=signature("n1"), caller="gina")) == ["signature_replayed"]
-    assert await replica.admit(signature=signature("n2"), caller="gina") == Quota(PER_MINUTE, 5, 10)
+    assert_left(await replica.admit(signature=signature("n2"), caller="gina"), 5, 10)
     await replica.aclose()

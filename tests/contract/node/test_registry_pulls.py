@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -13,7 +14,8 @@ import pytest
 
 from tests.support.docker_registry import Registry, running_registry
 from tests.support.engine import docker_executor, engine_client, launch
-from torg_marketplace.simulation.world import SeededRandomness, made_up_network
+from tests.support.node_settings import settings_in
+from tests.support.waiting import until
 from torg_node import pulls
 from torg_node.cache import Cache, remove, trim, warm_names
 from torg_node.executors.docker import DockerExecutor
@@ -68,15 +70,7 @@ async def host(engine_socket: Path, tmp_path: Path) -> AsyncIterator[Host]:
         docker_executor(engine_socket, tmp_path / "executor") as executor,
         engine_client(engine_socket) as engine,
     ):
-        settings = Settings(
-            data=tmp_path,
-            network=made_up_network(SeededRandomness(1)),
-            price_per_gpu_hour=1,
-            payout_address="So11111111111111111111111111111111111111112",
-            max_unpaid=1,
-            max_image_bytes=64 * MIB,
-            private_registries=(registry.host,),
-        )
+        settings = settings_in(tmp_path, max_image_bytes=64 * MIB, private_registries=(registry.host,))
         yield Host(executor, engine, engine_socket, registry, Cache(tmp_path / "cache", 0), settings)
         for image in await engine.images.list():
             for name in [name for name in image["RepoTags"] or [] if name.startswith(registry.host)]:
@@ -86,7 +80,9 @@ async def host(engine_socket: Path, tmp_path: Path) -> AsyncIterator[Host]:
 
 async def test_what_is_pulled_is_in_the_books_and_told_of(host: Host) -> None:
     image = await host.pushed("trainer", MIB)
+    asked = host.registry.blobs_asked()
     prepared = await host.prepare(image)
+    await until(lambda: host.registry.blobs_asked() > asked)
     (entry,) = host.cache.entries()
 
     assert (entry.kind, entry.engine_image, entry.engine_id) == ("pulled", image, prepared.reference)
@@ -137,6 +133,7 @@ async def test_the_least_lately_used_goes_and_what_is_used_stays(host: Host) -> 
     first, second, third = [await host.pushed(name, MIB) for name in ("first", "second", "third")]
     for image in (first, second, third):
         await host.prepare(image)
+    await asyncio.sleep(0.05)  # times of files are no finer than a tick of the kernel
     used_last = await host.prepare(first)
     room = 2 * used_last.size_bytes
     gone = await trim(host.cache, host.executor.forget_image, {third}, room)
@@ -148,8 +145,8 @@ async def test_the_least_lately_used_goes_and_what_is_used_stays(host: Host) -> 
 
 
 async def test_an_image_of_somebodys_container_stays_and_the_others_go_on(host: Host) -> None:
-    """A direct rental, for example: no lease of a marketplace names it."""
-    rented, idle = await host.pushed("rented"), await host.pushed("idle", MIB)
+    """A direct rental, for example: no lease of a marketplace names it. Each image is one that nothing else on this engine is a name of."""
+    rented, idle = await host.pushed("rented", MIB), await host.pushed("idle", MIB)
     prepared = await host.prepare(rented)
     await host.prepare(idle)
     handle = await host.executor.start(launch("job", ["sleep", "60"], image=prepared.reference))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from solders.keypair import Keypair
 
-from torg_chain.network import Network
+from tests.support.node_settings import settings_in
 from torg_chain.wallet import load_keypair, save_keypair
 from torg_node.key_backup import back_up, restore
 from torg_node.owner_rules import OwnerRules
@@ -26,24 +26,8 @@ def settings(tmp_path: Path) -> Settings:
     data = tmp_path / "node"
     data.mkdir()
     save_keypair(Keypair(), data / "node.json")
-    address = str(Keypair().pubkey())
-    settings = Settings(
-        data=data,
-        marketplace_url="http://127.0.0.1:1",
-        marketplace_key=address,
-        network=Network(
-            rpc_url="http://127.0.0.1:2",
-            genesis_hash=address,
-            program_id=address,
-            mint=address,
-            decimals=6,
-            operator_config=address,
-        ),
-        price_per_gpu_hour=1,
-        payout_address=address,
-        max_unpaid=1,
-        rules=OwnerRules(quiet_hours=["sat,sun 22:00-07:00"], deny=("network",), max_duration="6h"),  # type: ignore[arg-type]
-    )
+    rules = OwnerRules(quiet_hours=["sat,sun 22:00-07:00"], deny=("network",), max_duration="6h")  # type: ignore[arg-type]
+    settings = settings_in(data, payout_address=str(Keypair().pubkey()), rules=rules)
     write_settings(settings)
     return settings
 

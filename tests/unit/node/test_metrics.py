@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from torg_marketplace.simulation.world import SeededRandomness, made_up_network
+from tests.support.node_settings import settings_in
 from torg_node.allocation import Capacity, Claim, Cpu
 from torg_node.journal import Journal
 from torg_node.logs import JsonFormatter
@@ -24,15 +24,7 @@ CAPACITY = Capacity((), (Cpu(0), Cpu(1)), 2000, 1 << 30, 1 << 30, 4)
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     Journal(tmp_path / "journal.sqlite").close()
-    return Settings(
-        data=tmp_path,
-        marketplace_url="http://127.0.0.1:1",
-        marketplace_key="key",
-        network=made_up_network(SeededRandomness(1)),
-        price_per_gpu_hour=1,
-        payout_address="So11111111111111111111111111111111111111112",
-        max_unpaid=1,
-    )
+    return settings_in(tmp_path)
 
 
 def test_what_is_reserved_is_scraped_as_it_is_now(settings: Settings) -> None:

@@ -85,6 +85,7 @@ async def test_what_is_not_told_is_unknown(answer: Answer) -> None:
     async with scripted_server(lambda _: answer) as server:
         host = server.url.removeprefix("http://")
         assert await packed_bytes(f"{host}/x:1", "amd64", [host]) is None
+    assert server.requests, "it was asked"
 
 
 async def test_nobody_is_asked_at_a_private_address() -> None:

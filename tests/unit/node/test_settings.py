@@ -36,6 +36,7 @@ def test_a_file_from_before_gpu_slices_is_read(tmp_path: Path) -> None:
     file = tmp_path / CONFIG_NAME
     file.write_text(file.read_text().replace("gpu_slices = 1", "time_slices = true"))
 
+    assert "time_slices = true" in file.read_text()
     assert load_settings(tmp_path).gpu_slices == 1
 
 
