@@ -73,24 +73,25 @@ def nothing_left_behind(base: Path, temp: Path, within_s: float = GONE_WITHIN_S)
     yield
     deadline = time.monotonic() + within_s
     while left := _new(before, survey(base, temp)):
-        assert time.monotonic() < deadline, "left behind:\n" + "\n".join(left)
+        assert time.monotonic() < deadline, "left behind:\n" + "\n".join(line[:300] for line in left)
         time.sleep(0.05)
 
 
 def _new(before: frozenset[str], now: frozenset[str]) -> list[str]:
     """What is there now and was not. A process in the place of one that is gone, which a test killed and started again, is no leak of it."""
-    gone = Counter(_command(line) for line in before - now if line.startswith("process "))
+    gone = Counter(_program(line) for line in before - now if line.startswith("process "))
     found = []
     for line in sorted(now - before):
-        if line.startswith("process ") and gone[_command(line)]:
-            gone[_command(line)] -= 1
+        if line.startswith("process ") and gone[_program(line)]:
+            gone[_program(line)] -= 1
         else:
             found.append(line)
     return found
 
 
-def _command(line: str) -> str:
-    return line.partition(": ")[2]
+def _program(line: str) -> str:
+    """What a process runs, without what another start of the same is given anew: its number, and a port that was the system's choice."""
+    return re.sub(r"--port \d+", "--port", line.partition(": ")[2])
 
 
 def survey(base: Path, temp: Path) -> frozenset[str]:
@@ -119,11 +120,8 @@ def survey(base: Path, temp: Path) -> frozenset[str]:
 
 
 def _processes(marks: tuple[str, ...]) -> Iterator[str]:
-    """Counted by what they run: a test may have started a daemon of its module's market anew."""
-    seen: Counter[str] = Counter()
-    for _, command in _own_processes(marks):
-        seen[command[:200]] += 1
-        yield f"process {command[:200]} ({seen[command[:200]]})"
+    for pid, command in _own_processes(marks):
+        yield f"process {pid}: {command}"
 
 
 def _tunnels(marks: tuple[str, ...]) -> Iterator[str]:

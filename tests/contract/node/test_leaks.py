@@ -113,6 +113,47 @@ def test_what_is_left_is_named_and_what_was_there_before_is_not(
             step()
 
 
+def test_what_is_started_again_is_excused_by_what_went_and_nothing_else_is(tmp_path: Path) -> None:
+    base, temp = tmp_path / "base", tmp_path / "temp"
+    base.mkdir()
+    temp.mkdir()
+    program = "print(flush=True); input()"
+
+    def start(name: str, port: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", program, str(base), name, "--port", str(port)]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        return child
+
+    def end(child: subprocess.Popen[bytes]) -> None:
+        child.kill()
+        child.communicate()
+
+    children = [start("api", 0)]
+
+    def start_again(*more: tuple[str, int]) -> None:
+        end(children.pop())
+        children.extend(start(*each) for each in (("api", 4711), *more))
+
+    try:
+        with nothing_left_behind(base, temp, within_s=0):
+            start_again()
+        with (
+            pytest.raises(AssertionError, match=r"^left behind:\nprocess \d+: [^\n]* other --port 4712$"),
+            nothing_left_behind(base, temp, within_s=0),
+        ):
+            start_again(("other", 4712))
+        with (
+            pytest.raises(AssertionError, match=r"^left behind:\nprocess \d+: [^\n]* other --port 4712$"),
+            nothing_left_behind(base, temp, within_s=0),
+        ):
+            children.append(start("other", 4712))
+    finally:
+        for child in children:
+            end(child)
+
+
 def test_one_more_tunnel_of_an_agent_that_was_there_before_is_named(tmp_path: Path) -> None:
     base, temp = tmp_path / "base", tmp_path / "temp"
     base.mkdir()
