@@ -7,6 +7,7 @@ from typing import Any
 from torg.importers.amounts import cores, size, size_text
 from torg.importers.assembly import Container, assembled
 from torg.importers.reading import Part, Reading, pairs_of
+from torg.importers.references import expanded
 from torg.importers.translation import Translation
 from torg_protocol.quantities import parse_size_bytes
 
@@ -45,8 +46,13 @@ def _placements(profiles: Part) -> list[str]:
         attributes = placement.part("attributes")
         if region := attributes.text("region"):
             regions.append(region)
-        attributes.lose("providers' own words for themselves", *(key for key in attributes.value if key != "region"))
-        placement.lose("who vouches for a node is not asked; see placement.min_reliability_percent", "signedBy")
+        known = {"region"} | ({"host"} if attributes.value.get("host") == "akash" else set())
+        attributes.remark("that it is one of their network's providers", *(known - {"region"}))
+        attributes.lose("providers' own words for themselves", *(key for key in attributes.value if key not in known))
+        placement.remark(
+            "auditors of their network; nodes prove their hardware themselves, see placement.min_reliability_percent",
+            "signedBy",
+        )
         placement.remark("their price per block and coin; ours is limits.max_price_per_hour", "pricing")
         placement.finish()
     return regions
@@ -76,10 +82,13 @@ def _deployed(top: Part, services: dict[str, Part], compute: dict[str, Part]) ->
 def _service(name: str, part: Part, profile: Part) -> Container:
     here = part.path
     fields: dict[str, Any] = {"image": part.text("image", needed=True) or "", "workdir": "image"}
+    env: dict[str, str] = {}
+    for variable, value in pairs_of(part, "env", bare="").items():
+        env[variable] = expanded(value, env)
     for key in ("command", "args"):
         if words := part.texts(key):
-            fields[key] = list(words)
-    if env := pairs_of(part, "env"):
+            fields[key] = [expanded(word, env) for word in words]
+    if env:
         fields["env"] = env
     container = Container(name, here, fields)
     for exposed in part.parts("expose"):
@@ -96,8 +105,6 @@ def _service(name: str, part: Part, profile: Part) -> Container:
         elif storage[disk] == "ram" and path == "/dev/shm":  # noqa: S108  # of the container
             continue
         elif path:
-            if storage[disk] == "persistent":
-                part.reading.drops.lose(mount.path, path, "what is kept after the job belongs into its outputs")
             container.volumes.append({"volume": disk, "path": path, **({"read_only": True} if read_only else {})})
     parameters.remark("rights that their provider grants", "permissions")
     parameters.finish()
@@ -128,7 +135,8 @@ def _expose(exposed: Part, container: Container) -> None:
 
 
 def _resources(resources: Part, container: Container) -> dict[str, str]:
-    """Fills in the container's amounts; returns its storages by name: "disk", "persistent", "ram"."""
+    """Fills in the container's amounts; returns its storages by name: "disk" or "ram". What they call persistent outlives a restart, and ends
+    with the lease: as a job's volumes do."""
     cpu, memory, gpu = resources.part("cpu"), resources.part("memory"), resources.part("gpu")
     container.cpus = _amount(cpu, "units", cores)
     container.memory = _amount(memory, "size", _binary)
@@ -143,8 +151,8 @@ def _resources(resources: Part, container: Container) -> dict[str, str]:
     for disk in disks:
         name = disk.text("name") or "default"
         attributes = disk.part("attributes")
-        persistent, kind = attributes.raw("persistent") in (True, "true"), attributes.text("class")
-        kinds[name] = "ram" if kind == "ram" else "persistent" if persistent else "disk"
+        kinds[name] = "ram" if attributes.text("class") == "ram" else "disk"
+        attributes.raw("persistent")
         attributes.finish()
         amount = _amount(disk, "size", _binary)
         if kinds[name] == "ram":

@@ -36,7 +36,7 @@ def translate(raw: dict[str, Any]) -> Translation:
     top.lose("files and secrets of the author's machine do not travel", "secrets", "configs")
     top.lose("other files are not read; put all into one", "include")
     top.lose("nothing is provided from outside of the containers", "models")
-    containers = [_service(service, part, volumes) for service, part in top.named("services")]
+    containers = [_service(service, part, volumes) for service, part in _started(dict(top.named("services")))]
     if not containers:
         reading.wrong("services", "is missing")
     top.finish()
@@ -50,10 +50,30 @@ def translate(raw: dict[str, Any]) -> Translation:
     return assembled("compose", TITLE, containers, reading.drops, name=name, volumes=volumes, apart=APART, kept=kept)
 
 
+def _started(services: dict[str, Part]) -> list[tuple[str, Part]]:
+    """Those that start when no profile is asked for, and what they depend on; all, where every one has a profile."""
+    wanted = [name for name, part in services.items() if not part.value.get("profiles")] or list(services)
+    for name in wanted:
+        depends_on = services[name].value.get("depends_on")
+        others = map(str, depends_on) if isinstance(depends_on, list | dict) else ()
+        wanted += [other for other in others if other in services and other not in wanted]
+    for name, part in services.items():
+        if name not in wanted:
+            why = "it has a profile, and starts only when that is asked for: take profiles away to have it too"
+            part.reading.drops.remark(part.at("profiles"), part.value["profiles"], why)
+    return [(name, part) for name, part in services.items() if name in wanted]
+
+
 def _volume(name: str, part: Part) -> str:
     """Under which name it outlives the job, as it outlives the containers there."""
-    part.flag("external")
-    found = part.text("name") or name
+    older = (
+        part.part("external") if isinstance(part.value.get("external"), dict) else None
+    )  # {name: N}, until file version 3.4
+    if older is None:
+        part.flag("external")
+    found = part.text("name") or (older and older.text("name")) or name
+    if older is not None:
+        older.finish()
     part.remark("the volume is kept in the marketplace's store", "driver", "driver_opts", "labels")
     part.finish()
     return found
@@ -236,7 +256,7 @@ def _dependencies(part: Part, container: Container) -> None:
 
 def _restart(part: Part) -> Any:
     value = part.raw("restart")
-    policy, _, tries = str(value if value not in (None, False) else "no").partition(":")
+    policy, _, tries = str(value or "no").partition(":")
     if policy == "no":
         return None
     if policy in {"always", "unless-stopped"}:
@@ -260,7 +280,7 @@ def _drop_rest(part: Part) -> None:
     part.lose("limits are the node's", "ulimits", "blkio_config", "pids_limit", "cpuset", "cpu_quota", "cpu_period")
     part.lose("nothing runs beside the command", "post_start", "pre_stop")
     part.lose("nothing is provided from outside of the containers", "models", "provider", "use_api_socket")
-    part.remark("every service of the file is taken", "profiles")
+    part.texts("profiles")
     part.remark("a habit of the engine, without effect on what the job computes", *_HABITS)
     part.finish()
 

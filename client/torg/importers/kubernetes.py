@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from torg.importers.amounts import cores, size
 from torg.importers.assembly import Container, assembled
 from torg.importers.reading import Part, Reading
+from torg.importers.references import expanded
 from torg.importers.translation import Translation
 
 TITLE = "Kubernetes Job"
 APART = "each task has a network of its own: containers of this pod do not reach each other on localhost"
-GPU = "nvidia.com/gpu"
+GPUS = ("nvidia.com/gpu", "amd.com/gpu")
+_OF_A_CLUSTER = ("creationTimestamp", "uid", "resourceVersion", "generation", "managedFields", "selfLink", "clusterName", "deletionTimestamp", "deletionGracePeriodSeconds")  # fmt: skip
+_AMOUNTS_OF = {"cpu": "cpus", "memory": "memory", "ephemeral-storage": "disk"}
+_AMOUNTS = {*_AMOUNTS_OF, *GPUS}
 _MOST_TRIES = 10
 _DEFAULT_BACKOFF = 6
-_REFERENCE = re.compile(r"\$(\$?)\(([A-Za-z_.-][\w.-]*)\)")
-_POD_HABITS = ("dnsPolicy", "enableServiceLinks", "priorityClassName", "schedulerName", "terminationGracePeriodSeconds", "tolerations", "automountServiceAccountToken", "hostname", "subdomain", "preemptionPolicy", "setHostnameAsFQDN")  # fmt: skip
+_POD_HABITS = ("dnsPolicy", "enableServiceLinks", "priorityClassName", "schedulerName", "terminationGracePeriodSeconds", "tolerations", "automountServiceAccountToken", "hostname", "subdomain", "preemptionPolicy", "setHostnameAsFQDN", "priority", "overhead", "readinessGates", "schedulingGates", "os", "hostUsers")  # fmt: skip
 _CONTAINER_HABITS = ("imagePullPolicy", "terminationMessagePath", "terminationMessagePolicy", "stdin", "stdinOnce", "tty", "resizePolicy")  # fmt: skip
 
 
@@ -26,6 +28,7 @@ def translate(raw: dict[str, Any]) -> Translation:
     reading = Reading(TITLE)
     top = Part(reading, raw)
     version, kind = top.text("apiVersion", needed=True), top.text("kind", needed=True)
+    reading.refuse()
     if (version, kind) not in {("batch/v1", "Job"), ("v1", "Pod")}:
         reading.wrong(
             "kind",
@@ -35,9 +38,9 @@ def translate(raw: dict[str, Any]) -> Translation:
         )
         reading.refuse()
     metadata = top.part("metadata")
-    name = metadata.text("name") or metadata.text("generateName")
+    name, prefix = metadata.text("name"), metadata.text("generateName")
     metadata.remark("there is no cluster", "namespace", "labels", "annotations", "finalizers", "ownerReferences")
-    metadata.raw("creationTimestamp")
+    _skip(metadata, _OF_A_CLUSTER)
     metadata.finish()
     top.raw("status")
     around: dict[str, Any] = {}
@@ -53,12 +56,18 @@ def translate(raw: dict[str, Any]) -> Translation:
         TITLE,
         containers,
         reading.drops,
-        name=name,
+        name=name or prefix,
         volumes=volumes,
         around=around,
         apart=APART,
         kept=claims,
     )
+
+
+def _skip(part: Part, keys: tuple[str, ...]) -> None:
+    """What a cluster writes into the objects that it has: nobody asked for it."""
+    for key in keys:
+        part.raw(key)
 
 
 def _job(job: Part, around: dict[str, Any]) -> Part:
@@ -128,6 +137,8 @@ def _pod(pod: Part, around: dict[str, Any], claims: dict[str, str]) -> list[Cont
         "hostIPC",
         "shareProcessNamespace",
     )
+    pod.lose("a container says what it needs: write them there", "resources")
+    pod.lose("nothing is added to a job that runs", "ephemeralContainers")
     pod.lose("a private registry's password would be open to the node", "imagePullSecrets")
     pod.lose("a job runs as an unprivileged user, without further rights", "securityContext")
     pod.lose("names and addresses are the node's", "hostAliases", "dnsConfig")
@@ -171,7 +182,7 @@ def _container(part: Part, volumes: dict[str, str | None]) -> Container:
     }
     for key in ("command", "args"):
         if words := part.texts(key):
-            fields[key] = [_expanded(word, env) for word in words]
+            fields[key] = [expanded(word, env) for word in words]
     if env:
         fields["env"] = env
     container = Container(name, here, fields, {"workdir": f"{here}.workingDir"})
@@ -206,28 +217,17 @@ def _environment(part: Part) -> dict[str, str]:
         if item.has("valueFrom"):
             item.lose("what a cluster knows, or keeps secret, is not known here", "valueFrom")
         else:
-            env[name] = _expanded(str(item.raw("value") or ""), env)
+            env[name] = expanded(str(item.raw("value") or ""), env)
         item.raw("valueFrom"), item.raw("value")
         item.finish()
     part.lose("what a cluster keeps is not known here", "envFrom")
     return env
 
 
-def _expanded(text: str, env: dict[str, str]) -> str:
-    """`$(NAME)` of a variable that is set; others stay, and `$$(NAME)` is `$(NAME)`."""
-
-    def value_of(match: re.Match[str]) -> str:
-        if match.group(1):
-            return match.group()[1:]
-        return env.get(match.group(2), match.group())
-
-    return _REFERENCE.sub(value_of, text)
-
-
 def _amounts(part: Part, container: Container) -> None:
     resources = part.part("resources")
     for owner in (resources.part("limits"), resources.part("requests")):  # the limit is what a container may use up
-        for theirs, ours in (("cpu", "cpus"), ("memory", "memory"), ("ephemeral-storage", "disk")):
+        for theirs, ours in _AMOUNTS_OF.items():
             value = owner.raw(theirs)
             if value is None or getattr(container, ours) is not None:
                 continue
@@ -235,8 +235,9 @@ def _amounts(part: Part, container: Container) -> None:
                 setattr(container, ours, cores(value) if ours == "cpus" else size(value, bare_is_binary=False))
             except ValueError as error:
                 part.reading.wrong(owner.at(theirs), str(error), value)
-        container.gpus = owner.whole(GPU) or container.gpus
-        owner.lose("no such device is offered", *(key for key in owner.value if "/" in str(key) and key != GPU))
+        container.gpus = container.gpus or sum(owner.whole(kind) or 0 for kind in GPUS)
+        owner.lose("whose GPU it is, resources.gpu_class says: see torg offers", "amd.com/gpu")
+        owner.lose("no such device is offered", *(key for key in owner.value if str(key) not in _AMOUNTS))
         owner.finish()
     resources.lose("no such device is offered", "claims")
     resources.finish()

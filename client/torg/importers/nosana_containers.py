@@ -95,13 +95,12 @@ def _task(
         origins["results"] = f"{here}.results"
     task["group"] = (execution.group or operation.id)[:63]
     task["gpu"] = args.gpu or shared.gpu
-    if execution.depends_on:
+    if others := _waits_for(operation, definition):
         wanted = results_wanted(operation)  # which are there once the other one has ended
         until = {
-            other: "succeeded" if other in wanted else "ready" if other in checked else "started"
-            for other in execution.depends_on
+            other: "succeeded" if other in wanted else "ready" if other in checked else "started" for other in others
         }
-        task["depends_on"] = [{"task": names[other], "until": until[other]} for other in execution.depends_on]
+        task["depends_on"] = [{"task": names[other], "until": until[other]} for other in others]
     if execution.timeout is not None:
         task["timeout"] = f"{math.ceil(execution.timeout)}s"
     if args.restart_policy not in (None, "no"):
@@ -111,6 +110,18 @@ def _task(
     places = {"group": "group", "depends_on": "depends_on", "timeout": "timeout"}
     origins |= {ours: f"{here}.execution.{theirs}" for ours, theirs in places.items()}
     return task, {**origins, "volumes": f"{here}.args.volumes", "restart": f"{here}.args.restart_policy"}
+
+
+def _waits_for(operation: RunOperation, definition: Definition) -> list[str]:
+    """The ids of what has to run first. An operation that stops when what it depends on stops serves it: there it starts before them."""
+    execution = operation.execution
+    own = () if execution.stop_if_dependent_stops else execution.depends_on
+    servers = [
+        other.id
+        for _, other in definition.runs()
+        if other.execution.stop_if_dependent_stops and operation.id in other.execution.depends_on
+    ]
+    return list(dict.fromkeys([*own, *servers]))
 
 
 def _container(number: int, operation: RunOperation, shared: Global, drops: Drops) -> Part:

@@ -43,7 +43,10 @@ def _filled(value: Any, path: str, variables: Mapping[str, str], problems: list[
     if isinstance(value, str):
         return _text_filled(value, path, variables, problems)
     if isinstance(value, Mapping):
-        inner = {key: _filled(item, f"{path}.{key}", variables, problems) for key, item in value.items()}
+        inner = {
+            _filled(key, path, variables, problems): _filled(item, f"{path}.{key}", variables, problems)
+            for key, item in value.items()
+        }
         return _mapping_spread(inner, path, problems)
     if isinstance(value, list | tuple):
         items = [_filled(item, f"{path}.{number}", variables, problems) for number, item in enumerate(value)]

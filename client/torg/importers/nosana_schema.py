@@ -82,7 +82,7 @@ class HttpCheck(Strict):
     expected_status: Annotated[int, Field(ge=100, le=599)]
     headers: dict[str, str] = Field(default_factory=dict)
     body: Any = None
-    continuous: StrictBool
+    continuous: StrictBool = False  # required of late; older files leave it out
 
 
 class WebSocketCheck(Strict):

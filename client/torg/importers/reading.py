@@ -142,8 +142,9 @@ class Part:
         return None
 
 
-def pairs_of(part: Part, key: str) -> dict[str, str]:
-    """Environment variables: a mapping, or a list of NAME=VALUE. A name without a value is lost: it comes from the author's shell."""
+def pairs_of(part: Part, key: str, *, bare: str | None = None) -> dict[str, str]:
+    """Environment variables: a mapping, or a list of NAME=VALUE. `bare`: the value of a name without one; None: it is lost, as it comes from
+    the author's shell."""
     value = part.raw(key)
     if value is None:
         return {}
@@ -161,7 +162,9 @@ def pairs_of(part: Part, key: str) -> dict[str, str]:
         part.reading.wrong(part.at(key), "a mapping or a list of NAME=VALUE is expected", value)
         return {}
     for name, one, path in items:
-        if one is None:
+        if one is None and bare is not None:
+            out[name] = bare
+        elif one is None:
             part.reading.drops.lose(path, name, "its value comes from the shell of whoever submits; write it down")
         else:
             out[name] = str(one).lower() if isinstance(one, bool) else str(one)

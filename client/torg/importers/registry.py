@@ -19,7 +19,7 @@ def format_of(raw: dict[str, Any]) -> str | None:
     keys = raw.keys()
     if isinstance(raw.get("ops"), list) and (raw.get("type") == "container" or any(map(_is_operation, raw["ops"]))):
         return "nosana"
-    if {"apiVersion", "kind"} <= keys:
+    if "apiVersion" in keys:
         return "kubernetes"
     if {"services", "profiles", "deployment"} <= keys:
         return "akash"

@@ -62,7 +62,25 @@ def test_storages_are_the_disk_volumes_and_shared_memory() -> None:
 
     assert (spec.resources.disk, spec.resources.shm) == (3 << 30, 256 << 20)
     assert [mount.path for mount in spec.tasks[0].volumes] == ["/data"]
-    assert lost(raw, "akash") == ["services.web.params.storage.data"]
+    assert (
+        lost(raw, "akash") == []
+    )  # what is called persistent there ends with the lease, as a volume does with its job
+
+
+def test_references_and_dollars_are_as_their_providers_read_them() -> None:
+    raw = sdl({"env": ["A=1", "B=$(A)2", "EMPTY"], "args": ["kill $$$$; echo $(B) $(date)"]})
+    spec = spec_of(raw, "akash")
+
+    assert spec.env == {"A": "1", "B": "12", "EMPTY": ""}
+    assert spec.args == ("kill $$; echo 12 $(date)",)
+
+
+def test_who_vouches_for_their_providers_changes_nothing_for_a_job() -> None:
+    raw = sdl()
+    raw["profiles"]["placement"]["here"] |= {"signedBy": {"anyOf": ["akash1auditor"]}, "attributes": {"host": "akash"}}
+
+    assert lost(raw, "akash") == []
+    assert {"profiles.placement.here.signedBy", "profiles.placement.here.attributes.host"} <= {*left_out(raw, "akash")}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +89,15 @@ def test_storages_are_the_disk_volumes_and_shared_memory() -> None:
         (sdl(deployment={"web": {"here": {"profile": "web", "count": 3}}}), "deployment.web.here.count"),
         (sdl({"credentials": {"host": "h", "username": "u", "password": "p"}}), "services.web.credentials"),
         (sdl({"expose": [{"port": 53, "proto": "udp"}]}), "services.web.expose.0.proto"),
+        (
+            sdl(
+                profiles={
+                    "compute": sdl()["profiles"]["compute"],
+                    "placement": {"here": {"attributes": {"host": "mine", "tier": "community"}, "pricing": {}}},
+                }
+            ),
+            "profiles.placement.here.attributes.tier",
+        ),
         (sdl(services={"web": {"image": "a"}, "idle": {"image": "b"}}), "services.idle"),
     ],
 )

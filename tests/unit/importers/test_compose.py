@@ -209,3 +209,31 @@ def test_mistakes_are_named_by_field(raw: dict[str, Any], field: str, message: s
 def test_extensions_are_remarks() -> None:
     assert left_out({**service(), "x-common": {"a": 1}}, "compose") == ["x-common"]
     assert left_out({**service(), "version": "3.8"}, "compose") == []
+
+
+def test_a_service_with_a_profile_waits_to_be_asked_for() -> None:
+    raw = {
+        "services": {
+            "main": {"image": "debian", "depends_on": ["base"]},
+            "base": {"image": "debian", "profiles": ["extra"]},
+            "debug": {"image": "busybox", "profiles": ["debug"]},
+        }
+    }
+
+    assert [task.name for task in spec_of(raw, "compose").tasks] == ["main", "base"]
+    assert "services.debug.profiles" in left_out(raw, "compose")
+
+
+def test_where_all_services_have_profiles_all_are_taken() -> None:
+    raw = {"services": {name: {"image": "debian", "profiles": [name]} for name in ("a", "b")}}
+
+    assert [task.name for task in spec_of(raw, "compose").tasks] == ["a", "b"]
+
+
+def test_an_external_volume_as_older_files_name_it() -> None:
+    raw = {
+        "services": {"main": {"image": "debian", "volumes": ["data:/data"], "restart": ""}},
+        "volumes": {"data": {"external": {"name": "shared"}}},
+    }
+
+    assert [*spec_of(raw, "compose").volumes] == ["shared"]

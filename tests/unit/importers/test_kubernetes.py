@@ -157,3 +157,46 @@ def test_what_has_no_counterpart_is_lost_by_name(raw: dict[str, Any], path: str)
 )
 def test_mistakes_are_named_by_field(raw: dict[str, Any], field: str, message: str) -> None:
     assert problems(raw)[field] == message
+
+
+def test_an_object_as_a_cluster_shows_it_is_read() -> None:
+    raw = job(container())
+    raw["metadata"] |= {
+        "uid": "1-2",
+        "resourceVersion": "7",
+        "generation": 1,
+        "managedFields": [{}],
+        "selfLink": "/x",
+        "generateName": "job-",
+    }
+    raw["spec"]["template"]["spec"] |= {
+        "priority": 0,
+        "readinessGates": [{"conditionType": "a"}],
+        "overhead": {"cpu": "1m"},
+    }
+    raw["status"] = {"succeeded": 1}
+
+    assert lost(raw, "kubernetes") == []
+
+
+def test_two_dollars_are_one_and_a_shells_own_parentheses_stay() -> None:
+    words = ["echo $$ $(A) $$(A) $(date)"]
+    spec = spec_of(job(container(args=words, env=[{"name": "A", "value": "1"}])), "kubernetes")
+
+    assert spec.args == ("echo $ 1 $(A) $(date)",)
+
+
+@pytest.mark.parametrize("kind", ["nvidia.com/gpu", "amd.com/gpu"])
+def test_gpus_of_either_maker_are_gpus(kind: str) -> None:
+    assert spec_of(job(container(resources={"limits": {kind: "2"}})), "kubernetes").resources.gpus == 2
+
+
+@pytest.mark.parametrize("kind", ["rdma/ib", "hugepages-2Mi", "nvidia.com/mig-1g.10gb"])
+def test_another_device_is_lost_by_name(kind: str) -> None:
+    assert lost(job(container(resources={"limits": {kind: "1"}})), "kubernetes") == [
+        f"spec.template.spec.containers.0.resources.limits.{kind}"
+    ]
+
+
+def test_an_object_without_its_kind_is_refused_as_one() -> None:
+    assert problems({"apiVersion": "batch/v1", "spec": {}})["kind"] == "is missing"

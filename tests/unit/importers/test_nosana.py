@@ -416,3 +416,32 @@ def test_a_stream_that_no_result_is_read_from_is_told() -> None:
     raw = definition(op(results={"both": {"regex": "x", "logType": ["stdout", "nodeerr"]}}))
 
     assert "ops.0.results.both.logType" in lost(raw)
+
+
+def test_a_server_starts_before_those_that_it_serves() -> None:
+    check = {
+        "type": "http",
+        "path": "/",
+        "method": "GET",
+        "expected_status": 200,
+    }  # without `continuous`, as in older files
+    serving = {"group": "pair", "depends_on": ["client"], "stop_if_dependent_stops": True}
+    raw = definition(
+        op("client", execution={"group": "pair"}),
+        op("server", expose=[{"port": 80, "health_checks": [check]}], execution=serving),
+    )
+    client, server = load_job_spec(translated(raw).spec).tasks
+
+    assert [(item.task, item.until) for item in client.depends_on] == [("server", "ready")]
+    assert not server.depends_on
+    assert lost(raw) == ["ops.1.execution.stop_if_dependent_stops"]
+
+
+def test_variables_are_filled_into_the_names_of_results() -> None:
+    raw = definition(
+        op("a", results={"%%global.variables.V%%_speed": "x"}),
+        op("b", cmd="%%ops.a.results.fast_speed%%"),
+        **{"global": {"variables": {"V": "fast"}}},
+    )
+
+    assert [*load_job_spec(translated(raw).spec).tasks[0].results] == ["fast_speed"]
