@@ -124,7 +124,7 @@ class AsyncClient(KeptData):
         """The marketplace's public facts; asked once, then remembered."""
         if self._market is None:
             info = await self._transport.ask(MarketInfo, "GET", "/v1/market")
-            pin_or_check(self.config, info)
+            pin_or_check(self.config, info.wire())
             self._market = info
         return self._market
 

@@ -11,15 +11,16 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from torg_protocol.api import MarketInfo
 from torg_protocol.errors import Forbidden, Invalid, NotFound
 
 DEFAULT_MARKETPLACE = "http://127.0.0.1:8700"
+_CHAIN_IDENTITY = ("genesis_hash", "program_id", "mint", "decimals", "operator_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +86,21 @@ def save_marketplace(config: ClientConfig) -> None:
     _write_json(path, {**_read_json(path), "marketplace": config.marketplace_url})
 
 
-def pin_or_check(config: ClientConfig, info: MarketInfo) -> None:
-    """Remembers who answers at this address, or refuses when somebody else does now."""
+def pin_or_check(config: ClientConfig, info: Mapping[str, Any]) -> None:
+    """Remembers who answers at this address, or refuses when somebody else does now. `info`: the JSON of /v1/market."""
     pins = _read_json(config.pin_path)
-    identity = {"marketplace": info.marketplace, "chain": info.chain.model_dump(mode="json")}
+    chain = {name: info["chain"][name] for name in ("rpc_url", *_CHAIN_IDENTITY)}
+    identity = {"marketplace": info["marketplace"], "chain": chain}
     seen = pins.get(config.marketplace_url)
     if seen is None:
         _write_json(config.pin_path, {**pins, config.marketplace_url: identity})
-    elif _without_rpc(seen) != _without_rpc(identity):
+    elif _named_by(seen) != _named_by(identity):
         raise Forbidden(
             "the marketplace at this address has changed its identity",
             code="marketplace_changed",
             field="marketplace",
             value=config.marketplace_url,
-            hint=f"pinned {seen['marketplace']}, got {info.marketplace}; if you know why, remove it from {config.pin_path}",
+            hint=f"pinned {seen['marketplace']}, got {identity['marketplace']}; if you know why, remove it from {config.pin_path}",
         )
 
 
@@ -116,10 +118,9 @@ def pinned(config: ClientConfig) -> dict[str, Any]:
     return dict(found)
 
 
-def _without_rpc(identity: dict[str, Any]) -> dict[str, Any]:
+def _named_by(identity: dict[str, Any]) -> list[Any]:
     """An RPC address may change; the program, the mint, the operator and the chain may not."""
-    chain = {name: value for name, value in identity["chain"].items() if name != "rpc_url"}
-    return {**identity, "chain": chain}
+    return [identity["marketplace"], *(identity["chain"].get(name) for name in _CHAIN_IDENTITY)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,9 +15,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
 from solders.keypair import Keypair
 
 from torg_protocol.errors import Invalid, TorgError, Unavailable, from_problem
@@ -27,8 +26,12 @@ from torg_protocol.httpsig import RequestParts, sign_request
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None is how an import is declared absent
 import httpx  # noqa: E402 - after the line above
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 ByteProgress = Callable[[int, int], None]  # bytes done, bytes in all
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound="BaseModel")
+T = TypeVar("T")
 
 _RETRIES = 4
 _FIRST_BACKOFF_S = 0.2
@@ -89,9 +92,13 @@ class Transport:
 
     async def ask(self, model: type[M], method: str, path: str, **options: Any) -> M:
         """`request`, with the answer as a value of `model`."""
+        return await self.read(model.model_validate, method, path, **options)
+
+    async def read(self, parse: Callable[[Any], T], method: str, path: str, **options: Any) -> T:
+        """`request`, with the answer as `parse` reads it. What that cannot read is Unavailable `answer_malformed`."""
         answer = await self.request(method, path, **options)
         with self._understood(path):
-            return model.model_validate(answer)
+            return parse(answer)
 
     async def ask_pages(self, model: type[M], path: str, query: Mapping[str, str] | None = None) -> AsyncIterator[M]:
         """All pages of a list, by its `next_cursor`."""
@@ -277,7 +284,7 @@ class Transport:
     def _understood(self, path: str) -> Iterator[None]:
         try:
             yield
-        except (ValidationError, TypeError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise Unavailable(
                 f"the answer to {path} is not one that this torg understands",
                 code="answer_malformed",

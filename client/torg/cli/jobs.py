@@ -1,4 +1,4 @@
-"""submit, retry, ps, show, logs, wait, pull, extend, cancel."""
+"""submit, retry, show, logs, wait, pull, extend, cancel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from torg.cli.present import Coin, age, coin, duration, ports_line, size, table
+from torg.cli.present import Coin, coin, duration, ports_line, size, table
 from torg.cli.session import JOB, Seconds, Session, command, resolve
 from torg.client import AsyncClient
 from torg.errors import Unavailable
@@ -18,7 +18,6 @@ from torg_protocol.errors import Invalid
 from torg_protocol.quantities import parse_duration_ms
 from torg_protocol.states import JobState, LeaseState
 from torg_protocol.task_lines import rank_name
-from torg_protocol.tasks import TaskState
 
 VAULT = click.option("--vault", metavar="ADDRESS", help="Vault to pay from; default: the newest.")
 WAIT = click.option(
@@ -104,49 +103,6 @@ async def _submitted(session: Session, client: AsyncClient, job: JobView, *, wai
     money = coin(await client.market())
     session.show(job.wire(), f"{job.job_id}  {job.name}  {job.state}  (at most {money.text(job.max_amount)})")
     session.hint(f"follow it:  torg logs -f {job.job_id}")
-
-
-@click.command()
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 200), help="Jobs on one page.")
-@click.option("--state", type=click.Choice([str(state) for state in JobState]), help="Only jobs in this state.")
-@click.option("--cursor", metavar="JOB", help="Continue where a page ended.")
-@click.option("-q", "--quiet", is_flag=True, help="Only job ids, one per line.")
-@command
-async def ps(session: Session, limit: int, state: str | None, cursor: str | None, quiet: bool) -> None:
-    """List jobs, newest first."""
-    async with session.client() as client:
-        market, page = await asyncio.gather(client.market(), client.jobs(limit=limit, cursor=cursor, state=state))
-    if quiet and not session.as_json:
-        click.echo("".join(f"{job.job_id}\n" for job in page.jobs), nl=False)
-        return
-    if not page.jobs:
-        session.show(page.wire(), "no jobs" + (f" in state {state}" if state else " yet"))
-        session.hint("start one:  torg init, then torg submit job.yaml --wait")
-        return
-    now_ms, money = session.now_ms(), coin(market)
-    rows = [(*_row(job, now_ms), *_money_and_note(job, money)) for job in page.jobs]
-    session.show(page.wire(), table(("job", "name", "state", "age", "attempts", "cost", "note"), rows))
-    if page.next_cursor:
-        session.hint(f"more:  torg ps --cursor {page.next_cursor}")
-
-
-def _row(job: JobView, now_ms: int) -> tuple[str, ...]:
-    return job.job_id, job.name, str(job.state), age(now_ms - job.created_at_ms), str(len(job.leases))
-
-
-def _money_and_note(job: JobView, money: Coin) -> tuple[str, str]:
-    """What it cost, or while it is open what it may cost at most."""
-    cost = money.text(job.final_amount) if job.final_amount is not None else f"≤ {money.text(job.max_amount)}"
-    reason = str(job.reason) if job.reason and job.state is not JobState.SUCCEEDED else ""
-    return cost, job.waiting_for or job.detail or reason or _tasks_note(job)
-
-
-def _tasks_note(job: JobView) -> str:
-    """Of a job of several tasks that runs: how far it is."""
-    tasks = job.leases[-1].tasks if job.leases and job.state is JobState.LEASED else ()
-    ended = sum(task.state.has_ended for task in tasks)
-    running = ", ".join(task.task for task in tasks if task.state is TaskState.RUNNING)
-    return f"{ended} of {len(tasks)} tasks ended" + (f"; running: {running}" if running else "") if tasks else ""
 
 
 @click.command()

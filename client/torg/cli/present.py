@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torg_protocol.api import MarketInfo
 from torg_protocol.errors import Invalid
 from torg_protocol.money import format_amount, parse_amount
+
+if TYPE_CHECKING:
+    from torg_protocol.api import MarketInfo
 
 _TEST_MINT = "TorgTestUSD11111111111111111111111111111111"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from torg_protocol.errors import Infeasible, NotFound, TorgError
 
 if TYPE_CHECKING:
     from torg.client import AsyncClient
+    from torg.transport import Transport
 
 FAILED = 1
 FAILED_ITSELF = 125  # of commands that pass a job's exit code on: torg failed, not the job
@@ -36,6 +38,25 @@ class Session:
     def client(self) -> AbstractAsyncContextManager[AsyncClient]:
         from torg.client import AsyncClient
 
+        self._needs_identity()
+        return AsyncClient(self.config)
+
+    @contextlib.asynccontextmanager
+    async def transport(self) -> AsyncIterator[Transport]:
+        """For a command that asks so little that the client and all its models would be most of its time."""
+        from torg.transport import Transport
+        from torg_chain.wallet import load_keypair
+
+        self._needs_identity()
+        api_key = self.config.api_key
+        keypair = None if api_key else load_keypair(self.config.key_path)
+        transport = Transport(self.config.marketplace_url, keypair, api_key=api_key)
+        try:
+            yield transport
+        finally:
+            await transport.aclose()
+
+    def _needs_identity(self) -> None:
         if self.config.api_key is None and not self.config.key_path.exists():
             raise NotFound(
                 "you have no wallet yet",
@@ -44,7 +65,6 @@ class Session:
                 value=str(self.config.home),
                 hint="make one: torg wallet new   (or take one over: torg wallet import FILE; or set TORG_API_KEY)",
             )
-        return AsyncClient(self.config)
 
     def visitor(self) -> AbstractAsyncContextManager[AsyncClient]:
         """For what the marketplace shows to everybody: without a wallet, a key of the moment is as good."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,9 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def market(key: str = "key-1", **chain: str | int) -> MarketInfo:
+def market(key: str = "key-1", **chain: str | int) -> dict[str, Any]:
     facts = {"rpc_url": "http://rpc", "genesis_hash": "g", "program_id": "p", "mint": "m", "decimals": 6}
-    return MarketInfo(
+    info = MarketInfo(
         name="m",
         marketplace=key,
         protocol_versions=(1,),
@@ -34,6 +35,7 @@ def market(key: str = "key-1", **chain: str | int) -> MarketInfo:
         min_vault_grace_s=1,
         fee_basis_points=0,
     )
+    return info.wire()
 
 
 def test_arguments_win_over_the_environment_which_wins_over_the_file(
