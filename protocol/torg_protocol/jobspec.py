@@ -81,7 +81,7 @@ class Resources(Strict):
 
     gpus: int = Field(default=0, ge=0, le=64)
     gpu_fraction: GpuMillis = Field(default=WHOLE_GPU_MILLI, exclude_if=lambda milli: milli == WHOLE_GPU_MILLI)
-    gpu_class: str | None = Field(default=None, max_length=64)
+    gpu_class: str | None = Field(default=None, max_length=512)  # as its driver names it; several: "A|B"
     min_vram: SizeBytes | None = None
     min_compute_capability: str | None = Field(default=None, pattern=r"^[0-9]{1,2}\.[0-9]$")
     cpus: CpuMillis = Field(default=1000, gt=0)

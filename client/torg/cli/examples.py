@@ -17,7 +17,7 @@ def starter(name: str, gpus: int, schema: Path | None = None) -> str:
     """A commented job file. `name` is made to fit what a job's name may be. `schema`: for editors, by the line that they know."""
     fitting = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63] or "job"
     gpu_lines = (
-        f"  gpus: {gpus}\n  min_vram: 16GiB              # per GPU\n  # gpu_class: rtx4090         # only this kind; see torg offers\n"
+        f"  gpus: {gpus}\n  min_vram: 16GiB              # per GPU\n  # gpu_class: NVIDIA L40S|NVIDIA GeForce RTX 4090  # only these kinds; see torg offers\n"
         if gpus
         else "  gpus: 0                      # 1 or more for GPUs; then also: min_vram: 16GiB\n"
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torg.importers.amounts import cores, size, size_text
-from torg.importers.assembly import Container, assembled
+from torg.importers.amounts import card_memory, cores, size, size_text
+from torg.importers.assembly import Container, assembled, want_models
 from torg.importers.reading import Part, Reading, pairs_of
 from torg.importers.references import expanded
 from torg.importers.translation import Translation
@@ -170,15 +170,19 @@ def _gpu(gpu: Part, container: Container) -> None:
     container.gpus = int(gpu.whole("units") or 0)
     attributes = gpu.part("attributes")
     vendor = attributes.part("vendor")
-    for model in vendor.parts("nvidia"):
-        if ram := _amount(model, "ram", _binary):
-            container.min_vram = ram
-        model.lose(
-            "kinds are named as NVIDIA's driver names them: see torg offers, then write resources.gpu_class", "model"
-        )
-        model.remark("how it is plugged in cannot be asked for", "interface")
-        model.finish()
-    vendor.lose("GPUs are NVIDIA's", *(key for key in vendor.value if key != "nvidia"))
+    models, rams = list[Any](), list[str | None]()  # any of which will do
+    for maker in vendor.value:
+        for model in vendor.parts(str(maker)):
+            rams.append(_amount(model, "ram", card_memory))
+            model.remark("how it is plugged in cannot be asked for", "interface")
+            models.append((model.at("model"), model.text("model") or "*"))
+            model.finish()
+    if all(name != "*" for _, name in models):
+        want_models(container, models, gpu.reading.drops)
+    if known := [ram for ram in rams if ram]:
+        container.min_vram = min(known, key=parse_size_bytes) if len(known) == len(rams) else None
+    if foreign := [str(maker) for maker in vendor.value if maker != "nvidia" and not models]:
+        gpu.reading.drops.lose(vendor.at(foreign[0]), None, "name its models: a node has GPUs of either maker")
     vendor.finish()
     attributes.finish()
     gpu.finish()

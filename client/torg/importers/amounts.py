@@ -27,6 +27,11 @@ def size(value: object, *, bare_is_binary: bool) -> str:
     return size_text(math.ceil(Fraction(match.group(1)) * scale))
 
 
+def card_memory(value: object) -> str:
+    """A GPU's memory as it is sold: `80Gi` as `80GB` is that of a card with 80 GB on its box, of which its driver reports less than 80 GiB."""
+    return size(re.sub(r"(?<=[KMGTkmgt])i", "", str(value)), bare_is_binary=False)
+
+
 def size_text(size_bytes: int) -> str:
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if size_bytes and size_bytes % scale == 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from torg.importers.gpu_models import gpu_class_of, names_of_drivers
 from torg.importers.resources import resources_for
 from torg.importers.translation import Drops, Translation, name_of
 from torg_protocol.quantities import parse_size_bytes
@@ -29,6 +30,7 @@ class Container:
     group: str | None = None
     gpus: int = 0
     min_vram: str | None = None
+    gpu_models: tuple[str, ...] = ()  # names of drivers, any of which will do; none: any GPU
     cpus: str | None = None
     memory: str | None = None
     shm: str | None = None
@@ -59,9 +61,28 @@ def assembled(
         job, origins = _several(containers, list(volumes), kept or {}, drops)
         if apart and not alone:
             drops.lose(containers[1].path.rpartition(".")[0] or "$", [item.name for item in containers], apart)
-    spec = {"version": 1, "name": name_of(name, containers[0].name), **job, "resources": _resources(containers)}
+    spec = {"version": 1, "name": name_of(name, containers[0].name), **job, "resources": _resources(containers, drops)}
     spec |= around or {}
     return Translation(format_name, title, spec, tuple(drops.items), origins)
+
+
+def want_models(container: Container, models: Sequence[tuple[str, str]], drops: Drops) -> None:
+    """`models`: where each stands, and its name; any of them will do. One that is not known is lost."""
+    found: list[str] = []
+    for path, model in models:
+        names = names_of_drivers(model)
+        found += names
+        if not names:
+            drops.lose(
+                path, model, "no GPU that is known here by this name: see torg offers, then write resources.gpu_class"
+            )
+    if found:
+        container.gpu_models = tuple(dict.fromkeys(found))
+        drops.remark(
+            models[0][0],
+            [model for _, model in models],
+            "it is resources.gpu_class, by the names that drivers give: see torg offers",
+        )
 
 
 def _one(container: Container, drops: Drops) -> tuple[dict[str, Any], dict[str, str]]:
@@ -120,17 +141,30 @@ def _origins(container: Container) -> dict[str, str]:
     return {name: container.places.get(name, f"{container.path}.{name}") for name in container.fields}
 
 
-def _resources(containers: Sequence[Container]) -> dict[str, Any]:
+def _resources(containers: Sequence[Container], drops: Drops) -> dict[str, Any]:
     """The sum of what containers ask for, as if they ran beside each other; GPUs are shared, so of them the most."""
     width = len({item.group for item in containers}) if all(item.group for item in containers) else 1
     at_once = max(1, len(containers) // width) if width > 1 else len(containers)
     gpus = max(item.gpus for item in containers)
     vram = max((item.min_vram for item in containers if item.min_vram), key=parse_size_bytes, default=None)
     given: dict[str, Any] = {
+        "gpu_class": _gpu_class(containers, drops),
         "cpus": _sum_of_cores([item.cpus for item in containers]),
         **{name: _sum_of_sizes([getattr(item, name) for item in containers]) for name in ("memory", "shm", "disk")},
     }
     return resources_for(gpus=gpus, min_vram=vram, at_once=at_once, **given)
+
+
+def _gpu_class(containers: Sequence[Container], drops: Drops) -> str | None:
+    """All run on one node, whose GPUs are of one kind."""
+    asked = [item for item in containers if item.gpus and item.gpu_models]
+    if not asked:
+        return None
+    common = [name for name in asked[0].gpu_models if all(name in item.gpu_models for item in asked)]
+    if not common:
+        drops.lose(asked[1].path, asked[1].gpu_models, "another container wants other GPUs, and a node has one kind")
+        return gpu_class_of(asked[0].gpu_models)
+    return gpu_class_of(common)
 
 
 def _sum_of_cores(asked: Sequence[str | None]) -> str | None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torg.importers.amounts import cores, seconds, size
-from torg.importers.assembly import Container, assembled
+from torg.importers.amounts import card_memory, cores, seconds, size
+from torg.importers.assembly import Container, assembled, want_models
+from torg.importers.dstack_shell import (
+    default_image,
+    exported_secrets,
+    exports,
+    joined,
+    python_of,
+    secrets_of,
+    with_python,
+)
 from torg.importers.reading import Part, Reading, pairs_of
 from torg.importers.translation import Translation
 
 TITLE = "dstack task"
+_INSIDE = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w.@+ /-]*")  # a path below the folder of the file, kept as it is
 _SECRET = re.compile(r"\$\{\{\s*[^}]*\}\}")
 _CLOUD = ("backends", "availability_zones", "instance_types", "instances", "reservation", "spot_policy", "idle_duration", "creation_policy", "fleets", "single_branch", "backend_options", "termination_idle_time", "termination_policy")  # fmt: skip
 
@@ -25,19 +35,22 @@ def translate(raw: dict[str, Any]) -> Translation:
             "type", "only a task becomes a job", kind, "a service's command can be written as a task with ports"
         )
         reading.refuse()
-    container = _container(top)
     around: dict[str, Any] = {}
+    if _sends_folder(top):
+        around["workspace"] = "."
+    if top.raw("groups") is not None:
+        reading.wrong("groups", "a job runs the same commands on all of its nodes", None, "write a task for each group")
+        reading.refuse()
+    container = _container(top, around, nodes=_nodes(top, around))
     _limits(top, around)
     if regions := top.texts("regions"):
         around["placement"] = {"regions": list(regions)}
-    if _sends_folder(top):
-        around["workspace"] = "."
-    if (top.whole("nodes") or 1) > 1:
-        top.lose("translated for one node; of several: gang: {size: N}, and TORG_RANK tells them apart", "nodes")
     top.lose("a private registry's password would be open to the node", "registry_auth")
-    top.lose("a job runs as an unprivileged user, without further rights", "user", "privileged", "docker", "nvcc")
+    top.lose("a job runs as an unprivileged user, without further rights", "user", "privileged", "docker", "home_dir")
     kept = _volumes(top, container)
     top.lose("a job runs when it is submitted", "schedule")
+    top.lose("their server is not reached from here", "dstack")
+    top.lose("write it among the commands", "setup")
     top.lose("profiles of another file are not read", "profile", "env_file")
     top.lose("nothing is asked of a task from outside", "probes", "https", "gateway")
     top.lose("a job is stopped at its limits, not for what its GPU does", "utilization_policy")
@@ -80,49 +93,90 @@ def _volumes(top: Part, container: Container) -> dict[str, str]:
     return kept
 
 
-def _container(top: Part) -> Container:
-    image, name = top.text("image"), top.text("name")
-    fields: dict[str, Any] = {"image": image or "host-python"}
-    if image is None:
-        top.remark("the node's Python is what runs", "python")
-        why = "without an image their own runs, with CUDA and conda; here it is the node's Python: name an image"
-        top.reading.drops.lose("image", None, why)
-    else:
-        top.remark("the image's Python is what runs", "python")
+def _container(top: Part, around: dict[str, Any], *, nodes: int) -> Container:
+    name = top.text("name") or "task"
+    image, shell, entrypoint = top.text("image"), top.text("shell"), top.text("entrypoint")
+    fields: dict[str, Any] = {"image": image or default_image(nvcc=bool(top.flag("nvcc")))}
+    container = Container(name, "", fields)
+    _resources(top.part("resources"), container)
+    in_shell = entrypoint is None and bool(top.value.get("commands"))
+    secrets = secrets_of(top) if in_shell else {}
+    if env := _environment(top, secrets):
+        fields["env"] = env
     commands = top.texts("commands") or ()
-    shell, entrypoint = top.text("shell"), top.text("entrypoint")
-    if commands and entrypoint is None:
-        fields |= {"command": [shell or "/bin/sh", "-c"], "args": [" && ".join(commands)]}
+    if in_shell:
+        before = [with_python(python_of(top.value.get("python")))] if image is None else []
+        before += exports(commands, nodes=nodes, gpus=container.gpus, name=name, top=top)
+        words = joined([*before, *exported_secrets(secrets), *commands])
+        fields |= {"command": [shell or ("/bin/sh" if image else "/bin/bash"), "-c"], "args": [words]}
     elif entrypoint is not None:
-        import shlex
-
-        fields |= {"command": shlex.split(entrypoint), **({"args": list(commands)} if commands else {})}
+        fields |= {"command": _split(entrypoint, top), **({"args": list(commands)} if commands else {})}
     elif image is None:
         top.reading.wrong("commands", "is missing")
+    if secrets:
+        around["secrets"] = {secret: {"env": secret} for secret in secrets}
+    _around_python(top, image)
     if directory := top.text("working_dir"):
         if directory.startswith("/"):
             fields["workdir"] = directory
         else:
             top.lose("a job starts in its workspace; write an absolute path", "working_dir")
-    elif image is not None and not _sends_folder(top):
+    elif not around.get("workspace"):
         fields["workdir"] = "image"
-    if env := _environment(top):
-        fields["env"] = env
-    places = {"command": "shell" if shell else "commands", "args": "commands", "workdir": "working_dir"}
-    places |= {"image": "image", "env": "env", **{f"env.{key}": f"env.{key}" for key in env}}
-    container = Container(name or "task", "", fields, places)
+    places = {field: field for field in ("image", "env", *(f"env.{key}" for key in env))}
+    first = "entrypoint" if entrypoint is not None else "shell" if shell else "commands"
+    container.places = {**places, "command": first, "args": "commands", "workdir": "working_dir"}
+    _ports(top, container)
+    return container
+
+
+def _split(entrypoint: str, top: Part) -> list[str]:
+    import shlex
+
+    try:
+        return shlex.split(entrypoint)
+    except ValueError as error:
+        top.reading.wrong("entrypoint", f"cannot be split into words: {error}", entrypoint)
+        return []
+
+
+def _around_python(top: Part, image: str | None) -> None:
+    top.raw("python"), top.raw("nvcc")
+    if image is None:
+        top.reading.drops.remark(
+            "image", default_image(nvcc=bool(top.value.get("nvcc"))), "their default; name another one to start sooner"
+        )
+    else:
+        top.remark("the image's Python is what runs", "python")
+        top.remark("the image's tools are what there is", "nvcc")
+
+
+def _nodes(top: Part, around: dict[str, Any]) -> int:
+    """Several nodes are a gang, in which every member runs the commands and knows its rank."""
+    nodes = top.whole("nodes") or 1
+    if nodes > 1 and top.value.get("volumes"):
+        top.lose("several nodes share no volume: translated for one", "nodes")
+        return 1
+    if nodes > 1:
+        around["gang"] = {"size": nodes}
+    return nodes
+
+
+def _ports(top: Part, container: Container) -> None:
     for number, item in enumerate(top.texts("ports") or ()):
         target = item.rpartition(":")[2]
         if target.isdigit():
             container.ports.append(({"port": int(target)}, f"ports.{number}"))
         else:
             top.reading.wrong(f"ports.{number}", "not a port", item)
-    _resources(top.part("resources"), container)
-    return container
 
 
-def _environment(top: Part) -> dict[str, str]:
-    env = pairs_of(top, "env")
+def _environment(top: Part, secrets: Mapping[str, str]) -> dict[str, str]:
+    env = pairs_of(top, "env", bare="" if secrets else None)
+    for name, path in secrets.items():
+        env.pop(name, None)
+        why = "read from this shell when the job is submitted, sealed to the nodes that fit it, and exported before the commands"
+        top.reading.drops.remark(path, name, why)
     for name, value in list(env.items()):
         if _SECRET.search(value):
             top.reading.drops.lose(f"env.{name}", name, "a secret or a value of their server, which is not known here")
@@ -139,8 +193,16 @@ def _sends_folder(top: Part) -> bool:
             source = str(item.get("local_path", item.get("path", "")) if isinstance(item, dict) else item).partition(
                 ":"
             )[0]
-            if source in {".", "./"}:
+            whole = str(item) if not isinstance(item, dict) else source if len(item) == 1 else ""
+            if source in {".", "./"} and whole.rpartition(":")[2] in {".", "./"}:
                 sends = True
+            elif key == "files" and _INSIDE.fullmatch(whole):
+                sends = True
+                top.reading.drops.remark(
+                    f"{key}.{number}",
+                    item,
+                    "the whole folder of this file is sent along, without what .torgignore names",
+                )
             elif not any(drop.path == f"{key}.{number}" for drop in top.reading.drops.items):
                 top.reading.drops.lose(f"{key}.{number}", item, "only the folder of this file itself is sent along")
     return sends
@@ -202,7 +264,10 @@ def _least(part: Part, key: str, read: Callable[[object], str]) -> str | None:
         value = value.get("min", value.get("count"))
         if value is None:
             return None
-    low = str(value).rpartition(":")[2].partition("..")[0].strip()  # x86:4.. names an architecture too
+    named, _, amount = str(value).rpartition(":")  # arm:4.. names an architecture too
+    if named not in {"", "x86"}:
+        part.reading.drops.lose(part.at(key), named, "which processor it is cannot be asked for")
+    low = amount.partition("..")[0].strip()
     if not low:
         return None
     try:
@@ -215,12 +280,14 @@ def _least(part: Part, key: str, read: Callable[[object], str]) -> str | None:
 def _gpu(gpu: Part, container: Container) -> None:
     count = _least(gpu, "count", cores)
     container.gpus = int(float(count)) if count else 1
-    container.min_vram = _least(gpu, "memory", _binary)
-    gpu.lose("kinds are named as NVIDIA's driver names them: see torg offers, then write resources.gpu_class", "name")
+    container.min_vram = _least(gpu, "memory", card_memory)
+    names = gpu.raw("name")
+    listed = names if isinstance(names, list) else str(names or "").split(",")
+    want_models(container, [(gpu.at("name"), str(name).strip()) for name in listed if name], gpu.reading.drops)
     gpu.lose("it is the memory of each GPU that is asked for", "total_memory")
     gpu.lose("write it as resources.min_compute_capability", "compute_capability")
-    if gpu.raw("vendor") not in (None, "nvidia"):
-        gpu.lose("GPUs are NVIDIA's", "vendor")
+    if str(gpu.raw("vendor") or "nvidia").lower() != "nvidia" and not container.gpu_models:
+        gpu.lose("name its models: a node has GPUs of either maker", "vendor")
     gpu.finish()
 
 
@@ -232,10 +299,10 @@ def _short_gpu(part: Part, text: str, container: Container) -> None:
         if low.isdigit():
             container.gpus = int(low)
         elif re.fullmatch(r"[0-9.]+ ?[GMT]i?B?", low, re.IGNORECASE):
-            container.min_vram = _binary(low)
-        elif piece and piece.lower() != "nvidia":
-            why = "kinds are named as NVIDIA's driver names them: see torg offers, then write resources.gpu_class"
-            part.reading.drops.lose(part.at("gpu"), piece, why)
+            container.min_vram = card_memory(low)
+        elif piece and piece.lower() not in {"nvidia", "amd"}:
+            models = [(part.at("gpu"), name.strip()) for name in piece.split(",") if name.strip()]
+            want_models(container, models, part.reading.drops)
 
 
 def _binary(value: object) -> str:

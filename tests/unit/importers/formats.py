@@ -30,6 +30,7 @@ def translated(text: str | dict[str, Any], name: str) -> Translation:
 def spec_of(text: str | dict[str, Any], name: str) -> JobSpec:
     spec = dict(translated(text, name).spec)
     spec.pop("workspace", None)  # a folder in a file, a blob on the wire
+    spec.pop("secrets", None)  # where they are in a file, sealed on the wire
     return load_job_spec(spec)
 
 

@@ -46,8 +46,38 @@ def test_gpus_with_their_memory() -> None:
     gpu = {"units": 2, "attributes": {"vendor": {"nvidia": [{"model": "a100", "ram": "80Gi"}]}}}
     raw = sdl(resources={"gpu": gpu})
 
-    assert (spec_of(raw, "akash").resources.gpus, spec_of(raw, "akash").resources.min_vram) == (2, 80 << 30)
-    assert lost(raw, "akash") == ["profiles.compute.web.resources.gpu.attributes.vendor.nvidia.0.model"]
+    asked = spec_of(raw, "akash").resources
+    assert (asked.gpus, asked.min_vram) == (
+        2,
+        80 * 10**9,
+    )  # as on the card's box: drivers report a bit less than 80 GiB
+    assert "NVIDIA A100-SXM4-80GB" in (asked.gpu_class or "").split("|")
+    assert lost(raw, "akash") == []
+
+
+def test_of_several_models_any_will_do_and_one_that_is_not_known_is_lost() -> None:
+    models = [{"model": "rtx4090", "ram": "24Gi"}, {"model": "h100", "ram": "80Gi"}, {"model": "zx9"}]
+    raw = sdl(resources={"gpu": {"units": 1, "attributes": {"vendor": {"nvidia": models}}}})
+    asked = spec_of(raw, "akash").resources
+
+    assert asked.min_vram is None
+    assert {"NVIDIA GeForce RTX 4090", "NVIDIA H100 PCIe"} <= {*(asked.gpu_class or "").split("|")}
+    assert lost(raw, "akash") == ["profiles.compute.web.resources.gpu.attributes.vendor.nvidia.2.model"]
+
+
+@pytest.mark.parametrize("vendor", [{"nvidia": None}, {"nvidia": [{"model": "*"}]}])
+def test_a_gpu_of_no_certain_model_is_any(vendor: dict[str, Any]) -> None:
+    raw = sdl(resources={"gpu": {"units": 1, "attributes": {"vendor": vendor}}})
+
+    assert (spec_of(raw, "akash").resources.gpus, spec_of(raw, "akash").resources.gpu_class) == (1, None)
+
+
+def test_gpus_of_another_maker_are_lost_unless_a_model_is_named() -> None:
+    def of(vendor: dict[str, Any]) -> dict[str, Any]:
+        return sdl(resources={"gpu": {"units": 1, "attributes": {"vendor": vendor}}})
+
+    assert lost(of({"amd": None}), "akash") == ["profiles.compute.web.resources.gpu.attributes.vendor.amd"]
+    assert spec_of(of({"amd": [{"model": "mi300x"}]}), "akash").resources.gpu_class == "AMD Instinct MI300X"
 
 
 def test_storages_are_the_disk_volumes_and_shared_memory() -> None:
