@@ -148,10 +148,12 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """A segment from an altered checkpoint, and the weights that we have come to ourselves."""
+    """A segment from a checkpoint that nobody claims, and the weights that we have come to ourselves. `pieces`: of that checkpoint, when its
+    name is theirs."""
 
     start: CheckpointRef
     answer: Digest
+    pieces: tuple[BlobRef, ...] = ()
 
 
 class Replayer(Protocol):
@@ -163,8 +165,9 @@ class Replayer(Protocol):
         """Of the weights that somebody else came to. Raises EvaluationFailed when it cannot judge."""
         ...
 
-    async def plant(self, spec: JobSpec, segment: Segment, model: Digest | None, seed: int) -> Planted:
-        """Alters where the segment starts, and executes it. Raises EvaluationFailed: also when what was claimed would pass all the same."""
+    async def plant(self, spec: JobSpec, before: Segment, segment: Segment, model: Digest | None, seed: int) -> Planted:
+        """Alters where `before` starts and executes both: so the job itself writes the checkpoint that is handed out, and all that is in it
+        agrees. Raises EvaluationFailed: also when what was claimed would pass all the same."""
         ...
 
 

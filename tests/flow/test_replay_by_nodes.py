@@ -16,7 +16,8 @@ from torg_marketplace.flow import vaults
 from torg_marketplace.flow.collateral import look_at_collaterals
 from torg_marketplace.flow.erase import erase_account
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.replay_checks import PLANTED, advance_planted
+from torg_marketplace.flow.planted import advance_planted
+from torg_marketplace.flow.replay_checks import AUDIT, PLANTED
 from torg_marketplace.flow.reputation import node_reputation
 from torg_marketplace.flow.rows import spec_of
 from torg_marketplace.flow.verify import verify_pending
@@ -57,6 +58,22 @@ class Trial:
     async def asked(self) -> Node:
         (only,) = self.waiting()  # one after the other
         return only
+
+    async def asked_for(self, purpose: str) -> list[Node]:
+        """Verifiers who are at a segment of this kind."""
+        query = select(ReplayAnswerRow.node_id).join(
+            ReplayCheckRow, ReplayCheckRow.check_id == ReplayAnswerRow.check_id
+        )
+        query = query.where(ReplayAnswerRow.state == "open", ReplayCheckRow.purpose == purpose)
+        async with self.world.market.reading() as unit:
+            ids = set(await unit.session.scalars(query))
+        return [node for node in self.verifiers if node.id in ids]
+
+    async def executes(self, node: Node, weights: bytes = EXECUTED) -> None:
+        """Quickly: nobody sends heartbeats meanwhile."""
+        await execute(node, weights, seconds=2)
+        await self.verify()
+        await self.verify()  # what the answer woke
 
     async def answer(self, weights: bytes) -> Node:
         node = await self.asked()
@@ -301,22 +318,24 @@ async def test_short_segments_are_executed_by_ourselves(world: World) -> None:
 
 @pytest.mark.parametrize(("weights", "outvoted"), [(EXECUTED, False), (JUNK, True), (COPIED, True)])
 async def test_a_planted_segment_finds_who_does_not_execute(world: World, weights: bytes, outvoted: bool) -> None:
-    trial = await audited(world, planted=1000, segments=2)  # of two, one at least has a checkpoint that can be altered
+    # Whoever was asked about the lease is not asked about what is planted.
+    trial = await audited(world, verifiers=6, planted=1000, segments=2)
     while (await trial.state())[0] == JobState.VERIFYING:
-        await trial.answer(EXECUTED)
-    await trial.verify()
-    suspect = trial.waiting()[0]
+        (auditor,) = await trial.asked_for(AUDIT)
+        await trial.executes(auditor)
+    suspect, *_ = await trial.asked_for(PLANTED)
     before = await reputation(trial, suspect)
-    await execute(suspect, weights)
-    await trial.verify()
-    while asked := trial.waiting():
-        await execute(asked[0])
-        await trial.verify()
+    await trial.executes(suspect, weights)
+    while asked := await trial.asked_for(PLANTED):
+        await trial.executes(asked[0])
     trial.read_all()
     assert (await reputation(trial, suspect))[1] - before[1] == int(outvoted)
     async with trial.world.market.reading() as unit:
-        planted = (await unit.session.scalars(select(ReplayCheckRow).where(ReplayCheckRow.purpose == "planted"))).all()
-    assert {check.verdict for check in planted} == {"passed"}
+        found = (await unit.session.scalars(select(ReplayAnswerRow))).all()
+        owners = [row.payout_address for row in found]
+        checks = [await unit.session.get_one(ReplayCheckRow, row.check_id) for row in found]
+    assert {check.verdict for check in checks} == {"passed"}
+    assert len(set(owners)) == len(owners), "who was asked about this lease before could compare"
     assert await trial.state() == (JobState.SUCCEEDED, LeaseState.VERIFIED)
     assert (suspect.offer.payout_address in await payouts(trial.world)) or outvoted
 

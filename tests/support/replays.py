@@ -45,8 +45,10 @@ class KnowingReplayer:
             case _:
                 return FAR
 
-    async def plant(self, spec: JobSpec, segment: Segment, model: Digest | None, seed: int) -> Planted:
+    async def plant(self, spec: JobSpec, before: Segment, segment: Segment, model: Digest | None, seed: int) -> Planted:
         del spec, model
+        assert before.start is not None
+        assert before.end == segment.start
         assert segment.start is not None
         start = segment.start.model_copy(update={"blob": self.world.blobs.put(b"altered %d" % seed)})
         return Planted(start, self.world.blobs.put(b"known %d" % seed).digest)

@@ -68,6 +68,8 @@ def train(name: str, options: list[str], folder: Path) -> Trained:
 
 
 def _packed(path: Path, blobs: Blobs, folder: Path) -> BlobRef:
+    """Under the name that a node gives it: a large one has that of its pieces."""
     archive = folder / "packed.tar.zst"
-    pack(path, archive)
-    return blobs.put(archive.read_bytes())
+    packed = pack(path, archive)
+    blobs.stored[Digest(packed.digest)] = archive.read_bytes()
+    return BlobRef(digest=Digest(packed.digest), size_bytes=packed.size_bytes)

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
-
 from torg_marketplace.flow.audit import Drawn, draw_audit
-from torg_marketplace.flow.replay_checks import Looked, check_segment
+from torg_marketplace.flow.replay_checks import Looked, check_segment, stored_checkpoints
 from torg_marketplace.flow.rows import grant_of, job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.replay import Segment, claimed_ms, segments_of
 from torg_marketplace.rules.verification import not_drawn
-from torg_marketplace.storage.models import LeaseEventRow, LeaseRow
+from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.jobspec import VerifyReplay
-from torg_protocol.messages import CheckpointRef, CheckpointStored, LeaseEvent
 from torg_protocol.usage import OutputFile, VerdictSummary
 
 _MODEL = "model.safetensors"
@@ -35,7 +32,7 @@ class ReplayTask:
 
 async def replay_task(unit: Unit, lease: LeaseRow, policy: VerifyReplay) -> ReplayTask:
     job = await job_row(unit, lease.job_id)
-    stored = await _stored(unit, lease)
+    stored = await stored_checkpoints(unit, lease)
     drawn = await draw_audit(unit, lease, job, [item.blob.digest for item in stored])
     files = {item.path: item.digest for item in map(OutputFile.model_validate, lease.outputs)}
     segments: tuple[Segment, ...] = ()
@@ -58,13 +55,3 @@ async def verdict_of(market: Market, task: ReplayTask) -> VerdictSummary | None:
         if verdict.result == "failed":
             break
     return verdict.model_copy(update={"measured": verdict.measured | task.drawn.shown})
-
-
-async def _stored(unit: Unit, lease: LeaseRow) -> list[CheckpointRef]:
-    query = (
-        select(LeaseEventRow)
-        .where(LeaseEventRow.lease_id == lease.lease_id, LeaseEventRow.refusal.is_(None))
-        .order_by(LeaseEventRow.sequence)
-    )
-    bodies = [LeaseEvent.model_validate(row.event).body for row in await unit.session.scalars(query)]
-    return [body.checkpoint for body in bodies if isinstance(body, CheckpointStored)]

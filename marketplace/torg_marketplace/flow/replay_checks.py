@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 import torg_marketplace.replay_segment as script
-from torg_marketplace.flow.blobs import note_upload, use_blob
 from torg_marketplace.flow.collateral import put_stake_behind
 from torg_marketplace.flow.ending import decide_reported
-from torg_marketplace.flow.rows import job_row, spec_of
+from torg_marketplace.flow.rows import grant_of, job_row
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.verifiers import ask_a_node
 from torg_marketplace.ports import EvaluationFailed, Replayer
@@ -24,24 +23,23 @@ from torg_marketplace.rules.replay import (
     Ask,
     Distance,
     Segment,
-    claimed_ms,
     is_outvoted,
     next_step,
-    next_step_of_planted,
     replay_impossible,
+    segments_of,
 )
 from torg_marketplace.storage.audit_models import ReplayAnswerRow, ReplayCheckRow
-from torg_marketplace.storage.models import JobRow, LeaseRow
-from torg_protocol.ids import Digest, JobId, LeaseId
+from torg_marketplace.storage.models import JobRow, LeaseEventRow, LeaseRow
+from torg_protocol.ids import Digest, LeaseId
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.messages import CheckpointRef
+from torg_protocol.messages import CheckpointRef, CheckpointStored, LeaseEvent
 from torg_protocol.states import OPEN_JOB_STATES, LeaseState
 from torg_protocol.usage import OutputFile, VerdictSummary
 
 log = logging.getLogger(__name__)
 AUDIT, PLANTED = "audit", "planted"
 OPEN, ANSWERED, NOTHING = "open", "answered", "none"
-_NODES_ASKED = 5  # of one check: some come to nothing
+NODES_ASKED_OF_A_CHECK = 5  # of one check: some come to nothing
 _PERMILLE = 1000
 
 
@@ -61,62 +59,19 @@ async def check_segment(market: Market, looked: Looked, segment: Segment) -> Ver
     check_id, took_ms = await _open(market, looked, segment), looked.claimed_ms[segment.number]
     by_nodes = not looked.late and took_ms >= market.policy.replay_here_below_ms
     while True:
-        found, asked, waits = await _answers(market, check_id)
+        found, asked, waits = await answers_so_far(market, check_id)
         step = next_step(segment, found)
         if isinstance(step, VerdictSummary):
-            await _close(market, check_id, step)
+            await close_check(market, check_id, step)
             return step
         if step is None:
             raise EvaluationFailed(f"{segment.words}: replays disagree")
         if step is Ask.NODE and by_nodes and waits:
             return None
-        may_ask = step is Ask.NODE and by_nodes and asked < _NODES_ASKED
+        may_ask = step is Ask.NODE and by_nodes and asked < NODES_ASKED_OF_A_CHECK
         if may_ask and await ask_a_node(market, check_id, segment, took_ms):
             return None
         await _answer_ourselves(market, check_id, looked, segment)
-
-
-async def advance_planted(market: Market) -> None:
-    """Segments whose answer we know: one after the other is prepared, given to nodes, judged. Safe to repeat."""
-    async with market.reading() as unit:
-        query = select(ReplayCheckRow.check_id).where(ReplayCheckRow.verdict == "", ReplayCheckRow.purpose == PLANTED)
-        ids = (await unit.session.scalars(query.order_by(ReplayCheckRow.created_at_ms))).all()
-    for check_id in ids:
-        try:
-            await _advance_planted(market, check_id)
-        except EvaluationFailed as failure:
-            await _close(market, check_id, replay_impossible(failure.message))
-
-
-async def _advance_planted(market: Market, check_id: str) -> None:
-    async with market.reading() as unit:
-        check = await unit.session.get_one(ReplayCheckRow, check_id)
-        lease = await unit.session.get_one(LeaseRow, check.lease_id)
-        spec, segment = spec_of(await job_row(unit, lease.job_id)), segment_of(check)
-        useful_ms = lease.billed_ms + lease.unbilled_ms
-        is_over = unit.now_ms >= check.created_at_ms + market.policy.verification_window_s * 1000
-    if check.known is None:
-        if market.replayer is None or is_over:
-            raise EvaluationFailed("it could not be prepared")
-        model = Digest(check.model) if check.model else None
-        planted = await market.replayer.plant(spec, segment, model, market.random.bits(63))
-        async with market.transaction() as unit:
-            row = await unit.session.get_one(ReplayCheckRow, check_id)
-            row.start, row.known = planted.start.wire(), planted.answer
-            for digest in (planted.start.blob.digest, planted.answer):  # they go when the job's other files go
-                await use_blob(unit, digest, JobId(lease.job_id), client_may_read=False)
-                await note_upload(unit, market.public_key, digest, 0)
-        segment = Segment(segment.number, planted.start, segment.end)
-    found, asked, waits = await _answers(market, check_id)
-    step = next_step_of_planted(segment, found)
-    if isinstance(step, VerdictSummary):
-        if step.result == "inconclusive":
-            log.error("replay check %s: %s", check_id, step.detail)
-        await _close(market, check_id, step)
-    elif is_over:
-        raise EvaluationFailed("no node answered in time")
-    elif not waits and asked < _NODES_ASKED:
-        await ask_a_node(market, check_id, segment, claimed_ms(segment, useful_ms))
 
 
 async def on_replay_reported(unit: Unit, job: JobRow, lease: LeaseRow) -> None:
@@ -185,7 +140,7 @@ def _check(unit: Unit, lease_id: str, purpose: str, segment: Segment, model: Dig
     return row
 
 
-async def _answers(market: Market, check_id: str) -> tuple[list[Answer], int, bool]:
+async def answers_so_far(market: Market, check_id: str) -> tuple[list[Answer], int, bool]:
     """All that came, in their order, those that are new compared; how many nodes were asked; whether one is still at it."""
     async with market.reading() as unit:
         check = await unit.session.get_one(ReplayCheckRow, check_id)
@@ -252,7 +207,7 @@ async def _answer_ourselves(market: Market, check_id: str, looked: Looked, segme
         )
 
 
-async def _close(market: Market, check_id: str, verdict: VerdictSummary) -> None:
+async def close_check(market: Market, check_id: str, verdict: VerdictSummary) -> None:
     async with market.transaction() as unit:
         check = await unit.session.get_one(ReplayCheckRow, check_id, with_for_update=True)
         if not check.verdict:
@@ -276,12 +231,30 @@ async def _decide(unit: Unit, check: ReplayCheckRow, verdict: VerdictSummary) ->
 
 
 async def _perhaps_plant(unit: Unit, check: ReplayCheckRow) -> None:
-    """Now and then nodes get a segment to execute whose answer we know. They cannot tell it from others."""
-    if check.purpose != AUDIT or check.verdict != "passed" or check.start is None:
+    """Now and then nodes get a segment to execute whose answer we know (flow/planted.py)."""
+    if check.purpose != AUDIT or check.verdict != "passed":
         return
+    lease = await unit.session.get_one(LeaseRow, check.lease_id)
+    if check.segment == 0 or (await segments_of_lease(unit, lease))[check.segment - 1].start is None:
+        return  # nothing to alter before it
     by_nodes = any(row.node_id is not None for row in await answers_of(unit, check.check_id))
     if by_nodes and unit.market.random.bits(64) % _PERMILLE < unit.policy.planted_permille:
         _check(unit, check.lease_id, PLANTED, segment_of(check), Digest(check.model) if check.model else None)
+
+
+async def segments_of_lease(unit: Unit, lease: LeaseRow) -> list[Segment]:
+    return segments_of(grant_of(lease).resume_from, await stored_checkpoints(unit, lease))
+
+
+async def stored_checkpoints(unit: Unit, lease: LeaseRow) -> list[CheckpointRef]:
+    """In their order, which is what the lease has committed to."""
+    query = (
+        select(LeaseEventRow)
+        .where(LeaseEventRow.lease_id == lease.lease_id, LeaseEventRow.refusal.is_(None))
+        .order_by(LeaseEventRow.sequence)
+    )
+    bodies = [LeaseEvent.model_validate(row.event).body for row in await unit.session.scalars(query)]
+    return [body.checkpoint for body in bodies if isinstance(body, CheckpointStored)]
 
 
 def _of_verifier(result: str, detail: str) -> VerdictSummary:

@@ -86,8 +86,11 @@ def replay_spec(spec: JobSpec, segment: Segment, claimed_ms: int) -> JobSpec:
 
 
 async def _owners(unit: Unit, check: ReplayCheckRow, lease: LeaseRow) -> set[str]:
-    """Payout addresses whose nodes do not come into question: the owner who is looked at, and whoever was asked before."""
-    asked = select(ReplayAnswerRow.payout_address).where(ReplayAnswerRow.check_id == check.check_id)
+    """Payout addresses whose nodes do not come into question: the owner who is looked at, whoever was asked before, and, of what is planted
+    (its answer is known), whoever has seen anything of the same lease."""
+    checks = select(ReplayCheckRow.check_id).where(ReplayCheckRow.lease_id == check.lease_id)
+    seen = checks if check.known is not None else [check.check_id]
+    asked = select(ReplayAnswerRow.payout_address).where(ReplayAnswerRow.check_id.in_(seen))
     return {lease.payout_address, *(await unit.session.scalars(asked))}
 
 

@@ -13,9 +13,10 @@ from torg_marketplace.flow.audit import Drawn, draw_audit
 from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.ending import decide_reported
 from torg_marketplace.flow.evidence import SEED
+from torg_marketplace.flow.planted import advance_planted
 from torg_marketplace.flow.quorum import decide_quorum
 from torg_marketplace.flow.replay import ReplayTask, replay_task, verdict_of
-from torg_marketplace.flow.replay_checks import advance_planted, give_up_checks, on_replay_reported
+from torg_marketplace.flow.replay_checks import give_up_checks, on_replay_reported
 from torg_marketplace.flow.rows import job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.logs import about

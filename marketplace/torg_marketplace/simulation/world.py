@@ -182,8 +182,8 @@ class SimulatedReplayer:
         same = mine == theirs or (mine.startswith(GOOD) and theirs.startswith(GOOD))
         return Distance(0.0, bit_equal=True) if same else Distance(None, detail="another model")
 
-    async def plant(self, spec: JobSpec, segment: Segment, model: Digest | None, seed: int) -> Planted:
-        del spec, model
+    async def plant(self, spec: JobSpec, before: Segment, segment: Segment, model: Digest | None, seed: int) -> Planted:
+        del spec, before, model
         if segment.start is None:
             raise EvaluationFailed("nothing to alter")
         answer = self.evaluator.blobs.put(GOOD + b" planted %d" % seed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest
 from torg_protocol.jobspec import BlobRef, JobSpec
 
-_STATE, _MODEL = "state.safetensors", "model.safetensors"
+_STATE, _SCALARS, _MODEL = "state.safetensors", "state.json", "model.safetensors"
 _MODEL_PREFIXES = ("state.model.", "model.")
 _INSIDE = Path("/torg")
 _POLL_S = 0.02
@@ -66,32 +67,58 @@ class SandboxReplayer:
                 return Distance(None, detail="the claimed checkpoint leads to no such one")
             return await asyncio.to_thread(compare, mine, file, root / "start" / _STATE)
 
-    async def plant(self, spec: JobSpec, segment: Segment, model: Digest | None, seed: int) -> Planted:
-        if segment.start is None:
-            raise EvaluationFailed("a segment that starts from nothing cannot be altered")
+    async def plant(self, spec: JobSpec, before: Segment, segment: Segment, model: Digest | None, seed: int) -> Planted:
+        if before.start is None or before.end is None or segment.start != before.end:
+            raise EvaluationFailed("what comes before it begins from nothing: there is nothing to alter")
         with _scratch() as root:
+            first, second = root / "first", root / "second"
+            second.mkdir()
             try:
-                await self._prepare(spec, segment, root)
-                claimed = await self._fetch_claim(segment, model, root)
+                await self._prepare(spec, before, first)
+                goal = await self._fetch_claim(before, None, first)
+                claimed = await self._fetch_claim(segment, model, second)
             except _Unreadable as problem:
                 raise EvaluationFailed(problem.distance.detail) from problem
-            altered = root / "inside/checkpoints" / segment.start.name
             try:
-                await asyncio.to_thread(alter, altered / _STATE, claimed, seed)
+                await asyncio.to_thread(alter, first / "inside/checkpoints" / before.start.name / _STATE, goal, seed)
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-                raise EvaluationFailed(f"{segment.words}: its weights cannot be altered: {error}") from error
-            archive = root / "altered.tar.zst"
-            await asyncio.to_thread(pack, altered, archive)
-            start = BlobRef(digest=await self._blobs.write(archive.read_bytes()), size_bytes=archive.stat().st_size)
-            shutil.copyfile(altered / _STATE, root / "start" / _STATE)
-            found = await self._run(spec, segment, root)
-            if isinstance(found, Distance):
-                raise EvaluationFailed(f"the altered checkpoint leads nowhere: {found.detail}")
-            apart = await asyncio.to_thread(compare, found, claimed, root / "start" / _STATE)
+                raise EvaluationFailed(f"{before.words}: its weights cannot be altered: {error}") from error
+            written = (await self._comes_to(spec, before, first)).parent
+            await asyncio.to_thread(take_over_time, goal.parent, written)
+            blob, pieces = await self._store(written, root / "planted.tar.zst")
+            start = before.end.model_copy(update={"blob": blob})
+            try:
+                await self._prepare(spec, Segment(segment.number, start, segment.end), second)
+            except _Unreadable as problem:
+                raise EvaluationFailed(problem.distance.detail) from problem
+            found = await self._comes_to(spec, segment, second)
+            apart = await asyncio.to_thread(compare, found, claimed, second / "start" / _STATE)
             if apart.value is None or apart.value < LEAST_PLANTED:
                 raise EvaluationFailed(f"{segment.words}: what was claimed is too near the planted answer")
             answer = await self._blobs.write(found.read_bytes())
-        return Planted(segment.start.model_copy(update={"blob": start}), answer)
+        return Planted(start, answer, pieces)
+
+    async def _comes_to(self, spec: JobSpec, segment: Segment, root: Path) -> Path:
+        found = await self._run(spec, segment, root)
+        if isinstance(found, Distance):
+            raise EvaluationFailed(f"{segment.words}: the altered checkpoint leads nowhere: {found.detail}")
+        return found
+
+    async def _store(self, folder: Path, archive: Path) -> tuple[BlobRef, tuple[BlobRef, ...]]:
+        """A checkpoint, named as nodes name theirs: a large one by its pieces."""
+        packed = await asyncio.to_thread(pack, folder, archive)
+        blob = BlobRef(digest=Digest(packed.digest), size_bytes=packed.size_bytes)
+        pieces = tuple(
+            BlobRef(digest=Digest(piece.digest), size_bytes=piece.size_bytes)
+            for piece in packed.pieces
+            if len(packed.pieces) > 1
+        )
+        with archive.open("rb") as file:
+            for piece in pieces or (blob,):
+                await self._blobs.write(await asyncio.to_thread(file.read, piece.size_bytes))
+        if pieces:
+            await self._blobs.put_together(blob, pieces)
+        return blob, pieces
 
     async def _prepare(self, spec: JobSpec, segment: Segment, root: Path) -> None:
         """Raises _Unreadable, EvaluationFailed."""
@@ -189,25 +216,29 @@ class _Unreadable(Exception):
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="torg-replay-") as folder:
-        yield Path(folder).resolve()
+        root = Path(folder).resolve()
+        root.chmod(0o755)
+        yield root
 
 
 def alter(state: Path, claimed: Path, seed: int) -> None:
-    """Moves the model's weights by ALTERED of the way that they go in the segment: too little to be seen in what the training makes of them,
-    far more than its answer may differ."""
+    """Moves each of the model's weights by about ALTERED of the way that it goes in the segment: too little to be seen in what the training makes
+    of them, far more than its answer may differ. What does not move (a frozen layer) stays; no sign changes (a variance must not)."""
     tensors, after = load_file(state), _weights(load_file(claimed))
     before, chance = _weights(tensors), np.random.default_rng(seed)
-    noise = {name: chance.standard_normal(value.shape) for name, value in before.items()}
-    gone, size = _norm({name: after[name] - before[name] for name in before}), _norm(noise)
     for name, value in tensors.items():
         short = next((name.removeprefix(prefix) for prefix in _MODEL_PREFIXES if name.startswith(prefix)), name)
-        if value.dtype.kind == "f" and short in noise:
-            tensors[name] = (value + noise[short] * (ALTERED * gone / size)).astype(value.dtype)
+        if value.dtype.kind != "f" or short not in before:
+            continue
+        change = chance.standard_normal(value.shape) * np.abs(after[short] - before[short]) * ALTERED
+        tensors[name] = (value + np.clip(change, -np.abs(value) / 2, np.abs(value) / 2)).astype(value.dtype)
     save_file(tensors, state)
 
 
-def _norm(tensors: dict[str, np.ndarray]) -> float:
-    return float(np.sqrt(sum(float(np.square(value).sum()) for value in tensors.values())))
+def take_over_time(original: Path, written: Path) -> None:
+    """A checkpoint of the catalogue says how long its training took so far, which nodes can compare with its `useful_ms`."""
+    said, ours = (json.loads((folder / _SCALARS).read_text()) for folder in (original, written))
+    (written / _SCALARS).write_text(json.dumps(ours | {"seconds": said["seconds"]}))
 
 
 def compare(replayed: Path, claimed: Path, start: Path) -> Distance:
