@@ -19,7 +19,8 @@ from torg.workloads import names_a_workload, workload_file
 from torg_host.archive import sha256_file
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest
-from torg_protocol.jobspec import JobSpec, check_secret_names, load_job_spec
+from torg_protocol.jobspec import JobSpec, load_job_spec
+from torg_protocol.secrets import check_secret_names
 from torg_protocol.tasks import BLOB_IMAGE
 
 _IMAGE_FILE = "file:"

@@ -26,6 +26,7 @@ from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest, is_digest
 from torg_protocol.jobspec import JobSpec
+from torg_protocol.registries import ImageName
 from torg_protocol.tasks import BLOB_IMAGE
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class CacheEntry:
         None  # an image that lies in the container engine: its id there, of a pulled one its name
     )
     engine_id: str | None = None  # of a pulled one, what that name stood for
+    is_private: bool = False  # of a pulled one: with somebody's credentials
 
     @property
     def is_complete(self) -> bool:
@@ -127,12 +129,26 @@ class Cache:
 
     # --- images of registries, which lie in the engine ------------------------------------------------------------------
 
-    def expect_pulled(self, name: str) -> None:
-        """Before the pull: should this agent be killed meanwhile, the image is in the books."""
-        self._write_pulled(name, {"digest": "", "size_bytes": 0, "engine_id": None})
+    def expect_pulled(self, name: str, *, private: bool = False) -> None:
+        """Before the pull: should this agent be killed meanwhile, the image is in the books. `private`: with a job's credentials."""
+        self._write_pulled(name, {"digest": "", "size_bytes": 0, "engine_id": None, "private": private})
 
-    def keep_pulled(self, name: str, image: PreparedImage) -> None:
-        self._write_pulled(name, {"digest": image.digest, "size_bytes": image.size_bytes, "engine_id": image.reference})
+    def keep_pulled(self, name: str, image: PreparedImage, *, private: bool = False) -> None:
+        if private:
+            mark = self._private(image.reference)
+            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mark.touch()  # before the books say that it is complete
+        about = {"digest": image.digest, "size_bytes": image.size_bytes, "engine_id": image.reference}
+        self._write_pulled(name, {**about, "private": private})
+
+    def is_private(self, image: PreparedImage) -> bool:
+        """Whether it was, or is just being, pulled with somebody's credentials. Stays so under every other name, and when the books have
+        forgotten it: the engine may have it still."""
+        if self._private(image.reference).exists():
+            return True
+        known = {ImageName.parse(name) for name in image.names}
+        coming = (entry for entry in self._of_kind("pulled") if entry.is_private and not entry.is_complete)
+        return any(ImageName.parse(str(entry.engine_image)) in known for entry in coming)
 
     def use_pulled(self, name: str) -> None:
         """Counts as a use. What the owner has pulled himself is not in the books, and stays out of them."""
@@ -154,6 +170,9 @@ class Cache:
         staged = place.with_suffix(f".{time.monotonic_ns()}")
         staged.write_text(json.dumps({"name": name, **about}))
         staged.replace(place)
+
+    def _private(self, engine_id: str) -> Path:
+        return self._root / "private" / sha256_digest(engine_id.encode()).removeprefix("sha256:")
 
     def _pulled(self, name: str) -> Path:
         return self._root / "pulled" / sha256_digest(name.encode()).removeprefix("sha256:")
@@ -215,7 +234,7 @@ def _entry(kind: Kind, digest: Digest, place: Path) -> CacheEntry:
         return CacheEntry(kind, digest, status.st_size, status.st_mtime_ns // 1_000_000)
     if kind == "pulled":
         about, used_ns = json.loads(place.read_text()), place.stat().st_mtime_ns
-        of_engine = about["name"], about["engine_id"]
+        of_engine = about["name"], about["engine_id"], bool(about.get("private"))  # of an older release: no
         return CacheEntry(kind, Digest(about["digest"]), int(about["size_bytes"]), used_ns // 1_000_000, *of_engine)
     about, used_ns = json.loads((place / _ABOUT).read_text()), (place / _ABOUT).stat().st_mtime_ns
     return CacheEntry(kind, digest, int(about["size_bytes"]), used_ns // 1_000_000, about.get("engine_image"))
@@ -261,10 +280,10 @@ def _names_of(spec: JobSpec) -> list[str]:
 
 
 def warm_names(cache: Cache) -> tuple[str, ...]:
-    """As jobs name them, the latest used first."""
+    """As jobs name them, the latest used first. Everybody reads it: nothing of what was pulled with somebody's credentials."""
     names = {"image": f"{BLOB_IMAGE}%s", "blob": "%s"}
     return tuple(
         str(entry.engine_image) if entry.kind == "pulled" else names[entry.kind] % entry.digest
         for entry in cache.entries()[:_WARM_ITEMS]
-        if entry.is_complete
+        if entry.is_complete and not entry.is_private
     )

@@ -168,6 +168,8 @@ class InputClient:
         try:
             async with self._http.stream("GET", url, headers=asked) as answer:
                 if answer.headers.get("x-torg-egress") == "refused":
+                    if answer.status_code != httpx.codes.FORBIDDEN:  # nobody there: as on the way through a CONNECT
+                        raise httpx.ProxyError(f"{answer.status_code} {answer.reason_phrase}")
                     raise NotPublic(f"{_shown(url)}: {_REFUSED}")
                 yield answer
         except httpx.ProxyError as error:

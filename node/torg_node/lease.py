@@ -19,7 +19,7 @@ from torg_host.disk import DiskState
 from torg_node.allocation import Assignment, Claim
 from torg_node.blob_transfer import BlobTransfer
 from torg_node.cache import Cache
-from torg_node.executors.port import Executor, Exit, Handle, PreparedImage
+from torg_node.executors.port import Executor, Exit, Handle, PreparedImage, RegistryAuth
 from torg_node.hardware.rapl import CpuEnergy
 from torg_node.journal import Journal
 from torg_node.reservation import Reservations
@@ -103,6 +103,7 @@ class Lease:
         default_factory=dict
     )  # while it runs, the newest of all that it writes
     job_key: str = ""  # of a sealed job, once its secrets are open; in memory only
+    registry_auth: dict[str, RegistryAuth] = field(default_factory=dict)  # by registry, once its secrets are open
     gang_network: GangNetwork | None = None  # while its container runs
     gang_left: set[int] = field(default_factory=set)  # ranks that are gone for good
 

@@ -1,19 +1,20 @@
 """Images of registries: asked about before they are pulled, watched while they come, and kept account of afterwards.
 
 What the owner has pulled himself is his: it is used, never counted, never removed. What this node pulls is in its cache's books before the
-first byte comes, so that an agent that is killed meanwhile leaves nothing uncounted.
+first byte comes, so that an agent that is killed meanwhile leaves nothing uncounted. What was pulled with a job's credentials no other job gets
+because it lies here: its registry is asked with that job's own, each time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Protocol
 
 from torg_node.cache import Cache
-from torg_node.executors.port import Executor, PreparedImage
-from torg_node.registry import packed_bytes
+from torg_node.executors.port import Executor, PreparedImage, RegistryAuth
+from torg_node.registry import may_have, packed_bytes
 from torg_node.settings import Settings
 from torg_protocol.errors import TooLarge, TorgError
 
@@ -25,30 +26,45 @@ class Tell(Protocol):
     def __call__(self, step: str, done_bytes: int = 0, total_bytes: int | None = None) -> Awaitable[None]: ...
 
 
-async def prepare_image(image: str, executor: Executor, cache: Cache, settings: Settings, tell: Tell) -> PreparedImage:
-    """As `Executor.prepare`. Raises also TooLarge `image_too_large`, before the pull where the registry says how large the image is, and
-    ImageForbidden `registry_private`."""
-    if not await executor.must_pull(image):
+async def prepare_image(
+    image: str, executor: Executor, cache: Cache, settings: Settings, tell: Tell, auth: RegistryAuth | None = None
+) -> PreparedImage:
+    """As `Executor.prepare`. `auth`: of this job, for this image's registry. Raises also TooLarge `image_too_large`, before the pull where the
+    registry says how large the image is, ImageForbidden `registry_private`, and ExecutorUnavailable `registry_unavailable`."""
+    is_here = not await executor.must_pull(image)
+    if is_here:
         prepared = await executor.prepare(image)
-        await asyncio.to_thread(cache.use_pulled, image)
-        return prepared
-    most = settings.max_image_bytes
+        if await _is_open_to(image, prepared, cache, settings, auth):
+            await asyncio.to_thread(cache.use_pulled, image)
+            return prepared
+    most, is_private = settings.max_image_bytes, auth is not None
     architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
-    packed = await packed_bytes(image, architecture, settings.private_registries)
+    packed = await packed_bytes(image, architecture, settings.private_registries, auth)
     if packed is not None:
         _check_size(image, packed, most, "packed, as its registry says")
-    await asyncio.to_thread(cache.expect_pulled, image)
+    await asyncio.to_thread(cache.expect_pulled, image, private=is_private)
     try:
-        prepared = await _pulled(image, executor, _Watch(image, most, packed), tell)
+        pulling = executor.prepare(image, watch := _Watch(image, most, packed), auth=auth, anew=is_here)
+        prepared = await _pulled(image, pulling, watch, tell)
     except (TorgError, OSError):
         await asyncio.to_thread(cache.drop_expected, image)
         raise
-    await asyncio.to_thread(cache.keep_pulled, image, prepared)
+    await asyncio.to_thread(cache.keep_pulled, image, prepared, private=is_private)
     if prepared.size_bytes > most:
         await executor.forget_image(image, prepared.reference)
         await asyncio.to_thread(cache.drop_pulled, image)
     _check_size(image, prepared.size_bytes, most, "unpacked")
     return prepared
+
+
+async def _is_open_to(
+    image: str, prepared: PreparedImage, cache: Cache, settings: Settings, auth: RegistryAuth | None
+) -> bool:
+    """What was pulled with one job's credentials another may use when the registry gives it to that one too. False: its registry has it no more,
+    under this name there may be a newer one. Raises RegistryRefused, ExecutorUnavailable."""
+    if not await asyncio.to_thread(cache.is_private, prepared):
+        return True
+    return await may_have(image, prepared.digest, settings.private_registries, auth)
 
 
 def _check_size(image: str, size_bytes: int, most: int, how: str) -> None:
@@ -77,9 +93,11 @@ class _Watch:
             self.total_bytes = max(self.total_bytes or 0, total_bytes)
 
 
-async def _pulled(image: str, executor: Executor, watch: _Watch, tell: Tell) -> PreparedImage:
+async def _pulled(
+    image: str, preparing: Coroutine[None, None, PreparedImage], watch: _Watch, tell: Tell
+) -> PreparedImage:
     """Says how far it is, now and then."""
-    pulling = asyncio.ensure_future(executor.prepare(image, watch))
+    pulling = asyncio.ensure_future(preparing)
     try:
         while not (await asyncio.wait({pulling}, timeout=_TELL_EVERY_S))[0]:
             await tell(f"image {image}", watch.done_bytes, watch.total_bytes)

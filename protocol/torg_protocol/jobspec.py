@@ -6,9 +6,8 @@ out. The model's own JSON form (`spec.wire()`) is canonical: equal specs have eq
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -30,6 +29,7 @@ from torg_protocol.network import EgressKind, Network, egress_kind
 from torg_protocol.placement import Placement
 from torg_protocol.ports import MAX_PORTS, Port, clashes
 from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, GpuMillis, SizeBytes, format_cpu_millis
+from torg_protocol.registries import MAX_REGISTRIES, RegistryHost, RegistryLogin, registry_problems
 from torg_protocol.sealing import Sealed, sealed_problems
 from torg_protocol.secrets import SealedSecrets
 from torg_protocol.spec_problems import BETWEEN_FIELDS, problems_of
@@ -52,6 +52,7 @@ _LEFT_OUT_WHEN_EMPTY = (
     "sealed",
     "spot",
     "gang",
+    "registries",
 )
 MAX_DURATION_MS = 30 * _DAY_MS
 SPOT_PATIENCE_MS = _DAY_MS  # how much longer a spot job's cap lives: preemptions cost it time, and count as no attempt
@@ -218,6 +219,9 @@ class JobSpec(Strict):
     placement: Placement = Placement()
     excluded_nodes: tuple[str, ...] = Field(default=(), max_length=256)
     secrets: SealedSecrets | None = None  # files in $TORG_SECRETS_DIR
+    registries: dict[RegistryHost, RegistryLogin] = Field(
+        default_factory=dict, max_length=MAX_REGISTRIES
+    )  # who pulls the images, where not everybody may
     sealed: Sealed | None = None  # workspace, outputs, logs and checkpoints are encrypted
     ports: tuple[Port, ...] = Field(default=(), max_length=MAX_PORTS)  # on which it serves
     gang: Gang | None = None  # on several nodes at once
@@ -307,7 +311,7 @@ class JobSpec(Strict):
         found = [(field, message) for failed, field, message in (*checks, *self._of_a_quorum()) if failed]
         found += sealed_problems(self) if self.sealed is not None else []
         found += volume_problems(self.volumes, disk_bytes=asked.disk, has_tasks=several)
-        found += self._clashing_places()
+        found += self._clashing_places() + registry_problems(self.registries, self.images)
         return found + task_problems(self.tasks, self.image, self.volumes, asked.cpus, asked.memory)
 
     def _clashing_places(self) -> list[tuple[str, str]]:
@@ -423,10 +427,19 @@ class JobSpec(Strict):
         )
 
     def secrets_needed(self) -> list[tuple[str, str]]:
-        """The secrets that its inputs name, each with its field."""
+        """The secrets that its inputs and registries name, each with its field."""
+        logins = [(f"registries.{host}", login) for host, login in self.registries.items()]
         return [
-            (f"{field}.{part}", secret) for field, item in self.placed_inputs() for part, secret in item.secret_fields
+            (f"{field}.{part}", secret)
+            for field, item in (*self.placed_inputs(), *logins)
+            for part, secret in item.secret_fields
         ]
+
+    def secrets_of_registries(self) -> frozenset[str]:
+        """Those that are for its images alone, and not among the files that it sees."""
+        of_inputs = {secret for _, item in self.placed_inputs() for _, secret in item.secret_fields}
+        named = {secret for login in self.registries.values() for _, secret in login.secret_fields}
+        return frozenset(named - of_inputs)
 
     def wire(self) -> dict[str, Any]:
         """The canonical JSON form: base units, no defaults left out but those of later fields."""
@@ -442,23 +455,6 @@ def _pinned(item: DataInput, blobs: Mapping[str, BlobRef]) -> BlobInput:
     return BlobInput(
         kind="blob", path=item.path, digest=blob.digest, size_bytes=blob.size_bytes, unpack=True, name=item.data
     )
-
-
-def check_secret_names(spec: JobSpec, known: Collection[str]) -> None:
-    """Raises Invalid `secret_unknown`: an input names a secret that the job does not have."""
-    for field, name in spec.secrets_needed():
-        if name not in known:
-            close = difflib.get_close_matches(name, list(known), n=1)
-            hint = f'did you mean "{close[0]}"?' if close else f"write secrets: {{{name}: {{env: VARIABLE}}}}"
-            problem = {"field": field, "message": "the job has no secret of this name", "value": name, "hint": hint}
-            raise Invalid(
-                "the job has no secret of this name",
-                code="secret_unknown",
-                field=field,
-                value=name,
-                hint=hint,
-                problems=[problem],
-            )
 
 
 def load_job_spec(raw: object) -> JobSpec:

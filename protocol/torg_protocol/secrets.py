@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, ValidationError, field_validator
@@ -52,6 +53,23 @@ class _Content(Wire):
     client: AccountId
     spec_digest: Digest  # of the spec without its secrets
     secrets: dict[str, str]  # base64
+
+
+def check_secret_names(spec: JobSpec, known: Collection[str]) -> None:
+    """Raises Invalid `secret_unknown`: an input, or a registry, names a secret that the job does not have."""
+    for field, name in spec.secrets_needed():
+        if name not in known:
+            close = difflib.get_close_matches(name, list(known), n=1)
+            hint = f'did you mean "{close[0]}"?' if close else f"write secrets: {{{name}: {{env: VARIABLE}}}}"
+            problem = {"field": field, "message": "the job has no secret of this name", "value": name, "hint": hint}
+            raise Invalid(
+                "the job has no secret of this name",
+                code="secret_unknown",
+                field=field,
+                value=name,
+                hint=hint,
+                problems=[problem],
+            )
 
 
 def content_of(spec: JobSpec, client: AccountId, secrets: Mapping[str, bytes]) -> bytes:

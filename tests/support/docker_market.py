@@ -28,6 +28,7 @@ debian_image = load_script(DOCKER_FOLDER / "debian_image.py")
 class DockerMarket(SmallMarket):
     engine: Path = Path("/nowhere")
     images: Sequence[str] = ()  # that jobs may use, beside those of registries
+    private_registries: Sequence[str] = ()
     gpu_slices: int = 1
 
     async def start_node(self, env: Mapping[str, str] | None = None) -> None:
@@ -38,6 +39,7 @@ class DockerMarket(SmallMarket):
         config = (data / "config.toml").read_text()
         listed = ", ".join(f'"{name}:latest"' for name in self.images)
         config = config.replace("gpu_slices = 1", f"gpu_slices = {self.gpu_slices}")
+        config = re.sub(r"(?m)^private_registries = .*$", f"private_registries = {[*self.private_registries]}", config)
         (data / "config.toml").write_text(re.sub(r"(?m)^local_images = .*$", f"local_images = [{listed}]", config))
         await super().start_node(env)
 

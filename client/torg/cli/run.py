@@ -16,6 +16,7 @@ from torg.cli.follow import exit_code_of, follow_job, pull_results, transfer_bar
 from torg.cli.imports import told
 from torg.cli.jobs import ALLOW_DROPPED, KEY, VAULT, say_interrupted
 from torg.cli.session import Session, command
+from torg.secret_sources import SECRET_NAME
 from torg.spec_file import SpecFile, read_spec_file, spec_from_mapping
 from torg.workloads import workload_file
 from torg_protocol.errors import Invalid
@@ -72,6 +73,13 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     multiple=True,
     metavar="NAME[=env:VAR|file:PATH]",
     help="A file in $TORG_SECRETS_DIR, sealed to the nodes that may run the job; alone: the variable of that name.",
+)
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    metavar="HOST=USERNAME:PASSWORD",
+    help="Secrets, or variables, that hold the credentials for the image's registry; HOST=TOKEN: a bearer token. May be repeated.",
 )
 @click.option(
     "--data",
@@ -214,6 +222,10 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         spec["checkpoint"] = {"enabled": True}
     if options["secret_sources"]:
         spec["secrets"] = dict(_secret(item) for item in options["secret_sources"])
+    for host, login in map(_registry, options["registries"]):
+        spec.setdefault("registries", {})[host] = login
+        known = spec.setdefault("secrets", {})
+        known |= {name: {"env": name} for name in login.values() if name not in known}
     if options["sealed"]:
         if not options["nodes"]:
             raise Invalid(
@@ -248,6 +260,20 @@ def _secret(item: str) -> tuple[str, dict[str, str]]:
             hint=f"write it like --secret {name}=env:{name} or --secret {name}=file:PATH",
         )
     return name, {kind: place}
+
+
+def _registry(item: str) -> tuple[str, dict[str, str]]:
+    host, _, names = item.partition("=")
+    username, colon, password = names.partition(":")
+    if not all(map(SECRET_NAME.fullmatch, (username, password) if colon else (username,))):
+        raise Invalid(  # what was given may be the password itself: it is not repeated
+            "says which variables hold the credentials, not what they are",
+            code="registry_invalid",
+            field="--registry",
+            value=host,
+            hint=f"write it like --registry {host or 'ghcr.io'}=REGISTRY_USER:REGISTRY_PASSWORD",
+        )
+    return host, {"username": username, "password": password} if colon else {"token": username}
 
 
 def _placed_data(item: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torg.importers.amounts import card_memory, cores, size, size_text
 from torg.importers.assembly import Container, assembled, want_models
+from torg.importers.logins import take_login
 from torg.importers.reading import Part, Reading, pairs_of
 from torg.importers.references import expanded
 from torg.importers.translation import Translation
@@ -28,7 +29,8 @@ def translate(raw: dict[str, Any]) -> Translation:
     regions = _placements(profiles)
     profiles.finish()
     services = dict(top.named("services"))
-    containers = list(_deployed(top, services, compute))
+    around: dict[str, Any] = {"placement": {"regions": regions}} if regions else {}
+    containers = list(_deployed(top, services, compute, around))
     top.lose("IP addresses are not leased", "endpoints")
     top.remark("files and headers of their tools", "include")
     top.finish()
@@ -36,7 +38,6 @@ def translate(raw: dict[str, Any]) -> Translation:
         reading.wrong("deployment", "names no service")
     reading.refuse()
     volumes = [mount["volume"] for container in containers for mount in container.volumes]
-    around = {"placement": {"regions": regions}} if regions else {}
     return assembled("akash", TITLE, containers, reading.drops, volumes=volumes, around=around, apart=APART)
 
 
@@ -58,7 +59,9 @@ def _placements(profiles: Part) -> list[str]:
     return regions
 
 
-def _deployed(top: Part, services: dict[str, Part], compute: dict[str, Part]) -> list[Container]:
+def _deployed(
+    top: Part, services: dict[str, Part], compute: dict[str, Part], around: dict[str, Any]
+) -> list[Container]:
     containers: dict[str, Container] = {}
     for name, places in top.named("deployment"):
         for placement in list(places.value):
@@ -72,14 +75,14 @@ def _deployed(top: Part, services: dict[str, Part], compute: dict[str, Part]) ->
             elif profile not in compute:
                 top.reading.wrong(chosen.at("profile"), "there is no such compute profile", profile)
             elif name not in containers:
-                containers[name] = _service(name, services[name], compute[profile])
+                containers[name] = _service(name, services[name], compute[profile], around)
     for name, part in services.items():
         if name not in containers:
             top.reading.drops.lose(part.path, name, "the deployment does not name it")
     return list(containers.values())
 
 
-def _service(name: str, part: Part, profile: Part) -> Container:
+def _service(name: str, part: Part, profile: Part, around: dict[str, Any]) -> Container:
     here = part.path
     fields: dict[str, Any] = {"image": part.text("image", needed=True) or "", "workdir": "image"}
     env: dict[str, str] = {}
@@ -109,9 +112,7 @@ def _service(name: str, part: Part, profile: Part) -> Container:
     parameters.remark("rights that their provider grants", "permissions")
     parameters.finish()
     if part.has("credentials"):
-        part.reading.drops.lose(
-            part.at("credentials"), "...", "a private registry's password would be open to the node"
-        )
+        take_login(part.part("credentials"), fields["image"], around)
     part.raw("credentials")
     part.remark("not in effect there either", "dependencies", "depends_on")
     part.finish()

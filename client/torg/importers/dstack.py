@@ -17,6 +17,7 @@ from torg.importers.dstack_shell import (
     secrets_of,
     with_python,
 )
+from torg.importers.logins import take_login
 from torg.importers.reading import Part, Reading, pairs_of
 from torg.importers.translation import Translation
 
@@ -45,7 +46,8 @@ def translate(raw: dict[str, Any]) -> Translation:
     _limits(top, around)
     if regions := top.texts("regions"):
         around["placement"] = {"regions": list(regions)}
-    top.lose("a private registry's password would be open to the node", "registry_auth")
+    if top.has("registry_auth"):
+        take_login(top.part("registry_auth"), container.fields["image"], around)
     top.lose("a job runs as an unprivileged user, without further rights", "user", "privileged", "docker", "home_dir")
     kept = _volumes(top, container)
     top.lose("a job runs when it is submitted", "schedule")

@@ -139,7 +139,8 @@ def _pod(pod: Part, around: dict[str, Any], claims: dict[str, str]) -> list[Cont
     )
     pod.lose("a container says what it needs: write them there", "resources")
     pod.lose("nothing is added to a job that runs", "ephemeralContainers")
-    pod.lose("a private registry's password would be open to the node", "imagePullSecrets")
+    why = "what the cluster keeps is not known here; in a job file: registries: {HOST: {username: SECRET, password: SECRET}}"
+    pod.lose(why, "imagePullSecrets")
     pod.lose("a job runs as an unprivileged user, without further rights", "securityContext")
     pod.lose("names and addresses are the node's", "hostAliases", "dnsConfig")
     pod.remark("there is no cluster to be asked", "serviceAccountName", "serviceAccount")

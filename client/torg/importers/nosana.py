@@ -146,7 +146,11 @@ def _drop_around(definition: Definition, drops: Drops) -> None:
 def _drop_of_operation(number: int, operation: RunOperation, drops: Drops, *, alone: bool) -> None:
     here, args = f"ops.{number}", operation.args
     if args.authentication is not None:
-        drops.lose(f"{here}.args.authentication", "...", "a private registry's password would be open to the node")
+        drops.lose(
+            f"{here}.args.authentication",
+            "...",
+            "not taken from a file: write registries, and secrets that are read from variables",
+        )
     if args.aliases and alone:
         drops.remark(f"{here}.args.aliases", args.aliases, "names for other operations, of which there are none")
     elif args.aliases:

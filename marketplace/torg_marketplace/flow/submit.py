@@ -37,10 +37,10 @@ from torg_protocol.jobspec import (
     VerifyNone,
     VerifyQuorum,
     VerifyReplay,
-    check_secret_names,
     load_job_spec,
 )
 from torg_protocol.sealing import check_job_key
+from torg_protocol.secrets import check_secret_names
 from torg_protocol.states import OPEN_JOB_STATES, JobState
 
 

@@ -80,6 +80,7 @@ def replay_spec(spec: JobSpec, segment: Segment, claimed_ms: int) -> JobSpec:
         "placement": Placement(),
         "excluded_nodes": (),
         "secrets": None,
+        "registries": {},
         "ports": (),
     }
     return spec.model_copy(update=changes)

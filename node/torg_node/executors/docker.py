@@ -51,6 +51,7 @@ from torg_node.executors.port import (
     LogChunk,
     PreparedImage,
     ProgressCallback,
+    RegistryAuth,
     ResourceLimits,
 )
 from torg_node.executors.sandbox import wall_clock_ms
@@ -142,8 +143,15 @@ class DockerExecutor:
         has_gpus = bool(self._gpu_uuids) and not any(line.startswith("gpu:") for line in failed)
         return dataclasses.replace(found, failed=tuple(failed), gpu=has_gpus)
 
-    async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
-        return await self._images.prepare(image, on_progress)
+    async def prepare(
+        self,
+        image: str,
+        on_progress: ProgressCallback | None = None,
+        *,
+        auth: RegistryAuth | None = None,
+        anew: bool = False,
+    ) -> PreparedImage:
+        return await self._images.prepare(image, on_progress, auth=auth, anew=anew)
 
     async def load_archive(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
         return await self._images.load(archive, folder, max_bytes)

@@ -23,13 +23,14 @@ from torg_node.executors.docker_host_python import (
     sleeper_image,
 )
 from torg_node.executors.docker_request import RunnableImage
-from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
-from torg_node.executors.port import LoadedImage, PreparedImage, ProgressCallback
+from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound, refused
+from torg_node.executors.port import LoadedImage, PreparedImage, ProgressCallback, RegistryAuth
+from torg_protocol.registries import HUB, ImageName
 
 _NOT_FOUND = 404
 _PIECE_BYTES = 1 << 20
 _REFERENCE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]{0,511}")
-_REFUSED = ("denied", "unauthorized", "authentication required", "403 forbidden")
+_REFUSED = ("denied", "unauthorized", "authentication required", "no basic auth credentials", "403 forbidden", "403 (f")
 
 
 class DockerImages:
@@ -50,7 +51,9 @@ class DockerImages:
         self._skeleton_id: str | None = None
         self._loading = asyncio.Lock()
 
-    async def prepare(self, image: str, on_progress: ProgressCallback | None) -> PreparedImage:
+    async def prepare(
+        self, image: str, on_progress: ProgressCallback | None, *, auth: RegistryAuth | None = None, anew: bool = False
+    ) -> PreparedImage:
         """The reference is the engine's image id, so a tag that moves later changes nothing; host-python keeps its name.
 
         The digest is the registry's manifest digest where the image came from one, else the image id, which for an image
@@ -65,14 +68,15 @@ class DockerImages:
             raise ImageNotFound(
                 f'"{image}" is not an image reference', field="image", value=image, hint="registry/name@sha256:..."
             )
-        found = await self._local(image)
+        found = None if anew else await self._local(image)
         if found is None:
-            await self._pull(image, on_progress)
+            await self._pull(image, on_progress, auth)
             found = await self._local(image)
         if found is None:
             raise ImageNotFound(f"the engine pulled {image} but does not know it", field="image", value=image)
         self._refuse_private(image, found)
-        return PreparedImage(found["Id"], _digest(image, found), size_bytes=int(found.get("Size") or 0))
+        names = (*(found.get("RepoTags") or ()), *(found.get("RepoDigests") or ()))
+        return PreparedImage(found["Id"], _digest(image, found), int(found.get("Size") or 0), names)
 
     async def load(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
         """Checked here first: an engine believes what an archive says, and unpacks without a bound."""
@@ -154,8 +158,11 @@ class DockerImages:
                 raise
 
     def _refuse_private(self, image: str, found: Mapping[str, Any]) -> None:
-        names = {image, found["Id"], *(found.get("RepoTags") or [])}
-        if not found.get("RepoDigests") and not names & self._local_images:
+        tags, digests = found.get("RepoTags") or [], found.get("RepoDigests") or []
+        if {image, found["Id"], *tags} & self._local_images:
+            return
+        # Under the owner's own name for it, or by its id, nobody can be asked whether the job may have it.
+        if _place(image) not in {_place(name) for name in digests}:
             raise ImageForbidden(
                 f"{image} was made on this host and its owner does not offer it to jobs",
                 field="image",
@@ -163,10 +170,11 @@ class DockerImages:
                 hint="name an image of a registry; the node's owner may list local images that jobs may use",
             )
 
-    async def _pull(self, image: str, on_progress: ProgressCallback | None) -> None:
+    async def _pull(self, image: str, on_progress: ProgressCallback | None, auth: RegistryAuth | None) -> None:
         progress = _PullProgress(on_progress)
         try:
-            stream = self._docker.images.pull(image, stream=True, timeout=None)
+            name, shown = _asked(image, auth)
+            stream = self._docker.images.pull(name, auth=shown, stream=True, timeout=None)
             async with contextlib.aclosing(cast("AsyncGenerator[dict[str, Any], None]", stream)) as lines:
                 while True:  # the engine ends a pull whose asker has gone
                     async with asyncio.timeout(self._pull_timeout_s):
@@ -177,16 +185,29 @@ class DockerImages:
         except TimeoutError as error:
             raise _not_found(image, f"its registry did not answer within {self._pull_timeout_s:g} s") from error
         except aiodocker.DockerError as error:
-            if any(word in error.message.lower() for word in _REFUSED):
-                raise ImageForbidden(
-                    f"the registry refuses {image}: {error.message}",
-                    field="image",
-                    value=image,
-                    hint="is it public, and spelled right?",
-                ) from error
-            raise _not_found(image, error.message) from error
+            message = error.message if auth is None else auth.without(error.message)
+            if any(word in message.lower() for word in _REFUSED):
+                raise refused(image, message, shown=auth is not None) from None
+            raise _not_found(image, message) from None
         except aiohttp.ClientError as error:
             raise ExecutorError(f"pulling {image}: lost the engine: {error}") from error
+
+
+def _place(name: str) -> tuple[str, str]:
+    parsed = ImageName.parse(name)
+    return parsed.registry, parsed.repository
+
+
+def _asked(image: str, auth: RegistryAuth | None) -> tuple[str, dict[str, str] | None]:
+    """As the engine's client takes them: with credentials it wants the registry in the name."""
+    if auth is None:
+        return image, None
+    name, at, digest = image.partition("@")
+    if ImageName.parse(image).registry == HUB and not name.startswith(f"{HUB}/"):
+        name = f"{HUB}/{name}" if "/" in name else f"{HUB}/library/{name}"
+    if auth.token:
+        return f"{name}{at}{digest}", {"registrytoken": auth.token}
+    return f"{name}{at}{digest}", {"username": auth.username, "password": auth.password}
 
 
 def _rewrite(image: ImageFile, target: Path, max_bytes: int) -> None:

@@ -33,6 +33,32 @@ class ImageForbidden(ExecutorError):
     default_code = "image_forbidden"
 
 
+class RegistryRefused(ExecutorError):
+    """The image's registry gives it to nobody who does not show (other) credentials. The same on every node: the job's own matter.
+    `registry_login_needed`: the job shows none."""
+
+    status = 401
+    default_code = "registry_login_refused"
+
+
+def refused(image: str, why: str, *, shown: bool) -> RegistryRefused:
+    """`shown`: whether the job showed credentials."""
+    if shown:
+        return RegistryRefused(
+            f"the registry of {image} does not take the job's credentials: {why}",
+            field="image",
+            value=image,
+            hint="look at the secrets that registries names: may this user read this image, and is the token still good?",
+        )
+    return RegistryRefused(
+        f"the registry does not give {image} to everybody: {why}",
+        code="registry_login_needed",
+        field="image",
+        value=image,
+        hint="is the name right? of a private image write registries: {HOST: {username: SECRET, password: SECRET}}",
+    )
+
+
 class AlreadyRunning(ExecutorError):
     """A container of this name is still there (running, or ended and not yet removed)."""
 

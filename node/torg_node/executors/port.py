@@ -77,10 +77,26 @@ class LaunchSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistryAuth:
+    """What a job shows to the registry of its image: a user's name and password, or a bearer token. In memory only."""
+
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+
+    def without(self, text: str) -> str:
+        """Registries may repeat what they were told, and others read why a lease ended."""
+        for value in filter(None, (self.password, self.token)):
+            text = text.replace(value, "...")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedImage:
     reference: str  # what `start` takes
     digest: str  # "sha256:..." of what really runs; in the receipt
     size_bytes: int = 0  # in the container engine, unpacked
+    names: tuple[str, ...] = ()  # by which the container engine knows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +198,16 @@ class Executor(Protocol):
         """Runs probe containers and says what held. Slow (seconds); called at agent start and by `torg-node doctor`."""
         ...
 
-    async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
-        """Makes the image runnable here. Safe to repeat. Raises `ImageNotFound` or `ImageForbidden`."""
+    async def prepare(
+        self,
+        image: str,
+        on_progress: ProgressCallback | None = None,
+        *,
+        auth: RegistryAuth | None = None,
+        anew: bool = False,
+    ) -> PreparedImage:
+        """Makes the image runnable here. Safe to repeat. `auth`: for its registry, if it must be asked; with `anew` it is, whatever is here.
+        Raises `ImageNotFound`, `ImageForbidden` or `RegistryRefused`."""
         ...
 
     async def must_pull(self, image: str) -> bool:

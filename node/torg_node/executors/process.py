@@ -34,6 +34,7 @@ from torg_node.executors.port import (
     LogChunk,
     PreparedImage,
     ProgressCallback,
+    RegistryAuth,
 )
 
 READ_BYTES = 64 << 10
@@ -68,7 +69,14 @@ class ProcessExecutor:
     async def probe(self) -> Capabilities:
         return Capabilities(self.name, "1", "process", verified=(), failed=("isolation: there is none",))
 
-    async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:  # noqa: ARG002  the port's
+    async def prepare(
+        self,
+        image: str,
+        on_progress: ProgressCallback | None = None,  # noqa: ARG002  the port's
+        *,
+        auth: RegistryAuth | None = None,  # noqa: ARG002  the port's
+        anew: bool = False,  # noqa: ARG002  the port's
+    ) -> PreparedImage:
         if image != HOST_PYTHON:
             raise ImageNotFound("only the host's own Python runs without isolation", field="image", value=image)
         return PreparedImage(HOST_PYTHON, await asyncio.to_thread(host_python_digest))

@@ -34,6 +34,7 @@ from torg_node.executors.port import (
     LogChunk,
     PreparedImage,
     ProgressCallback,
+    RegistryAuth,
 )
 from torg_node.executors.sandbox import SandboxExecutor, wall_clock_ms
 from torg_protocol.errors import TorgError
@@ -71,8 +72,15 @@ class RootedExecutor:
     async def probe(self) -> Capabilities:
         return await self._engine.probe()
 
-    async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
-        return await self._engine.prepare(image, on_progress)
+    async def prepare(
+        self,
+        image: str,
+        on_progress: ProgressCallback | None = None,
+        *,
+        auth: RegistryAuth | None = None,
+        anew: bool = False,
+    ) -> PreparedImage:
+        return await self._engine.prepare(image, on_progress, auth=auth, anew=anew)
 
     async def load_archive(self, archive: Path, folder: Path, max_bytes: int) -> LoadedImage:
         return await self._engine.load_archive(archive, folder, max_bytes)

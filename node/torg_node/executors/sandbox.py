@@ -56,6 +56,7 @@ from torg_node.executors.port import (
     LogChunk,
     PreparedImage,
     ProgressCallback,
+    RegistryAuth,
     ResourceLimits,
 )
 from torg_protocol.errors import Conflict, Invalid, TorgError
@@ -101,7 +102,14 @@ class SandboxExecutor:
 
         return await probe_executor(self, image=HOST_PYTHON, isolation="sandbox", version=self._version())
 
-    async def prepare(self, image: str, on_progress: ProgressCallback | None = None) -> PreparedImage:
+    async def prepare(
+        self,
+        image: str,
+        on_progress: ProgressCallback | None = None,
+        *,
+        auth: RegistryAuth | None = None,  # noqa: ARG002  the port's
+        anew: bool = False,  # noqa: ARG002  the port's
+    ) -> PreparedImage:
         found = self._image(image)
         if found.reference == HOST_PYTHON:
             digest = await asyncio.to_thread(host_python_digest)

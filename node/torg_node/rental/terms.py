@@ -64,6 +64,7 @@ def check_spec(spec: JobSpec, isolation: tuple[str, ...], *, own_root: bool) -> 
         (bool(spec.volumes), "volumes", ", ".join(spec.volumes), "a rental has no store that could keep them"),
         (spec.sealed is not None, "sealed", "", "a rental's workspace goes to the node itself and to nobody else"),
         (spec.secrets is not None, "secrets", "", "a rental opens no secrets"),
+        (bool(spec.registries), "registries", ", ".join(spec.registries), "a rental opens no secrets"),
         (spec.root and not own_root, "root", "true", "this node gives no job a root of its own"),
         (spec.isolation not in isolation, "isolation", spec.isolation, f"this node has {', '.join(isolation)}"),
     ):

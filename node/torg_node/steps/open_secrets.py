@@ -1,6 +1,6 @@
 """Open the secrets: unsealed with this node's key into memory, as files that only the job's container sees.
 
-They lie on a tmpfs of this host, never on a disk, and are gone with the lease. In arguments, environment, journal and logs there is
+Those that are for the registries of its images stay with the lease and become no files. The others lie on a tmpfs of this host, never on a disk, and are gone with the lease. In arguments, environment, journal and logs there is
 nothing of them but their names.
 """
 
@@ -11,12 +11,15 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from torg_node.executors.port import RegistryAuth
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.steps.make_workspace import JOB_USER
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import LeaseId
+from torg_protocol.registries import RegistryLogin
 from torg_protocol.sealing import JOB_KEY, check_job_key
 from torg_protocol.secrets import secrets_in
 from torg_protocol.states import EndReason
@@ -42,11 +45,26 @@ class OpenSecrets:
         except TorgError as error:
             raise LeaseEnded(EndReason.INPUT_INVALID, str(error)) from None
         lease.job_key = values.pop(JOB_KEY, b"").decode("ascii", errors="replace")
+        lease.registry_auth = {host: _auth(host, login, values) for host, login in lease.spec.registries.items()}
+        for name in lease.spec.secrets_of_registries():
+            values.pop(name, None)
         await asyncio.to_thread(_write, folder, values)
 
     async def undo(self, lease: Lease) -> None:
         if lease.spec.secrets is not None:
             await asyncio.to_thread(_remove, secrets_folder(lease))
+
+
+def _auth(host: str, login: RegistryLogin, values: Mapping[str, bytes]) -> RegistryAuth:
+    """Raises LeaseEnded for a secret that is no text."""
+    found = {}
+    for part, name in login.secret_fields:
+        text = values.get(name, b"").decode(errors="replace").strip()
+        if not text or not text.isprintable():
+            detail = f"registries.{host}.{part}: the secret {name} is not one line of text [registry_login_invalid]"
+            raise LeaseEnded(EndReason.INPUT_INVALID, detail)
+        found[part] = text
+    return RegistryAuth(**found)
 
 
 def secrets_folder(lease: Lease) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 
-from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
+from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound, RegistryRefused
 from torg_node.executors.port import PreparedImage
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.pulls import prepare_image
@@ -13,6 +13,7 @@ from torg_node.steps.make_workspace import fetch
 from torg_protocol.errors import Invalid, TooLarge, TorgError
 from torg_protocol.ids import Digest
 from torg_protocol.jobspec import BlobRef
+from torg_protocol.registries import ImageName
 from torg_protocol.states import EndReason
 from torg_protocol.tasks import BLOB_IMAGE
 
@@ -34,9 +35,12 @@ async def _prepared(lease: Lease, image: str) -> PreparedImage:
         if image.startswith(BLOB_IMAGE):
             return await _of_archive(lease, Digest(image.removeprefix(BLOB_IMAGE)))
         node = lease.node
-        return await prepare_image(image, node.executor, node.cache, node.settings, lease.preparing)
+        auth = lease.registry_auth.get(ImageName.parse(image).registry)
+        return await prepare_image(image, node.executor, node.cache, node.settings, lease.preparing, auth)
     except ImageNotFound as error:
         raise LeaseEnded(EndReason.IMAGE_NOT_FOUND, str(error)) from error
+    except RegistryRefused as error:
+        raise LeaseEnded(EndReason.INPUT_INVALID, str(error)) from None
     except (ImageForbidden, ExecutorError, TooLarge) as error:
         raise LeaseEnded(EndReason.START_FAILED, str(error)) from error
     except Invalid as error:

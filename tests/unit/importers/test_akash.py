@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.importers.formats import left_out, lost, problems, spec_of
+from tests.unit.importers.formats import left_out, lost, problems, spec_of, translated
 
 
 def sdl(
@@ -113,11 +113,22 @@ def test_who_vouches_for_their_providers_changes_nothing_for_a_job() -> None:
     assert {"profiles.placement.here.signedBy", "profiles.placement.here.attributes.host"} <= {*left_out(raw, "akash")}
 
 
+def test_credentials_are_read_from_variables_and_never_from_the_file() -> None:
+    login = {"host": "https://index.docker.io/v1/", "username": "u", "password": "plain-text"}
+    translation = translated(sdl({"image": "org/private:1", "credentials": login}), "akash")
+    names = {"username": "REGISTRY_DOCKER_IO_USERNAME", "password": "REGISTRY_DOCKER_IO_PASSWORD"}
+
+    assert translation.spec["registries"] == {"docker.io": names}
+    assert translation.spec["secrets"] == {name: {"env": name} for name in names.values()}
+    assert translation.lost == ()
+    assert "plain-text" not in str(translation)
+
+
 @pytest.mark.parametrize(
     ("raw", "path"),
     [
         (sdl(deployment={"web": {"here": {"profile": "web", "count": 3}}}), "deployment.web.here.count"),
-        (sdl({"credentials": {"host": "h", "username": "u", "password": "p"}}), "services.web.credentials"),
+        (sdl({"credentials": {"host": "ghcr.io", "username": "u", "password": "p"}}), "services.web.credentials"),
         (sdl({"expose": [{"port": 53, "proto": "udp"}]}), "services.web.expose.0.proto"),
         (
             sdl(

@@ -63,7 +63,6 @@ def test_of_a_range_the_least_is_asked_for() -> None:
     ("fields", "path"),
     [
         ({"privileged": True}, "privileged"),
-        ({"registry_auth": {"username": "u", "password": "p"}}, "registry_auth"),
         ({"volumes": ["/mnt/disk:/data"]}, "volumes.0"),
         ({"env": ["HF_TOKEN"], "entrypoint": "train"}, "env.0"),
         ({"nodes": 2, "volumes": ["v:/data"]}, "nodes"),
@@ -79,6 +78,19 @@ def test_of_a_range_the_least_is_asked_for() -> None:
 )
 def test_what_has_no_counterpart_is_lost_by_name(fields: dict[str, Any], path: str) -> None:
     assert lost(task(**fields), "dstack") == [path]
+
+
+def test_a_registrys_credentials_are_read_from_the_variables_that_it_names() -> None:
+    login = {"username": "octocat", "password": "${{ env.GH_TOKEN }}"}
+    translation = translated(task(image="ghcr.io/org/x:1", registry_auth=login), "dstack")
+
+    assert translation.spec["registries"]["ghcr.io"]["password"] == "REGISTRY_GHCR_IO_PASSWORD"
+    assert translation.spec["secrets"] == {
+        "REGISTRY_GHCR_IO_USERNAME": {"env": "REGISTRY_GHCR_IO_USERNAME"},
+        "REGISTRY_GHCR_IO_PASSWORD": {"env": "GH_TOKEN"},
+    }
+    assert translation.lost == ()
+    assert "registry_auth" in left_out(task(image="ghcr.io/org/x:1", registry_auth=login), "dstack")
 
 
 def test_network_volumes_are_kept() -> None:

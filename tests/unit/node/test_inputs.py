@@ -132,6 +132,11 @@ async def test_what_fails_for_now_is_tried_again(
         await fetch_url(source, a_url(origin), tmp_path / "file")
         with pytest.raises(InputUnavailable, match="HTTP status 500"):
             await fetch_url(source, a_url(origin, "/down"), tmp_path / "down")
+    nobody = "127.0.0.1:9"
+    async with client(nobody) as source:
+        away = UrlInput(kind="url", url=f"http://{nobody}/x", digest=digest(b""), path="/x")
+        with pytest.raises(InputUnavailable, match="502"):
+            await fetch_url(source, away, tmp_path / "away")
 
     assert (tmp_path / "file").read_bytes() == WEIGHTS
     assert origin.asked == ["/file"] * 3 + ["/down"] * 5

@@ -8,7 +8,8 @@ import pytest
 
 from tests.support.scripted_server import Answer, Request, as_json, scripted_server
 from torg_node.executors.errors import ImageForbidden
-from torg_node.registry import ImageName, packed_bytes
+from torg_node.registry import packed_bytes
+from torg_protocol.registries import ImageName
 
 DIGEST = "sha256:" + "a" * 64
 MANIFEST: dict[str, Any] = {"config": {"size": 7}, "layers": [{"size": 100}, {"size": 2_000}]}

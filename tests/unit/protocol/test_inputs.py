@@ -8,7 +8,8 @@ import pytest
 
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest
-from torg_protocol.jobspec import BlobRef, JobSpec, check_secret_names, load_job_spec
+from torg_protocol.jobspec import BlobRef, JobSpec, load_job_spec
+from torg_protocol.secrets import check_secret_names
 
 DIGEST = "sha256:" + "0" * 64
 URL = {"kind": "url", "url": "https://Example.org/a?b=c", "digest": DIGEST, "path": "/data/a"}
