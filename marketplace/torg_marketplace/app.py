@@ -33,6 +33,7 @@ from torg_marketplace.api import blobs as blob_routes
 from torg_marketplace.api import data as data_routes
 from torg_marketplace.api import sign_in as sign_in_routes
 from torg_marketplace.api import volumes as volume_routes
+from torg_marketplace.api.bodies import GatheringProtocol
 from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import Bounds, LocalAdmission, RateLimiter
@@ -317,6 +318,7 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
         app,
         log_config=None,
         access_log=False,
+        http=GatheringProtocol,
         timeout_graceful_shutdown=_SHUTDOWN_S,
         ws="websockets-sansio",
         ws_max_size=4 << 20,
