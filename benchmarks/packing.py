@@ -1,11 +1,11 @@
 """How much of a cluster gets used: the engine against published policies on the public OpenB trace.
 
-    TORG_CORPORA=/folder/of/corpora python -m benchmarks.packing [--quick]
+    python -m benchmarks.packing [--quick] [--traces DIR]
 
 Score: share of the cluster's GPU-milli allocated when arrived demand first reaches 100 % of capacity; nothing departs; mean of
 ten fixed seeds (--quick: two). The engine sees one pod after the other and learns only from those that came; FGD knows the
 whole trace. Published means are from the paper's repository. With a variant's file there but no published mean, policies are
-compared with each other only.
+compared with each other only. DIR holds the trace's node list (else $TORG_CORPORA/traces/openb does) and pod lists, all of which are run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statistics import mean
 
 from benchmarks.openb.market import DECIMALS, demand, snapshots
 from benchmarks.openb.rivals import Fgd, allocated, best_fit
-from benchmarks.openb.trace import SEEDS, Pod, TraceNode, pods, stream, variants
+from benchmarks.openb.trace import SEEDS, Pod, TraceNode, add_traces_option, pods, stream, variants
 from torg_marketplace.matching.engine import Engine
 
 PUBLISHED = {  # BestFit, FGD
@@ -74,8 +74,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two seeds, default and gpuspec33")
     parser.add_argument("--variant", action="append", help="only these (names of the trace's pod lists)")
+    add_traces_option(parser)
     asked = parser.parse_args()
-    names = asked.variant or [name for name in variants() if not asked.quick or name in {"default", "gpuspec33"}]
+    few = asked.quick and not asked.traces
+    names = asked.variant or [name for name in variants() if not few or name in {"default", "gpuspec33"}]
     seeds = SEEDS[:2] if asked.quick else SEEDS
     print(f"{'variant':<14}{'BestFit':>9}{'(publ.)':>9}{'FGD':>9}{'(publ.)':>9}{'engine':>9}{'gain':>8}{'s':>7}")
     figures: dict[str, dict[str, float]] = {}

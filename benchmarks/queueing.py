@@ -1,8 +1,8 @@
 """Who has to wait: the OpenB trace with its times, arrivals sped up, on a tenth of the fleet.
 
-    TORG_CORPORA=/folder/of/corpora python -m benchmarks.queueing [--quick]
+    python -m benchmarks.queueing [--quick] [--traces DIR] [--variant gpuspec33]
 
-The GPU pods of `gpuspec33` (a third of them want certain models) arrive 30 times as fast on 121 of the 1,213 nodes and run as long
+DIR holds the trace (else $TORG_CORPORA/traces/openb does). The GPU pods of `gpuspec33` (a third of them want certain models) arrive 30 times as fast on 121 of the 1,213 nodes and run as long
 as they did. Share of jobs that cannot start at once, over three fleets (--quick: one); best fit in the same run for comparison.
 A waiting job is tried again whenever one ends, in the market's backlog order. No policy sees anything before it arrives.
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.openb.market import DECIMALS, PRICE, demand, snapshots
 from benchmarks.openb.rivals import Cluster, best_fit
-from benchmarks.openb.trace import Pod, TraceNode, nodes, pods
+from benchmarks.openb.trace import Pod, TraceNode, add_traces_option, nodes, pods
 from benchmarks.report import Figure, conclude
 from torg_marketplace.matching.backlog import Backlog, Waiting
 from torg_marketplace.matching.engine import Engine
@@ -84,10 +84,12 @@ def fleet_of(seed: int) -> list[TraceNode]:
     return random.Random(seed).sample(nodes(), FLEET)
 
 
-def arrivals(fleet: Sequence[TraceNode]) -> list[tuple[int, Pod]]:
-    """(ms, pod) in order, of those that some node of the fleet could hold when empty."""
+def arrivals(fleet: Sequence[TraceNode], variant: str = VARIANT) -> list[tuple[int, Pod]]:
+    """(ms, pod) in order, of those that some node of the fleet could hold when empty. Ends the process for a variant without times."""
     empty = Cluster(fleet)
-    asked = [pod for pod in pods(VARIANT) if pod.gpus and pod.created_s is not None and empty.fits(pod).size]
+    asked = [pod for pod in pods(variant) if pod.gpus and pod.created_s is not None and empty.fits(pod).size]
+    if not asked:
+        sys.exit(f"{variant} has no pods with times that fit this fleet: take another --variant")
     return sorted(((1000 * (pod.created_s or 0) // SPEED, pod) for pod in asked), key=lambda item: item[0])
 
 
@@ -131,12 +133,14 @@ def waits_ms(placer: Placer, arriving: Sequence[tuple[int, Pod]]) -> list[int]:
     return waited + [last_ms - job.since_ms for job, _ in waiting.values()]
 
 
-def measure(policy: Callable[[Sequence[TraceNode], int], Placer], seeds: Sequence[int]) -> tuple[float, float]:
+def measure(
+    policy: Callable[[Sequence[TraceNode], int], Placer], seeds: Sequence[int], variant: str
+) -> tuple[float, float]:
     """Percent of jobs that wait, and the mean wait of all jobs in seconds; means over the fleets."""
     shares, means = [], []
     for seed in seeds:
         fleet = fleet_of(seed)
-        waited = np.array(waits_ms(policy(fleet, seed), arrivals(fleet)))
+        waited = np.array(waits_ms(policy(fleet, seed), arrivals(fleet, variant)))
         shares.append(100 * float((waited > 0).mean()))
         means.append(float(waited.mean()) / 1000)
     return mean(shares), mean(means)
@@ -145,15 +149,18 @@ def measure(policy: Callable[[Sequence[TraceNode], int], Placer], seeds: Sequenc
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one fleet")
-    seeds = SEEDS[:1] if parser.parse_args().quick else SEEDS
+    parser.add_argument("--variant", default=VARIANT, help="of the trace's pod lists, one that has times")
+    add_traces_option(parser)
+    asked = parser.parse_args()
+    seeds = SEEDS[:1] if asked.quick else SEEDS
     figures = []
     for name, policy, bound in (("best fit", BestFit, None), ("engine", Market, MOST_WAITING_PERCENT)):
-        share, wait_s = measure(policy, seeds)
+        share, wait_s = measure(policy, seeds, asked.variant)
         figures += [
             Figure(f"{name}: jobs that wait", share, "%", bound),
             Figure(f"{name}: mean wait of all jobs", wait_s, "s"),
         ]
-    note = f"{VARIANT}, {SPEED}x arrivals, {FLEET} nodes, {len(seeds)} fleet(s)"
+    note = f"{asked.variant}, {SPEED}x arrivals, {FLEET} nodes, {len(seeds)} fleet(s)"
     return conclude("queueing", figures, notes=[note])
 
 

@@ -8,6 +8,7 @@ policies are compared on the same streams.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import random
@@ -21,7 +22,9 @@ WHOLE_MILLI = 1000
 ARRIVING = 1.3  # of the cluster's GPUs
 SEEDS = tuple(range(42, 52))
 VARIANTS = ("default", "multigpu50", "gpushare100", "gpuspec33")
-_HOW = "set TORG_CORPORA to a folder that holds traces/openb/openb_node_list_gpu_node.csv (the OpenB trace)"
+_NODES = "openb_node_list_gpu_node.csv"
+_HOW = f"give --traces DIR, a folder with {_NODES} and openb_pod_list_*.csv (the OpenB trace), or set TORG_CORPORA to one that holds traces/openb"
+_CHOSEN: list[Path] = []  # by --traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +53,39 @@ class Pod:
         return self.gpus * self.gpu_milli
 
 
-def folder() -> Path:
-    """Ends the process with what to set when the trace is not there."""
-    corpora = os.environ.get("TORG_CORPORA")
-    path = Path(corpora or ".") / "traces" / "openb"
-    if corpora is None or not (path / "openb_node_list_gpu_node.csv").exists():
-        sys.exit(_HOW + ("" if corpora is None else f"; TORG_CORPORA is {corpora}"))
+def add_traces_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--traces", type=_chosen, metavar="DIR", help="where the trace's files are; else $TORG_CORPORA/traces/openb"
+    )
+
+
+def _chosen(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not any(path.glob("openb_pod_list_*.csv")):
+        raise argparse.ArgumentTypeError(f"{text} holds no openb_pod_list_*.csv")
+    _CHOSEN[:] = [path]
     return path
+
+
+def folder(holding: str) -> Path:
+    """The chosen one, or that of the corpora, whichever holds such a file. Ends the process with what to set when neither does."""
+    corpora = os.environ.get("TORG_CORPORA")
+    asked = [*_CHOSEN, *([Path(corpora) / "traces" / "openb"] if corpora else [])]
+    for path in asked:
+        if any(path.glob(holding)):
+            return path
+    sys.exit(f"no {holding} in {', '.join(map(str, asked)) or 'any folder'}: {_HOW}")
 
 
 def variants() -> list[str]:
     """Those whose files are there: the four known ones first, then any others."""
-    found = {path.stem.removeprefix("openb_pod_list_") for path in folder().glob("openb_pod_list_*.csv")}
+    found = {path.stem.removeprefix("openb_pod_list_") for path in folder(_pods_file("*")).glob(_pods_file("*"))}
     return [name for name in VARIANTS if name in found] + sorted(found - set(VARIANTS))
 
 
 @cache
 def nodes() -> tuple[TraceNode, ...]:
-    with (folder() / "openb_node_list_gpu_node.csv").open() as file:
+    with (folder(_NODES) / _NODES).open() as file:
         return tuple(
             TraceNode(row["sn"], int(row["cpu_milli"]), int(row["memory_mib"]), int(row["gpu"]), row["model"])
             for row in csv.DictReader(file)
@@ -76,8 +94,12 @@ def nodes() -> tuple[TraceNode, ...]:
 
 @cache
 def pods(variant: str) -> tuple[Pod, ...]:
-    with (folder() / f"openb_pod_list_{variant}.csv").open() as file:
+    with (folder(_pods_file(variant)) / _pods_file(variant)).open() as file:
         return tuple(_pod(row) for row in csv.DictReader(file))
+
+
+def _pods_file(variant: str) -> str:
+    return f"openb_pod_list_{variant}.csv"
 
 
 def _pod(row: dict[str, str]) -> Pod:

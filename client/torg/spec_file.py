@@ -134,7 +134,7 @@ def spec_from_mapping(
     raw: dict[str, Any], *, base: Path, source: Source | None = None, foreign_allowed: bool = False
 ) -> SpecFile:
     """`base`: what a relative workspace is relative to. `foreign_allowed`: it may be in another platform's format."""
-    if foreign_allowed and (translation := _translated(raw, source)) is not None:
+    if foreign_allowed and (translation := _translated(raw, source, base)) is not None:
         return replace(spec_from_mapping(translation.spec, base=base, source=source), translation=translation)
     if raw.get("secrets") is not None and not _is_sealed(raw["secrets"]):
         plain = {name: value for name, value in raw.items() if name != "secrets"}
@@ -177,11 +177,12 @@ def _secrets(written: object, base: Path, source: Source | None) -> tuple[Secret
         raise error if source is None else source.explain(error) from None
 
 
-def _translated(raw: dict[str, Any], source: Source | None) -> Translation | None:
+def _translated(raw: dict[str, Any], source: Source | None, base: Path) -> Translation | None:
     from torg.importers.registry import translation_of
+    from torg.importers.surroundings import around
 
     try:
-        return translation_of(raw)
+        return translation_of(raw, around(base))
     except Invalid as error:
         raise error if source is None else source.explain(error) from error
 

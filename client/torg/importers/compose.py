@@ -12,22 +12,25 @@ from typing import Any
 
 from torg.importers.amounts import cores, size
 from torg.importers.assembly import Container, assembled
+from torg.importers.compose_extends import extended
 from torg.importers.compose_health import read_health, wait_until_healthy
-from torg.importers.reading import Part, Reading, pairs_of
-from torg.importers.translation import Translation
+from torg.importers.compose_variables import environment_of, interpolated
+from torg.importers.reading import Part, Reading
+from torg.importers.surroundings import Surroundings
+from torg.importers.translation import Translation, name_of
 
 TITLE = "docker-compose file"
 APART = "each task has a network of its own: services do not reach each other"
 _UNTIL = {"service_started": "started", "service_healthy": "ready", "service_completed_successfully": "succeeded"}
-_VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:?[-?+])([^}]*))?\})")
 _WALLS = ("user", "privileged", "cap_add", "devices", "userns_mode", "pid", "ipc", "cgroup", "cgroup_parent", "sysctls", "security_opt", "group_add", "device_cgroup_rules")  # fmt: skip
 _HABITS = ("container_name", "hostname", "domainname", "labels", "logging", "stdin_open", "tty", "init", "pull_policy", "platform", "stop_grace_period", "stop_signal", "annotations", "attach", "read_only", "cap_drop", "runtime", "oom_score_adj", "oom_kill_disable", "memswap_limit", "mem_swappiness", "cpu_shares", "storage_opt", "develop", "networks", "links", "mac_address")  # fmt: skip
 
 
-def translate(raw: dict[str, Any]) -> Translation:
+def translate(raw: dict[str, Any], surroundings: Surroundings | None = None) -> Translation:
     """Raises Invalid (code "spec_invalid") with all problems."""
-    reading = Reading(TITLE)
-    top = Part(reading, _interpolated(raw, "", reading))
+    reading, surroundings = Reading(TITLE), surroundings or Surroundings()
+    filled = interpolated(raw, "", reading, surroundings)
+    top = Part(reading, {**filled, "services": extended(filled["services"])})
     top.raw("version")  # obsolete there too
     name = top.text("name")
     kept = {volume: _volume(volume, part) for volume, part in top.named("volumes")}
@@ -36,7 +39,9 @@ def translate(raw: dict[str, Any]) -> Translation:
     top.lose("files and secrets of the author's machine do not travel", "secrets", "configs")
     top.lose("other files are not read; put all into one", "include")
     top.lose("nothing is provided from outside of the containers", "models")
-    containers = [_service(service, part, volumes) for service, part in _started(dict(top.named("services")))]
+    containers = [
+        _service(service, part, volumes, surroundings) for service, part in _started(dict(top.named("services")))
+    ]
     if not containers:
         reading.wrong("services", "is missing")
     top.finish()
@@ -79,20 +84,22 @@ def _volume(name: str, part: Part) -> str:
     return found
 
 
-def _service(name: str, part: Part, volumes: list[str]) -> Container:
+def _service(name: str, part: Part, volumes: list[str], surroundings: Surroundings) -> Container:
     reading, here = part.reading, part.path
     image = part.text("image")
-    if image is None:
-        hint = "build it, push it to a registry and name it" if part.has("build") else None
+    if image is None and part.has("build"):
+        part.lose("no image is built here: build it, push it, and name it instead of this one", "build")
+        image = name_of(name)
+    elif image is None:
+        hint = "extends names another file: put both into one" if part.has("extends") else None
         reading.wrong(part.at("image"), "is missing", None, hint)
-    elif part.has("build"):
+    else:
         part.remark("the image is pulled, not built", "build")
-    part.raw("build")
     fields: dict[str, Any] = {"image": image or "", "workdir": part.text("working_dir") or "image"}
     for theirs, ours in (("entrypoint", "command"), ("command", "args")):
         if words := _words(part, theirs):
             fields[ours] = words
-    if env := pairs_of(part, "environment"):
+    if env := environment_of(part, surroundings):
         fields["env"] = env
     places = {"command": f"{here}.entrypoint", "args": f"{here}.command", "workdir": f"{here}.working_dir"}
     places |= {"env": f"{here}.environment", **{f"env.{key}": f"{here}.environment.{key}" for key in env}}
@@ -272,10 +279,9 @@ def _drop_rest(part: Part) -> None:
     if mode not in (None, "none", "bridge"):
         part.reading.drops.lose(part.at("network_mode"), mode, "a job never shares a network with the node or others")
     part.lose("a job runs as an unprivileged user, without further rights", *_WALLS)
-    part.lose(
-        "files and secrets of the author's machine do not travel", "env_file", "secrets", "configs", "credential_spec"
-    )
-    part.lose("another service's definition is not read", "extends", "volumes_from", "external_links")
+    part.lose("files and secrets of the author's machine do not travel", "secrets", "configs", "credential_spec")
+    part.lose("only a service of this file is extended: put both into one", "extends")
+    part.lose("another service's definition is not read", "volumes_from", "external_links")
     part.lose("names and addresses are the node's", "extra_hosts", "dns", "dns_search", "dns_opt")
     part.lose("limits are the node's", "ulimits", "blkio_config", "pids_limit", "cpuset", "cpu_quota", "cpu_period")
     part.lose("nothing runs beside the command", "post_start", "pre_stop")
@@ -283,28 +289,3 @@ def _drop_rest(part: Part) -> None:
     part.texts("profiles")
     part.remark("a habit of the engine, without effect on what the job computes", *_HABITS)
     part.finish()
-
-
-def _interpolated(value: Any, path: str, reading: Reading) -> Any:
-    """`${NAME:-default}` gives its default and `$$` a dollar; a variable without default comes from the author's shell and is lost."""
-    if isinstance(value, dict):
-        return {key: _interpolated(one, f"{path}.{key}" if path else str(key), reading) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_interpolated(one, f"{path}.{number}", reading) for number, one in enumerate(value)]
-    if not isinstance(value, str) or "$" not in value:
-        return value
-
-    def replaced(match: re.Match[str]) -> str:
-        dollar, plain, braced, operator, default = match.groups()
-        if dollar:
-            return "$"
-        if operator in {"-", ":-"}:
-            return str(default)
-        if operator in {"+", ":+"}:
-            return ""
-        reading.drops.lose(
-            path, match.group(), f"{plain or braced} comes from the shell of whoever submits; write it down"
-        )
-        return ""
-
-    return _VARIABLE.sub(replaced, value)

@@ -7,7 +7,7 @@ so that nothing vanishes. Problems are collected, and raised together by `Readin
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,9 +142,11 @@ class Part:
         return None
 
 
-def pairs_of(part: Part, key: str, *, bare: str | None = None) -> dict[str, str]:
-    """Environment variables: a mapping, or a list of NAME=VALUE. `bare`: the value of a name without one; None: it is lost, as it comes from
-    the author's shell."""
+def pairs_of(
+    part: Part, key: str, *, bare: str | None = None, shell: Callable[[str], str | None] = lambda _name: None
+) -> dict[str, str]:
+    """Environment variables: a mapping, or a list of NAME=VALUE. A name without a value has that of `shell`, else `bare`; else it
+    is lost."""
     value = part.raw(key)
     if value is None:
         return {}
@@ -162,10 +164,17 @@ def pairs_of(part: Part, key: str, *, bare: str | None = None) -> dict[str, str]
         part.reading.wrong(part.at(key), "a mapping or a list of NAME=VALUE is expected", value)
         return {}
     for name, one, path in items:
-        if one is None and bare is not None:
+        if one is None and (found := shell(name)) is not None:
+            out[name] = found
+            part.reading.drops.remark(path, name, "its value is that of this shell; it is open to the node")
+        elif one is None and bare is not None:
             out[name] = bare
         elif one is None:
-            part.reading.drops.lose(path, name, "its value comes from the shell of whoever submits; write it down")
+            part.reading.drops.lose(
+                path,
+                name,
+                "its value comes from the shell of whoever submits, and is not set here: set it, or write it down",
+            )
         else:
             out[name] = str(one).lower() if isinstance(one, bool) else str(one)
     return out

@@ -8,6 +8,7 @@ from typing import Any
 
 from torg.importers.network import network_of
 from torg.importers.root import root_of
+from torg.importers.surroundings import Surroundings
 from torg.importers.translation import Translation
 
 KNOWN = "Nosana job definitions, docker-compose files, Kubernetes Jobs, Akash SDL, dstack tasks"
@@ -34,12 +35,14 @@ def _is_operation(op: object) -> bool:
     return isinstance(op, dict) and str(op.get("type", "")).startswith("container/")
 
 
-def translation_of(raw: dict[str, Any]) -> Translation | None:
-    """None for a job file of our own. Raises Invalid (code "spec_invalid") with all problems of a foreign file."""
+def translation_of(raw: dict[str, Any], surroundings: Surroundings | None = None) -> Translation | None:
+    """None for a job file of our own. `surroundings`: what a compose file may name. Raises Invalid (code "spec_invalid") with all problems of a
+    foreign file."""
     name = format_of(raw)
     if name is None:
         return None
-    translation: Translation = importlib.import_module(f"torg.importers.{name}").translate(raw)
+    module = importlib.import_module(f"torg.importers.{name}")
+    translation: Translation = module.translate(raw, surroundings) if name == "compose" else module.translate(raw)
     network, remark = network_of(translation.spec)
     is_root, about_root = root_of(translation.spec)
     spec = {**translation.spec, **({"network": network} if network else {}), **({"root": True} if is_root else {})}

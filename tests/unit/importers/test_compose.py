@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.importers.formats import left_out, lost, problems, spec_of
+from torg.importers.registry import translation_of
+from torg.importers.surroundings import Surroundings
+from torg.spec_file import read_spec_file
 from torg_protocol.ports import Port
 
 
@@ -196,7 +200,7 @@ def test_no_check_is_nothing_to_tell(check: dict[str, Any]) -> None:
         (service(cpus="many"), "services.main.cpus", "not a number of cores"),
         (service(volumes=["ghost:/x"]), "services.main.volumes.0", "there is no such volume"),
         (service(depends_on=["ghost"]), "services.main.depends_on", "there is no such service"),
-        ({"services": {"main": {"build": "."}}}, "services.main.image", "is missing"),
+        ({"services": {"main": {"command": "x"}}}, "services.main.image", "is missing"),
         ({"services": {"main": []}}, "services.main", "a mapping is expected"),
         ({"services": {}}, "services", "is missing"),
         ({**service(), "volume": {}}, "volume", "unknown key"),
@@ -237,3 +241,91 @@ def test_an_external_volume_as_older_files_name_it() -> None:
     }
 
     assert [*spec_of(raw, "compose").volumes] == ["shared"]
+
+
+def test_a_service_that_is_only_built_is_translated_and_its_image_lost() -> None:
+    raw = {"services": {"Web_App": {"build": {"context": "."}, "command": "serve", "ports": ["80"]}}}
+
+    assert (spec_of(raw, "compose").image, spec_of(raw, "compose").args) == ("web_app", ("serve",))
+    assert lost(raw, "compose") == ["services.Web_App.build"]
+
+
+COMPOSE = """
+services:
+  main:
+    image: debian:${TAG:-12}
+    command: echo ${GREETING} ${NOBODY-else} ${TAG:+tagged} $$HOME
+    environment: [TOKEN, LEVEL=own]
+    env_file: [first.env, {path: second.env}, {path: gone.env, required: false}]
+"""
+
+
+def test_variables_come_from_the_shell_and_the_files_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "compose.yml").write_text(COMPOSE)
+    (tmp_path / ".env").write_text("# of the project\nTAG=11\nexport GREETING='good # day'\n")
+    (tmp_path / "first.env").write_text('A=1\nB="two words" # said\nLEVEL=file\n')
+    (tmp_path / "second.env").write_text("A=2 # later\nTOKEN\nC=\nD\n")
+    monkeypatch.setenv("TAG", "10")
+    monkeypatch.setenv("TOKEN", "t0k")
+    spec_file = read_spec_file(tmp_path / "compose.yml")
+    spec, translation = spec_file.check(), spec_file.translation
+
+    assert spec.image == "debian:10"
+    assert spec.args == ("echo", "good", "#", "day", "else", "tagged", "$HOME")
+    assert spec.env == {"A": "2", "B": "two words", "C": "", "LEVEL": "own", "TOKEN": "t0k"}
+    assert translation is not None
+    assert not translation.lost
+    assert "services.main.environment.0" in [item.path for item in translation.dropped]
+    assert "t0k" not in str([item.wire() for item in translation.dropped])
+
+
+def test_what_is_neither_in_the_shell_nor_in_a_file_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "compose.yml").write_text(COMPOSE)
+    for name in ("TAG", "GREETING", "NOBODY", "TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    translation = read_spec_file(tmp_path / "compose.yml").translation
+
+    assert translation is not None
+    assert sorted(item.path for item in translation.lost) == [
+        "services.main.command",
+        "services.main.env_file.0",
+        "services.main.env_file.1",
+        "services.main.environment.0",
+    ]
+
+
+@pytest.mark.parametrize("name", ["\0", "~nobody-here/x", "..", "x" * 5000])
+def test_a_file_of_variables_that_is_none_is_lost(tmp_path: Path, name: str) -> None:
+    translation = translation_of(
+        {"services": {"main": {"image": "debian", "env_file": [name]}}}, Surroundings(tmp_path)
+    )
+
+    assert translation is not None
+    assert [item.path for item in translation.lost] == ["services.main.env_file.0"]
+
+
+@pytest.mark.parametrize("name", [7, None, {"path": 7}, {"required": False}])
+def test_the_name_of_a_file_of_variables_is_a_text(name: Any) -> None:
+    raw = {"services": {"main": {"image": "debian", "env_file": [name]}}}
+
+    assert next(iter(problems(raw))).startswith("services.main.env_file.0")
+
+
+def test_a_service_extends_another_one_of_the_file() -> None:
+    base = {"image": "debian", "command": ["a"], "environment": ["A=1", "B=1"], "ports": ["80"], "labels": {"x": "1"}}
+    middle = {"extends": "base", "environment": {"B": 2}, "ports": ["81"], "command": ["b", "c"]}
+    main = {"extends": {"service": "middle"}, "environment": ["C=3"]}
+    spec = spec_of({"services": {"main": main, "middle": middle, "base": base}}, "compose").tasks[0]
+
+    assert (spec.image, spec.args, spec.env) == ("debian", ("b", "c"), {"A": "1", "B": "2", "C": "3"})
+    assert [port.port for port in spec.ports] == [80, 81]
+
+
+def test_what_extends_another_file_or_itself_is_told() -> None:
+    other = {"services": {"main": {"image": "debian", "extends": {"file": "x.yml", "service": "a"}}}}
+
+    assert lost(other, "compose") == ["services.main.extends"]
+    assert problems({"services": {"a": {"extends": "b"}, "b": {"extends": "a"}}}) == {
+        "services.a.image": "is missing",
+        "services.b.image": "is missing",
+    }
