@@ -39,11 +39,17 @@ from torg_protocol.strict import Strict, check_container_path, check_env
 
 BLOB_IMAGE = "blob:"  # and a digest: an image archive that the client has stored
 HOST_PYTHON = "host-python"  # the node's own Python: an image that needs no registry, and has no command of its own
+NODE_IMAGE = "oci-dir:"  # and a folder: an image that a node's owner has unpacked there
 TASK_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 MAIN_GROUP = "main"
 MAX_TASKS = 64
 MIN_TASK_MEMORY_BYTES = 16 << 20
 _DAY_MS = 86_400_000
+
+
+def is_pulled(image: str) -> bool:
+    """Whether it comes from a registry, and so needs a node with a container engine."""
+    return image != HOST_PYTHON and not image.startswith((BLOB_IMAGE, NODE_IMAGE))
 
 
 class TaskState(enum.StrEnum):

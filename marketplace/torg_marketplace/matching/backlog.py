@@ -19,6 +19,7 @@ from typing import Generic, TypeVar
 
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
 from torg_protocol.network import egress_kind
+from torg_protocol.tasks import is_pulled
 
 AGEING_MS = 600_000  # a bid counts once more for each such time that its job has waited
 BACKFILL = 32
@@ -180,6 +181,7 @@ def _wish(demand: Demand) -> Hashable:
         demand.client if demand.gpu_milli < WHOLE_MILLI else "",
         spec.isolation,
         spec.root,
+        any(is_pulled(image) for image in spec.images),
         egress_kind(spec.network),
         demand.only_on,
         spec.verify.policy,

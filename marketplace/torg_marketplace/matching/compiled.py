@@ -12,8 +12,9 @@ from torg_marketplace.matching.constraints import (
     billed_gpu_ms,
     is_paid_at_the_end,
     isolation_levels_for,
+    pulled_images,
 )
-from torg_marketplace.matching.fleet import MOST, Fleet, egress_bits, isolation_bits, version_code
+from torg_marketplace.matching.fleet import MOST, WITH_ENGINE, Fleet, egress_bits, isolation_bits, version_code
 from torg_marketplace.matching.packing import Outlook
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, units_needed
 from torg_protocol.ids import NodeId
@@ -26,6 +27,7 @@ KNOWN = frozenset(
         "min_vram",
         "min_compute_capability",
         "isolation",
+        "image",
         "root",
         "network",
         "region",
@@ -84,7 +86,7 @@ def asked_of(demand: Demand, fleet: Fleet) -> kernel.Asked:
         cpus=asked.cpus,
         memory=asked.memory,
         disk=asked.disk,
-        isolation=isolation_bits(isolation_levels_for(spec)),
+        isolation=isolation_bits(isolation_levels_for(spec)) << (WITH_ENGINE if pulled_images(spec) else 0),
         egress=egress_bits([network]) if network != "none" else 0,
         proven_gops=spec.placement.min_proven_gops,
         reputation=demand.min_reputation_permille,

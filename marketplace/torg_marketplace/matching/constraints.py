@@ -18,6 +18,7 @@ from torg_marketplace.matching import words
 from torg_marketplace.matching.fleet import (
     MOST,
     SANDBOX_WITH_ROOT,
+    WITH_ENGINE,
     Fleet,
     Ints,
     Mask,
@@ -31,6 +32,7 @@ from torg_protocol.ids import NodeId
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.money import cost, format_amount
 from torg_protocol.quantities import format_cpu_millis
+from torg_protocol.tasks import HOST_PYTHON, is_pulled
 
 ISOLATION_SATISFIED_BY = {
     "sandbox": ("sandbox", "container", "gvisor"),
@@ -208,6 +210,13 @@ def _host(demand: Demand) -> Iterator[Constraint]:
                 "without" if (fleet.isolation[rows] & isolation_bits([SANDBOX_WITH_ROOT])).any() else "none"
             ),
         )
+    if pulled := pulled_images(demand.spec):
+        yield Constraint(
+            "image",
+            lambda: ", ".join(pulled),
+            lambda fleet, rows: fleet.isolation[rows] >> WITH_ENGINE != 0,
+            lambda fleet, rows: "pulled" if (fleet.isolation[rows] >> WITH_ENGINE).any() else HOST_PYTHON,
+        )
     if (network := demand.spec.egress_wanted) != "none":
         yield Constraint(
             "network",
@@ -229,6 +238,11 @@ def _with(spec: JobSpec) -> str:
     beside = [f"isolation {spec.isolation}"] if spec.isolation != "sandbox" else []
     beside += ["GPUs"] if spec.resources.gpus else []
     return f" with {' and '.join(beside)}" if beside else ""
+
+
+def pulled_images(spec: JobSpec) -> tuple[str, ...]:
+    """Those that come from a registry: only nodes with a container engine can have them."""
+    return tuple(image for image in spec.images if is_pulled(image))
 
 
 def isolation_levels_for(spec: JobSpec) -> tuple[str, ...]:

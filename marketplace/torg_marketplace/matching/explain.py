@@ -15,6 +15,7 @@ from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_protocol.api import ConstraintFailure
 from torg_protocol.jobspec import Gang
 from torg_protocol.money import format_amount
+from torg_protocol.tasks import HOST_PYTHON
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,11 @@ def _hint(failures: Sequence[ConstraintFailure]) -> str | None:
             return "no node that it may run on can take it: name others, or submit again (secrets are sealed to nodes of that moment)"
         case "excluded_nodes":
             return "only excluded nodes are left: wait for others to join"
+        case "image":
+            return (
+                f"no node here has a container engine, and so none can pull {first.asked}: run the node's own Python (image: {HOST_PYTHON}), "
+                "or bring the image along as an archive (image: file:image.tar)"
+            )
         case "gang":
             return f"ask for at most {first.best_available} (gang.size), or wait for others to join"
         case "liveness" | "accepting" | "capacity" | "declined":

@@ -28,6 +28,9 @@ SANDBOX_WITH_ROOT = (
     "sandbox+root"  # containers there may be root of a user namespace; at no other level, and without GPUs
 )
 ISOLATION_LEVELS = ("sandbox", "container", "gvisor", SANDBOX_WITH_ROOT)
+WITH_ENGINE = len(
+    ISOLATION_LEVELS
+)  # bits of levels, shifted by so much, are those at which a node runs images of registries
 WARM_ITEMS = 16  # images and blobs remembered per node; of more, those whose names sort first
 
 NUMBERS = (
@@ -187,7 +190,8 @@ class Fleet:
         self.disk_total[row], self.slots_total[row] = inventory.disk_bytes, offer.slots
         self.gpus_total[row] = len(inventory.gpus)
         with_root = [SANDBOX_WITH_ROOT] if offer.own_root else []
-        self.isolation[row] = isolation_bits([*offer.isolation, *with_root])
+        levels = isolation_bits([*offer.isolation, *with_root])
+        self.isolation[row] = levels if offer.executor == "sandbox" else levels | levels << WITH_ENGINE
         self.egress[row] = egress_bits(offer.egress)
         self.least_gpu_milli[row] = offer.least_gpu_milli
         self.vram[row], self.capability[row] = 0, 0

@@ -21,7 +21,7 @@ from torg_protocol.proofs import ProofStatus, UnitProof
 from torg_protocol.states import Liveness, NodeState
 
 DECIMALS = 6
-IMAGES = ("registry.example/a:1", "registry.example/b:1")
+IMAGES = ("registry.example/a:1", "registry.example/b:1", "host-python")
 PROVEN = ProofStatus(state="proven", units=(UnitProof(unit="gpu:0", gops=100),))
 VRAM_GIB = {"cpu": 0, "rtx-4090": 24, "a100": 80}
 
@@ -58,7 +58,7 @@ def snapshots(draw: st.DrawFn, number: int) -> NodeSnapshot:
         price_per_gpu_hour=draw(st.one_of(st.just(0), st.just(10**6), st.integers(9 * 10**5, 13 * 10**5))),
         slots=draw(st.integers(1, 3)),
         inventory=inventory,
-        executor="fake",
+        executor=draw(st.sampled_from(["docker", "sandbox"])),
         isolation=draw(st.sampled_from([("sandbox",), ("sandbox", "container"), ("gvisor",)])),
         payout_address="p",
         max_unpaid=draw(st.sampled_from([10**4, 10**15])),
@@ -153,6 +153,7 @@ def test_every_constraint_of_a_search_is_known_to_it() -> None:
         {
             "version": 1,
             "command": ["x"],
+            "image": "alpine",
             "isolation": "container",
             "network": "open",
             "root": True,

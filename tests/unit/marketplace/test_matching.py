@@ -216,6 +216,25 @@ def test_a_job_that_wants_to_be_root_runs_where_it_may_at_its_isolation_level() 
     assert found.hint == "root: best available is without, you ask for root with isolation container"
 
 
+def test_an_image_of_a_registry_needs_a_node_with_a_container_engine() -> None:
+    engine, sandbox = node("engine"), node("sandbox")
+    engine = replace(engine, offer=engine.offer.model_copy(update={"executor": "docker"}))
+    sandbox = replace(sandbox, offer=sandbox.offer.model_copy(update={"executor": "sandbox", "own_root": True}))
+    everybody = [engine, sandbox]
+
+    def fitting(image: str) -> list[str]:
+        return [item.node_id for item in everybody if could_run(item, constraints(demand(image=image), 6))]
+
+    assert fitting("ubuntu:24.04") == ["engine"]
+    assert fitting("host-python") == fitting(f"blob:sha256:{'0' * 64}") == ["engine", "sandbox"]
+    tasks = [{"name": "a", "command": ["x"]}, {"name": "b", "image": "alpine"}]
+    several = Demand(spec=load_job_spec({"version": 1, "tasks": tasks}), price_limit=100 * TUSD)
+    found = explain([sandbox], several, 6)
+    assert found.in_words == "no node satisfies image: asked alpine; best available: host-python"
+    assert found.hint is not None
+    assert "image: file:image.tar" in found.hint
+
+
 def test_a_job_whose_secrets_are_sealed_runs_on_no_other_node() -> None:
     everybody = [node("a"), node("b"), node("c")]
     sealed = {"names": ["TOKEN"], "nodes": ["a", "b", "gone"], "sealed": "YQ=="}
