@@ -23,7 +23,7 @@ from torg_protocol.quantities import DurationMs
 MAX_PORTS = 16
 
 
-class Health(BaseModel):
+class HealthCheck(BaseModel):
     """Exactly one of `http` (a path) and `tcp`. Asked every `every`, given up after `timeout`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,7 +42,7 @@ class Health(BaseModel):
         return path
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Health:
+    def _one_kind(self) -> HealthCheck:
         if (self.http is None) == (self.tcp is None):
             raise ValueError("write one of http: /path and tcp: true")
         if self.expect_status is not None and self.http is None:
@@ -55,7 +55,7 @@ class Port(BaseModel):
 
     port: int = Field(ge=1, le=65535)
     name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
-    health: Health = Health(tcp=True)
+    health: HealthCheck = HealthCheck(tcp=True)
 
 
 class PortState(BaseModel):

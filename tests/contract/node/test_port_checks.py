@@ -13,7 +13,7 @@ from torg_node.executors.errors import ExecutorError
 from torg_node.executors.inside import dialled
 from torg_node.executors.port import Handle
 from torg_node.steps.ports import find_problem
-from torg_protocol.ports import Health, Port
+from torg_protocol.ports import HealthCheck, Port
 
 HANDLE = Handle("loopback", "job", "", 0)
 
@@ -56,7 +56,7 @@ async def server(answer: bytes | None) -> AsyncIterator[int]:
 
 async def _problem(answer: bytes | None, **health: object) -> str | None:
     async with server(answer) as port:
-        checked = Port(port=port, health=Health.model_validate(health))
+        checked = Port(port=port, health=HealthCheck.model_validate(health))
         return await find_problem(Loopback(), HANDLE, checked)  # type: ignore[arg-type]  # it has what is needed of an executor
 
 
