@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from tests.flow.test_replay_by_nodes import payouts
 from tests.flow.test_slash import STAKE, join_with_stake, slashes
 from tests.support.actors import Client, Node, join, let_pass, make_client, spec
 from tests.support.market import World
-from torg_marketplace.flow.blobs import may_read_blob
+from torg_marketplace.flow.blobs import may_read_blob, plan_upload
+from torg_marketplace.flow.evidence import list_evidence, replay_evidence, show_evidence
+from torg_marketplace.flow.lease_events import on_lease_event
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.verify import verify_pending
-from torg_protocol.api import JobView
+from torg_protocol.api import BlobUploadRequest, JobView
 from torg_protocol.canonical import sha256_digest
-from torg_protocol.errors import Infeasible, Invalid
-from torg_protocol.messages import Accepted
+from torg_protocol.errors import Conflict, Infeasible, Invalid
+from torg_protocol.messages import Accepted, LeaseEvent, Refused, Reported
 from torg_protocol.states import JobState, LeaseState
 from torg_protocol.usage import verify_receipt
 
@@ -59,6 +62,25 @@ async def client_can_read(world: World, client: Client, data: bytes) -> bool:
         return await may_read_blob(unit, client.account, sha256_digest(data))
 
 
+def upload_of(data: bytes) -> BlobUploadRequest:
+    return BlobUploadRequest(digest=sha256_digest(data), size_bytes=len(data))
+
+
+async def refused_unsent(node: Node, body: Reported) -> str:
+    """The code with which an event is refused that names blobs which the node has not sent."""
+    held = node.lease
+    event = LeaseEvent(
+        lease_id=held.grant.lease_id,
+        fence=held.grant.fence,
+        sequence=held.sent + 1,
+        at_ms=node.world.clock.now_ms(),
+        body=body,
+    )
+    answer = await on_lease_event(node.world.market, node.id, event)
+    assert isinstance(answer, Refused)
+    return str(answer.problem["code"])
+
+
 async def test_two_equal_ones_of_three_are_enough_and_the_third_never_runs(world: World) -> None:
     client, _, view = await quorum(world, [RIGHT, RIGHT])
     assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 20_000)
@@ -98,6 +120,100 @@ async def test_when_all_differ_nobody_is_paid_and_nobody_is_blamed(world: World)
 async def test_it_stops_as_soon_as_no_majority_can_come_about_any_more(world: World) -> None:
     _, _, view = await quorum(world, [b"1", b"2", b"3", b"4"], replicas=5)
     assert (view.state, len(view.leases)) == (JobState.FAILED, 4)
+
+
+async def test_a_tie_is_nobodys_majority(world: World) -> None:
+    client, _, view = await quorum(world, [RIGHT, RIGHT, WRONG, WRONG], replicas=4)
+    assert (view.state, view.final_amount, view.outputs) == (JobState.FAILED, 0, ())
+    assert {lease.state for lease in view.leases} == {LeaseState.INCONCLUSIVE}
+    assert (await slashes(world), await payouts(world)) == ([], {})
+    assert not await client_can_read(world, client, RIGHT)
+
+
+async def test_those_who_agree_are_paid_each_for_its_own_time_and_nobody_else(world: World) -> None:
+    _, ran, _ = await quorum(world, [RIGHT, WRONG, RIGHT])
+    paid = await payouts(world)
+    owners = [node.offer.payout_address for node in ran]
+    assert paid == {owners[0]: 9_800, owners[2]: 9_800, "fee": 400}
+
+
+async def test_a_copier_finds_nothing_to_copy(world: World) -> None:
+    """Its answer is one of few, and another has handed over the right one: neither by guessing nor with a digest that somebody gave it does the
+    second node get at it."""
+    nodes, client = [await join(world, price=PRICE) for _ in range(3)], await make_client(world)
+    given = world.blobs.put(b"to work on")
+    await world.blobs.sent_by(world.market, client.account, [given])
+    inputs = [{"kind": "blob", "path": "/data", "digest": given.digest, "size_bytes": given.size_bytes}]
+    job = await client.submit(quorum_spec(inputs=inputs))
+    await run_next(world, nodes, RIGHT)
+    assert await match_pending(world.market) == 1
+    for node in nodes:
+        node.read()
+    (copier,) = [node for node in nodes if node.held]
+    await copier.ok(Accepted())
+    copier.lease.state = LeaseState.PREPARING
+    await copier.start()
+    world.advance(seconds=10)
+
+    answers = [await plan_upload(world.market, copier.id, upload_of(guess)) for guess in (RIGHT, WRONG)]
+    assert all(answer.url is not None for answer in answers), "both would have to be sent: which is right, nobody says"
+    report = copier.report(outputs={"result.txt": RIGHT})  # its bytes were never sent
+    assert await refused_unsent(copier, report) == "blob_missing"
+    async with world.market.reading() as unit:
+        assert not await may_read_blob(unit, copier.id, sha256_digest(RIGHT))
+        assert await may_read_blob(unit, copier.id, given.digest)
+    view = await client.job(job.job_id)
+    assert sha256_digest(RIGHT) not in view.model_dump_json(), "nor does the API show it to anybody"
+    await client.cancel(job.job_id)
+    for node in nodes:
+        node.read()
+
+
+async def test_what_was_given_may_be_read_though_another_replica_handed_over_the_same(world: World) -> None:
+    nodes, client = [await join(world, price=PRICE) for _ in range(3)], await make_client(world)
+    given = world.blobs.put(RIGHT)
+    await world.blobs.sent_by(world.market, client.account, [given])
+    job = await client.submit(
+        quorum_spec(inputs=[{"kind": "blob", "path": "/data", "digest": given.digest, "size_bytes": given.size_bytes}])
+    )
+    await run_next(world, nodes, RIGHT)
+    assert await match_pending(world.market) == 1
+    for node in nodes:
+        node.read()
+    (second,) = [node for node in nodes if node.held]
+    async with world.market.reading() as unit:
+        assert await may_read_blob(unit, second.id, given.digest)
+    await client.cancel(job.job_id)
+    for node in nodes:
+        node.read()
+
+
+async def test_its_evidence_is_listed_shown_and_counted_again_from_the_files(world: World) -> None:
+    _, ran, view = await quorum(world, [RIGHT, WRONG, RIGHT])
+    async with world.market.reading() as unit:
+        found = [
+            [item for item in await list_evidence(unit, about=about, limit=10) if item["kind"] == "quorum"]
+            for about in (None, view.job_id, view.leases[1].lease_id, ran[2].id, "somebody else")
+        ]
+        shown = await show_evidence(unit, view.job_id)
+    (item,) = found[0]
+    assert found[1:] == [[item]] * 3 + [[]]
+    assert (item["id"], item["result"]) == (view.job_id, "passed")
+    assert item["detail"] == "2 of 3 replicas agree, 1 failed; 3 asked for"
+    assert [replica["node_id"] for replica in shown["replicas"]] == [node.id for node in ran]
+    assert len({replica["vote"] for replica in shown["replicas"]}) == 2
+
+    again = await replay_evidence(world.market, view.job_id)
+    assert again.now == {ran[0].id: "passed", ran[1].id: "failed", ran[2].id: "passed"}
+    assert again.same
+    world.blobs.stored[sha256_digest(WRONG)] = (
+        RIGHT  # a store that has lost what counted: the files themselves are read
+    )
+    assert (await replay_evidence(world.market, view.job_id)).now[ran[1].id] == "passed"
+    del world.blobs.stored[sha256_digest(WRONG)]
+    with pytest.raises(Conflict) as gone:
+        await replay_evidence(world.market, view.job_id)
+    assert gone.value.code == "evidence_gone"
 
 
 async def test_the_quote_holds_each_replicas_share_and_a_lease_gets_no_more(world: World) -> None:

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import exists, func, select, update
 
+from torg_marketplace.flow.rows import leases_of_job, spec_of
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.inserts import insert_if_new
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow, LeaseRow
@@ -185,7 +186,8 @@ async def _note_uploads(unit: Unit, batch: Mapping[tuple[Digest, str], int]) -> 
 
 
 async def may_read_blob(unit: Unit, party: str, digest: Digest) -> bool:
-    """Its uploader, the client of a job that refers to it, whose volume it is, and a node with a live lease of such a job."""
+    """Its uploader, the client of a job that refers to it, whose volume it is, and a node with a live lease of such a job; of a quorum only
+    what it was given to work on."""
     uploaded = exists().where(BlobUploadRow.digest == digest, BlobUploadRow.account == party)
     as_client = exists().where(
         BlobUseRow.digest == digest,
@@ -193,11 +195,32 @@ async def may_read_blob(unit: Unit, party: str, digest: Digest) -> bool:
         BlobUseRow.job_id == JobRow.job_id,
         JobRow.client == party,
     )
-    as_node = exists().where(
+    as_owner = exists().where(VolumeRow.digest == digest, VolumeRow.account == party)
+    is_quorum = func.coalesce(JobRow.spec["verify"]["policy"].as_string(), "none") == "quorum"
+    leased = (
         BlobUseRow.digest == digest,
-        BlobUseRow.job_id == LeaseRow.job_id,
+        BlobUseRow.job_id == JobRow.job_id,
+        LeaseRow.job_id == JobRow.job_id,
         LeaseRow.node_id == party,
         LeaseRow.state.in_(LIVE_LEASE_STATES),
     )
-    as_owner = exists().where(VolumeRow.digest == digest, VolumeRow.account == party)
-    return bool(await unit.session.scalar(select(uploaded | as_client | as_node | as_owner)))
+    as_node, as_replica = exists().where(*leased, ~is_quorum), exists().where(*leased, is_quorum)
+    query = select(uploaded | as_client | as_node | as_owner, as_replica)
+    may, is_replica = (await unit.session.execute(query)).one()
+    return bool(may) or (bool(is_replica) and await _is_given_to_replicas(unit, party, digest))
+
+
+async def _is_given_to_replicas(unit: Unit, node_id: str, digest: Digest) -> bool:
+    """And is not what another replica has made: to be told "that is stored already" would tell a guessed answer from a wrong one."""
+    query = select(JobRow).join(LeaseRow, LeaseRow.job_id == JobRow.job_id)
+    query = query.where(LeaseRow.node_id == node_id, LeaseRow.state.in_(LIVE_LEASE_STATES))
+    for job in await unit.session.scalars(query):
+        spec = spec_of(job)
+        if digest in {blob.digest for _, blob in spec.blobs()} or digest in spec.image_archives:
+            return True
+        leases = [lease for lease in await leases_of_job(unit, job.job_id) if lease.node_id != node_id]
+        made = {item["digest"] for lease in leases for item in [*lease.outputs, *lease.logs.values()]}
+        used = await unit.session.get(BlobUseRow, (digest, job.job_id))
+        if used is not None and digest not in made:
+            return True
+    return False

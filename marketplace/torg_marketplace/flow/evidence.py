@@ -1,6 +1,7 @@
-"""Evidence: what verdicts rest on, listed, shown whole, and judged again from what is kept. Of three kinds:
+"""Evidence: what verdicts rest on, listed, shown whole, and judged again from what is kept. Of four kinds:
 
 check_...   a segment that was executed again: where it began, what was claimed, what each who executed it handed over
+job_...     a quorum: what each replica handed over (flow/quorum_evidence.py)
 lease_...   a model or texts that we measured: the files, and the seed that was drawn
 proof_...   a proof of hardware: nonces, commitments, openings and times
 
@@ -17,6 +18,7 @@ from sqlalchemy import inspect as inspection
 from sqlalchemy import select
 
 from torg_marketplace.flow.judge_proof import replay as replay_proof
+from torg_marketplace.flow.quorum_evidence import count_again, is_quorum, list_quorums, show_quorum
 from torg_marketplace.flow.replay_checks import ANSWERED, answers_of, distance_of, measure, segment_of
 from torg_marketplace.flow.rows import job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
@@ -49,6 +51,7 @@ class Again:
 async def list_evidence(unit: Unit, *, about: str | None, limit: int) -> list[dict[str, Any]]:
     """Newest first. `about`: a job, a lease or a node (who did the work, or executed it again); None: everybody's."""
     found = await _checks(unit, about, limit) + await _verdicts(unit, about, limit) + await _proofs(unit, about, limit)
+    found += await list_quorums(unit, about, limit)
     return sorted(found, key=lambda item: (-int(item["at_ms"]), str(item["id"])))[:limit]
 
 
@@ -59,6 +62,8 @@ async def show_evidence(unit: Unit, evidence_id: str) -> dict[str, Any]:
         return {"check": _columns(check), "answers": [_columns(row) for row in rows]}
     if (proof := await unit.session.get(HardwareProofRow, evidence_id)) is not None:
         return {"proof": _columns(proof)}
+    if await is_quorum(unit, evidence_id):
+        return await show_quorum(unit, evidence_id)
     lease = await _measured_lease(unit, evidence_id)
     return {"lease": lease.lease_id, "verdict": lease.verdict, "outputs": lease.outputs}
 
@@ -69,6 +74,9 @@ async def replay_evidence(market: Market, evidence_id: str) -> Again:
     async with market.reading() as unit:
         check = await unit.session.get(ReplayCheckRow, evidence_id)
         proof = await unit.session.get(HardwareProofRow, evidence_id)
+        counts = await is_quorum(unit, evidence_id)
+    if counts:
+        return Again(*await count_again(market, evidence_id))
     if proof is not None:
         then, now = await replay_proof(market, evidence_id)
         return Again(then.model_dump(mode="json"), now.model_dump(mode="json"))

@@ -99,7 +99,7 @@ def _is_used(unit: Unit) -> ColumnElement[bool]:
 def _was_looked_at() -> ColumnElement[bool]:
     """Its files are what a verdict rests on: flow/evidence.py."""
     policy = JobRow.spec["verify"]["policy"].as_string()
-    return or_(policy.in_(["metric", "replay", "activation"]), JobRow.checks_job.is_not(None))
+    return or_(policy.in_(["metric", "replay", "activation", "quorum"]), JobRow.checks_job.is_not(None))
 
 
 def _short(digest: str) -> bytes:
