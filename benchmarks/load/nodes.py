@@ -43,6 +43,7 @@ from torg_protocol.money import cost
 from torg_protocol.offers import Inventory, Offer, SignedOffer
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import UsageRecord
+from torg_protocol.versions import PROTOCOL_VERSION
 
 IMAGE_DIGEST = "sha256:" + "1" * 64
 
@@ -85,7 +86,7 @@ class LoadNode:
         self._socket = await connect(
             address, additional_headers=headers, compression=None, ping_interval=None, proxy=None, open_timeout=60
         )
-        await self._send(Hello(protocol_version=1, node_version="load", offer=self._offer()))
+        await self._send(Hello(protocol_version=PROTOCOL_VERSION, node_version="load", offer=self._offer()))
         welcome = TO_NODE.validate_json(await self._socket.recv())
         if not isinstance(welcome, Welcome):
             raise TypeError(f"not welcome: {welcome}")

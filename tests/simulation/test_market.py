@@ -12,7 +12,7 @@ from torg_marketplace.simulation.run import Report, run_plan, simulate
 
 # A longer hunt: TORG_SIMULATION_SEEDS=2000 pytest tests/simulation -n auto, or `torg-marketplace simulate --seeds 2000`
 SEEDS = int(os.environ.get("TORG_SIMULATION_SEEDS", "32"))
-AT_ONCE = 8
+AT_ONCE = 4
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))

@@ -55,6 +55,7 @@ from torg_protocol.offers import GpuInfo, Inventory, Offer, SignedOffer
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import OutputFile, SignedReceipt, UsageRecord
 from torg_protocol.vault_messages import CapMessage, sign_message
+from torg_protocol.versions import PROTOCOL_VERSION
 
 M = TypeVar("M", bound=ToNode)
 TUSD = 1_000_000
@@ -149,6 +150,7 @@ class Node:
     world: World
     key: Keypair
     offer: Offer
+    protocol_version: int = PROTOCOL_VERSION
     held: dict[LeaseId, Held] = field(default_factory=dict)
     receipts: list[SignedReceipt] = field(default_factory=list)
     countersigned: list[UsageCountersigned] = field(default_factory=list)
@@ -167,7 +169,11 @@ class Node:
     def hello(self, *, draining: bool = False) -> Hello:
         signed = SignedOffer(offer=self.offer, signature=self.offer.sign(self.key))
         return Hello(
-            protocol_version=1, node_version="test", offer=signed, draining=draining, leases=self._held_leases()
+            protocol_version=self.protocol_version,
+            node_version="test",
+            offer=signed,
+            draining=draining,
+            leases=self._held_leases(),
         )
 
     async def disconnect(self) -> None:

@@ -18,9 +18,9 @@ from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_protocol.api import ReferencePrice
 from torg_protocol.ids import NodeId
 
-# State, liveness, connected, sequence of the offer, claims (rises with every grant), live leases (falls when one ends): changes with
+# State, liveness, connected, sequence of the offer, version of the protocol, claims (rises with every grant), live leases (falls when one ends): changes with
 # everything that matters of a node.
-Fingerprint = tuple[str, str, bool, int, int, int]
+Fingerprint = tuple[str, str, bool, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)

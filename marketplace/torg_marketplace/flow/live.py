@@ -85,7 +85,14 @@ async def _fingerprints(market: Market) -> dict[NodeId, Fingerprint]:
     live = (
         select(LeaseRow.node_id, func.count()).where(LeaseRow.state.in_(LIVE_LEASE_STATES)).group_by(LeaseRow.node_id)
     )
-    columns = (NodeRow.state, NodeRow.liveness, NodeRow.connected, NodeRow.offer_sequence, NodeRow.claims)
+    columns = (
+        NodeRow.state,
+        NodeRow.liveness,
+        NodeRow.connected,
+        NodeRow.offer_sequence,
+        NodeRow.protocol_version,
+        NodeRow.claims,
+    )
     found: dict[NodeId, Fingerprint] = {}
     async with market.reading() as unit:
         leases = {row[0]: int(row[1]) for row in (await unit.session.execute(live)).all()}

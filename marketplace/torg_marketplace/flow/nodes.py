@@ -48,7 +48,7 @@ async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
     """
     version = version_of_connection(hello.protocol_version)
     _check_offer(unit, node_id, hello.offer)
-    node = await _register(unit, node_id, hello)
+    node = await _register(unit, node_id, hello, version)
     unit.touch(node_id)
     await _set_draining(unit, node, draining=hello.draining)
     held = {item.lease_id: item for item in hello.leases}
@@ -131,7 +131,7 @@ def _warm(known: Sequence[str], said: Sequence[str]) -> list[str]:
     return [*said, *elsewhere][:WARM_ITEMS]
 
 
-async def _register(unit: Unit, node_id: NodeId, hello: Hello) -> NodeRow:
+async def _register(unit: Unit, node_id: NodeId, hello: Hello, version: int) -> NodeRow:
     offer, signature = hello.offer.offer, hello.offer.signature
     node = await unit.session.get(NodeRow, node_id, with_for_update=True)
     if node is None:
@@ -161,7 +161,7 @@ async def _register(unit: Unit, node_id: NodeId, hello: Hello) -> NodeRow:
         await unit.session.flush()
         await note_collateral(unit, node_id, offer.collateral)
     node.offer, node.offer_signature, node.offer_sequence = offer.wire(), signature, offer.sequence
-    node.node_version = hello.node_version[:64]
+    node.node_version, node.protocol_version = hello.node_version[:64], version
     if hello.warm is not None:
         node.warm = _warm(node.warm or [], hello.warm)
     node.connected = True

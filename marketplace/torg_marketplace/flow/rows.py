@@ -14,7 +14,7 @@ from torg_marketplace.rules.proof import ProofRecord
 from torg_marketplace.rules.reputation import reputation_permille
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_protocol.errors import NotFound
-from torg_protocol.ids import AccountId, JobId, NodeId
+from torg_protocol.ids import AccountId, Digest, JobId, NodeId
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.messages import Grant, SignedGrant
 from torg_protocol.offers import Offer
@@ -143,7 +143,10 @@ def demand_of(job: JobRow, now_ms: int) -> Demand:
     excluded = frozenset(NodeId(node) for node in job.excluded_nodes)
     paused = frozenset(NodeId(node) for node, pause in job.paused_nodes.items() if pause["until_ms"] > now_ms)
     demand = demand_for(spec_of(job), job.client, job.price_ceiling, job.max_amount, excluded, paused)
-    return demand if job.max_duration_ms is None else replace(demand, extended_to_ms=job.max_duration_ms)
+    if job.max_duration_ms is None and job.checkpoint is None:
+        return demand
+    resumes_from = None if job.checkpoint is None else Digest(job.checkpoint["blob"]["digest"])
+    return replace(demand, extended_to_ms=job.max_duration_ms, resumes_from=resumes_from)
 
 
 def max_duration_ms_of(job: JobRow) -> int:
@@ -244,6 +247,7 @@ def _snapshot(
         warm=frozenset(node.warm),
         reputation_permille=reputation_permille(node.leases_kept, node.leases_broken),
         proof=ProofRecord.model_validate(node.proof).status(),
+        protocol_version=node.protocol_version,
     )
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
-from torg_protocol.network import egress_kind
 from torg_protocol.tasks import is_pulled
 
 AGEING_MS = 600_000  # a bid counts once more for each such time that its job has waited
@@ -182,7 +181,7 @@ def _wish(demand: Demand) -> Hashable:
         spec.isolation,
         spec.root,
         any(is_pulled(image) for image in spec.images),
-        egress_kind(spec.network),
+        spec.egress_wanted,
         demand.only_on,
         spec.verify.policy,
         spec.checkpoint.enabled,
@@ -192,6 +191,7 @@ def _wish(demand: Demand) -> Hashable:
         demand.regions,
         demand.min_reputation_permille,
         spec.placement.min_proven_gops,
+        demand.features,
         demand.all_excluded,
         demand.paused,
         spec.spot,

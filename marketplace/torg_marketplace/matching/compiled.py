@@ -18,7 +18,6 @@ from torg_marketplace.matching.fleet import MOST, WITH_ENGINE, Fleet, egress_bit
 from torg_marketplace.matching.packing import Outlook
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand, units_needed
 from torg_protocol.ids import NodeId
-from torg_protocol.network import egress_kind
 
 # Constraints that `kernel` asks about. A job with any other is searched for over columns.
 KNOWN = frozenset(
@@ -34,6 +33,7 @@ KNOWN = frozenset(
         "max_unpaid",
         "reputation",
         "min_proven_gops",
+        "protocol_version",
         "nodes",
         "excluded_nodes",
         "declined",
@@ -71,9 +71,9 @@ class CompiledSearch:
 
 def asked_of(demand: Demand, fleet: Fleet) -> kernel.Asked:
     spec, asked = demand.spec, demand.spec.resources
-    wanted = [spec.image, *(() if spec.workspace is None else (spec.workspace.digest,)), *demand.begins_with]
+    wanted = [*spec.images, *(() if spec.workspace is None else (spec.workspace.digest,)), *demand.begins_with]
     excluded = _rows(fleet, demand.all_excluded | demand.paused)
-    network = egress_kind(spec.network)
+    network = spec.egress_wanted
     gpu_ms = billed_gpu_ms(demand) if is_paid_at_the_end(demand) else 0
     if not asked.gpus:
         units = units_needed(asked)
@@ -89,6 +89,7 @@ def asked_of(demand: Demand, fleet: Fleet) -> kernel.Asked:
         isolation=isolation_bits(isolation_levels_for(spec)) << (WITH_ENGINE if pulled_images(spec) else 0),
         egress=egress_bits([network]) if network != "none" else 0,
         proven_gops=spec.placement.min_proven_gops,
+        protocol_version=demand.protocol_version,
         reputation=demand.min_reputation_permille,
         unpaid_gpu_ms=min(gpu_ms, MOST),
         amount_limit=-1 if demand.amount_limit is None else min(demand.amount_limit, MOST),

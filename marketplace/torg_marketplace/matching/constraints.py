@@ -54,7 +54,7 @@ class Constraint(NamedTuple):
 
 def constraints(demand: Demand, decimals: int) -> list[Constraint]:
     """All that apply to this job, the most telling first."""
-    return [*_accelerator(demand), *_host(demand), *_terms(demand, decimals), *_moment(demand)]
+    return [*_accelerator(demand), *_protocol(demand), *_host(demand), *_terms(demand, decimals), *_moment(demand)]
 
 
 def search_constraints(demand: Demand, decimals: int) -> list[Constraint]:
@@ -169,6 +169,17 @@ def _column_at_least(
     if column >= columns.shape[1]:
         return np.zeros(rows.size, dtype=np.bool_)
     return np.asarray(columns[rows, column] >= least)
+
+
+def _protocol(demand: Demand) -> Iterator[Constraint]:
+    if demand.features:
+        least = demand.protocol_version
+        yield Constraint(
+            "protocol_version",
+            lambda: f"{least} ({words.features(demand)})",
+            lambda fleet, rows: fleet.protocol_version[rows] >= least,
+            lambda fleet, rows: str(int(fleet.protocol_version[rows].max())),
+        )
 
 
 def _host(demand: Demand) -> Iterator[Constraint]:

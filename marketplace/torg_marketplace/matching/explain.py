@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from torg_marketplace.matching import words
 from torg_marketplace.matching.constraints import Constraint, constraints
 from torg_marketplace.matching.engine import Decision
 from torg_marketplace.matching.fleet import Fleet, Mask, Rows
@@ -50,6 +51,8 @@ class Explanation:
         if self.fitting.size:
             return f"none of the {self.fitting.size} fitting node(s) is connected and accepting"
         first = self.failures[0]
+        if first.constraint == "protocol_version" and self.hint is not None:
+            return self.hint
         best = f"; best available: {first.best_available}" if first.best_available else ""
         return f"no node satisfies {first.constraint}: asked {first.asked}{best}"
 
@@ -78,7 +81,7 @@ def explain(nodes: Fleet | Iterable[NodeSnapshot], demand: Demand, decimals: int
         free_alone=int(np.count_nonzero(free)),
         fitting_prices=tuple(np.sort(fleet.price[everybody[fitting]]).tolist()),
         failures=failures,
-        hint=_no_node_hint(demand) if not everybody.size else _hint(failures),
+        hint=_no_node_hint(demand) if not everybody.size else _hint(failures, demand),
         spot=demand.spec.spot,
     )
 
@@ -147,11 +150,17 @@ def _no_node_hint(demand: Demand) -> str:
     return "start a node (torg-node start), or ask another marketplace"
 
 
-def _hint(failures: Sequence[ConstraintFailure]) -> str | None:
+def _hint(failures: Sequence[ConstraintFailure], demand: Demand) -> str | None:
     if not failures:
         return None
     first = failures[0]
     match first.constraint:
+        case "protocol_version":
+            nodes = "1 node speaks" if first.nodes_removed == 1 else f"{first.nodes_removed} nodes speak"
+            return (
+                f"{nodes} protocol {demand.protocol_version - 1}, which has no {words.features(demand)}: "
+                f"{'its owner' if first.nodes_removed == 1 else 'their owners'} must update"
+            )
         case "max_price_per_hour":
             return f"cheapest is {first.best_available}/h, your cap is {first.asked}"
         case "max_unpaid":

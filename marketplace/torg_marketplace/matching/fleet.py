@@ -47,6 +47,7 @@ NUMBERS = (
     "egress",
     "proven_gops",
     "least_gpu_milli",
+    "protocol_version",
 )
 
 
@@ -207,6 +208,7 @@ class Fleet:
         self.accepting[row] = node.state is NodeState.ACTIVE and node.proof.state in ("unproven", "proven")
         self.reputation[row] = node.reputation_permille
         self.proven_gops[row] = min(node.proven_gops, MOST)
+        self.protocol_version[row] = node.protocol_version
         self.cpu_free[row] = inventory.cpu_millis - node.cpu_millis_in_use
         self.memory_free[row] = inventory.memory_bytes - node.memory_in_use
         self.disk_free[row] = inventory.disk_bytes - node.disk_in_use
@@ -245,7 +247,7 @@ class Fleet:
         views = (self.numbers[:, place] for place in range(len(NUMBERS)))
         self.price, self.tie, self.cpu_free, self.memory_free, self.disk_free, *rest = views
         self.isolation, self.region, self.reputation, self.unpaid_gpu_ms, self.max_unpaid, *rest = rest
-        self.egress, self.proven_gops, self.least_gpu_milli = rest
+        self.egress, self.proven_gops, self.least_gpu_milli, self.protocol_version = rest
 
     def _columns(self) -> list[str]:
         return [name for name, value in vars(self).items() if isinstance(value, np.ndarray) and name not in NUMBERS]

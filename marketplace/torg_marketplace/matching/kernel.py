@@ -23,7 +23,7 @@ Integers = npt.NDArray[Any]
 
 # Columns of `Fleet.numbers`
 PRICE, TIE, CPU_FREE, MEMORY_FREE, DISK_FREE, ISOLATION, REGION, REPUTATION, UNPAID_GPU_MS, MAX_UNPAID = range(10)
-EGRESS, PROVEN_GOPS, LEAST_GPU_MILLI = 10, 11, 12
+EGRESS, PROVEN_GOPS, LEAST_GPU_MILLI, PROTOCOL_VERSION = 10, 11, 12, 13
 
 
 class Columns(NamedTuple):
@@ -56,6 +56,7 @@ class Asked(NamedTuple):
     isolation: int  # bits, any of which will do
     egress: int  # likewise; 0: none is needed
     proven_gops: int
+    protocol_version: int
     reputation: int
     unpaid_gpu_ms: int
     amount_limit: int
@@ -108,7 +109,10 @@ def _passes(fleet: Columns, row: int, asked: Asked) -> bool:
         return False
     if fleet.numbers[row, ISOLATION] & asked.isolation == 0 or fleet.numbers[row, REPUTATION] < asked.reputation:
         return False
-    if fleet.numbers[row, PROVEN_GOPS] < asked.proven_gops:
+    if (
+        fleet.numbers[row, PROVEN_GOPS] < asked.proven_gops
+        or fleet.numbers[row, PROTOCOL_VERSION] < asked.protocol_version
+    ):
         return False
     if (
         fleet.numbers[row, UNPAID_GPU_MS] < asked.unpaid_gpu_ms

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from torg_protocol.features import Feature, features_asked, version_needed
 from torg_protocol.ids import Digest, NodeId
 from torg_protocol.jobspec import WHOLE_GPU_MILLI, JobSpec, Resources
 from torg_protocol.offers import Offer
 from torg_protocol.proofs import ProofStatus
 from torg_protocol.states import Liveness, NodeState
+from torg_protocol.versions import PROTOCOL_VERSION
 
 WHOLE_MILLI = WHOLE_GPU_MILLI
 UNPROVEN = ProofStatus()
@@ -40,6 +42,7 @@ class NodeSnapshot:
     warm: frozenset[str] = frozenset()  # images and blob digests that are on its disk
     reputation_permille: int = 1000  # share of its leases that it saw through
     proof: ProofStatus = UNPROVEN  # what proofs of its hardware established
+    protocol_version: int = PROTOCOL_VERSION  # that it speaks
 
     def at_spot_price(self) -> NodeSnapshot | None:
         """The same node as the spot market sees it; None: it takes no spot jobs."""
@@ -102,6 +105,9 @@ class Demand:
     min_reputation_permille: int = 0
     extended_to_ms: int | None = None  # how long it may last, when that is not what the spec says
     begins_with: tuple[Digest, ...] = ()  # what is in its volumes: such a blob may be on a node's disk already
+    resumes_from: Digest | None = None  # the checkpoint that its next attempt is given
+    features: tuple[Feature, ...] = field(init=False)  # that not every node's version of the protocol has
+    protocol_version: int = field(init=False)  # the oldest that has them
     gpu_milli: int = field(init=False)  # less than a whole: a share of one GPU, among leases of this client alone
     gpu_classes: frozenset[str] = field(init=False)  # lower case; several are written "l40s|a100". Empty: any
 
@@ -110,6 +116,9 @@ class Demand:
         classes = frozenset(part.strip().lower() for part in asked.split("|")) if asked is not None else frozenset()
         object.__setattr__(self, "gpu_classes", classes)
         object.__setattr__(self, "gpu_milli", self.spec.resources.gpu_fraction)
+        brings = self.begins_with if self.resumes_from is None else (*self.begins_with, self.resumes_from)
+        object.__setattr__(self, "features", features_asked(self.spec, brings))
+        object.__setattr__(self, "protocol_version", version_needed(self.features))
         if self.gpu_milli < WHOLE_MILLI and not self.client:
             raise ValueError("client: a share of a GPU belongs to a named client")
 

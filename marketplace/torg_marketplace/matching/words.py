@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from torg_marketplace.matching.fleet import ISOLATION_LEVELS, SANDBOX_WITH_ROOT, Fleet, Rows
-from torg_marketplace.matching.snapshot import WHOLE_MILLI
+from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
 from torg_protocol.network import EGRESS_KINDS
 from torg_protocol.quantities import format_cpu_millis
 
@@ -46,6 +46,11 @@ def networks(fleet: Fleet, rows: Rows) -> str:
 def most_vram(fleet: Fleet, rows: Rows) -> str:
     most = int(fleet.vram[rows].max(initial=0))
     return gib(most) if most else "no GPU"
+
+
+def features(demand: Demand) -> str:
+    """That not every version of the protocol has."""
+    return ", ".join(each.name for each in demand.features)
 
 
 def smallest_share(fleet: Fleet, rows: Rows) -> str:

@@ -44,6 +44,7 @@ from torg_protocol.money import cost
 from torg_protocol.offers import GpuInfo, Inventory, Offer, SignedOffer
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import OutputFile, SignedReceipt, UsageRecord
+from torg_protocol.versions import PROTOCOL_VERSION
 
 _ENDINGS = [
     *[(EndReason.COMPLETED, 0)] * 6,
@@ -103,6 +104,7 @@ class SimulatedNode:
     offer: Offer
     character: Character
     skew_ms: int = 0
+    protocol_version: int = PROTOCOL_VERSION
     online: bool = False
     connected_ms: int = 0  # its newest connection, by the marketplace's clock
     draining: bool = False
@@ -192,11 +194,10 @@ class SimulatedNode:
 
     async def come_back(self) -> None:
         self.world.links.connect(self.id)
-        signed = SignedOffer(offer=self.offer, signature=self.offer.sign(self.key))
         hello = Hello(
-            protocol_version=1,
+            protocol_version=self.protocol_version,
             node_version="simulated",
-            offer=signed,
+            offer=SignedOffer(offer=self.offer, signature=self.offer.sign(self.key)),
             draining=self.draining,
             leases=self._held_leases(),
         )
@@ -443,8 +444,7 @@ class SimulatedNode:
                 pass
 
     def _acknowledged(self, lease_id: LeaseId, sequence: int) -> None:
-        held = self.held.get(lease_id)
-        if held is not None:
+        if (held := self.held.get(lease_id)) is not None:
             held.unacknowledged = [event for event in held.unacknowledged if event.sequence > sequence]
 
     def _drop(self, lease_id: LeaseId) -> None:

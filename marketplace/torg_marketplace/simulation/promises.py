@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from solders.pubkey import Pubkey
 
@@ -97,6 +98,23 @@ def _new_leases(parties: Parties, tables: Tables) -> Iterator[str]:
         ):
             yield f"{lease['lease_id']} was granted after its job's queue deadline"
         yield from _covered(tables, lease)
+        grant = tables.all("SELECT json_extract(grant, '$.grant') FROM leases WHERE lease_id = ?", lease["lease_id"])
+        if node.protocol_version == 1 and (unknown := list(_unknown_to_version_1(json.loads(grant[0][0])))):
+            yield f"{lease['lease_id']} was granted to {node.id}, which cannot read {', '.join(unknown)}"
+
+
+def _unknown_to_version_1(grant: dict[str, Any]) -> Iterator[str]:
+    """By the keys and values that its release would refuse; `torg_protocol.features` says the same from the other side."""
+    spec = grant["spec"]
+    yield from grant.keys() & {"gang", "volumes"}
+    yield from spec.keys() & {"spot", "gang"}
+    yield from spec["resources"].keys() & {"gpu_fraction"}
+    yield from (f"volume {name}" for name, volume in spec.get("volumes", {}).items() if volume)
+    yield from (f"ports of {task['name']}" for task in spec.get("tasks", []) if "ports" in task)
+    if spec["verify"]["policy"] != "none":
+        yield f"what is paid for {spec['verify']['policy']}"
+    if '"pieces:' in json.dumps(grant):
+        yield "a blob by its pieces"
 
 
 def _is_spot(job: sqlite3.Row) -> bool:

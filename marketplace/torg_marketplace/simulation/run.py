@@ -34,6 +34,7 @@ from torg_marketplace.simulation.promises import Parties, broken_promises, unfin
 from torg_marketplace.simulation.world import World, open_world
 from torg_marketplace.storage.models import JobRow
 from torg_protocol.errors import TorgError, Unavailable
+from torg_protocol.versions import OLDEST_PROTOCOL_VERSION
 
 PRICE = 3_600_000  # one base unit per useful millisecond
 POLICY = MarketPolicy(
@@ -165,6 +166,8 @@ async def _assemble(world: World, plan: Plan) -> Parties:
         gpus = max(1, gpus - 1) if world.shares_gpus else gpus  # few, so that those who would share them meet
         node = make_node(world, price=price, slots=slots, gpus=gpus, character=character, skew_ms=skew_ms, **slices)
         node.offer = node.offer.model_copy(update={"spot_price_per_gpu_hour": spot})
+        if plan.seed % 5 == 1 and number % 2:  # a market half of which has not been updated
+            node.protocol_version = OLDEST_PROTOCOL_VERSION
         nodes.append(node)
     for node in nodes[::2]:
         owner = world.randomness.keypair().pubkey()

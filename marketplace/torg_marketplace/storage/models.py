@@ -29,6 +29,7 @@ class NodeRow(Base):
     last_seen_ms: Mapped[Ms] = mapped_column(default=0)
     joined_at_ms: Mapped[Ms]
     node_version: Mapped[str] = mapped_column(String(64), default="")
+    protocol_version: Mapped[int] = mapped_column(default=1)  # of its newest hello
     offer: Mapped[Json]  # Offer as signed
     offer_signature: Mapped[str] = mapped_column(String(128))
     offer_sequence: Mapped[int]

@@ -19,10 +19,12 @@ from torg_protocol.jobspec import load_job_spec
 from torg_protocol.offers import GpuInfo, Inventory, Offer
 from torg_protocol.proofs import ProofStatus, UnitProof
 from torg_protocol.states import Liveness, NodeState
+from torg_protocol.versions import SPOKEN
 
 DECIMALS = 6
 IMAGES = ("registry.example/a:1", "registry.example/b:1", "host-python")
 PROVEN = ProofStatus(state="proven", units=(UnitProof(unit="gpu:0", gops=100),))
+URL_INPUT = {"kind": "url", "path": "/data", "url": "https://models.example/m.bin", "digest": "sha256:" + "1" * 64}
 VRAM_GIB = {"cpu": 0, "rtx-4090": 24, "a100": 80}
 
 
@@ -63,7 +65,7 @@ def snapshots(draw: st.DrawFn, number: int) -> NodeSnapshot:
         payout_address="p",
         max_unpaid=draw(st.sampled_from([10**4, 10**15])),
         region=draw(st.sampled_from(["eu", "us"])),
-        egress=draw(st.sampled_from([(), ("open",)])),
+        egress=draw(st.sampled_from([(), ("open",), ("allow", "open")])),
         own_root=draw(st.booleans()),
         gpu_slices=draw(st.sampled_from([1, 2, 4])),
     )
@@ -76,6 +78,7 @@ def snapshots(draw: st.DrawFn, number: int) -> NodeSnapshot:
         warm=frozenset(draw(st.sets(st.sampled_from(IMAGES)))),
         reputation_permille=draw(st.integers(0, 1000)),
         proof=draw(st.sampled_from([ProofStatus(), PROVEN])),
+        protocol_version=draw(st.sampled_from(SPOKEN)),
     )
 
 
@@ -110,6 +113,8 @@ def demands(draw: st.DrawFn) -> Demand:
             },
             "resources": resources,
             "excluded_nodes": draw(st.lists(st.sampled_from(["node0", "node1", "unknown"]), max_size=2)),
+            "volumes": draw(st.sampled_from([{}, {}, {"models": "/models"}])),
+            "inputs": draw(st.sampled_from([[], [], [URL_INPUT]])),
         }
     )
     return Demand(
@@ -158,6 +163,7 @@ def test_every_constraint_of_a_search_is_known_to_it() -> None:
             "network": "open",
             "root": True,
             "placement": {"min_proven_gops": 1, "nodes": ["b"]},
+            "volumes": ["models:/models"],
             "excluded_nodes": ["a"],
             "resources": {
                 "gpus": 1,

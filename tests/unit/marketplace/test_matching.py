@@ -15,10 +15,11 @@ from torg_marketplace.matching.explain import explain
 from torg_marketplace.matching.fleet import Fleet
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_marketplace.rules.pricing import price_ceiling
-from torg_protocol.ids import NodeId
+from torg_protocol.ids import Digest, NodeId
 from torg_protocol.jobspec import load_job_spec
 from torg_protocol.offers import GpuInfo, Inventory, Offer
 from torg_protocol.states import Liveness, NodeState
+from torg_protocol.versions import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, SPOKEN
 
 DECIMALS = 6
 TUSD = 10**DECIMALS
@@ -73,6 +74,7 @@ def markets(draw: st.DrawFn) -> list[NodeSnapshot]:
             connected=draw(st.booleans()),
             units_in_use=frozenset(draw(st.sets(st.sampled_from(["gpu:0", "gpu:1", "slot:0", "slot:1"])))),
             memory_in_use=draw(st.integers(0, 16)) << 30,
+            protocol_version=draw(st.sampled_from(SPOKEN)),
         )
         for number in range(count)
     ]
@@ -83,7 +85,9 @@ def demands(draw: st.DrawFn) -> Demand:
     resources: dict[str, Any] = {"gpus": draw(st.integers(0, 8)), "memory": f"{draw(st.integers(1, 20))}GiB"}
     if resources["gpus"]:
         resources["min_vram"] = f"{draw(st.sampled_from([4, 24, 48]))}GiB"
-    return demand(resources=resources, excluded_nodes=draw(st.lists(st.sampled_from(["node0", "node1"]))))
+    volumes = draw(st.sampled_from([{}, {"models": "/models"}]))
+    excluded = draw(st.lists(st.sampled_from(["node0", "node1"])))
+    return demand(resources=resources, excluded_nodes=excluded, volumes=volumes)
 
 
 def decide(nodes: list[NodeSnapshot], asked: Demand) -> Decision | None:
@@ -98,6 +102,8 @@ def test_what_is_chosen_can_run_and_nothing_better_was_left(nodes: list[NodeSnap
     assert (chosen is None) == (not able)
     if chosen is not None:
         assert chosen.node_id in able
+        speaks = {item.node_id: item.protocol_version for item in nodes}
+        assert not asked.spec.volumes or speaks[chosen.node_id] == PROTOCOL_VERSION
         assert able[chosen.node_id] <= min(able.values()) * MOST_FACTOR
 
 
@@ -129,6 +135,26 @@ def test_the_decisive_constraint_comes_first() -> None:
         ("min_vram", 3, "24.0 GiB"),
         ("gpus", 1, "2"),
     ]
+
+
+def test_nodes_that_must_be_updated_first_are_counted_and_named() -> None:
+    nodes = [node(f"old{number}", protocol_version=OLDEST_PROTOCOL_VERSION) for number in range(12)]
+    told = explain(nodes, demand(volumes=["models:/models"]), DECIMALS)
+
+    assert [(item.constraint, item.asked, item.nodes_removed, item.best_available) for item in told.failures] == [
+        ("protocol_version", "2 (named volumes)", 12, "1")
+    ]
+    assert told.hint == "12 nodes speak protocol 1, which has no named volumes: their owners must update"
+    assert told.in_words == told.hint
+
+
+def test_a_checkpoint_by_pieces_is_for_who_can_read_it() -> None:
+    nodes = [node("old", protocol_version=OLDEST_PROTOCOL_VERSION), node("new", price=2 * TUSD)]
+    anew = demand(checkpoint={"enabled": True})
+    for digest, chosen in (("sha256:", "old"), ("pieces:", "new")):
+        decision = decide(nodes, replace(anew, resumes_from=Digest(digest + "1" * 64)))
+        assert decision is not None
+        assert decision.node_id == chosen
 
 
 def test_best_available_is_what_the_other_constraints_leave() -> None:

@@ -1,0 +1,55 @@
+"""What a job can ask for that not every version of the node channel has: a node that speaks an older one could not even read the grant.
+
+One line per feature: the version that brought it, its name as people say it, and whether a job asks for it. A node gets no job that asks for a
+feature which came after its version; quotes say so. What only a marketplace or a client needs to know is not listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from torg_protocol.ids import names_pieces
+from torg_protocol.job_cost import verification_permille
+from torg_protocol.jobspec import JobSpec
+from torg_protocol.versions import OLDEST_PROTOCOL_VERSION
+from torg_protocol.volumes import Volume
+
+
+class Feature(NamedTuple):
+    since: int
+    name: str  # in a sentence: "protocol 1 has no {name}"
+    is_asked: Callable[[JobSpec], bool]
+
+
+def _names_pieces(spec: JobSpec) -> bool:
+    return any(names_pieces(blob.digest) for _, blob in spec.blobs())
+
+
+_BY_PIECES = "blobs named by their pieces"
+
+FEATURES = (
+    Feature(2, "named volumes", lambda spec: any(volume != Volume() for volume in spec.volumes.values())),
+    Feature(2, _BY_PIECES, _names_pieces),
+    Feature(2, "ports of tasks", lambda spec: any(task.ports for task in spec.tasks)),
+    Feature(2, "parts of a GPU", lambda spec: spec.resources.is_share),
+    Feature(2, "spot jobs", lambda spec: spec.spot),
+    Feature(2, "gangs", lambda spec: spec.gang is not None),
+    Feature(2, "sealed jobs of several tasks", lambda spec: spec.sealed is not None and bool(spec.tasks)),
+    Feature(2, "verification by quorum", lambda spec: spec.verify.policy == "quorum"),
+    # Metrics and replays are older; their price, in the receipt that the node has to read, is not.
+    Feature(2, "a price of verification", lambda spec: verification_permille(spec) > 0),
+)
+
+
+def features_asked(spec: JobSpec, brings: Collection[str] = ()) -> tuple[Feature, ...]:
+    """Those that not every version which is still spoken has. `brings`: digests that come with the grant beside those in the spec: of
+    the checkpoint that it resumes from, of what is in its volumes."""
+    asked = [each for each in FEATURES if each.since > OLDEST_PROTOCOL_VERSION]
+    by_pieces = any(names_pieces(digest) for digest in brings)
+    return tuple(each for each in asked if each.is_asked(spec) or (by_pieces and each.name == _BY_PIECES))
+
+
+def version_needed(features: Collection[Feature]) -> int:
+    """The oldest version of the node channel that has all of them."""
+    return max((each.since for each in features), default=OLDEST_PROTOCOL_VERSION)
