@@ -139,7 +139,6 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     library = open_gpus()
     units = library.units() if library else ()
     executor, capabilities = await _executor(settings, units, clock.now_ms)
-    lent = units if executor.gives_gpus else ()
     if capabilities.failed:  # once more: a machine under load may be too slow for a probe
         capabilities = await executor.probe()
     capabilities = await _with_extras(settings, executor, capabilities, units)
@@ -148,6 +147,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     for lacking in capabilities.not_offered:
         logging.getLogger(__name__).warning("not offered: %s", lacking)
     check_walls(capabilities)
+    lent = units if capabilities.gpu else ()
     journal.set_fact("agent_pid", str(os.getpid()))
     for doubt in disagreements(units):
         logging.getLogger(__name__).warning("hardware: %s", doubt)
@@ -198,6 +198,9 @@ async def _with_extras(
         lacking = (
             f"GPUs: the {executor.name} executor cannot pass them on; install Docker and the NVIDIA container toolkit"
         )
+        found = replace(found, not_offered=(*found.not_offered, lacking))
+    elif units and not found.gpu:
+        lacking = "GPUs: the container engine did not give them to a probe (see what failed); install the NVIDIA container toolkit, or look at its CDI specification"
         found = replace(found, not_offered=(*found.not_offered, lacking))
     if settings.egress != "none":
         found = await with_egress(executor, found)
@@ -260,7 +263,7 @@ async def _doctor(settings: Settings, *, as_json: bool) -> int:
     library = open_gpus()
     units = library.units() if library else ()
     executor, capabilities = await _executor(settings, units)
-    lent = units if executor.gives_gpus else ()
+    lent = units if capabilities.gpu else ()
     capabilities = await _with_extras(settings, executor, capabilities, units)
     await executor.close()
     inventory = take_inventory(settings.data, settings.offered_disk_bytes, lent)
@@ -342,6 +345,7 @@ async def _executor(
         docker_socket=settings.engine_socket,
         docker_runtime=settings.container_runtime,
         local_images=settings.local_images,
+        gpu_uuids=[unit.info.uuid for unit in units],
         gpu_devices={unit.info.uuid: unit.device_nodes for unit in units if unit.device_nodes},
         now_ms=now_ms,
     )

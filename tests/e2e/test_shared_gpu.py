@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import pytest
 
 from tests.support import simulated_nvml
 from tests.support.docker_market import DockerMarket
-from tests.support.engine import load_image, run_engine_script, small_image
+from tests.support.engine import load_image, small_image
+from tests.support.gpu_engine import SMI, engine_with_simulated_gpus
 from tests.support.small_market import TUSD, submit
 from torg.client import AsyncClient
 from torg_node.executors.docker_archive import File
@@ -21,27 +21,14 @@ from torg_protocol.states import JobState, LeaseState
 
 pytestmark = [pytest.mark.engine, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
 IMAGE = "simulated-cuda"
-_SMI = b'#!/bin/sh\necho "GPU 0: SIMULATED GPU (UUID: $NVIDIA_VISIBLE_DEVICES)"\n'
 _HALF = {"gpus": 1, "gpu_fraction": "0.5", "memory": "64MiB", "disk": "32MiB"}
 _UNTIL_TOLD = ["sh", "-c", "nvidia-smi -L; sleep 600"]
 
 
 @pytest.fixture
-def engine_with_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An engine of its own that takes GPU requests: it finds nvidia's hook, which here does nothing."""
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    hook = programs / "nvidia-container-runtime-hook"
-    hook.write_text("#!/bin/sh\nexit 0\n")
-    hook.chmod(0o755)
-    with tempfile.TemporaryDirectory(prefix="torg-gpu-engine-") as folder:
-        try:
-            with monkeypatch.context() as patched:
-                patched.setenv("PATH", str(programs), prepend=":")
-                socket = Path(run_engine_script("start", Path(folder) / "engine"))
-            yield socket
-        finally:
-            run_engine_script("stop", Path(folder) / "engine")
+def engine_with_hook(tmp_path: Path) -> Iterator[Path]:
+    with engine_with_simulated_gpus(tmp_path) as socket:
+        yield socket
 
 
 async def test_two_jobs_of_one_client_share_the_gpu_and_a_strangers_waits(
@@ -49,7 +36,9 @@ async def test_two_jobs_of_one_client_share_the_gpu_and_a_strangers_waits(
 ) -> None:
     (tmp_path / "nvml").mkdir()
     environment = {"LD_LIBRARY_PATH": str(simulated_nvml.build(tmp_path / "nvml")), "TORG_SIMULATED_GPUS": "1"}
-    await load_image(engine_with_hook, small_image(f"{IMAGE}:latest", files=[File("bin/nvidia-smi", _SMI, 0o755)]))
+    await load_image(
+        engine_with_hook, small_image(f"{IMAGE}:latest", files=[File("bin/nvidia-smi", SMI.encode(), 0o755)])
+    )
     market = DockerMarket(tmp_path / "market", engine=engine_with_hook, images=[IMAGE], gpu_slices=2)
     try:
         await market.start_localnet()

@@ -37,6 +37,7 @@ async def choose_executor(
     docker_socket: Path | None = None,
     docker_runtime: str | None = None,
     local_images: Collection[str] = (),
+    gpu_uuids: Sequence[str] = (),
     gpu_devices: Mapping[str, Sequence[str]] | None = None,
     image_root: Path | None = None,
     now_ms: Callable[[], int] = wall_clock_ms,
@@ -44,12 +45,12 @@ async def choose_executor(
     """`auto`: docker when its engine answers, else the sandbox, else ExecutorUnavailable with both reasons.
 
     `state_root`: this node's own directory for executors. `node_label` marks this node's containers on a shared engine.
-    `now_ms`: by which containers' times are told. `docker_runtime`, `local_images` and `gpu_devices` as in `DockerExecutor.connect`.
+    `now_ms`: by which containers' times are told. `docker_runtime`, `local_images`, `gpu_uuids` and `gpu_devices` as in `DockerExecutor.connect`.
     """
 
     async def docker() -> Chosen:
         return await _docker(
-            state_root, node_label, docker_socket, docker_runtime, local_images, gpu_devices or {}, now_ms
+            state_root, node_label, docker_socket, docker_runtime, local_images, gpu_uuids, gpu_devices or {}, now_ms
         )
 
     match kind:
@@ -79,6 +80,7 @@ async def _docker(
     socket: Path | None,
     runtime: str | None,
     local_images: Collection[str],
+    gpu_uuids: Sequence[str],
     gpu_devices: Mapping[str, Sequence[str]],
     now_ms: Callable[[], int],
 ) -> Chosen:
@@ -92,6 +94,7 @@ async def _docker(
         state_dir=state_root / "docker",
         runtime=runtime,
         local_images=local_images,
+        gpu_uuids=gpu_uuids,
         gpu_devices=gpu_devices,
         now_ms=now_ms,
     )

@@ -131,17 +131,16 @@ class DockerExecutor:
 
     async def probe(self) -> Capabilities:
         """The shared probes, in the host's Python; and whether containers see this host's GPUs, each of them."""
-        from torg_node.executors.probes import DEADLINE_PROBE, probe_executor
+        from torg_node.executors.probes import DEADLINE_PROBE, GPU_PROBE, probe_executor
 
         isolation = "gvisor" if self._settings.runtime == _KERNEL_OF_ITS_OWN else "container"
         found = await probe_executor(self, image=HOST_PYTHON, isolation=isolation, version=self._engine.version)
         failed = list(found.failed)
         if isolation == "gvisor":
             failed.append(f"{DEADLINE_PROBE}: gVisor's containers cannot share the alarm's PID namespace")
-        if self._gpu_uuids and (reason := await self._gpu_trouble()):
-            failed.append(f"gpu: {reason}")
-        has_gpus = bool(self._gpu_uuids) and not any(line.startswith("gpu:") for line in failed)
-        return dataclasses.replace(found, failed=tuple(failed), gpu=has_gpus)
+        trouble = await self._gpu_trouble() if self._gpu_uuids else None
+        failed += [f"{GPU_PROBE}: {trouble}"] if trouble else []
+        return dataclasses.replace(found, failed=tuple(failed), gpu=bool(self._gpu_uuids) and not trouble)
 
     async def prepare(
         self,

@@ -78,6 +78,7 @@ KERNEL_PROBES = frozenset(
         "no-kernel-loading",
     }
 )
+GPU_PROBE = "gpu"  # no wall: a job that asks for none runs all the same
 DEADLINE_PROBE = "deadline-without-agent"  # a job of a dead agent runs on beyond its time, until the agent is back
 OWN_ROOT_PROBE = (
     "own-root"  # containers may run as their images want: as root, of a user namespace, and write to their own files
@@ -139,7 +140,7 @@ def check_walls(capabilities: Capabilities) -> None:
     broken = [
         failure
         for failure in capabilities.failed
-        if failure.partition(":")[0] not in LIMIT_PROBES | {EGRESS_PROBE, DEADLINE_PROBE}
+        if failure.partition(":")[0] not in LIMIT_PROBES | {EGRESS_PROBE, DEADLINE_PROBE, GPU_PROBE}
     ]
     if broken:
         raise ExecutorUnavailable(
