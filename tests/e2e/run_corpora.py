@@ -29,8 +29,8 @@ _MOST_S = 120
 
 
 def image_name(image: str) -> str:
-    """Without registry, library and tag."""
-    return image.removeprefix("docker.io/").removeprefix("library/").partition(":")[0]
+    """Without registry and library, and without the tag when it is the newest: Debian's packages are of one version."""
+    return image.removeprefix("docker.io/").removeprefix("library/").removesuffix(":latest")
 
 
 def why_not(spec: JobSpec, spec_file: SpecFile) -> str | None:
@@ -54,7 +54,12 @@ async def run(client: AsyncClient, spec_file: SpecFile) -> tuple[str, bool]:
     """What came of it, and whether that is right."""
     job = await client.submit(spec_file)
     if ports := _served_first(spec_file.check()):
-        heads = [(await answer(client, job.job_id, port, task=task)).splitlines()[0] for task, port in ports]
+        try:
+            heads = [(await answer(client, job.job_id, port, task=task)).splitlines()[0] for task, port in ports]
+        except TimeoutError:
+            job = await client.cancel(job.job_id)
+            said = (await client.logs(job.job_id)).strip().splitlines()[-1:]
+            return f"does not serve, {job.state}: {' '.join([*said, job.reason or ''])}", False
         await client.cancel(job.job_id)
         await client.wait(job.job_id)
         right = all(str(port.health.expect_status or "") in head for (_, port), head in zip(ports, heads, strict=True))

@@ -59,11 +59,34 @@ def assembled(
         job, origins = _one(containers[0], drops)
     else:
         job, origins = _several(containers, list(volumes), kept or {}, drops)
-        if apart and not alone:
-            drops.lose(containers[1].path.rpartition(".")[0] or "$", [item.name for item in containers], apart)
+        if apart and (beside := _beside_each_other(containers)):
+            drops.lose(containers[1].path.rpartition(".")[0] or "$", beside, apart)
     spec = {"version": 1, "name": name_of(name, containers[0].name), **job, "resources": _resources(containers, drops)}
     spec |= around or {}
     return Translation(format_name, title, spec, tuple(drops.items), origins)
+
+
+def _beside_each_other(containers: Sequence[Container]) -> list[str]:
+    """The names of those that may run at the same time as another one: of no other stage, and not begun after its end."""
+    known = {item.name: item for item in containers}
+    pairs = (
+        (one, other)
+        for number, one in enumerate(containers)
+        for other in containers[number + 1 :]
+        if one.group == other.group
+        and not _begins_after(one, other.name, known)
+        and not _begins_after(other, one.name, known)
+    )
+    names = {item.name for pair in pairs for item in pair}
+    return [item.name for item in containers if item.name in names]
+
+
+def _begins_after(one: Container, ended: str, known: Mapping[str, Container], seen: tuple[str, ...] = ()) -> bool:
+    return any(
+        (item["task"] == ended and item["until"] == "succeeded")
+        or (item["task"] not in seen and _begins_after(known[item["task"]], ended, known, (*seen, one.name)))
+        for item in one.depends_on
+    )
 
 
 def want_models(container: Container, models: Sequence[tuple[str, str]], drops: Drops) -> None:

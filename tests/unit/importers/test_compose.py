@@ -44,7 +44,7 @@ services:
     assert lost(text, "compose") == []
 
 
-def test_several_services_are_tasks_and_cannot_talk_to_each_other() -> None:
+def test_several_services_are_tasks() -> None:
     text = """
 services:
   prepare:
@@ -67,7 +67,7 @@ volumes:
     assert [(mount.volume, mount.path, mount.read_only) for mount in main.volumes] == [("data", "/data", True)]
     assert (main.restart.policy, main.restart.max_restarts) == ("on-failure", 3)
     assert spec.volumes["data"].keep, "as it outlives the containers there"
-    assert lost(text, "compose") == ["services"]
+    assert lost(text, "compose") == [], "one ends before the other begins"
 
 
 def test_volumes_by_name_are_kept() -> None:
@@ -329,3 +329,17 @@ def test_what_extends_another_file_or_itself_is_told() -> None:
         "services.a.image": "is missing",
         "services.b.image": "is missing",
     }
+
+
+def test_services_that_never_run_at_once_need_no_network_between_them() -> None:
+    done = {"condition": "service_completed_successfully"}
+    services = {
+        "fetch": {"image": "debian"},
+        "train": {"image": "debian", "depends_on": {"fetch": done}},
+        "report": {"image": "debian", "depends_on": {"train": done}},
+    }
+
+    assert lost({"services": services}, "compose") == []
+    assert lost({"services": {**services, "watch": {"image": "debian", "depends_on": ["train"]}}}, "compose") == [
+        "services"
+    ]

@@ -200,3 +200,10 @@ def test_another_device_is_lost_by_name(kind: str) -> None:
 
 def test_an_object_without_its_kind_is_refused_as_one() -> None:
     assert problems({"apiVersion": "batch/v1", "spec": {}})["kind"] == "is missing"
+
+
+def test_an_init_container_and_one_container_never_run_at_once() -> None:
+    assert lost(job(container(), pod={"initContainers": [container("first")]}), "kubernetes") == []
+    assert lost(job(container("a"), container("b"), pod={"initContainers": [container("first")]}), "kubernetes") == [
+        "spec.template.spec.containers"
+    ]
