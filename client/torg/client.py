@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from solders.keypair import Keypair
 
@@ -31,6 +31,7 @@ from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import (
+    EventKind,
     JobEvent,
     JobPage,
     JobView,
@@ -59,6 +60,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _REQUOTE_WHEN_LEFT_MS = 30_000
+_EVENT_KINDS = frozenset(get_args(EventKind))
 _JOB_ID = re.compile(r"job_[0-9a-z]{26}")
 
 
@@ -203,8 +205,9 @@ class AsyncClient(KeptData):
 
     async def resubmit(self, job_id: str, *, vault: str | None = None, idempotency_key: str | None = None) -> JobView:
         """The same spec and workspace as a new job, under a new quote. Raises what `submit` raises; Invalid `blob_missing` when the
-        store no longer has the workspace."""
-        spec = (await self.job(job_id)).spec
+        store no longer has the workspace; Unavailable `answer_malformed` when the spec has members of a newer release than this client's,
+        which would be lost."""
+        spec = await self._transport.read(_whole_spec, "GET", f"/v1/jobs/{_id(job_id)}")
         submission = await self._rail(vault)
         key = idempotency_key or secrets.token_hex(16)
         if (job := await submission.already_submitted(spec, key)) is not None:
@@ -259,7 +262,8 @@ class AsyncClient(KeptData):
         `on_gap` is told."""
         path = f"/v1/jobs/{_id(job_id)}/events"
         async for raw in self._transport.events(path, last_event_id=after, on_gap=on_gap):
-            yield JobEvent.model_validate(raw)
+            if raw.get("kind") in _EVENT_KINDS:  # a newer marketplace tells of more
+                yield JobEvent.model_validate(raw)
 
     async def logs(self, job_id: str, stream: str = "stdout", *, task: str | None = None) -> str:
         """The live log. Of a job of several tasks: of one as it wrote it, or of all with the task's name before each line. A sealed job has
@@ -459,6 +463,10 @@ class AsyncClient(KeptData):
         if self._keypair is None:
             return await fetch_receipts(self._transport, await self.market(), await self.job(job_id))
         return await Books(self._transport, self.journal, await self.market()).record_receipts(await self.job(job_id))
+
+
+def _whole_spec(job: Mapping[str, Any]) -> JobSpec:
+    return JobSpec.model_validate(job["spec"])
 
 
 def _id(job_id: str) -> str:

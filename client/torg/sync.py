@@ -97,7 +97,8 @@ class Client:
 
     def resubmit(self, job_id: str, *, vault: str | None = None, idempotency_key: str | None = None) -> JobView:
         """The same spec and workspace as a new job, under a new quote. Raises what `submit` raises; Invalid `blob_missing` when the
-        store no longer has the workspace."""
+        store no longer has the workspace; Unavailable `answer_malformed` when the spec has members of a newer release than this client's,
+        which would be lost."""
         return self._run(self._client.resubmit(job_id, vault=vault, idempotency_key=idempotency_key))
 
     def job(self, job_id: str) -> JobView:

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from torg_protocol.documents import Wire
+from torg_protocol.documents import View, Wire
 from torg_protocol.ids import AccountId
 from torg_protocol.money import MAX_U64
 
@@ -38,7 +38,7 @@ class ApiKeyRequest(Wire):
     expires_in_s: int = Field(default=90 * 86_400, ge=60, le=MAX_KEY_AGE_S)
 
 
-class ApiKeyView(Wire):
+class ApiKeyView(View):
     key_id: str
     account: AccountId
     name: str
@@ -52,21 +52,21 @@ class ApiKeyView(Wire):
     last_used_at_ms: int | None = None
 
 
-class NewApiKey(Wire):
+class NewApiKey(View):
     """The only time that the secret is shown: the marketplace keeps its hash."""
 
     key: ApiKeyView
     secret: str
 
 
-class ApiKeyPage(Wire):
+class ApiKeyPage(View):
     """GET /v1/keys"""
 
     keys: tuple[ApiKeyView, ...]
     next_cursor: str | None = None
 
 
-class CreditView(Wire):
+class CreditView(View):
     """GET /v1/credit: what the operator has credited the account, and what of it is gone."""
 
     account: AccountId

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator
 
 from torg_protocol.caps import SignedCap
 from torg_protocol.data import InputFile
-from torg_protocol.documents import Wire
+from torg_protocol.documents import View, Wire
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import DIGEST, AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
 from torg_protocol.jobspec import MAX_DURATION_MS, BlobRef, JobSpec
@@ -32,7 +33,7 @@ def _is_nothing(value: object) -> bool:
     return not value
 
 
-class ChainInfo(Wire):
+class ChainInfo(View):
     """The same fields as torg_chain's Network: where the money is."""
 
     rpc_url: str
@@ -43,7 +44,7 @@ class ChainInfo(Wire):
     operator_config: str
 
 
-class MarketInfo(Wire):
+class MarketInfo(View):
     """GET /v1/market"""
 
     name: str
@@ -64,7 +65,7 @@ class QuoteRequest(Wire):
     spec: dict[str, Any]
 
 
-class ConstraintFailure(Wire):
+class ConstraintFailure(View):
     """One hard constraint, how many nodes it removed, and what would fit. `nodes_without_it` would do if this one were given
     up and all others kept; the cheapest of them asks `cheapest_without_it` per GPU-hour."""
 
@@ -76,7 +77,7 @@ class ConstraintFailure(Wire):
     cheapest_without_it: int | None = None
 
 
-class StartEstimate(Wire):
+class StartEstimate(View):
     """When a job would begin to run if it were submitted now. `basis` says in words what the figures rest on.
 
     `room_expected_ms`, `room_latest_ms`: until a node has room; 0: now; None: nobody can say. `prepare_ms`: from there to the
@@ -94,7 +95,7 @@ def _is_empty(value: object) -> bool:
     return not value
 
 
-class ReferencePrice(Wire):
+class ReferencePrice(View):
     """What a class of GPU was worth in the call auction of a minute, in base units per
     GPU-hour. `price_per_gpu_hour` is None when nobody waited for what was free, or would not pay what was asked. Nobody is charged this
     price: jobs pay the ask of the node that they run on."""
@@ -109,7 +110,7 @@ class ReferencePrice(Wire):
     gpus_wanted: int
 
 
-class Quote(Wire):
+class Quote(View):
     """`feasible` False: nothing can run this now; `constraints` says why, the decisive one first."""
 
     quote_id: QuoteId
@@ -135,7 +136,7 @@ class Quote(Wire):
     hint: str | None = None
 
 
-class ReferencePrices(Wire):
+class ReferencePrices(View):
     """GET /v1/prices?gpu_class=&since_ms=, newest first."""
 
     prices: tuple[ReferencePrice, ...]
@@ -162,7 +163,7 @@ class ExtendRequest(Wire):
     cap: SignedCap | None = None
 
 
-class TaskView(Wire):
+class TaskView(View):
     """Where a task of a job stands in one attempt. `run`: how many containers were started for it."""
 
     task: str
@@ -175,7 +176,7 @@ class TaskView(Wire):
     results: dict[str, ResultValue] = Field(default_factory=dict)  # what its patterns found in its output
 
 
-class LeaseView(Wire):
+class LeaseView(View):
     lease_id: LeaseId
     attempt: int
     rank: int = 0  # in its gang
@@ -206,7 +207,7 @@ class LeaseView(Wire):
     )  # whole ones, once reported: "stdout", "stderr", "TASK.RUN/stdout"
 
 
-class QueuePlace(Wire):
+class QueuePlace(View):
     """Where a waiting job stands among all that wait, in the order in which they are tried, and who stands before it. A job that cannot start
     blocks nobody: one behind it may start earlier, elsewhere."""
 
@@ -219,13 +220,21 @@ class QueuePlace(Wire):
     own_running: int
 
 
-class JobView(Wire):
+def _read_spec(raw: object, read: Callable[[object], JobSpec]) -> JobSpec:
+    """Of a job that a newer client has submitted: what this reader knows of it. Its digest is `spec_digest` only where that is all."""
+    return JobSpec.model_validate(raw, extra="ignore") if isinstance(raw, dict) else read(raw)
+
+
+SpecOfView = Annotated[JobSpec, WrapValidator(_read_spec)]
+
+
+class JobView(View):
     job_id: JobId
     name: str
     state: JobState
     client: AccountId
     vault: VaultAddress
-    spec: JobSpec
+    spec: SpecOfView
     spec_digest: Digest
     max_amount: int
     max_duration_ms: int = 0  # in all attempts: the spec's, or what it was extended to
@@ -262,14 +271,17 @@ class JobView(Wire):
         )
 
 
-class JobPage(Wire):
+class JobPage(View):
     """GET /v1/jobs. `next_cursor`: the `cursor` of the next page; null on the last one. So on every list."""
 
     jobs: tuple[JobView, ...]
     next_cursor: str | None = None
 
 
-class JobEvent(Wire):
+EventKind = Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "volume", "log", "receipt"]
+
+
+class JobEvent(View):
     """One event of GET /v1/jobs/{id}/events (SSE; the id is resumable by Last-Event-ID).
 
     kind: job (state moves), lease (state moves), task (state moves), preparing, progress, ports, checkpoint, volume, log, receipt.
@@ -277,18 +289,18 @@ class JobEvent(Wire):
 
     id: int
     at_ms: int
-    kind: Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "volume", "log", "receipt"]
+    kind: EventKind
     lease_id: LeaseId | None = None
     data: dict[str, Any]
 
 
-class JobReceipts(Wire):
+class JobReceipts(View):
     """GET /v1/jobs/{id}/receipts: one per decided lease."""
 
     receipts: tuple[SignedReceipt, ...]
 
 
-class VaultView(Wire):
+class VaultView(View):
     """PUT or GET /v1/vaults/{address}. On-chain figures are the finalized ones."""
 
     vault: VaultAddress
@@ -305,7 +317,7 @@ class VaultView(Wire):
     unsettled: int = 0  # earned by nodes, not captured yet
 
 
-class PayoutView(Wire):
+class PayoutView(View):
     payout_id: str
     lease_id: LeaseId
     payout_address: str
@@ -314,7 +326,7 @@ class PayoutView(Wire):
     settlement_signature: str | None = None
 
 
-class SettlementView(Wire):
+class SettlementView(View):
     """GET /v1/vaults/{address}/settlements"""
 
     settlement_id: str
@@ -326,14 +338,14 @@ class SettlementView(Wire):
     payouts: tuple[PayoutView, ...]
 
 
-class SettlementPage(Wire):
+class SettlementPage(View):
     """GET /v1/vaults/{address}/settlements, oldest first."""
 
     settlements: tuple[SettlementView, ...]
     next_cursor: str | None = None
 
 
-class StatementFigures(Wire):
+class StatementFigures(View):
     """Base units. free + held + owed = in_vault, of balances and of movements alike."""
 
     free: int  # the client's, for new jobs
@@ -344,7 +356,7 @@ class StatementFigures(Wire):
     credit: int = Field(default=0, exclude_if=_is_nothing)
 
 
-class StatementLine(Wire):
+class StatementLine(View):
     """One posting of the ledger: why, for which job, and what it moved."""
 
     at_ms: int
@@ -355,7 +367,7 @@ class StatementLine(Wire):
     moved: StatementFigures
 
 
-class Statement(Wire):
+class Statement(View):
     """GET /v1/vaults/{address}/statement: all that moved between two balances, oldest first."""
 
     vault: VaultAddress
@@ -367,7 +379,7 @@ class Statement(Wire):
     next_cursor: str | None = None
 
 
-class NodeView(Wire):
+class NodeView(View):
     """GET /v1/nodes/{id}, and one entry of GET /v1/offers"""
 
     node: NodeId
@@ -392,7 +404,7 @@ class NodeView(Wire):
     proof: ProofStatus | None = None  # what proofs of its hardware established
 
 
-class ReputationChange(Wire):
+class ReputationChange(View):
     """One piece of evidence. `because`: why the lease ended."""
 
     at_ms: int
@@ -402,7 +414,7 @@ class ReputationChange(Wire):
     now_permille: int
 
 
-class NodeReputation(Wire):
+class NodeReputation(View):
     """GET /v1/nodes/{id}/reputation. The share of its leases that the node saw through, as of late; `changes`: newest first."""
 
     node: NodeId
@@ -413,14 +425,14 @@ class NodeReputation(Wire):
     changes: tuple[ReputationChange, ...]
 
 
-class OfferPage(Wire):
+class OfferPage(View):
     """GET /v1/offers, by node id."""
 
     offers: tuple[NodeView, ...]
     next_cursor: str | None = None
 
 
-class Health(Wire):
+class Health(View):
     """GET /healthz, /readyz"""
 
     status: Literal["ok", "ready"]
@@ -458,18 +470,18 @@ class BlobPieces(Wire):
     pieces: tuple[BlobRef, ...] = Field(min_length=1, max_length=MAX_PIECES_ASKED)
 
 
-class MissingPiece(Wire):
+class MissingPiece(View):
     digest: Digest
     url: str
 
 
-class MissingPieces(Wire):
+class MissingPieces(View):
     """PUT each to its URL. What is not named here is stored."""
 
     missing: tuple[MissingPiece, ...]
 
 
-class BlobUpload(Wire):
+class BlobUpload(View):
     """PUT the bytes to `url`; or PUT each missing piece to its own and then ask again, which puts them together. Neither is there when
     the store has the blob from this account, or from a job of its own. The store checks every digest."""
 
@@ -478,7 +490,7 @@ class BlobUpload(Wire):
     missing: tuple[MissingPiece, ...] = ()
 
 
-class BlobDownload(Wire):
+class BlobDownload(View):
     """GET /v1/blobs/{digest}. `pieces`: of a blob that is named by them, in their order; `url` gives all of them, one after the other."""
 
     digest: Digest

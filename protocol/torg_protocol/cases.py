@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from torg_protocol.documents import Wire
+from torg_protocol.documents import View, Wire
 from torg_protocol.ids import AccountId, JobId, NodeId
 
 MAX_REASON = 4_000
@@ -18,7 +18,7 @@ class DisputeRequest(Wire):
     reason: str = Field(min_length=1, max_length=MAX_REASON)
 
 
-class DisputeView(Wire):
+class DisputeView(View):
     """GET /v1/disputes, for the client and for every node that had the job. `refunded`: base units, once it is decided."""
 
     dispute_id: str
@@ -33,7 +33,7 @@ class DisputeView(Wire):
     note: str = ""
 
 
-class DisputePage(Wire):
+class DisputePage(View):
     """GET /v1/disputes, newest first."""
 
     disputes: tuple[DisputeView, ...]
@@ -46,14 +46,14 @@ class AbuseRequest(Wire):
     reason: str = Field(min_length=1, max_length=MAX_REASON)
 
 
-class AbuseView(Wire):
+class AbuseView(View):
     report_id: str
     subject: str
     state: Literal["open", "closed"]
     reported_at_ms: int
 
 
-class ErasureView(Wire):
+class ErasureView(View):
     """DELETE /v1/account/data: how much was erased. Receipts and ledger stay."""
 
     account: AccountId
@@ -62,7 +62,7 @@ class ErasureView(Wire):
     rows: int
 
 
-class QuotaView(Wire):
+class QuotaView(View):
     """`limit` None: there is none. `frees_at_ms`: when some of it is free again; None: by your own doing only, or it is not used."""
 
     name: str
@@ -72,7 +72,7 @@ class QuotaView(Wire):
     frees_at_ms: int | None = None
 
 
-class AccountView(Wire):
+class AccountView(View):
     """GET /v1/account: who you are here, and how much of what you may do is used."""
 
     account: AccountId

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from torg_protocol.cases import QuotaView
-from torg_protocol.documents import Wire
+from torg_protocol.documents import View, Wire
 from torg_protocol.ids import DIGEST, Digest
 
 DATA_NAME = r"^[a-z0-9][a-z0-9._-]{0,31}$"
@@ -19,7 +19,7 @@ class DataRequest(Wire):
     size_bytes: int = Field(ge=0, le=2**63 - 1)
 
 
-class DataView(Wire):
+class DataView(View):
     name: str
     digest: Digest
     size_bytes: int  # as it is stored
@@ -27,7 +27,7 @@ class DataView(Wire):
     expires_at_ms: int | None = None  # when the name goes unless a job reads it before; null: never
 
 
-class DataPage(Wire):
+class DataPage(View):
     """GET /v1/data"""
 
     data: tuple[DataView, ...]

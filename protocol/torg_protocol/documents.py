@@ -21,6 +21,13 @@ class Wire(BaseModel):
         return self.model_dump(mode="json")
 
 
+class View(Wire):
+    """What a marketplace answers. A newer one says more: members that this reader does not know are left out. What is asked, what is
+    signed and what is hashed is a Wire, also inside of a view."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class Document(Wire):
     """A value that is signed. `KIND` separates the signatures of different kinds."""
 

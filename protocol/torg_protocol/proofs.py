@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from torg_protocol.documents import Wire
+from torg_protocol.documents import View, Wire
 from torg_protocol.ids import Digest, NodeId
 
 BLOCK_ROWS = 256  # rows whose digests are one leaf of the commitment
@@ -134,7 +134,7 @@ class UnitProof(Wire):
     arithmetic: str = ""
 
 
-class ProofStatus(Wire):
+class ProofStatus(View):
     state: ProofState = "unproven"
     units: tuple[UnitProof, ...] = ()
     judged_at_ms: int = 0

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from torg_protocol.documents import Document, Wire
+from torg_protocol.documents import Document, View, Wire
 from torg_protocol.ids import AccountId, JobId, LeaseId, NodeId, VaultAddress
 
 
@@ -70,14 +70,14 @@ class SignedRefund(Wire):
         return found
 
 
-class RefundView(Wire):
+class RefundView(View):
     """`outstanding`: credit that is left to be worked off now."""
 
     signed: SignedRefund
     outstanding: int = Field(ge=0)
 
 
-class RefundPage(Wire):
+class RefundPage(View):
     """GET /v1/refunds, oldest first."""
 
     refunds: tuple[RefundView, ...]

@@ -15,7 +15,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from torg_protocol.caps import SignedCap
-from torg_protocol.documents import Document, Wire
+from torg_protocol.documents import Document, View, Wire
 from torg_protocol.ids import AccountId, Digest, NodeId, VaultAddress
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.money import MAX_U64, MS_PER_HOUR, cost
@@ -153,7 +153,7 @@ class RentalOutputs(Wire):
     size_bytes: int
 
 
-class RentalView(Wire):
+class RentalView(View):
     """What the node says. The client believes `useful_ms` as far as its own clock allows it. Amounts in base units."""
 
     rental_id: str

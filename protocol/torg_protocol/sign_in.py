@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pydantic import Field
 
 from torg_protocol.accounts import Scope
-from torg_protocol.documents import Wire
+from torg_protocol.documents import View, Wire
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import AccountId
 
@@ -93,7 +93,7 @@ class SignInRequest(Wire):
     session_s: int = Field(default=3_600, ge=60, le=MAX_SESSION_S)
 
 
-class SignInChallenge(Wire):
+class SignInChallenge(View):
     """`message`: what the wallet signs, byte for byte in UTF-8. Good once, until `expires_at_ms`."""
 
     message: str
@@ -107,7 +107,7 @@ class SignInProof(Wire):
     signature: str = Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{64,88}$")
 
 
-class SignInSession(Wire):
+class SignInSession(View):
     """`token`: for `Authorization: Bearer`. It is an API key that ends by itself and can spend nothing: jobs are paid under caps that the wallet
     signs. DELETE /v1/keys/{key_id}, signed by the wallet, ends it earlier."""
 

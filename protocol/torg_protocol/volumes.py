@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from torg_protocol.cases import QuotaView
-from torg_protocol.documents import Wire
+from torg_protocol.documents import View, Wire
 from torg_protocol.ids import DIGEST, Digest, JobId
 from torg_protocol.inputs import JOB_FOLDERS
 from torg_protocol.quantities import SizeBytes
@@ -127,7 +127,7 @@ class VolumeRequest(Wire):
     generation: int | None = Field(default=None, ge=0)
 
 
-class VolumeView(Wire):
+class VolumeView(View):
     """`generation` 0: nothing was stored in it yet. `writer`: the open job whose end makes the next generation; `users`: all open jobs that name
     it."""
 
@@ -144,7 +144,7 @@ class VolumeView(Wire):
     users: tuple[JobId, ...] = ()
 
 
-class VolumePage(Wire):
+class VolumePage(View):
     """GET /v1/volumes"""
 
     volumes: tuple[VolumeView, ...]
@@ -153,7 +153,7 @@ class VolumePage(Wire):
     kept: QuotaView | None = None  # volumes and named data together, against what the account may keep
 
 
-class JobVolume(Wire):
+class JobVolume(View):
     """What a job had of a volume. `read_generation`: with which its newest attempt began. `written_generation`: which one it made; null: none, or
     not yet. `digest`: what it stored last, also when that became no generation."""
 

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 
 from torg_protocol.api import JobEvent
-from torg_protocol.documents import Wire
+from torg_protocol.documents import View, Wire
 from torg_protocol.errors import Unauthorized
 from torg_protocol.ids import JobId
 
@@ -33,26 +33,26 @@ class WebhookRequest(Wire):
     kinds: tuple[WebhookKind, ...] = Field(default=DEFAULT_KINDS, min_length=1, max_length=5)
 
 
-class WebhookView(Wire):
+class WebhookView(View):
     webhook_id: str
     url: str
     kinds: tuple[WebhookKind, ...]
     created_at_ms: int
 
 
-class NewWebhook(Wire):
+class NewWebhook(View):
     webhook: WebhookView
     secret: str  # whsec_ and base64
 
 
-class WebhookPage(Wire):
+class WebhookPage(View):
     """GET /v1/webhooks"""
 
     webhooks: tuple[WebhookView, ...]
     next_cursor: str | None = None
 
 
-class DeliveryView(Wire):
+class DeliveryView(View):
     """`state`: pending (next try at `next_try_at_ms`), delivered (answered 2xx), failed (given up; replay it)."""
 
     delivery_id: str
@@ -64,7 +64,7 @@ class DeliveryView(Wire):
     answer: str = ""  # to the newest try
 
 
-class DeliveryPage(Wire):
+class DeliveryPage(View):
     """GET /v1/webhooks/{id}/deliveries, newest first."""
 
     deliveries: tuple[DeliveryView, ...]
@@ -77,11 +77,11 @@ class ReplayRequest(Wire):
     delivery_ids: tuple[str, ...] = Field(default=(), max_length=200)
 
 
-class Replayed(Wire):
+class Replayed(View):
     deliveries: int
 
 
-class WebhookPayload(Wire):
+class WebhookPayload(View):
     """The body of a delivery. `type` is "job." and the event's kind."""
 
     type: str
