@@ -11,7 +11,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from torg_host.archive import pack
+from torg_host.archive import PackedTree, pack
 from torg_node.lease import Lease
 from torg_node.sealing import for_next_node
 from torg_node.steps.volumes import store_volumes
@@ -61,7 +61,7 @@ class CheckpointKeeper:
         archive = lease.folder / "checkpoint.tar.zst"
         try:
             written_at_ms = item.stat().st_ctime_ns // 1_000_000
-            packed = await asyncio.to_thread(pack, item, archive)
+            packed = await asyncio.to_thread(packed_checkpoint, item, archive)
             async with for_next_node(lease, archive) as kept:  # pieces of what is encrypted are like nothing before
                 blob = await lease.node.blobs.store(kept, packed if kept is archive else None)
         except (OSError, TorgError):
@@ -78,3 +78,8 @@ class CheckpointKeeper:
         lease.node.journal.add_checkpoint(lease.id, item.name)
         await lease.say(CheckpointStored(checkpoint=checkpoint))
         await store_volumes(lease, at_end=False)
+
+
+def packed_checkpoint(folder: Path, archive: Path) -> PackedTree:
+    """Whole: no ignore file of the job's speaks for what it saves. Sockets, pipes and links that lead out are of the moment and are left out."""
+    return pack(folder, archive, ignore=False, skip_odd=True)
