@@ -56,9 +56,16 @@ class KeptData:
         `data_unknown`, Conflict `destination_exists`."""
         return await self._data.get(name, destination, of_stage(on_progress, name))
 
+    async def kept_data(self) -> DataPage:
+        """All named data, by name, with what the account keeps in all."""
+        pages = [page async for page in self._transport.ask_pages(DataPage, "/v1/data")]
+        return pages[0].model_copy(
+            update={"data": tuple(item for page in pages for item in page.data), "next_cursor": None}
+        )
+
     async def list_data(self) -> tuple[DataView, ...]:
         """All named data, by name."""
-        return tuple([item async for page in self._transport.ask_pages(DataPage, "/v1/data") for item in page.data])
+        return (await self.kept_data()).data
 
     async def stored_bytes(self) -> int:
         """All that this account has sent and the store still has: named data, workspaces of jobs, and for a day what nothing refers to."""
@@ -74,10 +81,15 @@ class KeptData:
 
     # --- volumes ----------------------------------------------------------------------------------------------------
 
+    async def kept_volumes(self) -> VolumePage:
+        """All volumes, by name, with what the account keeps in all."""
+        pages = [page async for page in self._transport.ask_pages(VolumePage, "/v1/volumes")]
+        found = tuple(item for page in pages for item in page.volumes)
+        return pages[0].model_copy(update={"volumes": found, "next_cursor": None})
+
     async def list_volumes(self) -> tuple[VolumeView, ...]:
         """All volumes, by name."""
-        pages = self._transport.ask_pages(VolumePage, "/v1/volumes")
-        return tuple([item async for page in pages for item in page.volumes])
+        return (await self.kept_volumes()).volumes
 
     async def volume(self, name: str) -> VolumeView:
         """Its newest generation, which job writes it, and which jobs use it. Raises NotFound `volume_unknown`."""

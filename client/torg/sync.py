@@ -28,11 +28,11 @@ from torg_protocol.api import (
     ReferencePrice,
 )
 from torg_protocol.cases import AbuseView, AccountView, DisputeView, ErasureView, QuotaView
-from torg_protocol.data import DataView
+from torg_protocol.data import DataPage, DataView
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.refunds import RefundView
 from torg_protocol.usage import SignedReceipt
-from torg_protocol.volumes import JobVolume, VolumeView
+from torg_protocol.volumes import JobVolume, VolumePage, VolumeView
 
 
 class Client:
@@ -222,6 +222,10 @@ class Client:
         `data_unknown`, Conflict `destination_exists`."""
         return self._run(self._client.get_data(name, destination, on_progress=on_progress))
 
+    def kept_data(self) -> DataPage:
+        """All named data, by name, with what the account keeps in all."""
+        return self._run(self._client.kept_data())
+
     def list_data(self) -> tuple[DataView, ...]:
         """All named data, by name."""
         return self._run(self._client.list_data())
@@ -237,6 +241,10 @@ class Client:
     def remove_data(self, name: str) -> DataView:
         """Takes a name away; jobs that use the data keep it. Raises NotFound `data_unknown`."""
         return self._run(self._client.remove_data(name))
+
+    def kept_volumes(self) -> VolumePage:
+        """All volumes, by name, with what the account keeps in all."""
+        return self._run(self._client.kept_volumes())
 
     def list_volumes(self) -> tuple[VolumeView, ...]:
         """All volumes, by name."""

@@ -62,9 +62,8 @@ def going_on(again: str) -> Iterator[None]:
 async def ls(session: Session) -> None:
     """What you keep in the store."""
     async with session.client() as client:
-        found, stored_bytes, quota = await asyncio.gather(
-            client.list_data(), client.stored_bytes(), client.storage_quota()
-        )
+        page = await client.kept_data()
+    found, stored_bytes, quota = page.data, page.stored_bytes, page.kept
     total_bytes = sum(item.size_bytes for item in found)
     now_ms = session.now_ms()
     rows = [

@@ -289,17 +289,17 @@ async def pull(session: Session, job_id: str, destination: Path | None, overwrit
     async with session.client() as client:
         job_id = await resolve(client, job_id)
         target = destination or Path(job_id)
-        job = await client.job(job_id)
-        if not job.outputs:
+        files = await pull_results(session, client, job_id, target, overwrite=overwrite)
+        if not files:
+            state = (await client.job(job_id)).state
             raise Invalid(
-                f"this job has no outputs (it is {job.state})",
+                f"this job has no outputs (it is {state})",
                 code="no_outputs",
                 field="job",
                 value=job_id,
                 hint="outputs are there when a job has succeeded, and are what its spec lists under `outputs`, "
                 "written to $TORG_OUTPUT_DIR",
             )
-        files = await pull_results(session, client, job_id, target, overwrite=overwrite)
     session.show({"files": [str(path) for path in files]}, "\n".join(str(path) for path in files))
 
 

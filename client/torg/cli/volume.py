@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
@@ -29,7 +28,8 @@ def volume() -> None:
 async def ls(session: Session) -> None:
     """All volumes, with what is in them and who writes them."""
     async with session.client() as client:
-        found, quota = await asyncio.gather(client.list_volumes(), client.storage_quota())
+        page = await client.kept_volumes()
+    found, quota = page.volumes, page.kept
     now_ms = session.now_ms()
     rows = [
         (
