@@ -67,11 +67,13 @@ class SpecFile:
         )
 
     def image_archive(self) -> tuple[Digest, Path] | None:
-        """The archive that is the job's image, when the job file names one. Raises Invalid `image_not_found`."""
+        """The archive that is the job's image, when the job file names one. Raises Invalid `image_not_found`, `image_archive_compressed`,
+        `image_archive_invalid`."""
         if self.image_file is None:
             return None
         try:
             status = self.image_file.stat()
+            _check_image(self.image_file, status.st_mtime_ns, status.st_size)
             return _digest_of(self.image_file, status.st_mtime_ns, status.st_size), self.image_file
         except OSError as error:
             raise Invalid(
@@ -163,6 +165,13 @@ def spec_from_mapping(
 @functools.lru_cache(maxsize=8)
 def _digest_of(path: Path, _changed_ns: int, _size_bytes: int) -> Digest:
     return Digest(sha256_file(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _check_image(path: Path, _changed_ns: int, _size_bytes: int) -> None:
+    from torg_host.oci_archive import check_image_archive
+
+    check_image_archive(path)
 
 
 def _is_sealed(secrets: object) -> bool:

@@ -27,6 +27,7 @@ from torg_protocol.errors import Invalid, TooLarge
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 MAX_MEMBERS, MAX_LAYERS, MAX_DOCUMENT_BYTES = 4096, 127, 4 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PACKERS = {_GZIP: "gzip", _ZSTD: "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,31 @@ def read_image(path: Path, machine: str = platform.machine()) -> ImageFile:
         raise image_invalid(f"{len(layers)} layers, {len(diff_ids)} named; at most {MAX_LAYERS}")
     digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
     return ImageFile(path, digest, config, tuple(Layer(*pair) for pair in zip(layers, map(str, diff_ids), strict=True)))
+
+
+def check_image_archive(path: Path) -> None:
+    """Whether it looks like an image, as far as can be said on a machine that will not run it. Raises Invalid `image_archive_compressed`,
+    `image_archive_invalid`; OSError."""
+    with path.open("rb") as file:
+        head = file.read(6)
+        packer = next((name for magic, name in _PACKERS.items() if head.startswith(magic)), None)
+        if packer is not None:
+            raise Invalid(
+                f"the image archive is compressed with {packer}",
+                code="image_archive_compressed",
+                field="image",
+                value=str(path),
+                hint=f"unpack it first: {packer} -dk {path.name} (its layers may stay compressed)",
+            )
+        try:
+            file.seek(0)
+            members = _members(file)
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            raise image_invalid(f"{path} is no tar archive") from error
+    if not {"manifest.json", "index.json"} & members.keys():
+        raise image_invalid(
+            f"{path} has neither a manifest.json nor an index.json (docker export writes a plain file tree)"
+        )
 
 
 def write_docker_archive(image: ImageFile, target: BinaryIO, max_bytes: int) -> None:

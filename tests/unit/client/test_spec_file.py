@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from tests.support.image_files import layer, write_image
 from torg.spec_file import read_spec_file, spec_from_mapping
 from torg.spec_source import parse_source
 from torg_protocol.errors import Invalid, TorgError
@@ -197,13 +199,21 @@ def test_whatever_the_text_the_answer_is_an_error_of_the_tree(text: str) -> None
 
 
 def test_an_image_file_becomes_the_digest_of_its_bytes(tmp_path: Path) -> None:
-    (tmp_path / "image.tar").write_bytes(b"an image")
+    write_image(tmp_path / "image.tar", [layer(("a", b"a"))])
+    content = (tmp_path / "image.tar").read_bytes()
+    (tmp_path / "image.tar.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "tree.tar").write_bytes(layer(("a", b"a")))
     raw = {"version": 1, "image": "file:image.tar"}
 
     file = spec_from_mapping(raw, base=tmp_path)
 
-    assert file.check().image == "blob:sha256:" + hashlib.sha256(b"an image").hexdigest()
-    for wrong, code in (("file:gone.tar", "image_not_found"), ("blob:sha256:12", "spec_invalid")):
+    assert file.check().image == "blob:sha256:" + hashlib.sha256(content).hexdigest()
+    for wrong, code in (
+        ("file:gone.tar", "image_not_found"),
+        ("file:image.tar.gz", "image_archive_compressed"),
+        ("file:tree.tar", "image_archive_invalid"),
+        ("blob:sha256:12", "spec_invalid"),
+    ):
         with pytest.raises(Invalid) as refused:
             spec_from_mapping({**raw, "image": wrong, "command": ["x"]}, base=tmp_path).check()
         assert (refused.value.code, refused.value.field) == (code, "image")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tests.support.image_files import layer, sha256, write_image
-from torg_host.oci_archive import read_image, write_docker_archive
+from torg_host.oci_archive import check_image_archive, read_image, write_docker_archive
 from torg_host.oci_unpack import unpack_image
 from torg_protocol.errors import Invalid, TooLarge
 
@@ -162,4 +167,35 @@ def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes) -> None:
 
     with pytest.raises(Invalid) as refused:
         read_image(tmp_path / "image.tar")
+    assert refused.value.code == "image_archive_invalid"
+
+
+@pytest.mark.parametrize(
+    ("packer", "pack"),
+    [("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress), ("zstd", zstandard.compress)],
+)
+def test_a_compressed_archive_is_refused_before_it_is_sent(
+    tmp_path: Path, packer: str, pack: Callable[[bytes], bytes]
+) -> None:
+    plain, packed = tmp_path / "image.tar", tmp_path / "image.tar.packed"
+    write_image(plain, [layer(("a", b"a"))])
+    packed.write_bytes(pack(plain.read_bytes()))
+
+    check_image_archive(plain)
+    with pytest.raises(Invalid) as refused:
+        check_image_archive(packed)
+    assert (refused.value.code, refused.value.field, refused.value.value) == (
+        "image_archive_compressed",
+        "image",
+        str(packed),
+    )
+    assert f"{packer} -dk image.tar.packed" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", layer(("etc/passwd", b"root"))])
+def test_a_file_that_is_no_image_is_refused_before_it_is_sent(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "image.tar").write_bytes(content)
+
+    with pytest.raises(Invalid) as refused:
+        check_image_archive(tmp_path / "image.tar")
     assert refused.value.code == "image_archive_invalid"
