@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LOSE = "lose"  # take the request, answer nothing, close
+HANG = "hang"  # take the request, answer nothing, until whoever asked has gone
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ async def scripted_server(script: Script) -> AsyncIterator[ScriptedServer]:
             while (request := await _read_request(reader)) is not None:
                 found.requests.append(request)
                 answer = script(request)
+                if answer == HANG:
+                    await reader.read()
                 if isinstance(answer, str):
                     return
                 writer.write(_head(answer) + answer.body[: answer.cut_after])

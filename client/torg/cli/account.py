@@ -6,7 +6,7 @@ import click
 
 from torg.cli.groups import Group
 from torg.cli.present import coin, duration, size, table
-from torg.cli.session import JOB, Session, command, resolve
+from torg.cli.session import JOB, Session, asking, command, on_interrupt, resolve
 
 _REASON = click.option("--reason", required=True, metavar="TEXT", help="What went wrong, for a person to read.")
 
@@ -53,9 +53,13 @@ async def delete_data(session: Session, yes: bool) -> None:
     """Erase your specs, files, logs, events and names from the marketplace. Receipts and ledger stay, under your public key; so does
     the journal of this computer. Jobs must be over."""
     if not yes:
-        click.confirm("outputs that you have not pulled are lost; go on?", abort=True, err=True)
+        with asking():
+            click.confirm("outputs that you have not pulled are lost; go on?", abort=True, err=True)
     async with session.client() as client:
-        view = await client.erase()
+        with on_interrupt(
+            "interrupted: some of it may be erased already; the rest goes with:  torg account delete-data"
+        ):
+            view = await client.erase()
     session.show(view.wire(), f"erased: {view.jobs} jobs' specs and logs, {view.blobs} blobs, {view.rows} rows")
 
 
@@ -66,7 +70,9 @@ async def delete_data(session: Session, yes: bool) -> None:
 async def dispute(session: Session, job_id: str, reason: str) -> None:
     """Object to what a finished JOB cost: once per job, within the marketplace's window. A person decides."""
     async with session.client() as client:
-        view = await client.dispute(await resolve(client, job_id), reason)
+        job_id = await resolve(client, job_id)
+        with on_interrupt("interrupted: it may have arrived, see  torg disputes"):
+            view = await client.dispute(job_id, reason)
     session.show(view.wire(), f"{view.dispute_id} about {view.job_id} is {view.state}")
     session.hint("the decision:  torg disputes")
 
@@ -100,5 +106,7 @@ async def disputes(session: Session) -> None:
 async def report_abuse(session: Session, subject: str, reason: str) -> None:
     """Tell the operator of a job or a node that does harm."""
     async with session.client() as client:
-        view = await client.report_abuse(await resolve(client, subject), reason)
+        subject = await resolve(client, subject)
+        with on_interrupt("interrupted: it may have arrived; the same report again is safe"):
+            view = await client.report_abuse(subject, reason)
     session.show(view.wire(), f"{view.report_id} about {view.subject}: the operator will read it")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
@@ -12,7 +10,7 @@ import click
 from torg.cli.follow import transfer_bar
 from torg.cli.groups import Group
 from torg.cli.present import age, duration, size, table
-from torg.cli.session import Session, command
+from torg.cli.session import Session, command, on_interrupt
 from torg_protocol.cases import QuotaView
 
 
@@ -47,14 +45,9 @@ async def get(session: Session, name: str, output: Path | None) -> None:
     session.show({**view.model_dump(), "path": str(target)}, f"{target}  {size(view.size_bytes)}")
 
 
-@contextlib.contextmanager
-def going_on(again: str) -> Iterator[None]:
+def going_on(again: str) -> AbstractContextManager[None]:
     """Ctrl-C loses nothing of a transfer: says how to take it up."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        click.echo(f"\nwhat has arrived is kept; go on:  {again}", err=True)
-        raise
+    return on_interrupt(f"what has arrived is kept; go on:  {again}")
 
 
 @data.command()

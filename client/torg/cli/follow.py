@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from torg.cli.present import coin, duration, ports_line, size
-from torg.cli.session import Session
+from torg.cli.session import Session, on_interrupt
 from torg.client import AsyncClient
 from torg.kept import StageProgress
 from torg_protocol.api import JobEvent, JobView
@@ -279,9 +279,8 @@ async def pull_results(
     session: Session, client: AsyncClient, job_id: str, target: Path, *, overwrite: bool
 ) -> list[Path]:
     """Downloads with a bar; Ctrl-C says how to go on."""
-    try:
-        with transfer_bar(session) as on_progress:
-            return await client.pull(job_id, target, overwrite=overwrite, on_progress=on_progress)
-    except asyncio.CancelledError:
-        click.echo(f"\nwhat has arrived is kept; go on:  torg pull {job_id} -o {target}", err=True)
-        raise
+    with (
+        on_interrupt(f"what has arrived is kept; go on:  torg pull {job_id} -o {target}"),
+        transfer_bar(session) as on_progress,
+    ):
+        return await client.pull(job_id, target, overwrite=overwrite, on_progress=on_progress)

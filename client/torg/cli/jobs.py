@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from torg.cli.present import Coin, coin, duration, ports_line, size, table
-from torg.cli.session import JOB, Seconds, Session, command, resolve
+from torg.cli.session import JOB, Seconds, Session, command, on_interrupt, resolve
 from torg.client import AsyncClient
 from torg.errors import Unavailable
 from torg_protocol.api import JobView, LeaseView, QueuePlace
@@ -316,7 +316,9 @@ async def extend(session: Session, job_id: str, by_text: str) -> None:
         raise Invalid(str(error), code="duration_invalid", field="--by", value=by_text) from None
     async with session.client() as client:
         job_id = await resolve(client, job_id)
-        job, market = await client.extend(job_id, by_ms), await client.market()
+        unknown = f"interrupted: the job may last longer already, see  torg show {job_id}  before you extend it again"
+        with on_interrupt(unknown):
+            job, market = await client.extend(job_id, by_ms), await client.market()
     most = coin(market).text(job.max_amount)
     session.show(job.wire(), f"{job.job_id}  may last {duration(job.max_duration_ms)} in all, and cost {most} at most")
     if job.state is JobState.LEASED:
@@ -330,6 +332,9 @@ async def cancel(session: Session, job_id: str) -> None:
     """Stop a job; what was useful until now is billed. Safe to repeat."""
     async with session.client() as client:
         job_id = await resolve(client, job_id)
-        job = await client.cancel(job_id)
+        with on_interrupt(
+            f"interrupted: the job may be stopping already; cancelling it again is safe:  torg cancel {job_id}"
+        ):
+            job = await client.cancel(job_id)
     session.show(job.wire(), f"{job.job_id}  {job.state}")
     session.hint(f"what it cost:  torg show {job_id}")

@@ -7,8 +7,9 @@ import contextlib
 import functools
 import gc
 import json
+import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,26 @@ def _problem_line(problem: dict[str, Any]) -> str:
     value = f" (got {problem['value']!r})" if problem.get("value") is not None else ""
     hint = f"; {problem['hint']}" if problem.get("hint") else ""
     return f"{where}{problem['field']}: {problem['message']}{value}{hint}"
+
+
+@contextlib.contextmanager
+def on_interrupt(what_holds: str) -> Iterator[None]:
+    """Ctrl-C within is answered with what holds now, before the command ends."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        click.echo(f"\n{what_holds}", err=True)
+        raise
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """Around a question to the user: it blocks the event loop, whose own way with Ctrl-C would wait for the answer."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest clicks

@@ -10,7 +10,7 @@ import click
 
 from torg.cli.groups import Group
 from torg.cli.present import coin, coin_of, duration, table
-from torg.cli.session import Session, command
+from torg.cli.session import Session, asking, command
 from torg.client import AsyncClient
 from torg.config import pinned
 from torg.journal import VaultEntry
@@ -279,7 +279,8 @@ async def adopt(session: Session, address: str | None, yes: bool) -> None:
         rows = [(job.job_id, job.name, str(job.state), money.text(job.max_amount)) for job in jobs]
         if jobs and not yes:
             click.echo(table(("job", "name", "state", "at most"), rows), err=True)
-            click.confirm(f"are these {len(jobs)} jobs yours?", abort=True, err=True)
+            with asking():
+                click.confirm(f"are these {len(jobs)} jobs yours?", abort=True, err=True)
         for job in jobs:
             client.journal.adopt(
                 vault=entry.address,

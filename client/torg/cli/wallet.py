@@ -9,7 +9,7 @@ from solders.pubkey import Pubkey
 
 from torg.cli.groups import Group
 from torg.cli.present import coin_of
-from torg.cli.session import Session, command
+from torg.cli.session import Session, asking, command
 from torg_chain.network import LOCALNET_MINT
 from torg_chain.wallet import (
     PHRASE_PATH,
@@ -71,7 +71,8 @@ async def import_(session: Session, file: Path | None, phrase: bool, derivation_
     if file is not None:
         keypair = import_keypair(file, session.config.key_path)
     else:
-        words = click.prompt("seed phrase", hide_input=True, err=True)
+        with asking():
+            words = click.prompt("seed phrase", hide_input=True, err=True)
         keypair = keypair_from_phrase(words, derivation_path=None if derivation_path == "none" else derivation_path)
         save_keypair(keypair, session.config.key_path)
     session.show({"address": str(keypair.pubkey()), "path": str(session.config.key_path)}, str(keypair.pubkey()))
