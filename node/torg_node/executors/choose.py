@@ -96,6 +96,7 @@ async def _docker(
         local_images=local_images,
         gpu_uuids=gpu_uuids,
         gpu_devices=gpu_devices,
+        keeps_spare=True,
         now_ms=now_ms,
     )
     if os.geteuid() != 0:

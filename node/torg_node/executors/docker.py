@@ -35,6 +35,7 @@ from torg_node.executors.docker_gpu import verify_device_nodes, verify_gpus
 from torg_node.executors.docker_images import DockerImages
 from torg_node.executors.docker_inside import start_in_container
 from torg_node.executors.docker_network import hand_over_listener
+from torg_node.executors.docker_spare import SpareAlarm
 from torg_node.executors.docker_supervise import Supervision
 from torg_node.executors.docker_watch import running_since_ms
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUnavailable, LaunchRefused
@@ -58,6 +59,7 @@ from torg_node.executors.sandbox import wall_clock_ms
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,200}")
 _GPU_PROBE_LIMITS = ResourceLimits(memory_bytes=256 << 20, cpu_millis=1000, disk_bytes=16 << 20)
+_Readying = Coroutine[Any, Any, None]
 _LOOK_AGAIN_S = 0.05
 _KERNEL_OF_ITS_OWN = "runsc"  # gVisor's containers cannot share a PID namespace with another
 
@@ -76,6 +78,8 @@ class DockerExecutor:
         state_dir: Path,
         gpu_uuids: tuple[str, ...],
         now_ms: Callable[[], int],
+        *,
+        keeps_spare: bool = False,
     ) -> None:
         self._engine = engine
         self._containers = NodeContainers(engine, settings.node_label)
@@ -87,6 +91,8 @@ class DockerExecutor:
         self._starting: set[str] = set()
         self.is_closed = False
         self._supervised: dict[str, Supervision] = {}
+        shares_pids = settings.runtime != _KERNEL_OF_ITS_OWN
+        self._spare = SpareAlarm(engine, self._containers, images, settings) if keeps_spare and shares_pids else None
 
     @classmethod
     async def connect(
@@ -101,6 +107,7 @@ class DockerExecutor:
         gpu_devices: Mapping[str, Sequence[str]] | None = None,
         pull_timeout_s: float = 60.0,
         host_python_allowed: bool = True,
+        keeps_spare: bool = False,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> DockerExecutor:
         """Raises ExecutorUnavailable, with the reason, when no engine answers or the one that does is unfit.
@@ -108,6 +115,7 @@ class DockerExecutor:
         `socket_path` None: DOCKER_HOST, else the usual places. `runtime`: an engine runtime such as "runsc" for all jobs.
         `local_images`: names or ids of images without a registry that jobs may use. `gpu_uuids`: this host's GPUs, which
         `probe` then tries; `start` takes any. `gpu_devices`: by UUID the device nodes of GPUs that no runtime of the engine knows (AMD's).
+        `keeps_spare`: once a job has started here, the next one finds its alarm running.
         """
         engine = await connect_engine(socket_path)
         if runtime is not None and runtime not in engine.runtimes:
@@ -122,10 +130,12 @@ class DockerExecutor:
             local_images=frozenset(local_images),
             host_python_allowed=host_python_allowed,
         )
-        return cls(engine, images, settings, state_dir, tuple(gpu_uuids), now_ms)
+        return cls(engine, images, settings, state_dir, tuple(gpu_uuids), now_ms, keeps_spare=keeps_spare)
 
     async def close(self) -> None:
         await asyncio.gather(*(supervision.close() for supervision in self._supervised.values()))
+        if self._spare is not None:
+            await self._spare.close()
         await self._engine.docker.close()
         self.is_closed = True
 
@@ -190,9 +200,9 @@ class DockerExecutor:
         try:
             await self._clear_name(launch.name)
             began_at_ms = self._now_ms()
-            alarm_id = await self._create_alarm(launch, made)
+            alarm_id, readying = await self._alarm_for(launch, made)
             body = request.job_body(launch, image, self._settings, alarm_id)
-            supervision = await self._beside_the_alarm(alarm_id, self._create_job(launch, body, made))
+            supervision = await self._beside_the_alarm(readying, self._create_job(launch, body, made))
             if launch.proxy is not None:
                 await hand_over_listener(await self._containers.inspect(alarm_id) if alarm_id else None, launch.proxy)
             return await self._start_job(launch, supervision, began_at_ms)
@@ -201,6 +211,8 @@ class DockerExecutor:
             raise
         finally:
             self._starting.discard(launch.name)
+            if self._spare is not None and not self._starting:
+                self._spare.refill()
 
     async def reattach(self, handle: Handle) -> bool:
         return await self._supervise(handle.ref) is not None
@@ -272,15 +284,14 @@ class DockerExecutor:
     async def _remove(self, handle: Handle) -> None:
         if await self._containers.inspect(handle.ref) is not None:
             await self._containers.delete(handle.ref)
-        for container in await self._containers.find(name=handle.name):
-            if container.labels[request.LABEL_ROLE] == request.ROLE_ALARM:
-                await self._containers.delete(container.ref)
+        if alarm := await self._containers.inspect(request.alarm_name(handle.name)):
+            await self._containers.delete(alarm["Id"])
         await self._forget(handle.ref)
 
     async def reap(self, keep: frozenset[str]) -> tuple[str, ...]:
-        removed = []
+        removed, kept = [], keep | {request.alarm_name(name) for name in keep}
         for container in await self._containers.find():
-            if container.labels[request.LABEL_NAME] in keep:
+            if container.name in kept or (self._spare is not None and self._spare.is_ours(container.ref)):
                 continue
             await self._containers.delete(container.ref)
             await self._forget(container.ref)
@@ -313,30 +324,36 @@ class DockerExecutor:
 
     async def _clear_name(self, name: str) -> None:
         """Takes away what a start left that was cut off between creating and starting. Raises AlreadyRunning otherwise."""
-        found = await self._containers.anybodys(name)
-        if found is None:
-            leftovers = await self._containers.find(name=name)
-        elif not self._containers.is_ours(found):
+        found, leftovers, alarm = await asyncio.gather(
+            self._containers.anybodys(name),
+            self._containers.find(name=name),
+            self._containers.inspect(request.alarm_name(name)),
+        )
+        if found is not None and not self._containers.is_ours(found):
             raise LaunchRefused(f"another container on this engine is called {name}", field="name", value=name)
-        elif found["State"]["Status"] == "created" and not never_ran(found):
-            leftovers = await self._containers.find(name=name)
-        else:
+        if found is not None and (found["State"]["Status"] != "created" or never_ran(found)):
             raise AlreadyRunning(f"{name} runs here, or ended and was not removed yet", field="name", value=name)
-        for leftover in leftovers:
-            await self._containers.delete(leftover.ref)
+        for ref in {leftover.ref for leftover in leftovers} | ({alarm["Id"]} if alarm else set()):
+            await self._containers.delete(ref)
 
-    async def _create_alarm(self, launch: LaunchSpec, made: list[str]) -> str | None:
+    async def _alarm_for(self, launch: LaunchSpec, made: list[str]) -> tuple[str | None, _Readying | None]:
+        """Its container, and what is left to do before the job may start."""
         if self._settings.runtime == _KERNEL_OF_ITS_OWN:
-            return None
+            return None, None
+        if self._spare is not None and (spare := await self._spare.take(launch)) is not None:
+            made.append(spare)
+            return spare, self._spare.name(spare, launch)
         body = request.alarm_body(launch, await self._images.sleeper(), self._settings)
         alarm_id = await self._containers.create(request.alarm_name(launch.name), body)
         made.append(alarm_id)
-        return alarm_id
+        return alarm_id, self._containers.start(alarm_id)
 
-    async def _beside_the_alarm(self, alarm_id: str | None, creating: Coroutine[Any, Any, Supervision]) -> Supervision:
+    async def _beside_the_alarm(
+        self, readying: _Readying | None, creating: Coroutine[Any, Any, Supervision]
+    ) -> Supervision:
         """The job's container needs the alarm to run only when it is started itself. Neither goes on when this has raised."""
         job = asyncio.ensure_future(creating)
-        alarm = asyncio.ensure_future(self._containers.start(alarm_id)) if alarm_id is not None else None
+        alarm = asyncio.ensure_future(readying) if readying is not None else None
         both: list[asyncio.Future[Any]] = [job, alarm] if alarm is not None else [job]
         try:
             await asyncio.wait(both)

@@ -29,6 +29,7 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 @dataclass(frozen=True, slots=True)
 class Listed:
     ref: str
+    name: str
     labels: Mapping[str, str]
 
 
@@ -81,7 +82,7 @@ class NodeContainers:
         labels = [f"{LABEL_NODE}={self._node_label}", *([f"{LABEL_NAME}={name}"] if name is not None else [])]
         with engine_errors("listing containers"):
             found = await self._docker.containers.list(all=True, filters={"label": labels})
-        return [Listed(container.id, dict(container["Labels"])) for container in found]
+        return [Listed(item.id, item["Names"][0].lstrip("/"), dict(item["Labels"])) for item in found]
 
     async def create(self, name: str, body: Mapping[str, Any]) -> str:
         """The new container's id. Raises AlreadyRunning when the name is taken."""
@@ -96,6 +97,10 @@ class NodeContainers:
     async def start(self, ref: str) -> None:
         with engine_errors("starting the container"):
             await self._docker.containers.container(ref).start()
+
+    async def rename(self, ref: str, name: str) -> None:
+        with engine_errors(f"naming container {name}"):
+            await self._docker.containers.container(ref).rename(name)
 
     async def wait(self, ref: str) -> None:
         """Returns when the container is not running or is no more. Rides over restarts of the engine."""

@@ -5,7 +5,7 @@ Pure: values in, JSON out. Every field that protects the host is set here and no
 **The alarm.** Docker has no deadline. A job's container therefore joins the PID namespace of a second, tiny container that only
 sleeps; when its sleep is over, its PID 1 ends and the kernel kills everything in the namespace. This needs neither the agent nor
 a process on the host, survives an agent that runs in a container itself, and cannot be disarmed by the job (other user id, no
-capabilities). It also reaps the job's orphans (the engine's own init is its PID 1) and spares the job the rules of PID 1, which
+capabilities). One may run before its job is there (docker_spare). It also reaps the job's orphans (the engine's own init is its PID 1) and spares the job the rules of PID 1, which
 ignores SIGTERM by default.
 """
 
@@ -31,6 +31,7 @@ ROLE_JOB, ROLE_ALARM = "job", "alarm"
 JOB_USER_ID = 65534
 _ALARM_USER_ID = 65533  # so that the job may not signal the alarm
 ALARM_ALLOWANCE_MS = 10_000  # the alarm starts before the job; a job never loses time to a slow start below this
+ARMED = b"armed\n"  # what a spare alarm answers
 _ALARM_MEMORY_BYTES = 32 << 20
 _LOG_FILES = 2  # the engine rotates at half of the limit
 _MIN_LOG_FILE_BYTES = 32 << 10  # room for a piece of a line
@@ -86,7 +87,7 @@ def job_body(launch: LaunchSpec, image: RunnableImage, node: NodeSettings, alarm
         **(_shared_loopback(alarm_id) if launch.proxy and alarm_id else {}),
         **({"Runtime": node.runtime} if node.runtime else {}),
     }
-    body = _body(launch, node, ROLE_JOB) | {
+    body = _body(node, ROLE_JOB, _labels_of(launch)) | {
         "Image": image.image_id,
         **dict(zip(("Entrypoint", "Cmd"), command_of(launch, image), strict=True)),
         "Env": [f"{name}={value}" for name, value in _environment(launch, image, node).items()],
@@ -114,12 +115,27 @@ def command_of(launch: LaunchSpec, image: RunnableImage) -> tuple[list[str], lis
 
 def alarm_body(launch: LaunchSpec, sleeper: RunnableImage, node: NodeSettings) -> dict[str, Any]:
     """Sleeps for the job's longest time and a little more, then ends the namespace in which the job runs."""
-    sleep_s = (launch.max_duration_ms + ALARM_ALLOWANCE_MS) / 1000
+    command = ["/usr/bin/sleep", f"{alarm_sleep_s(launch):.3f}"]
+    return _body(node, ROLE_ALARM, _labels_of(launch)) | _sleeper(command, sleeper, node)
+
+
+def spare_alarm_body(sleeper: RunnableImage, node: NodeSettings) -> dict[str, Any]:
+    """Does the same once it was told how long, over its input; ends when that is closed before."""
+    told = f'read -r seconds || exit 0; echo {ARMED.decode().strip()}; exec /usr/bin/sleep "$seconds"'
+    body = _body(node, ROLE_ALARM, {LABEL_NAME: ""}) | _sleeper(["/usr/bin/sh", "-c", told], sleeper, node)
+    return body | {"OpenStdin": True, "StdinOnce": True, "AttachStdin": True, "AttachStdout": True}
+
+
+def alarm_sleep_s(launch: LaunchSpec) -> float:
+    return (launch.max_duration_ms + ALARM_ALLOWANCE_MS) / 1000
+
+
+def _sleeper(command: list[str], sleeper: RunnableImage, node: NodeSettings) -> dict[str, Any]:
     host = _hardened(node, memory_bytes=_ALARM_MEMORY_BYTES, pids=8, largest_file_bytes=0)
     host |= {"Init": True, "Mounts": [_bind(mount) for mount in sleeper.mounts], "LogConfig": {"Type": "none"}}
-    return _body(launch, node, ROLE_ALARM) | {
+    return {
         "Image": sleeper.image_id,
-        "Entrypoint": ["/usr/bin/sleep", f"{sleep_s:.3f}"],
+        "Entrypoint": command,
         "Cmd": [],
         "User": f"{_ALARM_USER_ID}:{_ALARM_USER_ID}",
         "HostConfig": host,
@@ -161,18 +177,20 @@ def device_requests(gpu_uuids: Sequence[str], driver: GpuDriver) -> list[dict[st
     return [{"Driver": driver, **wanted}]
 
 
-def _body(launch: LaunchSpec, node: NodeSettings, role: str) -> dict[str, Any]:
-    """Our labels are always all set: an image may carry labels of its own, which must not speak for us."""
-    ours = {
-        LABEL_NODE: node.node_label,
+def _labels_of(launch: LaunchSpec) -> dict[str, str]:
+    """All are always set: an image may carry labels of its own, which must not speak for us."""
+    return {
+        **launch.labels,
         LABEL_NAME: launch.name,
-        LABEL_ROLE: role,
         LABEL_MAX_DURATION: str(launch.max_duration_ms),
         LABEL_DISK: str(launch.limits.disk_bytes),
         LABEL_LOG: str(launch.limits.log_bytes),
     }
+
+
+def _body(node: NodeSettings, role: str, labels: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "Labels": {**launch.labels, **ours},
+        "Labels": {**labels, LABEL_NODE: node.node_label, LABEL_ROLE: role},
         "Hostname": HOSTNAME,
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},  # an image's health check would run code that nobody asked for

@@ -142,8 +142,7 @@ class Supervision:
             return True
         if finished_at_ms >= started_at_ms + self._max_duration_ms:
             return False
-        for listed in await self._containers.find(name=self._name):
-            alarm = await self._containers.inspect(listed.ref)
-            if listed.labels[request.LABEL_ROLE] == request.ROLE_ALARM and alarm and has_ended(alarm):
-                return engine_time_ms(alarm["State"]["FinishedAt"]) <= finished_at_ms + _CLOSE_TOGETHER_MS
-        return False
+        alarm = await self._containers.inspect(request.alarm_name(self._name))
+        if alarm is None or not has_ended(alarm):
+            return False
+        return engine_time_ms(alarm["State"]["FinishedAt"]) <= finished_at_ms + _CLOSE_TOGETHER_MS

@@ -13,7 +13,14 @@ from torg_node.executors.docker_archive import File, Folder, ImageConfig, Link, 
 from torg_node.executors.docker_cgroup import memory_group
 from torg_node.executors.docker_exit import Ending, Witness, engine_time_ms, exit_of, has_ended
 from torg_node.executors.docker_gpu import visible_gpus
-from torg_node.executors.docker_request import NodeSettings, RunnableImage, alarm_body, device_requests, job_body
+from torg_node.executors.docker_request import (
+    NodeSettings,
+    RunnableImage,
+    alarm_body,
+    device_requests,
+    job_body,
+    spare_alarm_body,
+)
 from torg_node.executors.port import ExitReason, Mount
 
 SECCOMP = {"defaultAction": "SCMP_ACT_ERRNO"}
@@ -145,6 +152,16 @@ def test_the_alarm_sleeps_a_little_longer_than_the_job_may_run_and_is_hardened_t
     assert body["HostConfig"]["Init"] is True
     assert body["HostConfig"]["CapDrop"] == ["ALL"]
     assert body["HostConfig"]["Memory"] == 32 * MIB
+
+
+def test_a_spare_alarm_is_the_same_but_for_what_it_waits_for() -> None:
+    sleeper = RunnableImage("sha256:abc")
+    body, usual = spare_alarm_body(sleeper, NODE), alarm_body(launch("job-1", ["train"]), sleeper, NODE)
+
+    assert body["HostConfig"] == usual["HostConfig"]
+    assert body["User"] == usual["User"]
+    assert (body["OpenStdin"], body["StdinOnce"]) == (True, True), "it ends when its agent is gone"
+    assert (usual["OpenStdin"], usual["Labels"]["torg.role"], body["Labels"]["torg.role"]) == (False, "alarm", "alarm")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from torg_node.executors.docker import DockerExecutor
-from torg_node.executors.docker_containers import NodeContainers
 from torg_node.executors.docker_engine import Engine
 from torg_node.executors.docker_images import DockerImages
 from torg_node.executors.docker_request import NodeSettings
@@ -45,19 +44,18 @@ async def test_a_disk_that_could_not_be_made_is_heard_when_the_lease_is_refused_
 
 
 async def test_when_container_and_alarm_both_fail_the_containers_error_is_raised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    async def no_alarm(*_: object) -> NoReturn:
+    async def no_alarm() -> NoReturn:
         raise ExecutorError("no alarm")
 
     async def no_container() -> NoReturn:
         raise ExecutorError("no container")
 
-    monkeypatch.setattr(NodeContainers, "start", no_alarm)
     engine = cast("Engine", SimpleNamespace(docker=None))
     settings = NodeSettings("node", {}, None, None, {})
     executor = DockerExecutor(engine, cast("DockerImages", None), settings, tmp_path, (), lambda: 0)
     with nothing_unheard():
         with pytest.raises(ExecutorError, match="no container"):
-            await executor._beside_the_alarm("alarm", no_container())
+            await executor._beside_the_alarm(no_alarm(), no_container())
         await asyncio.sleep(0)
