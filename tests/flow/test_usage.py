@@ -62,6 +62,19 @@ async def test_a_claim_beyond_what_was_seen_is_clipped(world: World) -> None:
     assert receipt.usage[0].node_signature is None  # the marketplace's own record: the node signed another
 
 
+async def test_time_ends_at_the_exit_that_was_seen_whatever_is_claimed(world: World) -> None:
+    client, node, job = await running(world)
+    world.advance(seconds=10)
+    now_ms, started_ms = world.clock.now_ms(), node.lease.started_at_ms
+    lie = Exited(reason=EndReason.COMPLETED, exit_code=0, started_at_ms=started_ms - 600_000, finished_at_ms=now_ms)
+    await node.ok(lie)
+    world.advance(seconds=300)  # a long upload
+    await node.ok(node.report())
+
+    receipt = await only_receipt(client, node, job.job_id)
+    assert receipt.receipt.billed_ms == 10_000 + world.market.policy.usage_skew_ms
+
+
 async def test_preparation_is_free_and_time_ends_at_the_exit(world: World) -> None:
     node = await join(world, price=PRICE)
     client = await make_client(world)

@@ -192,6 +192,8 @@ def test_faults_of_nodes_are_bounded_by_max_attempts() -> None:
 
 def test_declined_grants_are_not_attempts() -> None:
     decision = ending(EndReason.DECLINED, Retry(max_attempts=1), history())
+    assert not decision.renews_queue_timeout  # or a job that nobody takes would wait for ever
+    assert ending(EndReason.NODE_LOST, Retry(), history()).renews_queue_timeout
     assert (decision.job, decision.counts, OUTCOMES[EndReason.DECLINED].excludes) == (
         JobState.QUEUED,
         False,
