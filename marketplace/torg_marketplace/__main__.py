@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from torg_marketplace import operator_backup, operator_cases, operator_evidence, operator_nodes
-from torg_marketplace.app import configure_logging, database_url, make_app, make_keys, open_edge, serve
+from torg_marketplace.app import configure_logging, database_url, make_app, make_keys, open_beside, serve
 from torg_marketplace.flow.judge_proof import lift_ban, proofs_of, replay
 from torg_marketplace.flow.reconcile import blocked_vaults, lost_payouts, reconcile, unblock, watch_fee_payer
 from torg_marketplace.operator_accounts import COMMANDS, add_options, options_of, run_account_command
@@ -87,7 +87,7 @@ def _runner_of(name: str) -> Callable[[argparse.Namespace, Settings, Callable[[s
 
 async def _reconcile(settings: Settings, *, as_json: bool) -> int:
     """0: books and chain agree to the unit."""
-    async with open_edge(settings, "") as edge:
+    async with open_beside(settings, asks_chain=True) as edge:
         differences = await reconcile(edge.market)
         lamports = await watch_fee_payer(edge.market)
         stopped, lost = await blocked_vaults(edge.market), await lost_payouts(edge.market)
@@ -104,7 +104,7 @@ async def _reconcile(settings: Settings, *, as_json: bool) -> int:
 
 
 async def _unblock(settings: Settings, vault: str, *, because: str) -> int:
-    async with open_edge(settings, "") as edge:
+    async with open_beside(settings, asks_chain=True) as edge:
         await unblock(edge.market, vault, because=because)
     _print(f"payouts of {vault} go on")
     return 0
@@ -123,7 +123,7 @@ async def _migrate(settings: Settings, revision: str) -> int:
 
 async def _proof(settings: Settings, arguments: argparse.Namespace) -> int:
     """`replay` exits with 1 when the kept evidence gives another finding than the one that counted."""
-    async with open_edge(settings, "") as edge:
+    async with open_beside(settings, asks_chain=False) as edge:
         match arguments.action:
             case "replay":
                 then, now = await replay(edge.market, arguments.id)

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import TypeVar
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import ValidationError
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from starlette.middleware.cors import CORSMiddleware
@@ -56,12 +58,13 @@ from torg_marketplace.storage.shared_admission import SharedAdmission
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
 from torg_marketplace.workers.replayer import SandboxReplayer
-from torg_protocol.errors import Unavailable
+from torg_protocol.errors import Conflict, Unavailable
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _FEES_LAMPORTS = 10**9
 _SHUTDOWN_S = 3
+_NETWORK_FILE = "network.json"
 
 
 class SystemClock:
@@ -182,14 +185,30 @@ def listen(host: str, port: int) -> socket.socket:
 
 @asynccontextmanager
 async def open_edge(settings: Settings, url: str) -> AsyncIterator[Edge]:
-    """Everything that the HTTP layer and the workers share; the database is migrated, the operator's config is on chain.
+    """Everything that the HTTP layer and the workers share; the database is migrated, the operator's config is on chain."""
+    async with _open(settings, url, _network_when_there) as edge:
+        yield edge
 
-    Changes nothing of a market that runs: `torg-marketplace reconcile` opens one beside it."""
+
+@asynccontextmanager
+async def open_beside(settings: Settings, *, asks_chain: bool) -> AsyncIterator[Edge]:
+    """The same for one command of the operator, beside a market that runs or not: nobody is waited for. Without `asks_chain` the command is
+    about the database alone, and an RPC node that is away is none of its business. Raises Unavailable `chain_unavailable`, Conflict
+    `chain_other`."""
+    async with _open(settings, "", _network_now if asks_chain else _network_known) as edge:
+        yield edge
+
+
+_FindNetwork = Callable[[Settings, ChainClient, Keypair, Keypair], Awaitable[Network]]
+
+
+@asynccontextmanager
+async def _open(settings: Settings, url: str, find_network: _FindNetwork) -> AsyncIterator[Edge]:
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     identity, capture_key = make_keys(settings)
     async with AsyncExitStack() as stack:
         chain = await stack.enter_async_context(ChainClient(settings.rpc_url))
-        network = await _network(settings, chain, identity, capture_key)
+        network = await find_network(settings, chain, identity, capture_key)
         engine = create_engine(database_url(settings))
         stack.push_async_callback(engine.dispose)
         await upgrade(engine)
@@ -257,9 +276,66 @@ def make_app(edge: Edge | None, role: str = "all") -> FastAPI:
     return app
 
 
+async def _network_when_there(
+    settings: Settings, chain: ChainClient, identity: Keypair, capture_key: Keypair
+) -> Network:
+    """Waits for the RPC node."""
+    await _patiently(chain.genesis_hash)
+    return await _network(settings, chain, identity, capture_key)
+
+
+async def _network_now(settings: Settings, chain: ChainClient, identity: Keypair, capture_key: Keypair) -> Network:
+    """Asks whether it is there, and still the chain that the books are about."""
+    try:
+        genesis = await chain.genesis_hash()
+        known = _read_network(settings)
+        if known is None:
+            return await _network(settings, chain, identity, capture_key)
+    except Unavailable as error:
+        raise Unavailable(
+            f"the chain's RPC node does not answer: {error.message}",
+            code="chain_unavailable",
+            field="--rpc-url",
+            value=settings.rpc_url,
+            hint="start it, or name another with --rpc-url or TORG_MARKETPLACE_RPC_URL; nothing was changed",
+        ) from error
+    if known.genesis_hash != genesis:
+        raise Conflict(
+            "this RPC node is of another chain than the books",
+            code="chain_other",
+            field="--rpc-url",
+            value=settings.rpc_url,
+            hint=f"the books are about the chain whose genesis hash is {known.genesis_hash}",
+        )
+    return known
+
+
+async def _network_known(settings: Settings, chain: ChainClient, identity: Keypair, capture_key: Keypair) -> Network:
+    """As a marketplace that was served here has found it; of one that never was, the chain must tell."""
+    return _read_network(settings) or await _network_now(settings, chain, identity, capture_key)
+
+
+def _read_network(settings: Settings) -> Network | None:
+    """What was found out about the chain, unless the settings now name another program or mint."""
+    try:
+        known = Network.model_validate_json((settings.data / _NETWORK_FILE).read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+    asked = (settings.program_id or LOCALNET_PROGRAM_ID, settings.mint or LOCALNET_MINT)
+    return known.model_copy(update={"rpc_url": settings.rpc_url}) if (known.program_id, known.mint) == asked else None
+
+
+def _keep_network(settings: Settings, network: Network) -> None:
+    """Beside the keys, for commands that need no chain. Written as a whole or not at all: others may read it now."""
+    path = settings.data / _NETWORK_FILE
+    fresh = path.with_suffix(f".{os.getpid()}.new")
+    fresh.write_text(network.model_dump_json())
+    fresh.replace(path)
+
+
 async def _network(settings: Settings, chain: ChainClient, identity: Keypair, capture_key: Keypair) -> Network:
-    """Waits for the RPC node, sees to the operator's config, and on a localnet to fees."""
-    genesis = await _patiently(chain.genesis_hash)
+    """Sees to the operator's config, and on a localnet to fees."""
+    genesis = await chain.genesis_hash()
     program = Pubkey.from_string(settings.program_id or LOCALNET_PROGRAM_ID)
     mint = settings.mint or LOCALNET_MINT
     if settings.program_id is None:
@@ -269,7 +345,7 @@ async def _network(settings: Settings, chain: ChainClient, identity: Keypair, ca
     config = await ensure_operator_config(
         chain, program, admin=identity, capture_key=capture_key.pubkey(), fee_owner=identity.pubkey()
     )
-    return Network(
+    network = Network(
         rpc_url=settings.rpc_url,
         genesis_hash=genesis,
         program_id=str(program),
@@ -277,6 +353,8 @@ async def _network(settings: Settings, chain: ChainClient, identity: Keypair, ca
         decimals=await chain.mint_decimals(Pubkey.from_string(mint)),
         operator_config=str(config),
     )
+    _keep_network(settings, network)
+    return network
 
 
 async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torg_chain.network import LOCALNET_PROGRAM_ID
 from torg_chain.rpc import ChainClient
 from torg_chain.vault_operations import open_vault
-from torg_marketplace.app import open_edge
+from torg_marketplace.app import open_beside
 from torg_marketplace.flow.api_keys import api_key_page, create_api_key, revoke_api_key
 from torg_marketplace.flow.credit import credit_view, grant_credit
 from torg_marketplace.flow.unit import Market
@@ -62,7 +62,7 @@ def options_of(command: str) -> frozenset[str]:
 
 async def run_account_command(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> int:
     """Answers with JSON. Raises TorgError."""
-    async with open_edge(settings, "") as edge:
+    async with open_beside(settings, asks_chain=arguments.command == "credit-open") as edge:
         say(json.dumps(await _run(arguments, edge.market), indent=2))
     return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from torg_marketplace.app import database_url, open_edge
+from torg_marketplace.app import database_url, open_beside
 from torg_marketplace.flow.operate import replay_events
 from torg_marketplace.flow.reconcile import reconcile
 from torg_marketplace.flow.recover import recover
@@ -51,14 +51,14 @@ async def run_backup_command(arguments: argparse.Namespace, settings: Settings, 
             say(json.dumps({"restored": str(arguments.file), "former": None if aside is None else str(aside)}))
             return 0
         case "recover":
-            async with open_edge(settings, "") as edge:
+            async with open_beside(settings, asks_chain=True) as edge:
                 booked = await recover(edge.market)
                 differences = await reconcile(edge.market)
             answer = {"booked": [asdict(item) for item in booked], "differences": list(map(str, differences))}
             say(json.dumps(answer, indent=2))
             return 1 if differences else 0
         case _:
-            async with open_edge(settings, "") as edge, edge.market.reading() as unit:
+            async with open_beside(settings, asks_chain=False) as edge, edge.market.reading() as unit:
                 replayed = await replay_events(unit, arguments.job)
             say(json.dumps(replayed, indent=2))
             return 1 if replayed["problems"] else 0

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from torg_marketplace.app import open_edge
+from torg_marketplace.app import open_beside
 from torg_marketplace.flow.bans import KINDS, abuse_reports, ban, bans, close_report, lift
 from torg_marketplace.flow.disputes import all_disputes, decide_dispute
 from torg_marketplace.flow.erase import erase_account
@@ -67,7 +67,7 @@ def options_of(command: str) -> frozenset[str]:
 
 async def run_case_command(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> int:
     """Answers with JSON. Raises TorgError."""
-    async with open_edge(settings, "") as edge:
+    async with open_beside(settings, asks_chain=False) as edge:
         answer = await _COMMANDS[arguments.command](edge.market, arguments)
     say(json.dumps(answer, indent=2, default=str))
     return 0

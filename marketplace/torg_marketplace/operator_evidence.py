@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
-from torg_marketplace.app import open_edge
+from torg_marketplace.app import open_beside
 from torg_marketplace.flow.evidence import list_evidence, replay_evidence, show_evidence
 from torg_marketplace.settings import Settings
 
@@ -33,7 +33,7 @@ def options_of(command: str) -> frozenset[str]:
 
 async def run_evidence_command(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> int:
     """Answers with JSON. Raises TorgError."""
-    async with open_edge(settings, "") as edge:
+    async with open_beside(settings, asks_chain=False) as edge:
         if arguments.command == "evidence-replay":
             again = await replay_evidence(edge.market, arguments.id)
             say(json.dumps({**asdict(again), "same": again.same}, indent=2))

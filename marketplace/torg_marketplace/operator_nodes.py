@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from torg_marketplace.app import open_edge
+from torg_marketplace.app import open_beside
 from torg_marketplace.flow.operate import inspect_anything, newest_slashes, resume_node, suspend_node
 from torg_marketplace.flow.slash import cancel_slash
 from torg_marketplace.settings import Settings
@@ -37,7 +37,7 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
 
 async def run_node_command(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> int:
     """Answers with JSON. Raises TorgError."""
-    async with open_edge(settings, "") as edge:
+    async with open_beside(settings, asks_chain=arguments.command == "slash-cancel") as edge:
         market, node_id = edge.market, NodeId(getattr(arguments, "id", ""))
         answer: dict[str, Any]
         match arguments.command:
