@@ -18,6 +18,7 @@ from typing import Any
 
 from torg.importers.translation import Translation
 from torg.spec_file import read_spec_file
+from torg.spec_source import parse_source
 from torg_protocol.errors import TorgError
 
 _FOLDERS = ("nosana-jobs", "compose", "kubernetes", "akash", "dstack")
@@ -93,12 +94,10 @@ def main() -> int:
 
 def read(path: Path, scores: dict[str, Score]) -> Score | None:
     """None: of no format that is known. Raises TorgError for a file that is refused; it counts as one that was not translated."""
-    import yaml
-
     from torg.importers.registry import format_of
 
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    name = format_of(raw) if isinstance(raw, dict) else None
+    raw, _ = parse_source(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    name = format_of(raw)
     if name is None:
         return None
     score = scores[name]

@@ -20,6 +20,7 @@ from tests.support.engine import run_engine_script
 from tests.support.small_market import running_market
 from torg.client import AsyncClient
 from torg.spec_file import SpecFile, read_spec_file
+from torg_protocol.errors import TorgError
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.ports import Port
 from torg_protocol.states import JobState
@@ -103,8 +104,12 @@ def main() -> int:
     images: set[str] = set()
     sys.stdout.write("| file | what came of it |\n|---|---|\n")
     for path in job_files(root):
-        spec_file = read_spec_file(path)
-        spec = spec_file.check()
+        try:
+            spec_file = read_spec_file(path)
+            spec = spec_file.check()
+        except TorgError as error:
+            sys.stdout.write(f"| {path.name} | refused: {error} |\n")
+            continue
         if reason := why_not(spec, spec_file):
             sys.stdout.write(f"| {path.name} | not run: {reason} |\n")
         else:

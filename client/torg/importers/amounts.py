@@ -9,6 +9,7 @@ from fractions import Fraction
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 _BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_LARGEST = 1 << 50  # no machine has more, and sums of them are still sizes
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -24,7 +25,10 @@ def size(value: object, *, bare_is_binary: bool) -> str:
     scale = (_BINARY if binary else _DECIMAL).get(letter)
     if scale is None or len(unit) > len("kib"):
         raise ValueError("not a size")
-    return size_text(math.ceil(Fraction(match.group(1)) * scale))
+    found = math.ceil(Fraction(match.group(1)) * scale)
+    if found > _LARGEST:
+        raise ValueError("too large")
+    return size_text(found)
 
 
 def card_memory(value: object) -> str:

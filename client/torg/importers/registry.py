@@ -31,6 +31,13 @@ def format_of(raw: dict[str, Any]) -> str | None:
     return None
 
 
+def _with_texts_for_keys(value: Any) -> Any:
+    """YAML's keys may be numbers, yes or nothing; those of these formats are texts."""
+    if isinstance(value, dict):
+        return {str(key): _with_texts_for_keys(inner) for key, inner in value.items()}
+    return [_with_texts_for_keys(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _is_operation(op: object) -> bool:
     return isinstance(op, dict) and str(op.get("type", "")).startswith("container/")
 
@@ -41,6 +48,7 @@ def translation_of(raw: dict[str, Any], surroundings: Surroundings | None = None
     name = format_of(raw)
     if name is None:
         return None
+    raw = _with_texts_for_keys(raw)
     module = importlib.import_module(f"torg.importers.{name}")
     translation: Translation = module.translate(raw, surroundings) if name == "compose" else module.translate(raw)
     network, remark = network_of(translation.spec)

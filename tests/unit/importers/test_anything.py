@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.importers import test_akash, test_compose, test_dstack, test_kubernetes, test_nosana
 from torg.importers.registry import translation_of
 from torg.spec_file import spec_from_mapping
-from torg_protocol.errors import TorgError
+from torg_protocol.errors import Invalid, TorgError
 
 PROBE = {"httpGet": {"path": "/", "port": 80}}
 DOCUMENTS: dict[str, dict[str, Any]] = {
@@ -38,7 +38,7 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         **{"global": {"variables": {"V": "v", "J": '{"B": "2"}'}, "env": {"C": "3"}}},
     ),
     "compose": test_compose.service(
-        command="a b", environment=["A=1"], ports=["80:80", {"target": 81}], volumes=["/x", {"type": "bind", "source": "./a", "target": "/a"}],
+        command="a b", environment=["A=1"], env_file=["a", {"path": "b"}], profiles=["p"], ports=["80:80", {"target": 81}], volumes=["/x", {"type": "bind", "source": "./a", "target": "/a"}],
         depends_on={"main": {"condition": "service_started"}}, restart="always", tmpfs=["/t"], gpus=[{"count": 1}],
         deploy={"replicas": 1, "resources": {"limits": {"cpus": "1", "memory": "1g"}, "reservations": {"devices": [{"capabilities": ["gpu"]}]}}},
     ),
@@ -55,7 +55,7 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         {"gpu": {"units": 1, "attributes": {"vendor": {"nvidia": [{"model": "a100", "ram": "80Gi"}]}}}, "storage": [{"size": "1Gi"}]},
     ),
     "dstack": test_dstack.task(
-        env={"A": "1"}, ports=["80:80"], files=["."], retry={"on_events": ["error"]}, max_duration="1h",
+        env={"A": "1", "T": None}, ports=["80:80"], files=["."], nodes=2, python=3.12, retry={"on_events": ["error"]}, max_duration="1h",
         resources={"gpu": {"name": ["A100"], "count": 1}, "cpu": "1..2", "memory": "1GB", "disk": {"size": "1GB"}},
     ),
 }  # fmt: skip
@@ -95,6 +95,26 @@ def test_a_translation_or_an_error_of_the_tree(name: str, data: st.DataObject, t
             spec_from_mapping(translation.spec, base=tmp_path_factory.getbasetemp()).check()
     except TorgError:
         pass
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("key", [1, None, True, 1.5])
+def test_a_key_that_is_no_text_is_refused_by_its_name(name: str, key: object) -> None:
+    """YAML reads `1:`, `:` and `on:` so."""
+    document: dict[Any, Any] = {**copy.deepcopy(DOCUMENTS[name]), key: "x"}
+
+    with pytest.raises(Invalid) as refused:
+        translation_of(document)
+    assert str(key) in [item["field"] for item in refused.value.data["problems"]]
+
+
+@pytest.mark.parametrize("amount", ["9999999999Gi", 10**20])
+def test_an_amount_that_no_machine_has_is_refused_by_its_field(amount: object) -> None:
+    raw = test_kubernetes.job(test_kubernetes.container(resources={"limits": {"memory": amount}}))
+
+    with pytest.raises(Invalid) as refused:
+        translation_of(raw)
+    assert [item["message"] for item in refused.value.data["problems"]] == ["too large"]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

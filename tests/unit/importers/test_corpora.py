@@ -51,3 +51,10 @@ def test_without_corpora_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("TORG_CORPORA", raising=False)
 
     assert corpora.main() == 2
+
+
+def test_a_file_that_is_no_yaml_fails_and_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "nosana-jobs" / "bad.yml").write_text("ops: [{{ template }}\n")
+
+    assert corpora.main() == 1
+    assert "FAILED nosana-jobs/bad.yml" in capsys.readouterr().out
