@@ -85,6 +85,7 @@ class LazyGroup(Group):
         module = importlib.import_module(f"torg.cli.{COMMANDS[cmd_name][0]}")
         name = cmd_name.replace("-", "_")
         command: click.Command = getattr(module, f"{name}_" if keyword.iskeyword(name) else name)
+        _explain_job(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -93,6 +94,14 @@ class LazyGroup(Group):
         for title, commands in _SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, text) for name, (_, text) in commands.items()])
+
+
+def _explain_job(command: click.Command) -> None:
+    """Arguments have no help of their own."""
+    if any(parameter.name == "job_id" for parameter in command.params):
+        command.epilog = 'JOB: an id as "torg ps" shows it, or "last" for your newest job.'
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        _explain_job(inner)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,6 +117,8 @@ class LazyGroup(Group):
 @click.pass_context
 def cli(ctx: click.Context, marketplace: str | None, home: str | None, as_json: bool) -> None:
     """Run work on a decentralized GPU market; pay for useful seconds only.
+
+    In commands, JOB is the id of a job, or "last" for your newest one.
 
     \b
     First steps:

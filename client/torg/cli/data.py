@@ -16,7 +16,10 @@ from torg_protocol.cases import QuotaView
 
 @click.group(cls=Group)
 def data() -> None:
-    """Data that stays in the marketplace's store for more than one job, by name."""
+    """Data that stays in the marketplace's store for more than one job, by name.
+
+    A job reads it with torg run --data NAME:PATH.
+    """
 
 
 @data.command()
@@ -24,7 +27,8 @@ def data() -> None:
 @click.option("--name", metavar="NAME", help="Default: the name of the file or folder.")
 @command
 async def put(session: Session, path: Path, name: str | None) -> None:
-    """Upload a folder or a file. What the store has from you already is not sent again; a name that is there moves."""
+    """Upload a folder or a file. What the store has from you already is not sent again. A name that is there already
+    stands for the new data from then on."""
     name = name or path.resolve().name.lower()
     async with session.client() as client:
         with going_on(f"torg data put {path} --name {name}"), transfer_bar(session) as on_progress:
@@ -37,7 +41,7 @@ async def put(session: Session, path: Path, name: str | None) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to unpack to; default: the name, here.")
 @command
 async def get(session: Session, name: str, output: Path | None) -> None:
-    """Download to a new folder, checked against its digest."""
+    """Download data by its name to a new folder, checked against its digest. Run it again after a broken connection: it goes on where it stopped."""
     target = output or Path(name)
     async with session.client() as client:
         with going_on(f"torg data get {name} -o {target}"), transfer_bar(session) as on_progress:
@@ -53,7 +57,7 @@ def going_on(again: str) -> AbstractContextManager[None]:
 @data.command()
 @command
 async def ls(session: Session) -> None:
-    """What you keep in the store."""
+    """List the data that you keep in the store: names, sizes, when each expires, and how much your quota leaves."""
     async with session.client() as client:
         page = await client.kept_data()
     found, stored_bytes, quota = page.data, page.stored_bytes, page.kept
@@ -96,7 +100,7 @@ def until(at_ms: int | None, now_ms: int) -> str:
 @click.argument("name")
 @command
 async def rm(session: Session, name: str) -> None:
-    """Take a name away. Jobs that use the data keep it."""
+    """Remove data by its name. Jobs that use it keep it."""
     async with session.client() as client:
         view = await client.remove_data(name)
     session.show(view.model_dump(), f"{view.name} is gone")

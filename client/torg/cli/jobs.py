@@ -109,7 +109,7 @@ async def _submitted(session: Session, client: AsyncClient, job: JobView, *, wai
 @JOB
 @command
 async def show(session: Session, job_id: str) -> None:
-    """One job with its attempts."""
+    """One job: state, cost, attempts, tasks and outputs; of one that waits its place in the queue and why."""
     async with session.client() as client:
         market = await client.market()
         job = await client.job(await resolve(client, job_id))
@@ -187,9 +187,11 @@ def _tasks_table(lease: LeaseView) -> str:
 
 @click.command()
 @JOB
-@click.option("-f", "--follow", is_flag=True, help="Live, until the job ends; its exit code becomes this command's.")
-@click.option("--stderr", "stream", flag_value="stderr", help="The error stream.")
-@click.option("--stdout", "stream", flag_value="stdout", default="stdout", help="The output stream (default).")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Both streams, live, until the job ends; its exit code becomes this command's."
+)
+@click.option("--stderr", "stream", flag_value="stderr", help="Show the error stream instead.")
+@click.option("--stdout", "stream", flag_value="stdout", default="stdout", help="Show the output stream (default).")
 @click.option("--task", metavar="NAME", help="Of a job of several tasks: only this one, as it wrote it.")
 @click.option(
     "-o",
@@ -198,7 +200,9 @@ def _tasks_table(lease: LeaseView) -> str:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Save the whole log of the newest attempt that has ended, byte for byte.",
 )
-@click.option("--attempt", type=click.IntRange(1), help="With -o: of this attempt.")
+@click.option(
+    "--attempt", type=click.IntRange(1), help="With -o: the log of this attempt (torg show lists them) instead."
+)
 @command
 async def logs(
     session: Session, job_id: str, follow: bool, stream: str, task: str | None, file: Path | None, attempt: int | None
@@ -278,7 +282,7 @@ async def wait(session: Session, job_id: str, timeout_s: float | None) -> None:
     "--output",
     "destination",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory; default: one named like the job id.",
+    help="Directory to write to; default: one named like the job id, here.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are there with other content.")
 @command
@@ -305,7 +309,9 @@ async def pull(session: Session, job_id: str, destination: Path | None, overwrit
 
 @click.command()
 @JOB
-@click.option("--by", "by_text", required=True, metavar="DURATION", help='For example "30m" or "2h".')
+@click.option(
+    "--by", "by_text", required=True, metavar="DURATION", help='How much longer in all, for example "30m" or "2h".'
+)
 @command
 async def extend(session: Session, job_id: str, by_text: str) -> None:
     """Let a job last longer than its max_duration. A queued job gets a larger limit; a running one needs checkpoints, and goes on from the

@@ -25,7 +25,9 @@ _ORDERS: dict[str, Callable[[NodeView], Any]] = {
 
 
 @click.command()
-@click.option("--sort", "order", type=click.Choice(list(_ORDERS)), default="price", show_default=True)
+@click.option(
+    "--sort", "order", type=click.Choice(list(_ORDERS)), default="price", show_default=True, help="What comes first."
+)
 @click.option("--gpus", type=click.IntRange(0, 64), help="At least so many GPUs.", metavar="N")
 @click.option("--gpu-class", metavar="TEXT", help="Only classes that contain this text.")
 @click.option("--max-price", metavar="AMOUNT", help="Per GPU-hour at most.")
@@ -41,7 +43,7 @@ _ORDERS: dict[str, Callable[[NodeView], Any]] = {
 @click.option("--free", is_flag=True, help="Only nodes that could start a job now.")
 @command
 async def offers(session: Session, order: str, max_price: str | None, memory: str | None, **wanted: Any) -> None:
-    """What nodes offer, cheapest first. Needs no wallet."""
+    """What nodes offer, cheapest first unless sorted otherwise. Needs no wallet."""
     async with session.visitor() as client:
         market, nodes, prices = await asyncio.gather(client.market(), client.offers(), client.prices())
     money = coin(market)
@@ -124,7 +126,13 @@ def _choose(ctx: click.Context, _: click.Parameter, url: str | None) -> None:
 
 
 @click.command()
-@click.option("--marketplace", metavar="URL", expose_value=False, callback=_choose, help="Its address.")
+@click.option(
+    "--marketplace",
+    metavar="URL",
+    expose_value=False,
+    callback=_choose,
+    help="Address of the marketplace, like https://host; default: the one of before, or TORG_MARKETPLACE.",
+)
 @command
 async def login(session: Session) -> None:
     """Choose the marketplace and pin its identity. Needs no wallet."""

@@ -47,12 +47,26 @@ OUTPUT = click.option(
 @RPC_URL
 @click.option("--program", metavar="ADDRESS", help="The vault program that you trust; default: the localnet's.")
 @click.option("--max-cost", metavar="AMOUNT", help="The deposit; default: what --max-duration costs.")
-@click.option("--max-duration", metavar="DURATION", default="1h", show_default=True, help="It is stopped then.")
-@click.option("--image", metavar="IMAGE", default="host-python", show_default=True, help="What it runs in.")
+@click.option(
+    "--max-duration",
+    metavar="DURATION",
+    default="1h",
+    show_default=True,
+    help="The longest that it may run, for example 30m or 2h; it is stopped then.",
+)
+@click.option(
+    "--image",
+    metavar="IMAGE",
+    default="host-python",
+    show_default=True,
+    help="Container image (NAME:TAG, or file:image.tar), or host-python: the node's own Python.",
+)
 @click.option("--workspace", type=click.Path(file_okay=False, path_type=Path), help="Directory that is sent along.")
-@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="GPUs that it needs.")
-@click.option("--cpus", metavar="CORES", default="1", show_default=True, help="Cores.")
-@click.option("--memory", metavar="SIZE", default="1GiB", show_default=True, help="More than this, and it is stopped.")
+@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="How many GPUs it needs.")
+@click.option("--cpus", metavar="CORES", default="1", show_default=True, help="CPU cores.")
+@click.option(
+    "--memory", metavar="SIZE", default="1GiB", show_default=True, help="Memory; a command that takes more is stopped."
+)
 @click.option("--disk", metavar="SIZE", default="1GiB", show_default=True, help="For all that it writes.")
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="A variable for it; may be repeated.")
 @OUTPUT

@@ -32,7 +32,13 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     metavar="NAME",
     help="A job of the catalogue (torg examples); what follows -- is added to its options.",
 )
-@click.option("--image", metavar="IMAGE", default="host-python", show_default=True, help="What it runs in.")
+@click.option(
+    "--image",
+    metavar="IMAGE",
+    default="host-python",
+    show_default=True,
+    help="Container image (NAME:TAG, or file:image.tar), or host-python: the node's own Python.",
+)
 @click.option(
     "--workspace",
     default=".",
@@ -41,30 +47,42 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     help="Directory that is sent along, without what .gitignore and .torgignore name.",
 )
 @click.option("--no-workspace", is_flag=True, help="Send no files.")
-@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="GPUs that it needs.")
+@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="How many GPUs it needs.")
 @click.option(
-    "--gpu-fraction", metavar="PART", help="Of one GPU, for its part of the price, beside others of your jobs."
+    "--gpu-fraction",
+    metavar="PART",
+    help="Part of one GPU, for example 0.5, for that part of its price, shared with other jobs of yours.",
 )
 @click.option("--min-vram", metavar="SIZE", help='Per GPU, for example "24GiB".')
 @click.option("--gpu-class", metavar="CLASS", help="Only this kind of GPU; see torg offers.")
-@click.option("--cpus", metavar="CORES", default="1", show_default=True, help='Cores, for example 4 or "0.5".')
+@click.option("--cpus", metavar="CORES", default="1", show_default=True, help='CPU cores, for example 4 or "0.5".')
 @click.option(
-    "--memory", metavar="SIZE", default="1GiB", show_default=True, help="More than this, and the job is stopped."
+    "--memory", metavar="SIZE", default="1GiB", show_default=True, help="Memory; a job that takes more is stopped."
 )
 @click.option(
-    "--disk", metavar="SIZE", default="1GiB", show_default=True, help="For the workspace and all that it writes."
+    "--disk", metavar="SIZE", default="1GiB", show_default=True, help="Disk, for the workspace and all that it writes."
 )
-@click.option("--root", is_flag=True, help="As the image's own user, or root, writing to all of its files.")
-@click.option("--max-duration", metavar="DURATION", default="1h", show_default=True, help="It is stopped then.")
-@click.option("--max-cost", metavar="AMOUNT", help='Never pay more, for example "0.50".')
-@click.option("--max-price", metavar="AMOUNT", help="Per GPU-hour.")
+@click.option(
+    "--root", is_flag=True, help="Run as the user that the image names, or as its root, free to write all of its files."
+)
+@click.option(
+    "--max-duration",
+    metavar="DURATION",
+    default="1h",
+    show_default=True,
+    help="The longest that it may run, for example 30m or 2h; it is stopped then.",
+)
+@click.option(
+    "--max-cost", metavar="AMOUNT", help='Never pay more than this in all, in the market\'s token, for example "0.50".'
+)
+@click.option("--max-price", metavar="AMOUNT", help="Pay at most this per GPU-hour.")
 @click.option(
     "--spot", is_flag=True, help="Cheaper, on nodes with a spot price; others may preempt it, and it is resumed."
 )
 @click.option(
     "--checkpoint",
     is_flag=True,
-    help="It writes checkpoints to $TORG_CHECKPOINT_DIR and resumes from the newest.",
+    help="It writes checkpoints to $TORG_CHECKPOINT_DIR; should its node be lost, it resumes from the newest.",
 )
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="A variable for the job; may be repeated.")
 @click.option(
@@ -105,7 +123,11 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     "--node", "nodes", multiple=True, metavar="NODE", help="Only this node; may be repeated. See torg offers."
 )
 @click.option(
-    "--keep", "outputs", multiple=True, metavar="PATH", help="A result below $TORG_OUTPUT_DIR; may be repeated."
+    "--keep",
+    "outputs",
+    multiple=True,
+    metavar="PATH",
+    help="A file or folder that it writes to $TORG_OUTPUT_DIR and that you want back; may be repeated.",
 )
 @click.option(
     "--output",

@@ -22,7 +22,9 @@ _POINTS, _WIDTH = 120, 16  # of the curve of each job
 
 
 @click.command()
-@click.option("--every", "every_s", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds.")
+@click.option(
+    "--every", "every_s", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds between looks."
+)
 @click.option("--once", is_flag=True, help="Print it once, as without a terminal.")
 @command
 async def top(session: Session, every_s: float, once: bool) -> None:

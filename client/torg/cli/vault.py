@@ -39,7 +39,7 @@ def vault() -> None:
 )
 @command
 async def open_(session: Session, deposit: str, grace_s: int | None) -> None:
-    """Open a vault and put a deposit in."""
+    """Open a vault and put a deposit in: what jobs cost is paid from it, and never more than you signed for."""
     async with session.client() as client:
         market = await client.market()
         money = coin(market)
@@ -115,7 +115,7 @@ async def _by_wallet_app(session: Session, client: AsyncClient, entry: VaultEntr
 @click.option("--rpc-url", metavar="URL", help="Ask only this RPC node of the chain, and no marketplace.")
 @command
 async def status(session: Session, address: str | None, rpc_url: str | None) -> None:
-    """What is in it, what is promised, what was paid."""
+    """What is in the vault, what of it is promised to jobs, what was paid."""
     if rpc_url is not None:
         await _status_on_chain(session, address, rpc_url)
         return
@@ -147,7 +147,7 @@ async def status(session: Session, address: str | None, rpc_url: str | None) -> 
 @click.option("--since", metavar="DURATION", help="Only what moved lately, for example 7d; default: all.")
 @command
 async def statement(session: Session, address: str | None, since: str | None) -> None:
-    """Every movement of its money, with its cause, between two balances."""
+    """Every movement of the vault's money, with its cause, between two balances."""
     since_ms = 0 if since is None else max(0, session.now_ms() - _duration_ms(since, "--since"))
     async with session.client() as client:
         market = await client.market()
@@ -236,7 +236,7 @@ async def list_(session: Session) -> None:
 @ADDRESS
 @command
 async def settlements(session: Session, address: str | None) -> None:
-    """The captures: which transaction paid whom how much."""
+    """What the vault has paid: which transaction on chain paid whom how much."""
     async with session.client() as client:
         market = await client.market()
         entry = client.journal.vault(market.marketplace, address)

@@ -20,7 +20,7 @@ _OUTPUT = click.option(
 
 @click.group(cls=Group)
 def volume() -> None:
-    """Volumes that outlive a job and follow it to the next node: torg run -v NAME:/data -- COMMAND."""
+    """Volumes: folders that outlive a job and follow it to the next node. A job writes one with torg run -v NAME:/data -- COMMAND."""
 
 
 @volume.command()
@@ -85,7 +85,7 @@ def _in_words(view: VolumeView, now_ms: int) -> str:
 @click.option("--job", metavar="JOB", type=JobParameter(), help="What this job stored of it last, also when it failed.")
 @command
 async def get(session: Session, name: str, output: Path | None, job: str | None) -> None:
-    """Download what is in it to a new folder, checked against its digest."""
+    """Download what is in a volume to a new folder, checked against its digest."""
     target = output or Path(name)
     async with session.client() as client:
         with going_on(f"torg volume get {name} -o {target}"), transfer_bar(session) as on_progress:
@@ -103,7 +103,7 @@ async def get(session: Session, name: str, output: Path | None, job: str | None)
 @click.option("--new", is_flag=True, help="Refuse if there is a volume of this name.")
 @command
 async def put(session: Session, path: Path, name: str | None, new: bool) -> None:
-    """Upload a folder as what the next job finds in it. What the store has from you already is not sent again."""
+    """Upload a folder as what the next job finds in the volume. What the store has from you already is not sent again."""
     name = name or path.resolve().name.lower()
     async with session.client() as client:
         with going_on(f"torg volume put {path} --name {name}"), transfer_bar(session) as on_progress:

@@ -35,7 +35,7 @@ def wallet() -> None:
 @wallet.command()
 @command
 async def new(session: Session) -> None:
-    """Make a new key (mode 0600). Refuses to overwrite one."""
+    """Make a new key, readable by you alone (mode 0600). Never overwrites one."""
     _refuse_second(session)
     path = session.config.key_path
     keypair = create_keypair(path)
@@ -104,7 +104,7 @@ def _refuse_second(session: Session) -> None:
 @MINT
 @command
 async def show(session: Session, rpc_url: str | None, mint: str) -> None:
-    """Address and balances."""
+    """Your wallet's address and balances."""
     from torg_chain.rpc import ChainClient
 
     async with session.client() as client:
@@ -127,7 +127,7 @@ async def show(session: Session, rpc_url: str | None, mint: str) -> None:
 @wallet.command()
 @command
 async def address(session: Session) -> None:
-    """Only the address; needs no network."""
+    """Your wallet's address. Needs no network."""
     key = load_keypair(session.config.key_path)
     session.show({"address": str(key.pubkey())}, str(key.pubkey()))
 

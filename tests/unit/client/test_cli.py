@@ -125,6 +125,13 @@ def test_every_command_says_what_it_does_and_every_option_what_it_is_for() -> No
     assert silent == []
 
 
+def test_every_command_about_a_job_says_what_names_one() -> None:
+    about = [(path, command) for path, command in commands() if any(item.name == "job_id" for item in command.params)]
+
+    assert {("show",), ("logs",), ("receipt", "show"), ("ssh",)} <= {path for path, _ in about}
+    assert [path for path, command in about if '"last" for your newest job' not in (command.epilog or "")] == []
+
+
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_is_there_for_every_command(torg: Torg, flag: str) -> None:
     for path, _ in commands():
