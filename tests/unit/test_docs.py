@@ -101,7 +101,10 @@ def command_problem(line: str, *, whole: bool) -> str | None:
     try:
         match program:
             case "torg":
-                return _click_problem(cli, click.Context(cli, info_name="torg", obj={}), arguments, whole=whole)
+                context = click.Context(
+                    cli, info_name="torg", obj={}, **cli.context_settings
+                )  # click keeps what -h is called
+                return _click_problem(cli, context, arguments, whole=whole)
             case "torg-node":
                 return _argparse_problem(node_parser(), arguments, whole=whole)
             case "torg-marketplace":
