@@ -81,10 +81,11 @@ async def test_a_network_that_no_node_lends_is_said_before_anything_is_held(clie
     assert "network: asked open, removed 1 of 1 nodes; best available: none" in str(refused.value)
 
 
-async def test_an_image_that_does_not_exist_fails_the_job_and_costs_nothing(client: AsyncClient) -> None:
-    job = await run(client, ["true"], image="no-such-image:1")
+async def test_an_image_that_no_node_could_pull_is_said_before_anything_is_held(client: AsyncClient) -> None:
+    with pytest.raises(Infeasible) as refused:
+        await submit(client, ["true"], image="no-such-image:1")
 
-    assert (job.state, job.reason, job.final_amount) == (JobState.FAILED, EndReason.IMAGE_NOT_FOUND, 0)
+    assert "no node here has a container engine, and so none can pull no-such-image:1" in str(refused.value)
 
 
 @pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox is not installed (Debian: busybox-static)")
