@@ -29,6 +29,7 @@ from torg_marketplace.rules.proof import (
     remember,
     tasks_for,
 )
+from torg_marketplace.rules.walk_limit import WalkSample, learned_share, recomputing_ms, share_of
 from torg_protocol.proofs import ProofCommitted
 
 Chance = random.Random
@@ -80,6 +81,10 @@ def cheats(trials: int) -> Iterator[Rate]:
     for stored in (0.0, 0.5, 0.9):
         what = f"{stored:.0%} of the memory is there"
         yield _rate(what, "memory not proven, two proofs", lambda c, s=stored: _over_claims(c, s), trials, True)
+    for stored, liars in ((0.5, 5), (0.8, 5), (0.9, 5), (0.9, 2), (0.95, 2)):
+        what = f"{stored:.0%} of the memory is there, limit learned of 12 owners, {liars} like it"
+        found = "memory not proven, two proofs"
+        yield _rate(what, found, lambda c, s=stored, n=liars: _over_claims_in_class(c, s, n), trials, True)
     for delay_ms in (100, 500, 1_500):
         what = f"relay to a real card, {delay_ms} ms away"
         yield _rate(what, "class falls, three proofs", lambda c, d=delay_ms: _relays(c, d), trials, True)
@@ -95,6 +100,8 @@ def honest(trials: int) -> Iterator[Rate]:
         ("one proof in ten takes three times as long", 0.05, 0.1),
     ):
         yield _rate(name, "class lost in 10 proofs", lambda c, n=noise, h=hiccups: _loses_class(c, n, h), trials, True)
+    what = "walks 15% slower or faster than its class, 5 of 12 of which lie"
+    yield _rate(what, "memory not proven within ten proofs", _honest_walk_in_class, trials, True)
     yield _rate("works for a client meanwhile, a third as fast", "class lost", _busy_loses_class, trials, True)
     yield _rate("half as fast, honest about it", "struck or unproven", _slow_but_honest, trials, True)
 
@@ -115,14 +122,16 @@ def _by_digest(
     return _rate(who, by, trial, trials)
 
 
-def timed(gops: float, *, established: int = 0, walk_ms: float = 600, busy: bool = False) -> Finding:
+def timed(
+    gops: float, *, established: int = 0, walk_ms: float = 600, busy: bool = False, learned: float | None = None
+) -> Finding:
     """Right digests at this speed."""
     chain, walk = tasks_for(established or int(gops), 0)
     chain_ms = max(int(chain.operations / gops / 1e6), 1)
     evidence = Evidence(
         chain=chain, walk=walk, chain_ms=chain_ms, walk_ms=int(walk_ms), wrong_rows=0, wrong_lanes=0, opened=True, busy=busy
     )  # fmt: skip
-    return judge_proof(evidence, established)
+    return judge_proof(evidence, established, walk_share=learned)
 
 
 def _after(record: ProofRecord, found: Finding, *, busy: bool = False) -> ProofRecord:
@@ -179,6 +188,38 @@ def _over_claims(chance: Chance, stored: float) -> bool:
         recomputing_ms = (1 - stored) * walk.operations_without_storage / gops / 1e6
         record = _after(record, timed(gops, walk_ms=600 + recomputing_ms))
     return record.units["cpu"].memory_bytes == 0
+
+
+def _over_claims_in_class(chance: Chance, stored: float, liars: int) -> bool:
+    """Of 12 owners so many teach the limit what they can."""
+    learned = _taught(chance, stored, liars)
+    found = [_walked(chance, learned, stored) for _ in range(2)]
+    return not any(one.walked_in_time for one in found)
+
+
+def _honest_walk_in_class(chance: Chance) -> bool:
+    learned, record = _taught(chance, 0.5, 5), ProofRecord()
+    own = 1 + chance.gauss(0, 0.15)
+    for _ in range(10):
+        record = _after(record, _walked(chance, learned, 1.0, own))
+    return record.units["cpu"].memory_bytes == 0
+
+
+def _taught(chance: Chance, stored_by_liars: float, liars: int) -> float | None:
+    """By 12 owners, so many of them liars; machines of a class differ."""
+    took_ms = [_walk_ms(chance, 1.0, 1 + chance.gauss(0, 0.15)) for _ in range(12 - liars)]
+    took_ms += [_walk_ms(chance, stored_by_liars) for _ in range(liars)]
+    _, walk = tasks_for(int(_GOPS), 0)
+    return learned_share([WalkSample(str(number), share_of(walk, ms, _GOPS)) for number, ms in enumerate(took_ms)])
+
+
+def _walk_ms(chance: Chance, stored: float, own: float = 1.0) -> float:
+    _, walk = tasks_for(int(_GOPS), 0)
+    return 600 * own * (1 + abs(chance.gauss(0, 0.05))) + (1 - stored) * recomputing_ms(walk, _GOPS)
+
+
+def _walked(chance: Chance, learned: float | None, stored: float, own: float = 1.0) -> Finding:
+    return timed(_GOPS, walk_ms=_walk_ms(chance, stored, own), learned=learned)
 
 
 def _relays(chance: Chance, delay_ms: int) -> bool:

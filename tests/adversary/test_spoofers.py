@@ -24,6 +24,8 @@ LEAST = {
     "one card behind 4 nodes of one operator": 1.0,
     "one card behind 2 strangers, 24 windows": 0.98,
     "0% of the memory is there": 1.0,
+    "50% of the memory is there, limit learned of 12 owners, 5 like it": 1.0,
+    "90% of the memory is there, limit learned of 12 owners, 2 like it": 0.4,
     "relay to a real card, 1500 ms away": 0.95,
     "a banned cheat under a new wallet": 1.0,
 }
@@ -43,3 +45,4 @@ def test_honest_machines_are_never_struck_and_hardly_ever_lose_their_class() -> 
     assert found["half as fast, honest about it"] == 0
     assert found["works for a client meanwhile, a third as fast"] == 0
     assert found["steady, 5% noise"] == 0
+    assert found["walks 15% slower or faster than its class, 5 of 12 of which lie"] == 0

@@ -14,8 +14,10 @@ from tests.support.provers import CHAIN, WALK, Prover
 from torg_marketplace.flow import prove
 from torg_marketplace.flow.judge_proof import judge_opened, lift_ban, proofs_of, replay
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.prove import advance_windows, on_proof_answer, open_windows
+from torg_marketplace.flow.prove import advance_windows, on_proof_answer, open_windows, record_of
+from torg_marketplace.flow.rows import node_row
 from torg_marketplace.flow.views import node_view
+from torg_marketplace.rules.walk_limit import LEAST_OWNERS
 from torg_marketplace.storage.engine import create_engine, create_sessions
 from torg_marketplace.storage.proof_models import HardwareProofRow
 from torg_protocol.api import NodeView
@@ -86,11 +88,13 @@ async def view(world: World, node: Node) -> NodeView:
         return await node_view(unit, node.id)
 
 
-async def prove_once(world: World, node: Node, prover: Prover) -> ProofJudged:
+async def prove_once(
+    world: World, node: Node, prover: Prover, *, chain_ms: int = 1_000, walk_ms: int = 100
+) -> ProofJudged:
     world.advance(seconds=7_200)
     await node.heartbeat()
     assert await open_windows(world.market) == 1
-    await answer(world, node, prover)
+    await answer(world, node, prover, chain_ms=chain_ms, walk_ms=walk_ms)
     assert await judge_opened(world.market) == 1
     judged = [message for message in node.read() if isinstance(message, ProofJudged)]
     assert len(judged) == 1
@@ -139,6 +143,37 @@ async def test_evidence_is_kept_and_gives_the_same_finding_again(world: World) -
     assert (then.result, now.result) == ("passed", "false"), "evidence that was changed does not give the same"
     with pytest.raises(NotFound):
         await replay(world.market, "proof_none")
+
+
+async def test_how_long_a_walk_may_take_is_learned_of_the_owners_of_a_class(world: World) -> None:
+    node, others = await join(world), [await join(world) for _ in range(LEAST_OWNERS)]
+    for other in others:
+        await other.disconnect()
+    await open_windows(world.market)
+    await prove_once(world, node, Prover(node.id), chain_ms=10, walk_ms=1)
+    async with world.market.transaction() as unit:
+        (first,) = (await unit.session.scalars(select(HardwareProofRow))).all()
+        assert first.walk_permille is None, "nobody knows how fast this class is"
+        established = record_of(await node_row(unit, node.id)).units["cpu"].gops
+        kept = {column.key: getattr(first, column.key) for column in HardwareProofRow.__table__.columns}
+        for number, other in enumerate(others):
+            kept |= {"proof_id": f"proof_{number}", "node_id": other.id, "established_gops": established}
+            unit.session.add(HardwareProofRow(**kept))
+
+    # In time as long as nothing was learned; of this class nobody takes so long.
+    judged = await prove_once(world, node, Prover(node.id), chain_ms=10, walk_ms=260)
+    assert not judged.passed
+    assert judged.detail.endswith("too slow to have been in that memory")
+    assert judged.status.state == "proven", "once costs nothing, and is no lie"
+    async with world.market.reading() as unit:
+        query = select(HardwareProofRow).where(HardwareProofRow.node_id == node.id)
+        newest = (await unit.session.scalars(query.order_by(HardwareProofRow.wanted_at_ms.desc()))).first()
+    assert newest is not None
+    assert newest.walk_permille is not None
+    then, now = await replay(world.market, newest.proof_id)
+    assert then == now
+    for other in others:
+        other.read()
 
 
 async def test_lies_lead_to_quarantine_then_ban_and_the_operator_may_lift_it(world: World) -> None:

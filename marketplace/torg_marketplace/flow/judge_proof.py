@@ -86,7 +86,8 @@ async def lift_ban(market: Market, node_id: str) -> None:
 
 def judge_row(row: HardwareProofRow) -> Finding:
     """Takes the time of ROWS_CHECKED rows and LANES_CHECKED walks; needs nothing but the row."""
-    return judge_proof(evidence_of(row), row.established_gops, row.tolerance_permille / 1000)
+    walk_share = row.walk_permille / 1000 if row.walk_permille is not None else None
+    return judge_proof(evidence_of(row), row.established_gops, row.tolerance_permille / 1000, walk_share)
 
 
 def evidence_of(row: HardwareProofRow) -> Evidence:

@@ -10,9 +10,12 @@ open_windows -> on_ready -> (launch) -> on_committed, twice -> rows drawn -> on_
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Select, select
+from sqlalchemy.orm import load_only
 
 from torg_host.hardware_proof.opening import blocks_of
 from torg_marketplace.flow.rows import live_leases, offer_of
@@ -26,6 +29,7 @@ from torg_marketplace.rules.proof import (
     learned_tolerance,
     tasks_for,
 )
+from torg_marketplace.rules.walk_limit import WalkSample, learned_share, share_of
 from torg_marketplace.storage.models import NodeRow
 from torg_marketplace.storage.proof_models import HardwareProofRow
 from torg_protocol.errors import Conflict, Invalid, NotFound
@@ -37,6 +41,13 @@ _DAY_MS = 86_400_000
 _ONE_IN_CLASS_WIDE = 4  # of the windows
 _LEARN_FROM = 200  # newest proofs of a class
 OPEN_STATES = ("wanted", "ready", "challenged", "asked", "opened")
+
+_LEARNT_FROM_COLUMNS = (  # without the answers themselves, which are long
+    HardwareProofRow.finding,
+    HardwareProofRow.challenge,
+    HardwareProofRow.chain_at_ms,
+    HardwareProofRow.walk_at_ms,
+)
 
 ProofAnswer = ProofReady | ProofCommitted | ProofOpened
 
@@ -196,7 +207,10 @@ async def _challenge(unit: Unit, row: HardwareProofRow) -> None:
     )
     row.state, row.challenge = "challenged", challenge.wire()
     row.established_gops = established.gops
-    row.tolerance_permille = int(1000 * learned_tolerance(await _slowdowns(unit, established.gops)))
+    seen = await _seen_of_class(unit, established.gops)
+    row.tolerance_permille = int(1000 * learned_tolerance([established.gops / one.gops for one in seen]))
+    share = learned_share([WalkSample(one.owner, one.walk_share) for one in seen])
+    row.walk_permille = None if share is None else math.ceil(1000 * share)
     row.challenged_at_ms = unit.now_ms
     row.due_at_ms = unit.now_ms + unit.policy.proof_answer_within_ms
     unit.send(node.id, challenge)
@@ -246,19 +260,36 @@ def _matrix_seed(unit: Unit) -> str:
     return hashlib.sha256(f"{unit.market.public_key} {unit.now_ms // _DAY_MS}".encode()).hexdigest()
 
 
-async def _slowdowns(unit: Unit, gops: int) -> list[float]:
-    """How much slower than its class each of the newest right answers of this class was."""
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A right answer of a unit of some class."""
+
+    owner: str
+    gops: float
+    walk_share: float
+
+
+async def _seen_of_class(unit: Unit, gops: int) -> list[_Seen]:
+    """The newest of a class."""
     if not gops:
         return []
     query = (
-        select(HardwareProofRow.finding)
+        select(NodeRow.offer["payout_address"].as_string(), HardwareProofRow)
+        .join(NodeRow, NodeRow.node_id == HardwareProofRow.node_id)
+        .options(load_only(*_LEARNT_FROM_COLUMNS))
         .where(HardwareProofRow.established_gops == gops, HardwareProofRow.state == "judged")
         .where(HardwareProofRow.busy.is_(False))
         .order_by(HardwareProofRow.wanted_at_ms.desc())
         .limit(_LEARN_FROM)
     )
-    findings = [Finding.model_validate(found) for found in await unit.session.scalars(query)]
-    return [gops / found.gops for found in findings if found.gops > 0]
+    found = []
+    for owner, row in await unit.session.execute(query):
+        measured = Finding.model_validate(row.finding).gops
+        if measured > 0 and row.challenge is not None and row.walk_at_ms is not None:
+            walk = ProofChallenge.model_validate(row.challenge).walk
+            share = share_of(walk, row.walk_at_ms - (row.chain_at_ms or 0), measured)
+            found.append(_Seen(owner, measured, share))
+    return found
 
 
 def chance(unit: Unit) -> float:

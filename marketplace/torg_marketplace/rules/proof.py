@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from torg_marketplace.rules.walk_limit import walk_limit_ms
 from torg_protocol.proofs import ChainTask, ProofState, ProofStatus, UnitProof, WalkTask
 
 Result = Literal["passed", "slow", "false", "silent"]
@@ -24,10 +25,8 @@ TARGET_MS = 2_000  # of a chain
 MAX_STRIKES = 3
 FIRST_GOPS = 50  # of a unit that nobody has measured: a small question
 SAMPLES = 3
-LATENCY_MS = 250  # of network and processes, before anything is learned
 DEFAULT_TOLERANCE = 1.3  # a unit may be so much slower than its class
 _LEAST_TOLERANCE, _MOST_TOLERANCE, _LEARNED_FROM = 1.15, 1.6, 20
-_BUSY = 3  # a machine that works for a client may take so many times as long
 # Dense fp16 TFLOP/s that torch was measured to reach, as a public validator's table lists them; int8 is not slower. A name is believed
 # until its unit is this much slower than a quarter of it.
 KNOWN_TFLOPS = {
@@ -140,12 +139,6 @@ def tasks_for(gops: int, gpu_bytes: int) -> tuple[ChainTask, WalkTask]:
     return chain, WalkTask(rows=rows, width=1024, passes=4, lanes=1 << 16, steps=256)
 
 
-def walk_limit_ms(walk: WalkTask, gops: float, *, busy: bool = False) -> float:
-    """Well above fill and walk from memory, below a walk that recomputes what it did not store, at the speed just measured."""
-    expected = (3 * walk.fill_operations + 0.4 * walk.operations_without_storage) / (gops * 1e6)
-    return (LATENCY_MS + expected) * (_BUSY if busy else 1)
-
-
 def learned_tolerance(slowdowns: Sequence[float]) -> float:
     """How much slower than its class an honest unit of it gets: the 95th percentile of what was seen, within bounds."""
     if len(slowdowns) < _LEARNED_FROM:
@@ -154,7 +147,10 @@ def learned_tolerance(slowdowns: Sequence[float]) -> float:
     return min(max(ranked[int(0.95 * (len(ranked) - 1))] * 1.05, _LEAST_TOLERANCE), _MOST_TOLERANCE)
 
 
-def judge_proof(seen: Evidence, established_gops: int, tolerance: float = DEFAULT_TOLERANCE) -> Finding:
+def judge_proof(
+    seen: Evidence, established_gops: int, tolerance: float = DEFAULT_TOLERANCE, walk_share: float | None = None
+) -> Finding:
+    """`walk_share`: what was learned of the class (rules/walk_limit.py)."""
     if not seen.was_ready:
         return Finding(result="silent", detail="it did not get ready")
     if seen.chain_ms is None or seen.walk_ms is None or not seen.opened:
@@ -163,7 +159,7 @@ def judge_proof(seen: Evidence, established_gops: int, tolerance: float = DEFAUL
         what = f"{seen.wrong_rows} of {ROWS_CHECKED} rows and {seen.wrong_lanes} of {LANES_CHECKED} walks are wrong"
         return Finding(result="false", detail=what)
     gops = seen.chain.operations / max(seen.chain_ms, 1) / 1e6
-    in_time = seen.walk_ms <= walk_limit_ms(seen.walk, gops, busy=seen.busy)
+    in_time = seen.walk_ms <= walk_limit_ms(seen.walk, gops, learned=walk_share, busy=seen.busy)
     memory = seen.walk.size_bytes if in_time else 0
     is_final = seen.chain_ms >= TARGET_MS / 4 or seen.chain.rows >= 1 << 20
     slow = not seen.busy and established_gops > 0 and gops * tolerance < established_gops
@@ -174,7 +170,12 @@ def judge_proof(seen: Evidence, established_gops: int, tolerance: float = DEFAUL
         words += "; too slow to have been in that memory"
     result: Result = "slow" if slow or not in_time else "passed"
     return Finding(
-        result=result, detail=words, gops=gops, memory_bytes=memory, walked_in_time=in_time, is_final=is_final
+        result=result,
+        detail=words,
+        gops=gops,
+        memory_bytes=memory,
+        walked_in_time=in_time,
+        is_final=is_final,
     )
 
 

@@ -27,6 +27,9 @@ class HardwareProofRow(Base):
     busy: Mapped[bool] = mapped_column(default=False)  # the node worked for a client
     established_gops: Mapped[Ms] = mapped_column(default=0)  # when it was challenged
     tolerance_permille: Mapped[int] = mapped_column(default=1300)
+    walk_permille: Mapped[
+        int | None
+    ]  # learned limit of its class when it was challenged (rules/walk_limit.py); None: nothing learned
     wanted_at_ms: Mapped[Ms]
     due_at_ms: Mapped[Ms]  # when the step that is waited for is overdue
     challenged_at_ms: Mapped[Ms | None]

@@ -18,8 +18,8 @@ from torg_marketplace.rules.proof import (
     learned_tolerance,
     remember,
     tasks_for,
-    walk_limit_ms,
 )
+from torg_marketplace.rules.walk_limit import walk_limit_ms
 
 
 def after(record: ProofRecord, *found: Finding, busy: bool = False) -> ProofRecord:
