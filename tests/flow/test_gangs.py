@@ -337,6 +337,7 @@ async def test_small_jobs_that_come_later_cannot_keep_a_gang_out(world: World) -
     await give(world, first.job_id, nodes[:1])
     await nodes[0].accept_and_start()
     both = await client.submit(wide(2))
+    world.advance(seconds=1)
     later = await make_client(world)
     long, short = [await later.submit(spec(limits={"max_duration": limit})) for limit in ("40m", "20m")]
     assert await match_pending(world.market) == 1

@@ -50,7 +50,10 @@ async def test_accounts_with_equal_bids_take_turns(world: World) -> None:
 async def test_all_that_wish_the_same_are_told_what_they_wait_for(world: World) -> None:
     node = await join(world)
     client = await make_client(world)
-    jobs = [await client.submit(spec(name=f"job{number}")) for number in range(3)]
+    jobs = []
+    for number in range(3):
+        jobs.append(await client.submit(spec(name=f"job{number}")))
+        world.advance(ms=1)
     assert await match_pending(world.market) == 1
     node.expect(Granted)
 

@@ -74,7 +74,9 @@ async def test_a_job_that_waits_says_its_place_and_a_list_does_not(world: World)
     running = await client.submit(spec())
     await match_pending(world.market)
     rich = await other.submit(spec(limits={"max_price_per_hour": "9"}))
-    mine = [await client.submit(spec()) for _ in range(2)]
+    mine = [await client.submit(spec())]
+    world.advance(ms=1)  # who came first says the clock
+    mine.append(await client.submit(spec()))
 
     place = (await client.job(mine[1].job_id)).queue
 

@@ -60,6 +60,7 @@ async def test_a_job_that_waits_is_told_and_starts_when_the_node_was_updated(wor
     older, newer = await join_older(world), await join(world, price=2 * TUSD)
     client = await make_client(world)
     busy = await client.submit(spec(excluded_nodes=[older.id]))
+    world.advance(ms=1)
     job = await client.submit(WITH_VOLUME)
     assert await match_pending(world.market) == 1
     assert newer.expect(Granted).signed.grant.job_id == busy.job_id

@@ -39,7 +39,7 @@ def edge_of(connection: HTTPConnection) -> Edge:
     return edge
 
 
-def _edge(request: Request) -> Edge:
+async def _edge(request: Request) -> Edge:  # what is not a coroutine, FastAPI runs on a thread
     return edge_of(request)
 
 

@@ -52,7 +52,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "post_quote": {
         "request": {"spec": _SPEC},
         "200": {
-            "quote_id": "quote_01kd3m2q7w8x9y0z1a2b3c4d5e",
+            "quote_id": "quote_AAAAAAAVXMAAAAAAAABbJQAAAZtlQy1gLXEWQrcmsEQBYnyp-6wy9evfgLJqSHXKtDyHIu4HnW0",
             "feasible": True,
             "nodes_considered": 3,
             "nodes_fitting": 2,

@@ -18,9 +18,9 @@ from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_protocol.api import ReferencePrice
 from torg_protocol.ids import NodeId
 
-# State, liveness, connected, sequence of the offer, version of the protocol, claims (rises with every grant), live leases (falls when one ends): changes with
-# everything that matters of a node.
-Fingerprint = tuple[str, str, bool, int, int, int, int]
+# State, liveness, connected, sequence of the offer, version of the protocol, claims (rises with every grant), live leases (falls when one ends; without it
+# where there are none): changes with everything that matters of a node.
+Fingerprint = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,18 @@ class Book:
         self.compiling: asyncio.Task[bool] | None = None  # of the search, for a large fleet
         self._known: dict[NodeId, Fingerprint] = {}
         self._touched: set[NodeId] = set()
+        self._filled: set[NodeId] = set()  # or emptied
 
-    def touch(self, nodes: Iterable[NodeId]) -> None:
-        """These changed; what is known of them is read again before the next decision."""
-        self._touched.update(nodes)
+    def touch(self, nodes: Iterable[NodeId], *, only_room: bool = False) -> None:
+        """These changed; what is known of them is read again before the next decision. `only_room`: only what is free on them did."""
+        (self._filled if only_room else self._touched).update(nodes)
 
-    def take_touched(self) -> set[NodeId]:
+    def take_touched(self, *, but_for_room: bool = False) -> set[NodeId]:
+        """Those to be read again; of which only room has changed, they are left for who asks where there is some."""
         touched, self._touched = self._touched, set()
+        if not but_for_room:
+            touched |= self._filled
+        self._filled -= touched
         return touched
 
     def changed(self, found: Mapping[NodeId, Fingerprint]) -> set[NodeId]:

@@ -254,8 +254,8 @@ def _exclude(job: JobRow, node_id: str) -> None:
 
 async def _count(unit: Unit, lease: LeaseRow, reason: EndReason) -> None:
     """A lease that was kept or broken counts for its node's reputation."""
-    unit.touch(lease.node)
     was_kept = OUTCOMES[reason].lease is LeaseState.REPORTED
+    unit.touch(lease.node, only_room=was_kept)
     if was_kept or is_fault_of_node(reason):
         node = await node_row(unit, lease.node_id)
         was = reputation_permille(node.leases_kept, node.leases_broken)

@@ -28,7 +28,6 @@ from torg_marketplace.storage.models import (
     JobRow,
     LeaseEventRow,
     LeaseRow,
-    QuoteRow,
 )
 from torg_marketplace.storage.volume_models import JobVolumeRow, VolumeRow
 from torg_marketplace.storage.webhook_models import DeliveryRow, WebhookRow
@@ -153,7 +152,6 @@ async def _delete_rows(unit: Unit, account: AccountId, jobs: list[str]) -> int:
         delete(BlobUseRow).where(BlobUseRow.job_id.in_(jobs)),
         delete(BlobUploadRow).where(BlobUploadRow.account == account),
         delete(IdempotencyRow).where(IdempotencyRow.account == account),
-        delete(QuoteRow).where(QuoteRow.account == account),
         delete(DataRow).where(DataRow.account == account),
         delete(JobVolumeRow).where(JobVolumeRow.account == account),
         delete(VolumeRow).where(VolumeRow.account == account),

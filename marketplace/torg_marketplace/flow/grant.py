@@ -10,16 +10,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import CursorResult, bindparam, update
+from sqlalchemy import bindparam, update
 
 from torg_marketplace.flow.commitments import commit_lease
 from torg_marketplace.flow.rows import (
     demand_of,
     leases_of_job,
     max_duration_ms_of,
-    node_row,
-    node_snapshots,
     offer_of,
+    snapshot_of,
     spec_of,
 )
 from torg_marketplace.flow.slowness import sold_as
@@ -122,7 +121,7 @@ async def _lease(
         unit.session.add(AllocationRow(node_id=node.node_id, unit=name, lease_id=lease_id))
     unit.trace("match", job.job_id, job.queued_at_ms, lease_id=lease.lease_id)
     unit.trace("grant", job.job_id, unit.now_ms, lease_id=lease.lease_id, node=node.node_id)
-    unit.touch(node.id)
+    unit.touch(node.id, only_room=True)
     unit.send(node.id, Granted(signed=signed))
     return signed
 
@@ -131,21 +130,22 @@ _CLAIM = (
     update(NodeRow)
     .where(NodeRow.node_id == bindparam("claimed"))
     .values(claims=NodeRow.claims + 1)
-    .execution_options(synchronize_session=False)
+    .returning(NodeRow)
+    .execution_options(synchronize_session=False, populate_existing=True)
 )
 
 
 async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, NodeSnapshot]:
-    claimed = await unit.session.execute(_CLAIM, {"claimed": node_id})
-    if not isinstance(claimed, CursorResult) or claimed.rowcount != 1:
+    node = (await unit.session.scalars(_CLAIM, {"claimed": node_id})).one_or_none()
+    if node is None:
         raise NotGrantable("no such node", field="node_id", value=node_id)
     demand = demand_of(job, unit.now_ms)
-    snapshot = next(iter(await node_snapshots(unit, only=[node_id])), None)
+    snapshot = await snapshot_of(unit, node)
     if snapshot is not None and demand.spec.spot:
         snapshot = snapshot.at_spot_price()
     if snapshot is None or not can_run(snapshot, constraints(demand, unit.policy.decimals)):
         raise NotGrantable("the node cannot take this job any more", field="node_id", value=node_id)
-    return await node_row(unit, node_id), snapshot
+    return node, snapshot
 
 
 @dataclass(frozen=True, slots=True)

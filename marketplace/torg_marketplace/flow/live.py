@@ -8,15 +8,17 @@ grant that is refused: `grant` looks at fresh rows.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import BigInteger, Select, String, bindparam, func, select, type_coerce
 
 from torg_marketplace.flow.book import Book, Fingerprint
-from torg_marketplace.flow.rows import demand_of, is_registered, node_snapshots
+from torg_marketplace.flow.rows import demand_of, node_snapshots, registered_since
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching import kernel
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.snapshot import NodeSnapshot
+from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.models import JobRow, LeaseRow, NodeRow
 from torg_protocol.ids import NodeId
 from torg_protocol.states import LIVE_LEASE_STATES
@@ -26,8 +28,9 @@ _PAGE = 500  # nodes whose fingerprints are read together
 _READ_AT_ONCE = 200  # nodes; more are cheaper read all together
 
 
-async def live_engine(market: Market) -> Engine:
-    """The engine, told of everything that has been committed here before. Call outside of transactions."""
+async def live_engine(market: Market, *, but_for_room: bool = False) -> Engine:
+    """The engine, told of everything that has been committed here before; or of everything but what is free where, for who only asks which nodes
+    there are and what they cost. Call outside of transactions."""
     book = market.book
     async with book.loading:
         if book.engine is None:
@@ -35,7 +38,9 @@ async def live_engine(market: Market) -> Engine:
     await _look_elsewhere(market, book)
     async with book.loading:
         engine = book.engine if book.engine is not None else await _build(market, book)
-        touched = book.take_touched()  # before reading: what is touched meanwhile is read again next time
+        touched = book.take_touched(
+            but_for_room=but_for_room
+        )  # before reading: what is touched meanwhile is read again next time
         try:
             if touched:
                 async with market.reading() as unit:
@@ -80,29 +85,38 @@ async def _read(unit: Unit, nodes: set[NodeId]) -> list[NodeSnapshot]:
     return await node_snapshots(unit, only=nodes)
 
 
+def _question() -> Select[Any]:
+    """Over the table, with the states as texts: rows of the mapped class take twice as long, and there are as many as nodes."""
+    nodes = Base.metadata.tables[NodeRow.__tablename__].c
+    found = (type_coerce(nodes.state, String), type_coerce(nodes.liveness, String))
+    columns = (nodes.node_id, *found, nodes.connected, nodes.offer_sequence, nodes.protocol_version, nodes.claims)
+    registered = registered_since(bindparam("since_ms", type_=BigInteger))
+    return select(*columns).where(*registered, nodes.node_id > bindparam("after")).order_by(nodes.node_id).limit(_PAGE)
+
+
+_NODES = _question()
+_LIVE_LEASES = (
+    select(LeaseRow.node_id, func.count()).where(LeaseRow.state.in_(LIVE_LEASE_STATES)).group_by(LeaseRow.node_id)
+)
+
+
 async def _fingerprints(market: Market) -> dict[NodeId, Fingerprint]:
     """Page by page, so that a large fleet does not hold up who asks for something else."""
-    live = (
-        select(LeaseRow.node_id, func.count()).where(LeaseRow.state.in_(LIVE_LEASE_STATES)).group_by(LeaseRow.node_id)
-    )
-    columns = (
-        NodeRow.state,
-        NodeRow.liveness,
-        NodeRow.connected,
-        NodeRow.offer_sequence,
-        NodeRow.protocol_version,
-        NodeRow.claims,
-    )
     found: dict[NodeId, Fingerprint] = {}
     async with market.reading() as unit:
-        leases = {row[0]: int(row[1]) for row in (await unit.session.execute(live)).all()}
+        leases = (await unit.session.execute(_LIVE_LEASES)).all()
     after = ""
     while True:
         async with market.reading() as unit:
-            query = select(NodeRow.node_id, *columns).where(*is_registered(unit), NodeRow.node_id > after)
-            page = (await unit.session.execute(query.order_by(NodeRow.node_id).limit(_PAGE))).all()
-        found.update({NodeId(row[0]): (*row[1:], leases.get(row[0], 0)) for row in page})
+            connection = await unit.session.connection()
+            asked = {"after": after, "since_ms": unit.now_ms - unit.policy.forget_node_after_ms}
+            page = (await connection.execute(_NODES, asked)).all()
+        found.update({NodeId(row[0]): row[1:] for row in page})
         if len(page) < _PAGE:
-            return found
+            break
         after = page[-1][0]
         await asyncio.sleep(0)
+    for name, count in leases:
+        if (node_id := NodeId(name)) in found:
+            found[node_id] = (*found[node_id], count)
+    return found

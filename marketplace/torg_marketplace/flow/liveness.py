@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from sqlalchemy import and_, delete, or_, select
+from sqlalchemy import and_, or_, select
 
 from torg_marketplace.flow.ending import end_lease, end_queued
 from torg_marketplace.flow.rows import job_row, live_leases, lock_attempt, node_row, spec_of
@@ -17,12 +17,10 @@ from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules import leases as rules
 from torg_marketplace.rules.declines import NO_ANSWER
 from torg_marketplace.rules.leases import End, LeaseClock, StopIt
-from torg_marketplace.storage.models import JobRow, LeaseRow, MarketRow, NodeRow, QuoteRow
+from torg_marketplace.storage.models import JobRow, LeaseRow, MarketRow, NodeRow
 from torg_marketplace.storage.moves import MovedMeanwhile, set_liveness
 from torg_protocol.messages import Abandon
 from torg_protocol.states import EndReason, JobState, Liveness
-
-_KEEP_QUOTES_MS = 3_600_000  # expired ones, to say that they have expired
 
 
 async def on_startup(market: Market) -> None:
@@ -42,7 +40,6 @@ async def sweep(market: Market) -> None:
             await _refresh_grace(unit)
         pulse.awake_at_ms = unit.now_ms
         await _sweep_nodes(unit)
-        await unit.session.execute(delete(QuoteRow).where(QuoteRow.expires_at_ms < unit.now_ms - _KEEP_QUOTES_MS))
         lease_ids = [lease.lease_id for lease in await live_leases(unit) if await _due(unit, lease) is not None]
     for lease_id in lease_ids:
         await _sweep_lease(market, lease_id)

@@ -74,7 +74,7 @@ def _taken(market: Market, engine: Engine, job: Waiting, chosen: Sequence[Decisi
     for each in chosen:
         with contextlib.suppress(KeyError, ValueError):  # read meanwhile by somebody else, this grant included
             engine.take(each.node_id, job.demand, each.gpus)
-    market.book.touch([each.node_id for each in chosen])
+    market.book.touch([each.node_id for each in chosen], only_room=True)
 
 
 async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:

@@ -18,8 +18,7 @@ from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.explain import Explanation, explain
 from torg_marketplace.matching.gangs import group_prices
 from torg_marketplace.matching.snapshot import Demand
-from torg_marketplace.rules import pricing
-from torg_marketplace.storage.models import QuoteRow
+from torg_marketplace.rules import pricing, quotes
 from torg_protocol.api import Quote, ReferencePrice
 from torg_protocol.ids import AccountId, QuoteId
 from torg_protocol.job_cost import verification_price, work_within
@@ -38,25 +37,23 @@ class Appraisal:
 
 
 async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
-    """Keeps its price ceiling until it expires: submit with its id. Answers from the live book. It is for what names of data stand for
-    now: a job that is submitted after one has moved needs another quote. Raises Invalid for malformed amounts, `data_unknown`."""
+    """Keeps its price ceiling until it expires: submit with its id. Answers from the live book, and writes nothing. It is for what names of data
+    stand for now: a job that is submitted after one has moved needs another quote. Raises Invalid for malformed amounts, `data_unknown`."""
+    engine = await live_engine(market)
     async with market.reading() as unit:
         await check_allowed(unit, account, spec)
         spec = await pin_data(unit, account, spec)
-    engine = await live_engine(market)
-    appraisal = appraise(engine, account, spec, market.policy.decimals)
-    explanation, ceiling = appraisal.explanation, appraisal.ceiling
-    fitting = explanation.fitting_prices
-    within = 0 if ceiling is None else bisect_right(fitting, ceiling)
-    async with market.transaction() as unit:
+        appraisal = appraise(engine, account, spec, market.policy.decimals)
+        explanation, ceiling = appraisal.explanation, appraisal.ceiling
         start = None
         if explanation.live.size:
-            start = await start_estimate(
-                unit, engine.of(spec), explanation, replace(appraisal.demand, price_limit=ceiling)
-            )
-        expires_at_ms = unit.now_ms + unit.policy.quote_ttl_ms
+            demand = replace(appraisal.demand, price_limit=ceiling)
+            start = await start_estimate(unit, engine.of(spec), explanation, demand)
         reference = await _reference_prices(unit, engine, explanation)
-        quote_id = _keep(unit, account, spec, appraisal, expires_at_ms)
+        expires_at_ms = unit.now_ms + unit.policy.quote_ttl_ms
+        quote_id = _promise(unit, account, spec, appraisal, expires_at_ms)
+    fitting = explanation.fitting_prices
+    within = 0 if ceiling is None else bisect_right(fitting, ceiling)
     return Quote(
         quote_id=quote_id,
         feasible=bool(explanation.live.size),
@@ -106,17 +103,15 @@ async def _reference_prices(unit: Unit, engine: Engine, explanation: Explanation
     return tuple(item for item in await newest_prices(unit) if item.gpu_class in classes) if classes else ()
 
 
-def _keep(unit: Unit, account: AccountId, spec: JobSpec, appraisal: Appraisal, expires_at_ms: int) -> QuoteId:
-    quote_id = QuoteId(unit.new_id("quote"))
-    if appraisal.ceiling is not None and appraisal.max_amount is not None:
-        unit.session.add(
-            QuoteRow(
-                quote_id=quote_id,
-                account=account,
-                spec_digest=spec.digest,
-                price_ceiling=appraisal.ceiling,
-                max_amount=appraisal.max_amount,
-                expires_at_ms=expires_at_ms,
-            )
-        )
-    return quote_id
+def _promise(unit: Unit, account: AccountId, spec: JobSpec, appraisal: Appraisal, expires_at_ms: int) -> QuoteId:
+    """What is infeasible is not promised: its id says nothing."""
+    if appraisal.ceiling is None or appraisal.max_amount is None:
+        return QuoteId(unit.new_id("quote"))
+    return quotes.quote_id(
+        quotes.quote_key(bytes(unit.market.identity)),
+        account,
+        spec.digest,
+        price_ceiling=appraisal.ceiling,
+        max_amount=appraisal.max_amount,
+        expires_at_ms=expires_at_ms,
+    )

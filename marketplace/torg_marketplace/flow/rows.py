@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import BigInteger, BindParameter, ColumnElement, Select, bindparam, func, select
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    CompoundSelect,
+    Select,
+    String,
+    bindparam,
+    cast,
+    func,
+    literal_column,
+    null,
+    select,
+    union_all,
+)
 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.snapshot import Demand, GpuShare, NodeSnapshot
@@ -183,16 +198,18 @@ def demand_for(
 async def node_snapshots(unit: Unit, *, only: Collection[NodeId] | None = None) -> list[NodeSnapshot]:
     """Registered nodes with what is in use on them; of `only`, those that are registered."""
     asked, which = (_ALL, {}) if only is None else (_SOME, {"nodes": list(only)})
-    units: dict[str, dict[str, str]] = defaultdict(dict)
-    for node_id, name, lease_id in await unit.session.execute(asked.units, which):
-        units[node_id][name] = lease_id
-    in_use = {row[0]: tuple(map(int, row[1:])) for row in await unit.session.execute(asked.in_use, which)}
-    grants = await _grants_of_shares(unit, units.values())
     since_ms = unit.now_ms - unit.policy.forget_node_after_ms
-    return [
-        _snapshot(node, units[node.node_id], in_use.get(node.node_id, (0, 0, 0)), grants)
-        for node in await unit.session.scalars(asked.registered, {"since_ms": since_ms, **which})
-    ]
+    nodes = (await unit.session.scalars(asked.registered, {"since_ms": since_ms, **which})).all()
+    return await _snapshots(unit, nodes, asked, which)
+
+
+async def snapshot_of(unit: Unit, node: NodeRow) -> NodeSnapshot | None:
+    """Of a row that was read in this transaction; None when it is not registered."""
+    is_heard_of = node.last_seen_ms >= unit.now_ms - unit.policy.forget_node_after_ms
+    if node.state == NodeState.SUSPENDED or not is_heard_of:
+        return None
+    (snapshot,) = await _snapshots(unit, [node], _SOME, {"nodes": [node.node_id]})
+    return snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,28 +217,39 @@ class _Questions:
     """About nodes, built once. Parameters: `since_ms` for those registered, and which nodes where not all are meant."""
 
     registered: Select[NodeRow]
-    units: Select[str, str, str]  # of each node, who has which
-    in_use: Select[str, int, int, int]  # processors, memory and disk
+    # Of each node, who has which unit; and, in lines without one, processors, memory and disk of its leases.
+    in_use: CompoundSelect[Any]
+
+
+async def _snapshots(
+    unit: Unit, nodes: Sequence[NodeRow], asked: _Questions, which: Mapping[str, Any]
+) -> list[NodeSnapshot]:
+    units: dict[str, dict[str, str]] = defaultdict(dict)
+    in_use: dict[str, tuple[int, ...]] = {}
+    for node_id, name, lease_id, *of_leases in await unit.session.execute(asked.in_use, which):
+        if name is None:
+            in_use[node_id] = tuple(map(int, of_leases))
+        else:
+            units[node_id][name] = lease_id
+    grants = await _grants_of_shares(unit, units.values())
+    return [_snapshot(node, units[node.node_id], in_use.get(node.node_id, (0, 0, 0)), grants) for node in nodes]
 
 
 def _questions(*, of_all: bool) -> _Questions:
-    allocations = select(AllocationRow.node_id, AllocationRow.unit, AllocationRow.lease_id)
+    nothing, zero = cast(null(), String), literal_column("0", BigInteger)
+    allocations = select(AllocationRow.node_id, AllocationRow.unit, AllocationRow.lease_id, zero, zero, zero)
     of_leases = (func.sum(LeaseRow.cpu_millis), func.sum(LeaseRow.memory_bytes), func.sum(LeaseRow.disk_bytes))
-    leases = select(LeaseRow.node_id, *of_leases).where(LeaseRow.state.in_(LIVE_LEASE_STATES))
-    nodes = select(NodeRow).where(*_registered(bindparam("since_ms", type_=BigInteger)))
+    leases = select(LeaseRow.node_id, nothing, nothing, *of_leases).where(LeaseRow.state.in_(LIVE_LEASE_STATES))
+    nodes = select(NodeRow).where(*registered_since(bindparam("since_ms", type_=BigInteger)))
     if not of_all:
         these: BindParameter[list[str]] = bindparam("nodes", expanding=True)
         allocations = allocations.where(AllocationRow.node_id.in_(these))
         leases, nodes = leases.where(LeaseRow.node_id.in_(these)), nodes.where(NodeRow.node_id.in_(these))
-    return _Questions(nodes.order_by(NodeRow.node_id), allocations, leases.group_by(LeaseRow.node_id))
+    return _Questions(nodes.order_by(NodeRow.node_id), union_all(allocations, leases.group_by(LeaseRow.node_id)))
 
 
-def is_registered(unit: Unit) -> tuple[ColumnElement[bool], ...]:
-    """Not suspended, and heard of within `forget_node_after_ms`."""
-    return _registered(unit.now_ms - unit.policy.forget_node_after_ms)
-
-
-def _registered(since_ms: int | ColumnElement[int]) -> tuple[ColumnElement[bool], ...]:
+def registered_since(since_ms: int | ColumnElement[int]) -> tuple[ColumnElement[bool], ...]:
+    """Of nodes that count: not suspended, and heard of since then, `forget_node_after_ms` ago."""
     return NodeRow.state != NodeState.SUSPENDED, NodeRow.last_seen_ms >= since_ms
 
 

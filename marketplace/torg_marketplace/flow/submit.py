@@ -21,11 +21,12 @@ from torg_marketplace.flow.views import view_of
 from torg_marketplace.flow.volumes import name_volumes
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.ports import CatalogueEntry
+from torg_marketplace.rules import quotes
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.replay import check_replay_policy
 from torg_marketplace.rules.verification import CatalogueFacts, check_activation_policy, check_metric_policy
 from torg_marketplace.storage.events import add_job_born
-from torg_marketplace.storage.models import IdempotencyRow, JobRow, QuoteRow
+from torg_marketplace.storage.models import IdempotencyRow, JobRow
 from torg_protocol.api import JobView, SubmitRequest
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
@@ -79,7 +80,7 @@ async def submit(
                 return known  # its data may be gone by now
             spec = await pin_data(unit, account, spec)
         await _check_data(market, account, spec)
-    engine = await live_engine(market)
+    engine = await live_engine(market, but_for_room=True)  # what has to wait is queued
     async with market.transaction() as unit:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
             return known
@@ -221,10 +222,10 @@ async def _terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, 
 
 
 async def _quoted_terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, quote_id: QuoteId) -> _Terms:
-    row = await unit.session.get(QuoteRow, quote_id)
-    if row is None or row.account != account:
+    quoted = quotes.terms_of(quotes.quote_key(bytes(unit.market.identity)), account, quote_id)
+    if quoted is None:
         return await _terms_without_quote(unit, engine, account, spec, quote_id)
-    if row.spec_digest != spec.digest:
+    if not quoted.is_for(spec.digest):
         raise Invalid(
             "this quote is for another spec",
             code="quote_other_spec",
@@ -232,17 +233,17 @@ async def _quoted_terms(unit: Unit, engine: Engine, account: AccountId, spec: Jo
             value=quote_id,
             hint="quote again",
         )
-    if row.expires_at_ms <= unit.now_ms:
+    if quoted.expires_at_ms <= unit.now_ms:
         raise Conflict(
             "this quote has expired", code="quote_expired", field="quote_id", value=quote_id, hint="quote again"
         )
-    return _Terms(row.price_ceiling, row.max_amount)
+    return _Terms(quoted.price_ceiling, quoted.max_amount)
 
 
 async def _terms_without_quote(
     unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, quote_id: QuoteId
 ) -> _Terms:
-    """An infeasible quote keeps nothing: say again why it is infeasible, or, if that has changed, that it is unknown."""
+    """An infeasible quote promises nothing: say again why it is infeasible, or, if that has changed, that it is unknown."""
     await _terms(unit, engine, account, spec, None)
     raise NotFound("no such quote", code="quote_unknown", field="quote_id", value=quote_id, hint="quote again")
 

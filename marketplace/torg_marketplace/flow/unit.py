@@ -110,6 +110,7 @@ class Unit:
         self._outbox: list[tuple[NodeId, ToNode]] = []
         self._wakes: set[str] = set()
         self._touched: set[NodeId] = set()
+        self._filled: set[NodeId] = set()  # or emptied
         self._spans: list[Span] = []
 
     @property
@@ -144,9 +145,9 @@ class Unit:
         """Woken after the commit."""
         self._wakes.add(topic)
 
-    def touch(self, node_id: NodeId) -> None:
-        """What the matcher knows of this node changes with the commit: its offer, state, liveness, or what is free on it."""
-        self._touched.add(node_id)
+    def touch(self, node_id: NodeId, *, only_room: bool = False) -> None:
+        """What the matcher knows of this node changes with the commit: its offer, state, liveness, or (that alone: `only_room`) what is free on it."""
+        (self._filled if only_room else self._touched).add(node_id)
 
     def trace(
         self, name: str, job_id: str, start_ms: int | None, *, end_ms: int | None = None, **attributes: str
@@ -178,9 +179,9 @@ class Unit:
         for span in self._spans:
             tracing.emit(span)
         self.market.book.touch(self._touched)
-        await self.market.wakes.wake_all(
-            [*sorted(self._wakes), *(f"{NODE}{node_id}" for node_id in sorted(self._touched))]
-        )
+        self.market.book.touch(self._filled, only_room=True)
+        changed = sorted(self._touched | self._filled)
+        await self.market.wakes.wake_all([*sorted(self._wakes), *(f"{NODE}{node_id}" for node_id in changed)])
         for node_id, message in self._outbox:
             await self.market.links.send(node_id, message)
 

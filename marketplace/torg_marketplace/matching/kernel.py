@@ -330,5 +330,28 @@ def compile_now() -> bool:
             numba = importlib.import_module("numba")
             for function in _COMPILED:  # each finds the compiled form of the others under its name
                 globals()[function.__name__] = numba.njit(cache=True)(function)
-            scan = globals()["_scan"]
+            compiled: Scan = globals()["_scan"]
+            compiled(*_of_nothing())  # numba compiles at the first call, whoever makes it
+            scan = compiled
     return scan is not None
+
+
+def _of_nothing() -> tuple[Columns, Order, Asked, Expected, Remembered, Weights, Floats]:
+    """Of the types that searches have, over no rows. With other types the first search would compile again, on the event loop."""
+
+    none, table = np.zeros(0, np.int64), np.zeros((0, 1))
+    fleet = Columns(*(table.astype(kind) for kind in ("i8", "i8", "i4", "i2", "i4", "i4")))
+    expected = Expected(shapes=table, copies=table, reach=table, weights=np.zeros(0))
+    remembered = Remembered(np.zeros(0, np.int32), none, np.zeros(0))
+    rows = (none,) * 4  # of its last fields
+    asked = Asked._make([*(0,) * (len(Asked._fields) - len(rows)), *rows])
+    podium = np.array([NOBODY, NOBODY])
+    return (
+        fleet,
+        Order(none, np.zeros(0, np.int16)),
+        asked,
+        expected,
+        remembered,
+        Weights(0.0, 0.0, 0.0, 0.0, 0),
+        podium,
+    )

@@ -12,7 +12,7 @@ from sqlalchemy import JSON, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from torg_marketplace.storage.base import Amount, Base, DigestText, Json, JsonList, Key, Ms, State
-from torg_protocol.ids import AccountId, JobId, LeaseId, NodeId, QuoteId
+from torg_protocol.ids import AccountId, JobId, LeaseId, NodeId
 from torg_protocol.states import EndReason, LeaseState, Liveness, NodeState
 
 
@@ -238,23 +238,6 @@ class ReceiptRow(Base):
     issued_at_ms: Mapped[Ms]
     receipt_digest: Mapped[DigestText]
     signed: Mapped[Json]  # SignedReceipt
-
-
-class QuoteRow(Base):
-    """A quote keeps its price ceiling until it expires."""
-
-    __tablename__ = "quotes"
-
-    quote_id: Mapped[Key] = mapped_column(primary_key=True)
-    account: Mapped[Key]
-    spec_digest: Mapped[DigestText]
-    price_ceiling: Mapped[Amount]
-    max_amount: Mapped[Amount]
-    expires_at_ms: Mapped[Ms] = mapped_column(index=True)
-
-    @property
-    def id(self) -> QuoteId:
-        return QuoteId(self.quote_id)
 
 
 class ReferencePriceRow(Base):

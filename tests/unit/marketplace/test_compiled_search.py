@@ -150,6 +150,8 @@ def test_it_decides_as_the_plain_search_does(data: st.DataObject) -> None:
             ended, demand = taken.pop(data.draw(st.integers(0, len(taken) - 1)))
             for engine in (plain, compiled):
                 engine.give(ended.node_id, demand, ended.gpus)
+    # Another type of arguments would be compiled when it comes, for ten seconds and on the event loop.
+    assert len(kernel.scan.signatures) == 1  # type: ignore[union-attr] # numba's
 
 
 def test_every_constraint_of_a_search_is_known_to_it() -> None:
