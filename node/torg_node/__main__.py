@@ -24,6 +24,7 @@ from torg_node.agent import Agent
 from torg_node.allocation import Capacity
 from torg_node.cache_command import add_cache_options, cache_command
 from torg_node.clock import SteadyClock, wall_ms
+from torg_node.command_line import COMMAND, CommandLine
 from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
@@ -48,6 +49,7 @@ from torg_node.self_check import as_text as checks_as_text
 from torg_node.self_check import self_check
 from torg_node.settings import Settings, load_settings
 from torg_node.setup import DEFAULT_RENTAL_ADDRESS, check_is_new, initialise
+from torg_node.sole_agent import be_the_only_agent
 from torg_node.status import read_status
 from torg_node.sweep_command import add_sweep_plan_options, confirm_plan, plan_of
 from torg_node.update import say_ready
@@ -72,11 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "init":
             return _init(arguments)
         case "start":
-            return asyncio.run(
-                _start(
-                    load_settings(arguments.data), stop_leases=arguments.stop_leases, log_format=arguments.log_format
-                )
-            )
+            return _start_alone(arguments)
         case "status":
             return _status(arguments)
         case "settle":
@@ -124,8 +122,29 @@ def _init(arguments: argparse.Namespace) -> int:
     if plan is not None:  # named on the command line, by whoever may name it
         confirm_plan(settings, plan)
     made = {"node": node, "payout_address": settings.payout_address, "data": str(settings.data)}
-    _print(json.dumps(made) if arguments.json else f"node {node} is ready: torg-node start --data {settings.data}")
+    if arguments.json:
+        _print(json.dumps(made))
+        return 0
+    price = format_amount(settings.price_per_gpu_hour, settings.network.decimals)
+    own = (
+        ""
+        if settings.payout_address != node
+        else "  (this node's own key: torg-node sweep moves it, --payout WALLET avoids it)"
+    )
+    _print(f"node {node} is ready: torg-node start --data {settings.data}")
+    _print(
+        f"  asks     {price} per GPU-hour (per slot and hour without one)\n  paid to  {settings.payout_address}{own}"
+    )
     return 0
+
+
+def _start_alone(arguments: argparse.Namespace) -> int:
+    settings = load_settings(arguments.data)
+    release = be_the_only_agent(settings.data)
+    try:
+        return asyncio.run(_start(settings, stop_leases=arguments.stop_leases, log_format=arguments.log_format))
+    finally:
+        release()
 
 
 async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat) -> int:
@@ -354,10 +373,11 @@ async def _executor(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="torg-node", description="Earn with your machine: run leased jobs in containers."
+    parser = CommandLine(
+        prog="torg-node",
+        description="Earn with your machine: run leased jobs in containers.  First steps: init, doctor, start.",
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar=COMMAND, title="commands")
     for name, text in (
         ("init", "make a node: key, pinned marketplace, config"),
         ("start", "run the agent in the foreground"),
@@ -372,7 +392,7 @@ def _parser() -> argparse.ArgumentParser:
         ("doctor", "what this machine is, and what its isolation really keeps"),
         *owner_commands.COMMANDS.items(),
     ):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.add_argument(
             "--data", type=_path, default=Path.home() / ".torg-node", help="folder of key, config and journal"
         )

@@ -174,7 +174,8 @@ def _repeated(ask: Ask, say: Say, question: str, default: str, understand: Calla
         try:
             return understand(ask(question, default))
         except (TorgError, ValueError) as error:
-            say(f"  {error.message if isinstance(error, TorgError) else error}")
+            hint = f"; {error.hint}" if isinstance(error, TorgError) and error.hint else ""
+            say(f"  {error.message if isinstance(error, TorgError) else error}{hint}")
 
 
 def _wallet(text: str) -> str | None:

@@ -7,24 +7,39 @@ import time
 import httpx
 
 from torg_protocol.api import NodeReputation
-from torg_protocol.errors import Unavailable
+from torg_protocol.errors import NotFound, Unavailable
 
 _WITHIN_S = 15.0
 
 
 def fetch_reputation(marketplace_url: str, node: str) -> NodeReputation:
-    """Raises Unavailable when the marketplace does not answer, or does not know this node."""
+    """Raises NotFound `node_unknown` before the node has ever connected, Unavailable when the marketplace does not answer as one."""
     try:
         answer = httpx.get(f"{marketplace_url}/v1/nodes/{node}/reputation", timeout=_WITHIN_S)
-        answer.raise_for_status()
     except httpx.HTTPError as error:
         raise Unavailable(
-            f"the marketplace tells nothing of this node: {error}",
-            code="reputation_unavailable",
-            field="marketplace",
+            f"the marketplace does not answer: {error}",
+            code="marketplace_unreachable",
+            field="marketplace_url",
             value=marketplace_url,
-            hint="it knows a node once it has connected: torg-node start",
+            hint="is it running? the address is in config.toml",
         ) from error
+    if answer.status_code == 404:
+        raise NotFound(
+            "the marketplace does not know this node yet",
+            code="node_unknown",
+            field="node",
+            value=node,
+            hint="it does once the node has connected: torg-node start",
+        )
+    if answer.is_error:
+        raise Unavailable(
+            f"the marketplace answered {answer.status_code} {answer.reason_phrase}",
+            code="reputation_unavailable",
+            field="marketplace_url",
+            value=marketplace_url,
+            hint="try again later",
+        )
     return NodeReputation.model_validate_json(answer.content)
 
 

@@ -23,6 +23,7 @@ from torg_chain.wallet import wallet_address
 from torg_node.owner_rules import OwnerRules
 from torg_node.sweep_plan import SweepPlan
 from torg_protocol.errors import Invalid
+from torg_protocol.spec_problems import problems_of
 
 CONFIG_NAME = "config.toml"
 
@@ -125,14 +126,18 @@ def load_settings(data: Path) -> Settings:
             hint="make one: torg-node init --data DIR",
         ) from None
     except tomllib.TOMLDecodeError as error:
-        raise Invalid(
-            "the node's config is not TOML", code="config_invalid", field=str(path), hint=str(error)
-        ) from error
+        raise Invalid(f"the node's config is not TOML: {path}", code="config_invalid", hint=str(error)) from error
     try:
         return Settings(data=data, **raw)
     except ValidationError as error:
-        found = first_problem(error)
-        raise Invalid(f"{path}: {found.field}: {found.message}", code="config_invalid", field=found.field) from error
+        found = problems_of(error.errors(include_url=False), raw, Settings)[0]
+        raise Invalid(
+            f"{path}: {found['field']}: {found['message']}",
+            code="config_invalid",
+            field=found["field"],
+            value=found["value"],
+            hint=found["hint"],
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

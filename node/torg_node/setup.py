@@ -104,7 +104,15 @@ def check_is_new(data: Path) -> None:
 
 
 def market_at(url: str) -> Market:
-    """Raises Unavailable `marketplace_unreachable`."""
+    """Raises Invalid `marketplace_url_invalid`, Unavailable `marketplace_unreachable`."""
+    if not url.startswith(("https://", "http://")):
+        raise Invalid(
+            "not a marketplace's address",
+            code="marketplace_url_invalid",
+            field="marketplace",
+            value=url,
+            hint="write it like https://market.example, or http://127.0.0.1:8700 for one on this machine",
+        )
     try:
         response = httpx.get(f"{url.rstrip('/')}/v1/market", timeout=10, trust_env=False)
         response.raise_for_status()

@@ -56,7 +56,8 @@ class TorgError(Exception):
         return problem
 
     def __str__(self) -> str:
-        where = f" ({self.field} = {self.value!r})" if self.field else ""
+        value = "" if self.value is None else f" = {self.value!r}"
+        where = f" ({self.field}{value})" if self.field else ""
         hint = f"\n  {self.hint}" if self.hint else ""
         return f"{self.message}{where} [{self.code}]{hint}"
 

@@ -40,6 +40,26 @@ def test_a_file_from_before_gpu_slices_is_read(tmp_path: Path) -> None:
     assert load_settings(tmp_path).gpu_slices == 1
 
 
+@pytest.mark.parametrize(
+    ("written", "instead", "says"),
+    [
+        ("slots = 1", "slost = 1", ("slost", 1, 'did you mean "slots"?')),
+        ("quiet_hours = []", "quite_hours = []", ("rules.quite_hours", None, 'did you mean "quiet_hours"?')),
+        ('executor = "auto"', 'executor = "dokcer"', ("executor", "dokcer", None)),
+    ],
+)
+def test_a_typo_is_named_with_its_value_and_what_was_meant(
+    tmp_path: Path, written: str, instead: str, says: tuple[str, object, str | None]
+) -> None:
+    write_settings(settings_in(tmp_path))
+    file = tmp_path / CONFIG_NAME
+    assert written in file.read_text()
+    file.write_text(file.read_text().replace(written, instead))
+    with pytest.raises(Invalid) as refused:
+        load_settings(tmp_path)
+    assert (refused.value.field, refused.value.value, refused.value.hint) == says
+
+
 def test_the_owner_lists_local_images(tmp_path: Path) -> None:
     write_settings(settings_in(tmp_path))
     file = tmp_path / CONFIG_NAME
