@@ -13,6 +13,7 @@ from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError, Unavail
 from torg_protocol.job_cost import largest_cost
 from torg_protocol.jobspec import MAX_DURATION_MS
 from torg_protocol.money import format_amount
+from torg_protocol.quantities import as_written
 
 
 async def extend(submission: Submission, job: JobView, by_ms: int) -> JobView:
@@ -62,10 +63,10 @@ def _longer(job: JobView, by_ms: int) -> int:
     max_duration_ms = job.max_duration_ms + by_ms
     if by_ms <= 0 or max_duration_ms > MAX_DURATION_MS:
         raise Invalid(
-            f"a job may last {MAX_DURATION_MS // 86_400_000} days at most, this one would last {max_duration_ms // 1000} s",
+            f"a job may last {MAX_DURATION_MS // 86_400_000} days at most, this one would last {as_written(max_duration_ms, '1d')}",
             code="duration_invalid",
             field="by",
-            value=by_ms,
+            value=as_written(by_ms, "1d"),
             hint="extend it by more than nothing, and less than that",
         )
     return max_duration_ms

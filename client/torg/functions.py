@@ -79,7 +79,7 @@ def function_job(
 ) -> SpecFile:
     """A spec whose workspace, made in `folder`, runs the call. `spec`: members of a job spec, such as resources, limits, env.
 
-    Raises Invalid (function_not_picklable, function_spec_invalid; cloudpickle_missing without the extra `torg[functions]`).
+    Raises Invalid (function_not_callable, function_not_picklable, function_spec_invalid; cloudpickle_missing without the extra `torg[functions]`).
     """
     try:
         import cloudpickle
@@ -87,6 +87,14 @@ def function_job(
         raise Invalid(
             "functions travel by cloudpickle", code="cloudpickle_missing", hint="pip install 'torg[functions]'"
         ) from error
+    if not callable(function):
+        raise Invalid(
+            "not a function",
+            code="function_not_callable",
+            field="function",
+            value=repr(function)[:80],
+            hint="give the function and its arguments apart: client.run(train, 3), not client.run(train(3))",
+        )
     if taken := sorted({"command", "workspace", "version"} & spec.keys()):
         raise Invalid(
             "the function is the command, and its workspace is made here",

@@ -31,7 +31,19 @@ def parse_duration_ms(value: object) -> int:
 
 
 def parse_size_bytes(value: object) -> int:
-    return _parse(value, _SIZE_BYTES, "a size", "512MiB", "B, KiB, MiB, GiB, kB, MB, GB")
+    return _parse(value, _SIZE_BYTES, "a size", "512MiB", "B, KiB, MiB, GiB, TiB, kB, MB, GB, TB")
+
+
+def as_written(amount: int, like: str) -> str | None:
+    """`amount` base units as people write them, in what `like` is a quantity of: ("9999h", 2_592_000_000 ms) is "30d". None: `like` is none."""
+    match = _QUANTITY.fullmatch(like.strip())
+    for units in (_DURATION_MS, _SIZE_BYTES):
+        if match is not None and match.group(2) in units:
+            best = max(
+                (factor, unit) for unit, factor in units.items() if amount % factor == 0 and factor <= max(amount, 1)
+            )
+            return f"{amount // best[0]}{best[1]}"
+    return None
 
 
 def parse_cpu_millis(value: object) -> int:

@@ -8,6 +8,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from torg_protocol.quantities import as_written
+
 _DISCRIMINATORS = ("policy", "kind", "type")
 BETWEEN_FIELDS = "between_fields"  # an error of pydantic's that stands for several: `all` in its context
 
@@ -51,6 +53,11 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> dict[str, Any]:
             message = f"not one of: {item['ctx'].get('expected') or item['ctx'].get('expected_tags')}"
         case "int_parsing" | "int_type" | "int_from_float":
             message = "a whole number is expected"
+        case "less_than_equal" | "greater_than_equal":
+            written, (bound,) = _value_at(item["loc"], raw), item["ctx"].values()
+            in_units = as_written(bound, written) if isinstance(written, str) and isinstance(bound, int) else None
+            value = value if in_units is None else str(written)
+            message = f"{'at most' if item['type'] == 'less_than_equal' else 'at least'} {in_units or bound}"
         case "union_tag_not_found":
             word = str(item["ctx"].get("discriminator", "policy")).strip("'")
             example = "policy: none, metric or replay" if word == "policy" else f"{word}: and what it is"
@@ -58,6 +65,16 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> dict[str, Any]:
         case _:
             message = message[:1].lower() + message[1:]
     return {"field": ".".join(str(part) for part in location) or "$", "message": message, "value": value, "hint": hint}
+
+
+def _value_at(location: tuple[int | str, ...], raw: object) -> object:
+    """What its author wrote there, with the unit that the value had."""
+    for part in _written(location, raw):
+        if isinstance(raw, Mapping):
+            raw = raw.get(part)
+        elif isinstance(raw, list | tuple) and isinstance(part, int) and part < len(raw):
+            raw = raw[part]
+    return raw
 
 
 def _written(location: tuple[int | str, ...], raw: object) -> tuple[int | str, ...]:

@@ -33,6 +33,7 @@ async def cost(session: Session, address: str | None, offline: bool) -> None:
     receipts: dict[str, list[SignedReceipt]] = {}
     for stored in journal.receipts():
         receipts.setdefault(stored.job_id, []).append(SignedReceipt.model_validate_json(stored.body))
+    jobs.sort(key=lambda job: job.submitted_at_ms)  # of several vaults; what came last stands above the sums
     found = [_entry(job, receipts.get(str(job.job_id), []), refunds) for job in jobs]
     total = {
         "spent": sum(item["cost"] or 0 for item in found),

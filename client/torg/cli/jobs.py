@@ -14,10 +14,16 @@ from torg.cli.session import JOB, Seconds, Session, command, on_interrupt, resol
 from torg.client import AsyncClient
 from torg.errors import Unavailable
 from torg_protocol.api import JobView, LeaseView, QueuePlace
-from torg_protocol.errors import Invalid
+from torg_protocol.errors import Invalid, TorgError
 from torg_protocol.quantities import parse_duration_ms
-from torg_protocol.states import JobState, LeaseState
+from torg_protocol.states import EndReason, JobState, LeaseState
 from torg_protocol.task_lines import rank_name
+
+_LAST_LINES = 10
+_EXIT_CODES = {
+    126: "exit code 126: its command is there and cannot be started; is it executable, and for this kind of processor?",
+    127: "exit code 127: its command was not found in the image; is it spelled right, and installed there?",
+}
 
 VAULT = click.option("--vault", metavar="ADDRESS", help="Vault to pay from; default: the newest.")
 WAIT = click.option(
@@ -113,7 +119,21 @@ async def show(session: Session, job_id: str) -> None:
     async with session.client() as client:
         market = await client.market()
         job = await client.job(await resolve(client, job_id))
-    session.show(job.wire(), job_text(job, coin(market)))
+        why = "" if session.as_json else await _last_words(client, job)
+    session.show(job.wire(), job_text(job, coin(market)) + why)
+
+
+async def _last_words(client: AsyncClient, job: JobView) -> str:
+    """Of a job that failed by itself: what its exit code means, and the end of what it wrote on stderr."""
+    if job.reason is not EndReason.FAILED_EXIT or not job.leases:
+        return ""
+    meaning = _EXIT_CODES.get(job.leases[-1].exit_code or 0)
+    try:
+        lines = (await client.logs(job.job_id, "stderr")).splitlines()[-_LAST_LINES:]
+    except TorgError:  # the log may be gone, or nobody's who reads this; the job is shown all the same
+        lines = []
+    said = f"\nits last words on stderr (all: torg logs --stderr {job.job_id}):" if lines else ""
+    return (f"\n{meaning}" if meaning else "") + said + "".join(f"\n  {line}" for line in lines)
 
 
 def job_text(job: JobView, money: Coin) -> str:

@@ -193,7 +193,20 @@ def _spec_file(workload: str | None, argv: tuple[str, ...], options: dict[str, A
     if len(argv) == 1 and Path(argv[0]).suffix in _JOB_FILES and Path(argv[0]).is_file():
         _refuse_decided(options, "the job file decides this", f"leave it out, or change {argv[0]}")
         return read_spec_file(Path(argv[0]))
+    _refuse_missing_job_file(argv)
     return _of_command(argv, options)
+
+
+def _refuse_missing_job_file(argv: tuple[str, ...]) -> None:
+    """A single word that looks like a job file and is none would be tried as a program, on somebody's machine."""
+    if len(argv) == 1 and Path(argv[0]).suffix in _JOB_FILES and not Path(argv[0]).exists():
+        raise Invalid(
+            "there is no such job file",
+            code="spec_not_found",
+            field="file",
+            value=argv[0],
+            hint="give the path of a job.yaml; `torg init` writes one. A command has arguments or another name",
+        )
 
 
 def _of_command(argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:

@@ -119,11 +119,17 @@ def _note(job: JobView, history: History) -> str:
     step, total = progress.get("step"), progress.get("total_steps")
     parts = [
         f"task {running}" if running else "",
-        f"{step}/{total}" if isinstance(step, int) and isinstance(total, int) else str(step or ""),
+        f"{step}/{total}" if isinstance(step, int) and isinstance(total, int) else _stage(job, step),
         next((f"{name} {value:.4g}" for name, value in progress.items() if isinstance(value, float)), ""),
         history.curve(job),
     ]
     return "  ".join(part for part in parts if part)
+
+
+def _stage(job: JobView, step: object) -> str:
+    """A step without a known number of them; a word is one of the preparation, and says nothing once the job runs."""
+    runs = bool(job.leases) and job.leases[-1].started_at_ms is not None
+    return "" if step is None or (runs and isinstance(step, str)) else str(step)
 
 
 async def _on_screen(

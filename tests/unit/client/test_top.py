@@ -46,6 +46,16 @@ def lease(**fields: Any) -> LeaseView:
     )
 
 
+def test_a_step_of_the_preparation_is_shown_until_the_job_runs() -> None:
+    at_image = {"step": "image host-python"}
+    prepares = job("a", JobState.LEASED, lease().model_copy(update={"started_at_ms": None}), progress=at_image)
+    runs = job("b", JobState.LEASED, lease(), progress=at_image)
+    counts = job("c", JobState.LEASED, lease(), progress={"step": 7})
+    lines = screen([prepares, runs, counts], History(), MONEY, NOW_MS, 40).splitlines()[2:]
+
+    assert [line.split()[-1] for line in lines] == ["host-python", "tUSD", "7"]
+
+
 def test_each_state_says_what_one_wants_to_know() -> None:
     tasks = (TaskView(task="a", state=TaskState.SUCCEEDED), TaskView(task="b", state=TaskState.RUNNING))
     jobs = [

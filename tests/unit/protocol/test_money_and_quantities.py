@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from torg_protocol.errors import Invalid
 from torg_protocol.money import MAX_U64, MS_PER_HOUR, cost, format_amount, parse_amount
-from torg_protocol.quantities import format_cpu_millis, parse_cpu_millis, parse_duration_ms, parse_size_bytes
+from torg_protocol.quantities import (
+    as_written,
+    format_cpu_millis,
+    parse_cpu_millis,
+    parse_duration_ms,
+    parse_size_bytes,
+)
 
 
 @given(st.integers(0, MAX_U64), st.integers(0, 18))
@@ -70,6 +76,22 @@ def test_sizes(text: str, size: int) -> None:
 def test_a_duration_without_its_unit_is_never_guessed(value: object) -> None:
     with pytest.raises(ValueError, match=r"not a duration|unknown unit|finer|too large"):
         parse_duration_ms(value)
+
+
+@pytest.mark.parametrize(
+    ("amount", "like", "written"),
+    [
+        (2_592_000_000, "9999h", "30d"),
+        (1_000, "5ms", "1s"),
+        (90_000, "1d", "90s"),
+        (4 << 20, "1kB", "4MiB"),
+        (0, "1B", "0B"),
+        (5, "5", None),
+        (5, "5 parsecs", None),
+    ],
+)
+def test_an_amount_is_said_in_what_its_reader_wrote(amount: int, like: str, written: str | None) -> None:
+    assert as_written(amount, like) == written
 
 
 @pytest.mark.parametrize("value", ["512", "512mb", "1 KB", "1.5B", "", 512])

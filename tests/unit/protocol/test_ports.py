@@ -32,7 +32,7 @@ def test_a_spec_without_ports_has_the_digest_that_it_always_had() -> None:
 @pytest.mark.parametrize(
     ("ports", "field", "says"),
     [
-        ([{"port": 0}], "ports.0.port", "greater than"),
+        ([{"port": 0}], "ports.0.port", "at least 1"),
         ([{"port": 1}, {"port": 1}], "ports", "the port 1 is there twice"),
         ([{"port": 1, "name": "web"}, {"port": 2, "name": "web"}], "ports", "the name web is there twice"),
         ([{"port": 1, "health": {}}], "ports.0.health", "one of http: /path and tcp: true"),
