@@ -130,7 +130,7 @@ def _parse(headers: Mapping[str, str]) -> tuple[re.Match[str], str]:
             "this request must be signed (RFC 9421)",
             code="signature_missing",
             field="signature",
-            hint="use the torg client or SDK, or sign as docs/reference/http-signatures.md says",
+            hint="send an API key (Authorization: Bearer torgkey_...), use the torg client or SDK, or sign as docs/reference/http-signatures.md says",
         ) from None
     match = _PARAMETERS.fullmatch(signature_input.removeprefix(f"{LABEL}="))
     encoded = re.fullmatch(rf"{LABEL}=:([A-Za-z0-9+/]{{86}}==):", signature)

@@ -18,6 +18,7 @@ from torg_protocol.errors import Invalid, TorgError
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 _SHOWN_CHARACTERS = 200
+_NO_MAPPING = {"model_attributes_type", "model_type", "dict_type"}
 
 
 def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
@@ -35,7 +36,8 @@ def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
         headers = dict(error.headers or {})
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers["allow"] = ", ".join(sorted(_methods(routers, request.url.path)))
-        return _problem(status, status.name.lower(), status.phrase, headers)
+        hint = "every path is in /openapi.json, and to read in /docs" if status == HTTPStatus.NOT_FOUND else None
+        return _problem(status, status.name.lower(), status.phrase, headers, hint)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -76,6 +78,15 @@ def _request_invalid(error: RequestValidationError) -> Invalid:
 
 def _part(item: Any) -> dict[str, Any]:
     """Where it is ("query.limit", "header.idempotency-key", "spec"), what is wrong, what was there."""
+    if item["type"] == "json_invalid":  # its place is a character
+        message = f"the body is not JSON, from character {item['loc'][-1]} on: {item['ctx']['error']}"
+        return {"field": "body", "message": message}
+    if item["loc"] == ("body",) and item["type"] in _NO_MAPPING:
+        return {
+            "field": "body",
+            "message": "the body is no JSON object",
+            "hint": "send one, and with it Content-Type: application/json",
+        }
     place = [str(part) for part in item["loc"] if part != "body"] or ["body"]
     part: dict[str, Any] = {"field": ".".join(place), "message": item["msg"].removeprefix("Value error, ")}
     value = item.get("input")
@@ -87,6 +98,7 @@ def _part(item: Any) -> dict[str, Any]:
     return part
 
 
-def _problem(status: HTTPStatus, code: str, title: str, headers: Any = None) -> JSONResponse:
-    body = {"type": f"urn:torg:error:{code}", "title": title, "status": status.value, "code": code}
+def _problem(status: HTTPStatus, code: str, title: str, headers: Any = None, hint: str | None = None) -> JSONResponse:
+    body: dict[str, Any] = {"type": f"urn:torg:error:{code}", "title": title, "status": status.value, "code": code}
+    body |= {"hint": hint} if hint is not None else {}
     return JSONResponse(body, status, headers=dict(headers or {}), media_type=MEDIA_TYPE)

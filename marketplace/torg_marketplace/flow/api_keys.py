@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select, update
 
+from torg_marketplace.flow.cursors import id_in
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.account_models import ApiKeyRow
 from torg_protocol.accounts import ApiKeyPage, ApiKeyRequest, ApiKeyView, NewApiKey, Scope
@@ -91,7 +92,7 @@ async def api_key_page(unit: Unit, account: AccountId, *, cursor: str | None, li
     """Oldest first, the revoked and expired ones too."""
     query = select(ApiKeyRow).where(ApiKeyRow.account == account).order_by(ApiKeyRow.key_id).limit(limit + 1)
     if cursor is not None:
-        query = query.where(ApiKeyRow.key_id > cursor)
+        query = query.where(ApiKeyRow.key_id > id_in(cursor, "key"))
     rows = (await unit.session.scalars(query)).all()
     page = rows[:limit]
     return ApiKeyPage(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import func, select, update
 
+from torg_marketplace.flow.cursors import count_in
 from torg_marketplace.flow.earnings import FEE_ADDRESS
 from torg_marketplace.flow.settlement_moves import give_back, release_commitments
 from torg_marketplace.flow.unit import Market, Unit
@@ -94,7 +95,7 @@ async def refunds_of(
     unit: Unit, account: AccountId, *, job_id: str | None = None, cursor: str | None = None, limit: int = 50
 ) -> RefundPage:
     """An account's, oldest first. The cursor counts those before: refunds are only ever added."""
-    skip = int(cursor) if cursor is not None and cursor.isdigit() else 0
+    skip = count_in(cursor)
     query = select(RefundRow).where(RefundRow.client == account).order_by(RefundRow.at_ms, RefundRow.refund_id)
     if job_id is not None:
         query = query.where(RefundRow.job_id == job_id)

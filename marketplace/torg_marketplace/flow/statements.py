@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from sqlalchemy import ColumnElement, case, func, literal, or_, select
 
+from torg_marketplace.flow.cursors import count_in
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.vaults import vault_view
 from torg_marketplace.storage import ledger
@@ -31,7 +32,7 @@ async def statement(
     """Of [since_ms, until_ms), oldest first. The cursor counts the lines before: postings are only ever added. Raises NotFound
     vault_unknown."""
     await vault_view(unit, account, vault)
-    skip = int(cursor) if cursor is not None and cursor.isdigit() else 0
+    skip = count_in(cursor)
     within = (PostingRow.at_ms >= since_ms, PostingRow.at_ms < until_ms)
     keys = select(EntryRow.posting).where(_is_of(vault)).distinct()
     query = (

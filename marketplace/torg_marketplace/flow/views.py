@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, select
 
+from torg_marketplace.flow.cursors import id_in
 from torg_marketplace.flow.queue_place import queue_place
 from torg_marketplace.flow.rows import (
     grant_of,
@@ -71,7 +72,7 @@ async def jobs_page(
     query = select(JobRow).where(JobRow.client == account).order_by(JobRow.job_id.desc()).limit(limit + 1)
     query = query.where(*wanted.conditions())
     if cursor is not None:
-        query = query.where(JobRow.job_id < cursor)  # ids sort by creation
+        query = query.where(JobRow.job_id < id_in(cursor, "job"))  # ids sort by creation
     rows = (await unit.session.scalars(query)).all()
     page = rows[:limit]
     views = tuple([await view_of(unit, job) for job in page])
