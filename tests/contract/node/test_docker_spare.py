@@ -34,7 +34,7 @@ async def main():
     await executor.remove(await executor.start(launch("first", ["true"])))
     await until(lambda: executor._spare._waiting is not None)
     spare = executor._spare._waiting.ref
-    handle = await executor.start(launch("orphan", ["sleep", "60"], max_duration_ms=6000)  # it must not end before this agent)
+    handle = await executor.start(launch("orphan", ["sleep", "60"], max_duration_ms=6000))
     await until(lambda: executor._spare._waiting is not None)
     print(json.dumps([spare, dataclasses.asdict(handle)]), flush=True)
     await executor.wait(handle)
