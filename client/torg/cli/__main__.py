@@ -130,7 +130,7 @@ def cli(ctx: click.Context, marketplace: str | None, home: str | None, as_json: 
 
 def main() -> None:
     gc.disable()  # until the command runs: collecting while modules load is a tenth of the start-up time
-    _load_no_more_than_needed()
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # whoever signed up as one has nothing to do here
     try:
         code = cli.main(prog_name="torg", standalone_mode=False)
     except click.ClickException as error:
@@ -143,16 +143,6 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - known errors were explained where they arose; this is the rest
         code = _defect(error)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _load_no_more_than_needed() -> None:
-    """Libraries load others that happen to be installed beside torg and that no command uses: the HTTP client one for HTTP/2 and one for
-    SOCKS, which were a tenth of `torg ps`, the models what has signed up as a plugin of theirs."""
-    if "httpx" in sys.modules:  # this is no process of our own
-        return
-    for name in ("h2", "socksio"):
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None is how an import is declared absent
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 def _usage(error: click.ClickException) -> int:

@@ -8,6 +8,7 @@ import functools
 import gc
 import json
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -44,7 +45,11 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def transport(self) -> AsyncIterator[Transport]:
-        """For a command that asks so little that the client and all its models would be most of its time."""
+        """For a command that asks so little that the client and all its models would be most of its time, and with them what the HTTP client
+        loads for HTTP/2 and SOCKS. What talks to a chain needs HTTP/2: such a command takes `client`."""
+        if "httpx" not in sys.modules:
+            for name in ("h2", "socksio"):
+                sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None is how an import is declared absent
         from torg.transport import Transport
         from torg_chain.wallet import load_keypair
 
