@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import importlib.util
 import struct
 from dataclasses import dataclass
 from types import TracebackType
@@ -69,9 +68,7 @@ class ChainClient:
 
     def __init__(self, rpc_url: str, *, timeout_s: float = 10.0) -> None:
         self.rpc_url = rpc_url
-        # Its library may be declared absent: the command line does without it, because it is dear to load.
-        http2 = importlib.util.find_spec("h2") is not None
-        self._rpc = AsyncClient(rpc_url, commitment=Confirmed, timeout=timeout_s, http2=http2)
+        self._rpc = AsyncClient(rpc_url, commitment=Confirmed, timeout=timeout_s)
         self._rpc._provider.session.event_hooks = {"response": [check_answer]}  # noqa: SLF001 - it has no other way in
 
     async def __aenter__(self) -> Self:
