@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -161,3 +162,14 @@ async def test_another_marketplace_at_the_same_address_is_refused(tmp_path: Path
 def test_the_states_of_tasks_are_those_of_the_protocol() -> None:
     assert {state for state in TaskState if not state.has_ended} == ps._TASK_NOT_ENDED
     assert ps._TASK_RUNNING == TaskState.RUNNING
+
+
+def test_other_commands_keep_http2_which_chains_are_asked_with() -> None:
+    """In a process of its own: `main` is what could take it away."""
+    code = (
+        "import sys\nfrom torg.cli.__main__ import main\nsys.argv = ['torg', 'examples', 'hello']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nimport h2, torg_chain.rpc\nprint('is there')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.endswith("is there\n")
