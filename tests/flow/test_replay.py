@@ -141,6 +141,23 @@ async def test_segments_are_drawn_by_chance_and_none_before_the_report(
     assert drawn <= {0, 1, 2}
 
 
+async def test_whoever_asks_for_all_segments_gets_the_last_one_too(market: World, replayer: ScriptedReplayer) -> None:
+    """The one that leads to the outputs."""
+    node, client = await join(market, price=PRICE), await make_client(market)
+    await client.submit(replay_spec(market, verify={"policy": "replay", "catalogue": "rnn", "segments": 3}))
+    await match_pending(market.market)
+    await node.accept_and_start()
+    for number in (1, 2):
+        market.advance(seconds=10)
+        await node.checkpoint(f"step-{number:08d}")
+    market.advance(seconds=10)
+    await node.finish(outputs={"model.safetensors": b"weights"})
+    replayer.script.extend([SAME, SAME, SAME])
+    await verify_pending(market.market)
+    assert sorted(segment.number for segment in replayer.seen) == [0, 1, 2]
+    node.read()
+
+
 async def test_a_verifier_that_cannot_judge_blames_nobody(market: World, replayer: ScriptedReplayer) -> None:
     client, node, job = await reported(market)
     for _ in range(market.market.policy.verify_attempts):

@@ -18,9 +18,11 @@ from torg_marketplace.flow.collateral import free_stake, look_at_collaterals
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.slash import RESEND_AFTER_MS, advance_slashes, cancel_slash
 from torg_marketplace.flow.verify import verify_pending
+from torg_marketplace.ports import EvaluationFailed
 from torg_marketplace.rules.audit import MOST_STAKE_REWARDS
 from torg_marketplace.simulation.collateral import stake
 from torg_marketplace.storage.audit_models import CollateralRow, SlashRow
+from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.audits import AuditDraw, check_draw, commitment_root
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Conflict, TorgError
@@ -220,6 +222,23 @@ async def test_a_small_stake_is_taken_whole_and_never_twice(market: World, repla
     await verify_pending(market.market)
     node.read()
     assert len(await slashes(market)) == 1, "nothing was left to stand behind the second"
+
+
+async def test_what_is_kept_aside_for_one_lease_does_not_stand_behind_another(
+    market: World, replayer: ScriptedReplayer
+) -> None:
+    """Two leases that await their verdicts: had both the whole stake behind them, one of them would have none."""
+    node, clients = await join_with_stake(market), [await make_client(market) for _ in range(2)]
+    replayer.script.extend([EvaluationFailed("not now")] * 8)
+    for number, client in enumerate(clients, 1):
+        await work(market, node, client)
+        await verify_pending(market.market)
+        async with market.market.reading() as unit:
+            kept = list(await unit.session.scalars(select(LeaseRow.stake).where(LeaseRow.decided_at_ms.is_(None))))
+            assert len(kept) == number
+            assert await free_stake(unit, node.id) == STAKE - sum(kept) < STAKE
+        node.read()
+        node.held.clear()  # its work on this one is done
 
 
 async def test_a_collateral_of_somebody_else_or_one_that_closes_does_not_count(market: World) -> None:

@@ -28,6 +28,7 @@ import pytest
 from tests.support import engine
 from torg_host.sandbox.launch import cgroup_name
 from torg_host.sandbox.spare import TAKEN
+from torg_node.executors.docker_spare import SPARE
 
 GONE_WITHIN_S = 60.0  # an agent cleans up after it has reported, and a busy machine takes its time
 _ENGINE_NETWORKS = {"bridge", "host", "none"}
@@ -112,7 +113,8 @@ def survey(base: Path, temp: Path) -> frozenset[str]:
     for node in nodes:
         found += _of_node(node, is_served=any(str(node) in process for process in processes))
     if engine.running is not None:
-        found += _of_engine(engine.running)
+        agent_lives = any(_AGENT in process for process in processes)
+        found += _of_engine(engine.running, with_spares=not agent_lives)
     return frozenset(found)
 
 
@@ -225,10 +227,16 @@ def _of_node(node: Path, *, is_served: bool) -> Iterator[str]:
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
-def _of_engine(state_dir: Path) -> Iterator[str]:
-    """Of the session's own engine every container counts, whoever started it, and every network and volume."""
+def _of_engine(state_dir: Path, *, with_spares: bool) -> Iterator[str]:
+    """Of the session's own engine every container counts, whoever started it, and every network and volume. A living agent always keeps a
+    spare alarm, now this one and then that: those count when there is no agent."""
+    spares = []
     for container in _ask(state_dir / "docker.sock", "/containers/json?all=1"):
-        yield f"container {container['Names'][0]} ({container['State']})"
+        name, state = container["Names"][0], container["State"]
+        if name.startswith(f"/{SPARE}") and not with_spares:
+            spares.append(container["Id"])
+        else:
+            yield f"container {name} ({state})"
     for network in _ask(state_dir / "docker.sock", "/networks"):
         if network["Name"] not in _ENGINE_NETWORKS:
             yield f"engine network {network['Name']}"
@@ -236,7 +244,8 @@ def _of_engine(state_dir: Path) -> Iterator[str]:
         yield f"volume {volume['Name']}"
     listing = subprocess.run(["ps", "-eo", "pid=,comm=,args="], capture_output=True, text=True, check=True).stdout
     for line in listing.splitlines():
-        if str(state_dir) in line and any(name in line for name in _ENGINE_CHILDREN):
+        of_spare = any(spare in line for spare in spares)
+        if str(state_dir) in line and any(name in line for name in _ENGINE_CHILDREN) and not of_spare:
             yield f"engine process {line.strip()[:200]}"
 
 

@@ -24,6 +24,7 @@ from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import LaunchSpec
 
 log = logging.getLogger(__name__)
+SPARE = "torg-spare-"  # what its name begins with until it is named after a job
 _ANSWERS_WITHIN_S = 5.0  # of a busy host; half of what a start may take at all
 # AssertionError: aiodocker's way to say that a stream has lost its connection.
 _BROKEN = (ExecutorError, aiodocker.DockerError, aiohttp.ClientError, OSError, RuntimeError, AssertionError)
@@ -97,7 +98,7 @@ class SpareAlarm:
     async def _fill(self) -> None:
         try:
             body = request.spare_alarm_body(await self._images.sleeper(), self._settings)
-            ref = await self._containers.create(f"torg-spare-{secrets.token_hex(8)}", body)
+            ref = await self._containers.create(f"{SPARE}{secrets.token_hex(8)}", body)
             self._ours.add(ref)
             try:
                 self._waiting = await self._running(ref)

@@ -67,6 +67,12 @@ def test_no_money_stands_behind_two_leases(free: int, rewards: list[int], waitin
     assert left >= 0
 
 
+def test_leases_that_are_not_decided_share_what_is_free() -> None:
+    """So that whoever cheats on all at once has something to lose for each."""
+    assert [stake_behind(100, undecided, 1_000) for undecided in (1, 3, 4)] == [100, 33, 25]
+    assert stake_behind(10**9, 4, 1_000) == MOST_STAKE_REWARDS * 1_000
+
+
 def test_the_gain_of_cheating_is_negative_for_every_amount_of_it() -> None:
     """Monte Carlo of what a cheat on a share of 30 segments earns over honest work, one segment looked at."""
     chance, reward, stake, segments = random.Random(1), 1.0, 10.0, 30

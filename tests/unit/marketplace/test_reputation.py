@@ -34,3 +34,9 @@ def test_a_node_that_mends_is_forgiven() -> None:
     for _ in range(2_000):
         kept, broken = counted(kept, broken, was_kept=True)
     assert reputation_permille(kept, broken) >= 985
+
+
+def test_what_was_broken_long_ago_weighs_half_and_no_less() -> None:
+    assert counted(RECENT // 2, RECENT // 2 - 2, was_kept=True) == (RECENT // 2 + 1, RECENT // 2 - 2)
+    assert counted(RECENT // 2 - 1, RECENT // 2, was_kept=True) == (RECENT // 4, RECENT // 4)
+    assert counted(RECENT - 2, 1, was_kept=True) == (RECENT // 2 - 1, 1)

@@ -1,0 +1,56 @@
+"""What the journal takes for told, and which of two orders it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from torg_node.journal import Journal
+from torg_protocol.caps import SignedCap, SignedOrder
+from torg_protocol.ids import Digest, LeaseId, VaultAddress
+from torg_protocol.messages import Accepted
+
+LEASE = LeaseId("lease_1")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "journal.sqlite")
+    yield journal
+    journal.close()
+
+
+def test_what_is_acknowledged_is_not_told_again_and_what_comes_after_is(journal: Journal) -> None:
+    for at_ms in (1, 2, 3):
+        journal.add_event(LEASE, 7, at_ms, Accepted())
+    journal.acknowledge(LEASE, 2)
+    assert [event.sequence for event in journal.unacknowledged()] == [3]
+    journal.acknowledge(LEASE, 1)  # an answer that was long under way
+    assert [event.sequence for event in journal.unacknowledged()] == [3]
+    journal.acknowledge(LEASE, 3)
+    assert journal.unacknowledged() == []
+
+
+def order(expected_settled: int, root: str = "0") -> SignedOrder:
+    vault = VaultAddress("vault")
+    return SignedOrder(
+        vault=vault,
+        expected_settled=expected_settled,
+        payees=(),
+        root=Digest("sha256:" + root * 64),
+        cap=SignedCap(vault=vault, cap=1, valid_until_s=1, signer="", signature=""),
+        signer="",
+        signature="",
+    )
+
+
+def test_an_older_order_does_not_take_the_place_of_a_newer_one(journal: Journal) -> None:
+    journal.keep_order(order(100), now_ms=1)
+    journal.keep_order(order(40), now_ms=2)
+    assert journal.orders() == [(order(100), 1)]
+    journal.keep_order(order(100, "1"), now_ms=3)  # for the same total: made anew
+    assert journal.orders() == [(order(100, "1"), 3)]
+    journal.keep_order(order(101), now_ms=4)
+    assert journal.orders() == [(order(101), 4)]
