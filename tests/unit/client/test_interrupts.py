@@ -14,6 +14,7 @@ import pytest
 from solders.keypair import Keypair
 
 from tests.support.scripted_server import HANG, Answer, Request, as_json, scripted_server
+from tests.support.waiting import until
 from torg_chain.wallet import save_keypair
 from torg_protocol.api import ChainInfo, JobView, MarketInfo
 from torg_protocol.data import DataView
@@ -104,6 +105,9 @@ async def test_a_question_is_left_by_one_ctrl_c(tmp_path: Path) -> None:
         assert process.stderr is not None
         async with asyncio.timeout(60):
             await process.stderr.readuntil(b"go on?")
+            await until(
+                lambda: Path(f"/proc/{process.pid}/syscall").read_text().startswith("0 0x0 ")
+            )  # reads its input
             process.send_signal(signal.SIGINT)
             await process.wait()
 
