@@ -73,8 +73,7 @@ class SpecFile:
             return None
         try:
             status = self.image_file.stat()
-            _check_image(self.image_file, status.st_mtime_ns, status.st_size)
-            return _digest_of(self.image_file, status.st_mtime_ns, status.st_size), self.image_file
+            return _digest_of_image(self.image_file, status.st_mtime_ns, status.st_size), self.image_file
         except OSError as error:
             raise Invalid(
                 f"cannot read the image archive: {error.strerror}",
@@ -163,15 +162,11 @@ def spec_from_mapping(
 
 
 @functools.lru_cache(maxsize=8)
-def _digest_of(path: Path, _changed_ns: int, _size_bytes: int) -> Digest:
-    return Digest(sha256_file(path))
-
-
-@functools.lru_cache(maxsize=8)
-def _check_image(path: Path, _changed_ns: int, _size_bytes: int) -> None:
+def _digest_of_image(path: Path, _changed_ns: int, _size_bytes: int) -> Digest:
     from torg_host.oci_archive import check_image_archive
 
     check_image_archive(path)
+    return Digest(sha256_file(path))
 
 
 def _is_sealed(secrets: object) -> bool:

@@ -91,10 +91,6 @@ class StartEstimate(View):
     basis: tuple[str, ...] = ()
 
 
-def _is_empty(value: object) -> bool:
-    return not value
-
-
 class ReferencePrice(View):
     """What a class of GPU was worth in the call auction of a minute, in base units per
     GPU-hour. `price_per_gpu_hour` is None when nobody waited for what was free, or would not pay what was asked. Nobody is charged this
@@ -131,7 +127,7 @@ class Quote(View):
     # A lease that is measured below its own class is given back in proportion.
     least_proven_gops: int = Field(default=0, exclude_if=_is_nothing)
     reference_prices: tuple[ReferencePrice, ...] = Field(default=(), exclude_if=_is_nothing)  # of the classes that fit
-    inputs: tuple[InputFile, ...] = Field(default=(), exclude_if=_is_empty)  # what names stand for now
+    inputs: tuple[InputFile, ...] = Field(default=(), exclude_if=_is_nothing)  # what names stand for now
     constraints: tuple[ConstraintFailure, ...] = ()
     hint: str | None = None
 

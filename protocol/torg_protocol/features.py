@@ -19,35 +19,31 @@ from torg_protocol.volumes import Volume
 class Feature(NamedTuple):
     since: int
     name: str  # in a sentence: "protocol 1 has no {name}"
-    is_asked: Callable[[JobSpec], bool]
+    is_asked: Callable[[JobSpec, Collection[str]], bool]  # what comes with the grant: digests beside those in the spec
 
 
-def _names_pieces(spec: JobSpec) -> bool:
-    return any(names_pieces(blob.digest) for _, blob in spec.blobs())
+def _names_pieces(spec: JobSpec, brings: Collection[str]) -> bool:
+    return any(map(names_pieces, (*(blob.digest for _, blob in spec.blobs()), *brings)))
 
-
-_BY_PIECES = "blobs named by their pieces"
 
 FEATURES = (
-    Feature(2, "named volumes", lambda spec: any(volume != Volume() for volume in spec.volumes.values())),
-    Feature(2, _BY_PIECES, _names_pieces),
-    Feature(2, "ports of tasks", lambda spec: any(task.ports for task in spec.tasks)),
-    Feature(2, "parts of a GPU", lambda spec: spec.resources.is_share),
-    Feature(2, "spot jobs", lambda spec: spec.spot),
-    Feature(2, "gangs", lambda spec: spec.gang is not None),
-    Feature(2, "sealed jobs of several tasks", lambda spec: spec.sealed is not None and bool(spec.tasks)),
-    Feature(2, "verification by quorum", lambda spec: spec.verify.policy == "quorum"),
+    Feature(2, "named volumes", lambda spec, _: any(volume != Volume() for volume in spec.volumes.values())),
+    Feature(2, "blobs named by their pieces", _names_pieces),
+    Feature(2, "ports of tasks", lambda spec, _: any(task.ports for task in spec.tasks)),
+    Feature(2, "parts of a GPU", lambda spec, _: spec.resources.is_share),
+    Feature(2, "spot jobs", lambda spec, _: spec.spot),
+    Feature(2, "gangs", lambda spec, _: spec.gang is not None),
+    Feature(2, "sealed jobs of several tasks", lambda spec, _: spec.sealed is not None and bool(spec.tasks)),
+    Feature(2, "verification by quorum", lambda spec, _: spec.verify.policy == "quorum"),
     # Metrics and replays are older; their price, in the receipt that the node has to read, is not.
-    Feature(2, "a price of verification", lambda spec: verification_permille(spec) > 0),
+    Feature(2, "a price of verification", lambda spec, _: verification_permille(spec) > 0),
 )
 
 
 def features_asked(spec: JobSpec, brings: Collection[str] = ()) -> tuple[Feature, ...]:
     """Those that not every version which is still spoken has. `brings`: digests that come with the grant beside those in the spec: of
     the checkpoint that it resumes from, of what is in its volumes."""
-    asked = [each for each in FEATURES if each.since > OLDEST_PROTOCOL_VERSION]
-    by_pieces = any(names_pieces(digest) for digest in brings)
-    return tuple(each for each in asked if each.is_asked(spec) or (by_pieces and each.name == _BY_PIECES))
+    return tuple(each for each in FEATURES if each.since > OLDEST_PROTOCOL_VERSION and each.is_asked(spec, brings))
 
 
 def version_needed(features: Collection[Feature]) -> int:

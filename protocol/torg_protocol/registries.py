@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from torg_protocol.secrets import SecretName
 from torg_protocol.strict import Strict
-from torg_protocol.tasks import BLOB_IMAGE, HOST_PYTHON
+from torg_protocol.tasks import is_pulled
 
 HUB = "docker.io"
 MAX_REGISTRIES = 16
@@ -95,8 +95,7 @@ RegistryHost = Annotated[str, AfterValidator(_checked_host)]
 
 def registry_problems(registries: Mapping[str, RegistryLogin], images: Sequence[str]) -> list[tuple[str, str]]:
     """Credentials that would be of no use: fields and sentences."""
-    pulled = [image for image in images if image != HOST_PYTHON and not image.startswith(BLOB_IMAGE)]
-    asked = {ImageName.parse(image).registry for image in pulled}
+    asked = {ImageName.parse(image).registry for image in images if is_pulled(image)}
     others = f"; they come from {', '.join(sorted(asked))}" if asked else ""
     return [
         (f"registries.{host}", f"no image of this job comes from there{others}")

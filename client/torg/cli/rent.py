@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from torg.cli.container_options import GPUS, IMAGE, MAX_DURATION
 from torg.cli.groups import Group
 from torg.cli.present import Coin, coin_of, duration, table
 from torg.cli.session import Session, command
@@ -47,22 +48,10 @@ OUTPUT = click.option(
 @RPC_URL
 @click.option("--program", metavar="ADDRESS", help="The vault program that you trust; default: the localnet's.")
 @click.option("--max-cost", metavar="AMOUNT", help="The deposit; default: what --max-duration costs.")
-@click.option(
-    "--max-duration",
-    metavar="DURATION",
-    default="1h",
-    show_default=True,
-    help="The longest that it may run, for example 30m or 2h; it is stopped then.",
-)
-@click.option(
-    "--image",
-    metavar="IMAGE",
-    default="host-python",
-    show_default=True,
-    help="Container image (NAME:TAG, or file:image.tar), or host-python: the node's own Python.",
-)
+@MAX_DURATION
+@IMAGE
 @click.option("--workspace", type=click.Path(file_okay=False, path_type=Path), help="Directory that is sent along.")
-@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="How many GPUs it needs.")
+@GPUS
 @click.option("--cpus", metavar="CORES", default="1", show_default=True, help="CPU cores.")
 @click.option(
     "--memory", metavar="SIZE", default="1GiB", show_default=True, help="Memory; a command that takes more is stopped."

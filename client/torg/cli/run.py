@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from torg.cli.container_options import GPUS, IMAGE, MAX_DURATION
 from torg.cli.follow import exit_code_of, follow_job, pull_results, transfer_bar
 from torg.cli.imports import told
 from torg.cli.jobs import ALLOW_DROPPED, KEY, VAULT, say_interrupted
@@ -32,13 +33,7 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     metavar="NAME",
     help="A job of the catalogue (torg examples); what follows -- is added to its options.",
 )
-@click.option(
-    "--image",
-    metavar="IMAGE",
-    default="host-python",
-    show_default=True,
-    help="Container image (NAME:TAG, or file:image.tar), or host-python: the node's own Python.",
-)
+@IMAGE
 @click.option(
     "--workspace",
     default=".",
@@ -47,7 +42,7 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     help="Directory that is sent along, without what .gitignore and .torgignore name.",
 )
 @click.option("--no-workspace", is_flag=True, help="Send no files.")
-@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0, 64), help="How many GPUs it needs.")
+@GPUS
 @click.option(
     "--gpu-fraction",
     metavar="PART",
@@ -65,13 +60,7 @@ _JOB_FILES = (".json", ".yaml", ".yml")
 @click.option(
     "--root", is_flag=True, help="Run as the user that the image names, or as its root, free to write all of its files."
 )
-@click.option(
-    "--max-duration",
-    metavar="DURATION",
-    default="1h",
-    show_default=True,
-    help="The longest that it may run, for example 30m or 2h; it is stopped then.",
-)
+@MAX_DURATION
 @click.option(
     "--max-cost", metavar="AMOUNT", help='Never pay more than this in all, in the market\'s token, for example "0.50".'
 )
@@ -190,16 +179,11 @@ async def run(
 def _spec_file(workload: str | None, argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:
     if workload:
         return _of_catalogue(workload, argv, options)
-    if len(argv) == 1 and Path(argv[0]).suffix in _JOB_FILES and Path(argv[0]).is_file():
-        _refuse_decided(options, "the job file decides this", f"leave it out, or change {argv[0]}")
-        return read_spec_file(Path(argv[0]))
-    _refuse_missing_job_file(argv)
-    return _of_command(argv, options)
-
-
-def _refuse_missing_job_file(argv: tuple[str, ...]) -> None:
-    """A single word that looks like a job file and is none would be tried as a program, on somebody's machine."""
-    if len(argv) == 1 and Path(argv[0]).suffix in _JOB_FILES and not Path(argv[0]).exists():
+    file = Path(argv[0]) if len(argv) == 1 and Path(argv[0]).suffix in _JOB_FILES else None
+    if file is not None and file.is_file():
+        _refuse_decided(options, "the job file decides this", f"leave it out, or change {file}")
+        return read_spec_file(file)
+    if file is not None and not file.exists():  # or it would be tried as a program, on somebody's machine
         raise Invalid(
             "there is no such job file",
             code="spec_not_found",
@@ -207,6 +191,7 @@ def _refuse_missing_job_file(argv: tuple[str, ...]) -> None:
             value=argv[0],
             hint="give the path of a job.yaml; `torg init` writes one. A command has arguments or another name",
         )
+    return _of_command(argv, options)
 
 
 def _of_command(argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:

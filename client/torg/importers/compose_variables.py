@@ -30,13 +30,16 @@ def interpolated(value: Any, path: str, reading: Reading, surroundings: Surround
             return "$"
         name = plain or braced
         found = surroundings.variable(name)
-        is_there = bool(found) if (operator or "").startswith(":") else found is not None
-        if is_there and found is not None:
+        if found == "" and (operator or "").startswith(":"):
+            found = None  # as if it were not set
+        if found is not None:
             reading.drops.remark(path, name, _TAKEN)
         if operator in {"+", ":+"}:
-            return str(default) if is_there else ""
-        if is_there or operator in {"-", ":-"}:
-            return found if is_there and found is not None else str(default)
+            return "" if found is None else str(default)
+        if found is not None:
+            return found
+        if operator in {"-", ":-"}:
+            return str(default)
         reading.drops.lose(
             path,
             match.group(),

@@ -17,8 +17,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from torg_marketplace.matching.constraints import pulled_images
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
-from torg_protocol.tasks import is_pulled
 
 AGEING_MS = 600_000  # a bid counts once more for each such time that its job has waited
 BACKFILL = 32
@@ -180,7 +180,7 @@ def _wish(demand: Demand) -> Hashable:
         demand.client if demand.gpu_milli < WHOLE_MILLI else "",
         spec.isolation,
         spec.root,
-        any(is_pulled(image) for image in spec.images),
+        bool(pulled_images(spec)),
         spec.egress_wanted,
         demand.only_on,
         spec.verify.policy,

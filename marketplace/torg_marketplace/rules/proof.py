@@ -170,12 +170,7 @@ def judge_proof(
         words += "; too slow to have been in that memory"
     result: Result = "slow" if slow or not in_time else "passed"
     return Finding(
-        result=result,
-        detail=words,
-        gops=gops,
-        memory_bytes=memory,
-        walked_in_time=in_time,
-        is_final=is_final,
+        result=result, detail=words, gops=gops, memory_bytes=memory, walked_in_time=in_time, is_final=is_final
     )
 
 
