@@ -29,16 +29,28 @@ def quorum_spec(replicas: int = 3, **changes: object) -> dict[str, object]:
     return spec(**members | changes)
 
 
-async def run_next(world: World, nodes: list[Node], output: bytes) -> Node:
-    """The next replica, wherever it was granted."""
+async def granted_next(world: World, nodes: list[Node]) -> Node:
+    """Who is given the next replica."""
     assert await match_pending(world.market) == 1
     for node in nodes:
         node.read()
     (node,) = [node for node in nodes if node.held]
+    return node
+
+
+async def at_work_next(world: World, nodes: list[Node]) -> Node:
+    """Who works on the next replica, for ten seconds already."""
+    node = await granted_next(world, nodes)
     await node.ok(Accepted())
     node.lease.state = LeaseState.PREPARING
     await node.start()
     world.advance(seconds=10)
+    return node
+
+
+async def run_next(world: World, nodes: list[Node], output: bytes) -> Node:
+    """The next replica, wherever it was granted."""
+    node = await at_work_next(world, nodes)
     await node.finish(outputs={"result.txt": output})
     await verify_pending(world.market)
     node.read()
@@ -146,14 +158,7 @@ async def test_a_copier_finds_nothing_to_copy(world: World) -> None:
     inputs = [{"kind": "blob", "path": "/data", "digest": given.digest, "size_bytes": given.size_bytes}]
     job = await client.submit(quorum_spec(inputs=inputs))
     await run_next(world, nodes, RIGHT)
-    assert await match_pending(world.market) == 1
-    for node in nodes:
-        node.read()
-    (copier,) = [node for node in nodes if node.held]
-    await copier.ok(Accepted())
-    copier.lease.state = LeaseState.PREPARING
-    await copier.start()
-    world.advance(seconds=10)
+    copier = await at_work_next(world, nodes)
 
     answers = [await plan_upload(world.market, copier.id, upload_of(guess)) for guess in (RIGHT, WRONG)]
     assert all(answer.url is not None for answer in answers), "both would have to be sent: which is right, nobody says"
@@ -177,10 +182,7 @@ async def test_what_was_given_may_be_read_though_another_replica_handed_over_the
         quorum_spec(inputs=[{"kind": "blob", "path": "/data", "digest": given.digest, "size_bytes": given.size_bytes}])
     )
     await run_next(world, nodes, RIGHT)
-    assert await match_pending(world.market) == 1
-    for node in nodes:
-        node.read()
-    (second,) = [node for node in nodes if node.held]
+    second = await granted_next(world, nodes)
     async with world.market.reading() as unit:
         assert await may_read_blob(unit, second.id, given.digest)
     await client.cancel(job.job_id)

@@ -9,25 +9,20 @@ from typing import Any
 import pytest
 from solders.keypair import Keypair
 
+from tests.support.answers import job_view
 from tests.support.scripted_server import Answer, as_json, scripted_server
 from torg.client import AsyncClient
 from torg.config import ClientConfig
-from torg_protocol.api import JobEvent, JobView
+from torg_protocol.api import JobEvent
 from torg_protocol.errors import Unavailable
-from torg_protocol.ids import AccountId, Digest, JobId, VaultAddress
-from torg_protocol.jobspec import load_job_spec
+from torg_protocol.ids import JobId
 from torg_protocol.states import JobState
 
 JOB = JobId("job_01m8btcfmygenkw2tanbedqfe4")
 
 
 def job() -> dict[str, Any]:
-    spec = load_job_spec({"version": 1, "command": ["x"]})
-    view = JobView(
-        job_id=JOB, name="n", state=JobState.SUCCEEDED, client=AccountId("c"), vault=VaultAddress("v"), spec=spec,
-        spec_digest=Digest(spec.digest), max_amount=1, created_at_ms=1,
-    )  # fmt: skip
-    return view.wire()
+    return job_view(JOB, JobState.SUCCEEDED).wire()
 
 
 async def test_events_of_kinds_that_came_later_are_passed_over(tmp_path: Path) -> None:

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import aiodocker
 import httpx
 import pytest
 
-from tests.support.docker_registry import Login, Registry, running_registry
-from tests.support.engine import docker_executor, engine_client
-from tests.support.node_settings import settings_in
+from tests.support.docker_registry import Login, running_registry
+from tests.support.pulling_host import PullingHost, pulling_host
 from tests.support.token_server import running_token_server
 from torg_node import pulls, registry
-from torg_node.cache import Cache, remove, warm_names
-from torg_node.executors.docker import DockerExecutor
+from torg_node.cache import remove, warm_names
 from torg_node.executors.docker_archive import File
 from torg_node.executors.errors import ExecutorError, ExecutorUnavailable, ImageForbidden, RegistryRefused
 from torg_node.executors.port import PreparedImage, RegistryAuth
-from torg_node.settings import Settings
 from torg_protocol.errors import TooLarge
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
-MIB = 1 << 20
 WRONG = RegistryAuth(username="puller", password="guessed-in-vain")
 
 
 @dataclass
-class Host:
-    executor: DockerExecutor
-    engine: aiodocker.Docker
-    socket: Path
-    registry: Registry
-    cache: Cache
-    settings: Settings
-
+class Host(PullingHost):
     @property
     def auth(self) -> RegistryAuth:
         assert self.registry.login is not None
@@ -66,23 +53,9 @@ class Host:
 async def host(engine_socket: Path, tmp_path: Path) -> AsyncIterator[Host]:
     async with (
         running_registry(tmp_path / "registry", Login()) as closed,
-        _host(engine_socket, tmp_path, closed) as host,
+        pulling_host(Host, engine_socket, tmp_path, closed) as host,
     ):
         yield host
-
-
-@contextlib.asynccontextmanager
-async def _host(engine_socket: Path, folder: Path, registry: Registry) -> AsyncIterator[Host]:
-    async with (
-        docker_executor(engine_socket, folder / "executor") as executor,
-        engine_client(engine_socket) as engine,
-    ):
-        settings = settings_in(folder, max_image_bytes=64 * MIB, private_registries=(registry.host,))
-        yield Host(executor, engine, engine_socket, registry, Cache(folder / "cache", 0), settings)
-        for image in await engine.images.list():
-            for name in [name for name in image["RepoTags"] or [] if name.startswith(registry.host)]:
-                with contextlib.suppress(aiodocker.DockerError):
-                    await engine.images.delete(name, force=True)
 
 
 async def test_the_jobs_credentials_pull_it_and_are_told_nowhere(
@@ -204,7 +177,7 @@ async def test_behind_a_token_server(engine_socket: Path, tmp_path: Path) -> Non
     with running_token_server(login.username, login.password) as tokens:
         async with (
             running_registry(tmp_path / "registry", login, tokens) as closed,
-            _host(engine_socket, tmp_path, closed) as host,
+            pulling_host(Host, engine_socket, tmp_path, closed) as host,
         ):
             image = await host.pushed("trainer")
             assert (await host.refusal(image, WRONG)).code == "registry_login_refused"

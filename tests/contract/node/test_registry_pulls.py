@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -12,33 +11,22 @@ from pathlib import Path
 import aiodocker
 import pytest
 
-from tests.support.docker_registry import Registry, running_registry
-from tests.support.engine import docker_executor, engine_client, launch
-from tests.support.node_settings import settings_in
+from tests.support.docker_registry import running_registry
+from tests.support.engine import launch
+from tests.support.pulling_host import MIB, PullingHost, pulling_host
 from tests.support.waiting import until
 from torg_node import pulls
-from torg_node.cache import Cache, remove, trim, warm_names
-from torg_node.executors.docker import DockerExecutor
+from torg_node.cache import remove, trim, warm_names
 from torg_node.executors.docker_archive import File
 from torg_node.executors.errors import ExecutorError, ImageForbidden, ImageNotFound
 from torg_node.executors.port import PreparedImage
-from torg_node.settings import Settings
 from torg_protocol.errors import TooLarge
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
-MIB = 1 << 20
 
 
 @dataclass
-class Host:
-    """A node's engine and books, and the registry that it pulls from."""
-
-    executor: DockerExecutor
-    engine: aiodocker.Docker
-    socket: Path
-    registry: Registry
-    cache: Cache
-    settings: Settings
+class Host(PullingHost):
     told: list[tuple[str, int, int | None]] = field(default_factory=list)
 
     async def pushed(self, name: str, size_bytes: int = 0) -> str:
@@ -67,15 +55,9 @@ class Host:
 async def host(engine_socket: Path, tmp_path: Path) -> AsyncIterator[Host]:
     async with (
         running_registry(tmp_path / "registry") as registry,
-        docker_executor(engine_socket, tmp_path / "executor") as executor,
-        engine_client(engine_socket) as engine,
+        pulling_host(Host, engine_socket, tmp_path, registry) as host,
     ):
-        settings = settings_in(tmp_path, max_image_bytes=64 * MIB, private_registries=(registry.host,))
-        yield Host(executor, engine, engine_socket, registry, Cache(tmp_path / "cache", 0), settings)
-        for image in await engine.images.list():
-            for name in [name for name in image["RepoTags"] or [] if name.startswith(registry.host)]:
-                with contextlib.suppress(aiodocker.DockerError):
-                    await engine.images.delete(name, force=True)
+        yield host
 
 
 async def test_what_is_pulled_is_in_the_books_and_told_of(host: Host) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.answers import market_info
 from torg.config import DEFAULT_MARKETPLACE, ClientConfig, load_config, pin_or_check, pinned, save_marketplace
-from torg_protocol.api import ChainInfo, MarketInfo
 from torg_protocol.errors import Forbidden, Invalid, NotFound
 
 URL = "https://market.example"
@@ -22,20 +22,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def market(key: str = "key-1", **chain: str | int) -> dict[str, Any]:
-    facts = {"rpc_url": "http://rpc", "genesis_hash": "g", "program_id": "p", "mint": "m", "decimals": 6}
-    info = MarketInfo(
-        name="m",
-        marketplace=key,
-        protocol_versions=(1,),
-        chain=ChainInfo.model_validate({**facts, "operator_config": "o", **chain}),
-        heartbeat_ms=1,
-        usage_interval_ms=1,
-        verification_window_s=1,
-        settlement_max_age_s=1,
-        min_vault_grace_s=1,
-        fee_basis_points=0,
-    )
-    return info.wire()
+    return market_info(key, **{"rpc_url": "http://rpc", **chain}).wire()
 
 
 def test_arguments_win_over_the_environment_which_wins_over_the_file(

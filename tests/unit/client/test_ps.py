@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from solders.keypair import Keypair
 
+from tests.support.answers import job_view
 from tests.support.scripted_server import ScriptedServer, as_json, scripted_server
 from torg.cli import ps
 from torg_chain.wallet import save_keypair
 from torg_protocol.api import JobPage, JobView, LeaseView, TaskView
-from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
-from torg_protocol.jobspec import load_job_spec
+from torg_protocol.ids import LeaseId, NodeId
 from torg_protocol.states import EndReason, JobState, LeaseState
 from torg_protocol.tasks import TaskState
 
@@ -56,17 +56,7 @@ finally:
 
 
 def job(job_id: str, state: JobState, **fields: Any) -> JobView:
-    spec = load_job_spec({"version": 1, "command": ["x"]})
-    given = {"name": f"{job_id}-name", "max_amount": 1_500_000, "created_at_ms": 0, **fields}
-    return JobView(
-        job_id=JobId(job_id),
-        state=state,
-        client=AccountId("c"),
-        vault=VaultAddress("v"),
-        spec=spec,
-        spec_digest=Digest(spec.digest),
-        **given,
-    )
+    return job_view(job_id, state, **{"name": f"{job_id}-name", "max_amount": 1_500_000, "created_at_ms": 0, **fields})
 
 
 def lease(*tasks: TaskView) -> LeaseView:

@@ -10,46 +10,21 @@ from typing import Any
 import pytest
 from solders.keypair import Keypair
 
+from tests.support.answers import job_view, market_info
 from tests.support.scripted_server import Answer, Request, as_json, scripted_server
 from torg_chain.wallet import save_keypair
-from torg_protocol.api import ChainInfo, JobPage, JobView, MarketInfo, OfferPage, ReferencePrices
+from torg_protocol.api import JobPage, OfferPage, ReferencePrices
 from torg_protocol.cases import AccountView, DisputePage
 from torg_protocol.data import DataPage
-from torg_protocol.ids import AccountId, Digest, JobId, VaultAddress
-from torg_protocol.jobspec import load_job_spec
+from torg_protocol.ids import AccountId, Digest, JobId
 from torg_protocol.states import JobState
 from torg_protocol.usage import OutputFile
 from torg_protocol.volumes import VolumePage
 
 JOB = JobId("job_01m8btcfmygenkw2tanbedqfe4")
-MARKET = MarketInfo(
-    name="m",
-    marketplace="key",
-    protocol_versions=(1,),
-    chain=ChainInfo(rpc_url="r", genesis_hash="g", program_id="p", mint="m", decimals=6, operator_config="o"),
-    heartbeat_ms=1,
-    usage_interval_ms=1,
-    verification_window_s=1,
-    settlement_max_age_s=1,
-    min_vault_grace_s=1,
-    fee_basis_points=0,
-)
-SPEC = load_job_spec({"version": 1, "command": ["x"]})
-DONE = JobView(
-    job_id=JOB,
-    name="n",
-    state=JobState.SUCCEEDED,
-    client=AccountId("c"),
-    vault=VaultAddress("v"),
-    spec=SPEC,
-    spec_digest=Digest(SPEC.digest),
-    max_amount=1,
-    final_amount=1,
-    created_at_ms=1,
-    ended_at_ms=2,
-)
+DONE = job_view(JOB, JobState.SUCCEEDED, final_amount=1, ended_at_ms=2)
 ANSWERS: dict[str, Any] = {
-    "/v1/market": MARKET,
+    "/v1/market": market_info(),
     "/v1/jobs": JobPage(jobs=(DONE,)),
     f"/v1/jobs/{JOB}": DONE,
     "/v1/data": DataPage(data=(), total_bytes=0),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.answers import job_view
 from torg.cli.present import Coin
 from torg.cli.top import History, screen
 from torg_protocol.api import JobView, LeaseView, TaskView
-from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
-from torg_protocol.jobspec import load_job_spec
+from torg_protocol.ids import LeaseId, NodeId
 from torg_protocol.states import EndReason, JobState, LeaseState
 from torg_protocol.tasks import TaskState
 
@@ -17,20 +17,9 @@ NOW_MS = 10_000_000
 
 
 def job(job_id: str, state: JobState, lease: LeaseView | None = None, **fields: Any) -> JobView:
-    spec = load_job_spec({"version": 1, "command": ["x"]})
-    return JobView(
-        job_id=JobId(job_id),
-        name=fields.pop("name", job_id),
-        state=state,
-        client=AccountId("c"),
-        vault=VaultAddress("v"),
-        spec=spec,
-        spec_digest=Digest(spec.digest),
-        max_amount=1_000_000,
-        created_at_ms=NOW_MS - 120_000,
-        leases=(lease,) if lease is not None else (),
-        **fields,
-    )
+    leases = (lease,) if lease is not None else ()
+    given = {"name": job_id, "max_amount": 1_000_000, "created_at_ms": NOW_MS - 120_000, "leases": leases, **fields}
+    return job_view(job_id, state, **given)
 
 
 def lease(**fields: Any) -> LeaseView:

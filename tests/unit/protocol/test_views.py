@@ -14,9 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 import torg
 import torg_protocol
-from torg_protocol.api import JobPage, JobView, LeaseView, TaskView
+from tests.support.answers import job_view
+from torg_protocol.api import JobPage, LeaseView, TaskView
 from torg_protocol.documents import Document, View, Wire
-from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
+from torg_protocol.ids import LeaseId, NodeId
 from torg_protocol.jobspec import load_job_spec
 from torg_protocol.states import JobState, LeaseState
 from torg_protocol.tasks import TaskState
@@ -86,10 +87,7 @@ def test_a_job_of_a_newer_release_is_read_at_every_depth() -> None:
         lease_id=LeaseId("l"), attempt=1, node=NodeId("n"), state=LeaseState.RUNNING, price_per_gpu_hour=1,
         granted_at_ms=1, tasks=(task,),
     )  # fmt: skip
-    job = JobView(
-        job_id=JobId("j"), name="n", state=JobState.LEASED, client=AccountId("c"), vault=VaultAddress("v"), spec=spec,
-        spec_digest=Digest(spec.digest), max_amount=1, created_at_ms=1, leases=(lease,),
-    )  # fmt: skip
+    job = job_view("j", JobState.LEASED, spec=spec, leases=(lease,))
     page = JobPage(jobs=(job,))
     raw = page.wire()
     (sent,) = raw["jobs"]
