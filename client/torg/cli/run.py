@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,9 +244,10 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         spec["checkpoint"] = {"enabled": True}
     if options["secret_sources"]:
         spec["secrets"] = dict(_secret(item) for item in options["secret_sources"])
-    for host, login in map(_registry, options["registries"]):
-        spec.setdefault("registries", {})[host] = login
+    for item in options["registries"]:
         known = spec.setdefault("secrets", {})
+        host, login = _registry(item, known)
+        spec.setdefault("registries", {})[host] = login
         known |= {name: {"env": name} for name in login.values() if name not in known}
     if options["sealed"]:
         if not options["nodes"]:
@@ -282,12 +285,13 @@ def _secret(item: str) -> tuple[str, dict[str, str]]:
     return name, {kind: place}
 
 
-def _registry(item: str) -> tuple[str, dict[str, str]]:
-    host, _, names = item.partition("=")
-    username, colon, password = names.partition(":")
-    if not all(map(SECRET_NAME.fullmatch, (username, password) if colon else (username,))):
+def _registry(item: str, known: Collection[str]) -> tuple[str, dict[str, str]]:
+    host, _, written = item.partition("=")
+    username, colon, password = written.partition(":")
+    names = (username, password) if colon else (username,)
+    if not all(SECRET_NAME.fullmatch(name) and (name in known or name in os.environ) for name in names):
         raise Invalid(  # what was given may be the password itself: it is not repeated
-            "says which variables hold the credentials, not what they are",
+            "says which secrets, or which variables that are set here, hold the credentials, not what they are",
             code="registry_invalid",
             field="--registry",
             value=host,

@@ -279,6 +279,29 @@ def test_variables_come_from_the_shell_and_the_files_beside_it(tmp_path: Path, m
     assert "t0k" not in str([item.wire() for item in translation.dropped])
 
 
+@pytest.mark.parametrize(
+    ("written", "unset", "empty", "there"),
+    [
+        ("$A", "", "", "x"),
+        ("${A-d}", "d", "", "x"),
+        ("${A:-d}", "d", "d", "x"),
+        ("${A+d}", "", "d", "d"),
+        ("${A:+d}", "", "", "d"),
+        ("${A?why}", "", "", "x"),
+        ("${A:?why}", "", "", "x"),
+    ],
+)
+def test_variables_are_filled_in_as_docker_compose_does(written: str, unset: str, empty: str, there: str) -> None:
+    raw = {"services": {"main": {"image": "debian", "environment": {"GOT": f"<{written}>"}}}}
+    shells: list[dict[str, str]] = [{}, {"A": ""}, {"A": "x"}]
+    found = [translation_of(raw, Surroundings(None, shell)) for shell in shells]
+
+    assert [one.spec["env"]["GOT"] for one in found if one] == [f"<{value}>" for value in (unset, empty, there)]
+    needs_one = written[-2:] != "d}"
+    is_lost_when_empty = needs_one and ":" in written
+    assert [bool(one.lost) for one in found if one] == [needs_one, is_lost_when_empty, False]
+
+
 def test_what_is_neither_in_the_shell_nor_in_a_file_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "compose.yml").write_text(COMPOSE)
     for name in ("TAG", "GREETING", "NOBODY", "TOKEN"):
