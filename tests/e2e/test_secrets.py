@@ -33,9 +33,10 @@ while not pathlib.Path("go").exists() and os.environ.get("WAIT"): time.sleep(0.0
 
 def places_that_hold(needle: bytes, folder: Path) -> list[str]:
     """Files below `folder`, and processes' arguments and environments, that hold the needle. This process itself may."""
-    found = [
-        str(path) for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and holds(path, needle)
-    ]
+    files = (
+        Path(at) / name for at, _, names in os.walk(folder) for name in names
+    )  # passes over folders that go meanwhile
+    found = [str(path) for path in files if path.is_file() and not path.is_symlink() and holds(path, needle)]
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit() and int(directory.name) != os.getpid():
             found += [str(directory / name) for name in ("cmdline", "environ") if holds(directory / name, needle)]
