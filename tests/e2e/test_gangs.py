@@ -71,14 +71,10 @@ async def until_running(client: AsyncClient, job: JobView) -> JobView:
 
 async def test_gloo_adds_up_across_nodes_without_a_route_and_a_lost_node_is_replaced(tmp_path: Path) -> None:
     async with running_market(tmp_path) as market, nodes(market, 2) as others, market.client() as client:
-        job = await submit(
-            client,
-            ["python", "-c", ALL_REDUCE],
-            gang={"size": 3},
-            outputs=["sum"],
-            resources={"memory": "700MiB", "disk": "32MiB"},
-            limits={"max_duration": "5m"},
-        )
+        torg = [script("torg"), "--home", str(client.config.home), "--marketplace", market.url, "--json", "run"]
+        options = ["--gang", "3", "--no-workspace", "--keep", "sum", "--memory", "700MiB", "--disk", "32MiB"]
+        _, said = await call([*torg, *options, "--max-duration", "5m", "--detach", "--", "python", "-c", ALL_REDUCE])
+        job = JobView.model_validate_json(said)
         ended = await client.wait(job.job_id)
         said = await client.logs(job.job_id)
         assert ended.state is JobState.SUCCEEDED, said + await client.logs(job.job_id, "stderr")

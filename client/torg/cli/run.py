@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from torg.cli.container_options import GPUS, IMAGE, MAX_DURATION
 from torg.cli.follow import exit_code_of, follow_job, pull_results, transfer_bar
+from torg.cli.gang_options import GANG, alone_together, gang_of, resized
 from torg.cli.imports import told
 from torg.cli.jobs import ALLOW_DROPPED, KEY, VAULT, say_interrupted
 from torg.cli.session import Session, command
@@ -75,6 +76,7 @@ _JOB_FILES = (".json", ".yaml", ".yml")
     is_flag=True,
     help="It writes checkpoints to $TORG_CHECKPOINT_DIR; should its node be lost, it resumes from the newest.",
 )
+@GANG
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="A variable for the job; may be repeated.")
 @click.option(
     "--secret",
@@ -154,11 +156,14 @@ async def run(
     torg run --gpus 1 --min-vram 24GiB --keep model.bin -o results -- python train.py --epochs 3
     torg run --data mnist:/data -- python train.py
     torg run -v runs:/runs -- python train.py --out /runs
+    torg run --gang 2 --checkpoint -- python train.py
     torg run --workload rnn -o results
     torg run job.yaml
     """
     session.passes_exit_code()
     spec_file = told(session, _spec_file(workload, argv, options), allow_dropped=allow_dropped)
+    if "gang" in spec_file.raw and (hint := alone_together(argv, spec_file.workspace)):
+        session.hint(f"hint: {hint}")
     key = idempotency_key or secrets.token_hex(16)
     async with session.client() as client:
         try:
@@ -205,11 +210,13 @@ def _of_command(argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:
 
 
 def _of_catalogue(workload: str, argv: tuple[str, ...], options: dict[str, Any]) -> SpecFile:
-    """The workload's job.yaml decides everything but further options of its command. Raises Invalid for what it decides."""
+    """The workload's job.yaml decides everything but further options of its command, and how many nodes share it. Raises Invalid for what it decides."""
     hint = f"leave it out, or change a copy: torg examples {workload} -w job.yaml"
+    size = options.pop("gang")
     _refuse_decided(options, "the workload's job file decides this", hint)
     spec_file = read_spec_file(workload_file(workload))
-    return replace(spec_file, raw={**spec_file.raw, "command": [*spec_file.raw["command"], *argv]})
+    raw = {**spec_file.raw, "command": [*spec_file.raw["command"], *argv]}
+    return replace(spec_file, raw=raw if size is None else resized(raw, workload, size))
 
 
 def _refuse_decided(options: dict[str, Any], message: str, hint: str) -> None:
@@ -235,7 +242,7 @@ def _spec(argv: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
         "limits": limits,
         "env": dict(_pair(item) for item in options["env"]),
         "outputs": list(options["outputs"]),
-    }
+    } | gang_of(options)
     if options["root"]:
         spec["root"] = True
     if options["spot"]:

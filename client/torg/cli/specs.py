@@ -175,6 +175,10 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
         f"  price per GPU-hour  {prices}, x {format_cpu_millis(part)}{at_once}",
         f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)",
     ]
+    if answer.nodes_at_once > 1:
+        lines.append(
+            f"  all or nothing      that is for {answer.nodes_at_once} nodes together; until so many are free nothing runs or costs"
+        )
     lines += [_reference_line(item, money) for item in answer.reference_prices]
     if answer.verification_amount:
         share = verification_permille(spec)

@@ -41,6 +41,16 @@ def test_a_quote_that_fits_nowhere_says_what_to_give_up_and_from_which_price() -
     assert "no single change would do" in none
 
 
+def test_a_gangs_quote_is_of_all_of_its_nodes() -> None:
+    spec, money = load_job_spec({"version": 1, "name": "g", "command": ["x"], "gang": {"size": 4}}), Coin(6, "tUSD")
+    answer = a_quote(feasible=True, nodes_at_once=4, max_amount=8_000_000)
+
+    shown = quote_text(spec, answer, money)
+    assert "on 4 nodes at once" in shown
+    assert "never more than     8 tUSD" in shown
+    assert "that is for 4 nodes together" in shown
+
+
 def test_a_quote_shows_what_its_class_is_worth() -> None:
     price = {"gpu_class": "rtx-4090", "at_ms": 1, "gpus": 1, "gpus_offered": 2, "gpus_wanted": 1, "best_bid": None}
     spec, money = load_job_spec({"version": 1, "name": "x", "command": ["x"]}), Coin(6, "tUSD")
