@@ -134,10 +134,6 @@ def size_of(kind: int) -> int:
     return COLLATERAL_SIZE if kind == VaultKind.COLLATERAL else VAULT_SIZE
 
 
-def minimum_grace_s(kind: int) -> int:
-    return MINIMUM_COLLATERAL_GRACE_S if kind == VaultKind.COLLATERAL else MINIMUM_GRACE_S
-
-
 def _parse_slash(data: bytes) -> ProposedSlash | None:
     if len(data) != COLLATERAL_SIZE:
         return None

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from dataclasses import asdict
 
 from torg_node.cache import Cache, CacheEntry, ForgetImage, names_in_use, remove, trim
@@ -15,8 +15,6 @@ from torg_node.executors.port import Executor
 from torg_node.settings import Settings
 from torg_protocol.errors import Conflict, Invalid, NotFound
 from torg_protocol.quantities import parse_size_bytes
-
-OpenExecutor = Callable[[], Awaitable[Executor]]
 
 
 def add_cache_options(command: argparse.ArgumentParser) -> None:

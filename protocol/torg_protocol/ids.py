@@ -8,8 +8,6 @@ from typing import NewType
 JobId = NewType("JobId", str)
 LeaseId = NewType("LeaseId", str)
 QuoteId = NewType("QuoteId", str)
-SettlementId = NewType("SettlementId", str)
-PayoutId = NewType("PayoutId", str)
 # Parties are named by their ed25519 public key, base58, which is also their Solana wallet.
 NodeId = NewType("NodeId", str)
 AccountId = NewType("AccountId", str)
@@ -19,7 +17,6 @@ VaultAddress = NewType("VaultAddress", str)
 Digest = NewType("Digest", str)
 
 DIGEST = r"^(sha256|pieces):[0-9a-f]{64}$"
-DIGEST_OF_BYTES = r"^sha256:[0-9a-f]{64}$"
 _IS_DIGEST = re.compile(r"(sha256|pieces):[0-9a-f]{64}")
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"

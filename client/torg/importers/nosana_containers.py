@@ -166,10 +166,6 @@ def _restart(policy: Any) -> Any:
     return _RESTARTS[policy]
 
 
-def _policy_text(policy: Any) -> str:
-    return policy.policy if isinstance(policy, RestartOnFailure) else str(policy)
-
-
 # --- ports ----------------------------------------------------------------------------------------------------------
 
 

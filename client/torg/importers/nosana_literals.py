@@ -14,7 +14,7 @@ from torg.importers.nosana_schema import LITERAL, REMOVE_IF_EMPTY
 from torg.importers.strict import problem
 
 _VARIABLE = re.compile(r"%%globals?\.variables\.([^%]+)%%")
-SPREAD, PAIRS = "__spread__", "__pairs__"
+SPREAD = "__spread__"
 
 
 def variables_filled_in(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,15 +56,6 @@ class Drops:
 
     def remark(self, path: str, value: object, why: str) -> None:
         self.items.append(Dropped(path, value, why, changes_meaning=False))
-
-    def lose_rest(self, path: str, mapping: Mapping[str, Any], known: set[str], why: str) -> None:
-        """Every key that the module does not know: what is new in a format must not vanish."""
-        for key in unknown_keys(mapping, known):
-            self.lose(f"{path}.{key}" if path else key, mapping[key], why)
-
-
-def unknown_keys(mapping: Mapping[str, Any], known: set[str]) -> Iterator[str]:
-    return (str(key) for key in mapping if key not in known)
 
 
 def name_of(*candidates: object) -> str:

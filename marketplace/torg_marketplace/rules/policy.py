@@ -61,7 +61,6 @@ class MarketPolicy(BaseModel):
     fee_basis_points: int = Field(default=200, ge=0, le=10_000)
     settlement_max_age_ms: int = Field(default=10 * _MINUTE_MS, gt=0)
     settlement_threshold: int = Field(default=5_000_000, gt=0)  # base units of one vault that are captured at once
-    settlement_retry_ms: int = Field(default=5 * _SECOND_MS, gt=0)
     # Of one capture, the fee account included. Eight is what a payee who lands the order itself can fit into a transaction.
     max_payees: int = Field(default=8, ge=2)
     priority_fee_ceiling_lamports: int = Field(
