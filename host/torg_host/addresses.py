@@ -27,6 +27,18 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
+def literal_address(host: str) -> Address | None:
+    """None for a name. Also the old ways to write IPv4 that resolvers still take: 2130706433, 0x7f.1, 127.1."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, UnicodeError):
+        return None
+
+
 def is_own(address: Address) -> bool:
     """Whether the host itself answers there, whatever the address looks like. Sends nothing."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6

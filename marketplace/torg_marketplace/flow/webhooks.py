@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, func, select, update
 
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.rules.webhook_targets import check_target, target_of
 from torg_marketplace.storage.models import JobEventRow, JobRow
 from torg_marketplace.storage.webhook_models import DeliveryRow, WebhookCursorRow, WebhookRow
 from torg_protocol.api import JobEvent
@@ -31,6 +32,7 @@ from torg_protocol.webhooks import (
 )
 
 MAX_WEBHOOKS_PER_ACCOUNT = 20
+_TOO_MANY = "delete one: DELETE /v1/webhooks/{webhook_id}; one may be told of several kinds"
 PAUSES_S = (5, 30, 120, 600, 3_600, 3 * 3_600, 6 * 3_600, 12 * 3_600, 24 * 3_600)  # then given up: about two days
 _EVENTS_AT_ONCE = 500
 _DELIVERIES_AT_ONCE = 20
@@ -46,13 +48,15 @@ class Due:
 
 
 async def create_webhook(unit: Unit, account: AccountId, request: WebhookRequest) -> NewWebhook:
-    """Of events from now on. Raises Conflict `webhook_exists` for a URL that is told already, `too_many_webhooks`."""
+    """Of events from now on. Raises Conflict `webhook_exists` for a URL that is told already, `too_many_webhooks`; Invalid and Forbidden for one
+    to which nothing would ever be sent."""
+    check_target(target_of(request.url), unit.market.policy.webhook_networks)
     living = select(WebhookRow).where(WebhookRow.account == account, WebhookRow.deleted_at_ms.is_(None))
     rows = (await unit.session.scalars(living)).all()
     if any(row.url == request.url for row in rows):
         raise Conflict("this URL is told already", code="webhook_exists", field="url", value=request.url)
     if len(rows) >= MAX_WEBHOOKS_PER_ACCOUNT:
-        raise Conflict(f"you have {len(rows)} webhooks", code="too_many_webhooks", hint="delete some")
+        raise Conflict(f"you have {len(rows)} webhooks", code="too_many_webhooks", hint=_TOO_MANY)
     await _catch_up(unit)  # what happened before is not for this one
     row = WebhookRow(
         webhook_id=unit.new_id("hook"),

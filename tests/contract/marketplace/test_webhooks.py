@@ -18,10 +18,13 @@ import pytest
 from tests.support.actors import join, spec
 from tests.support.api_server import ServedWorld, served_world
 from tests.support.scripted_server import Answer, Request, ScriptedServer, scripted_server
+from torg_host.addresses import is_public
 from torg_marketplace.flow.webhooks import PAUSES_S
 from torg_marketplace.rules.policy import MarketPolicy
-from torg_marketplace.workers.webhooks import allowed_address, deliver_webhooks, is_public
-from torg_protocol.errors import Forbidden, Unauthorized
+from torg_marketplace.rules.webhook_targets import check_target, target_of
+from torg_marketplace.workers import webhooks as webhooks_worker
+from torg_marketplace.workers.webhooks import allowed_address, deliver_webhooks
+from torg_protocol.errors import Forbidden, TorgError, Unauthorized
 from torg_protocol.webhooks import sign_webhook, verify_webhook
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "webhooks.md"
@@ -139,14 +142,69 @@ async def test_others_events_and_events_from_before_are_not_told(served: ServedW
 async def test_without_the_operators_leave_nothing_goes_to_a_private_address(
     tmp_path: Path, receiver: Receiver
 ) -> None:
+    """An address is refused at once; a name, which may change what it stands for, at each try."""
+    named = receiver.url.replace("http://127.0.0.1", "https://localhost")
     async with served_world(tmp_path) as served:
         await join(served.world)
-        async with hooked(served, receiver.url) as (http, made):
+        async with hooked(served, named) as (http, made):
+            refused = await http.post("/v1/webhooks", json={"url": receiver.url.replace("http://", "https://")})
+            assert (refused.status_code, refused.json()["code"]) == (403, "webhook_address_private")
             await cancelled_job(http)
             await deliver_webhooks(served.world.market)
             listed = (await http.get(f"/v1/webhooks/{made['webhook']['webhook_id']}/deliveries")).json()["deliveries"]
         assert all("webhook_address_private" in item["answer"] for item in listed)
         assert receiver.server.seen("POST", "/hook?x=1") == []
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("https://ci.example:99999/", "webhook_url_invalid"),
+        ("https://ci.example:0/", "webhook_url_invalid"),
+        ("https://ci.example:port/", "webhook_url_invalid"),
+        ("https://ci..example/", "webhook_url_invalid"),
+        (f"https://{'a' * 64}.example/", "webhook_url_invalid"),
+        ("https://[::1/", "webhook_url_invalid"),
+        ("https://:443/", "webhook_url_invalid"),
+        ("http://ci.example/", "webhook_not_https"),
+        ("https://127.0.0.1/", "webhook_address_private"),
+        ("https://2130706433/", "webhook_address_private"),
+        ("https://0x7f.1/", "webhook_address_private"),
+        ("https://017700000001/", "webhook_address_private"),
+        ("https://[::ffff:10.0.0.1]/", "webhook_address_private"),
+        ("https://[fe80::1%25eth0]/", "webhook_address_private"),
+        ("https://169.254.169.254/latest/meta-data", "webhook_address_private"),
+    ],
+)
+def test_what_can_never_be_sent_to_is_refused_when_it_is_written(url: str, code: str) -> None:
+    with pytest.raises(TorgError) as refused:
+        check_target(target_of(url), ())
+    assert (refused.value.code, refused.value.field) == (code, "url")
+    assert refused.value.hint
+
+
+async def test_a_delivery_that_breaks_the_sender_is_tried_again_later_and_holds_up_nobody_elses(
+    served: ServedWorld, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """URLs are checked when they are written, so this is what nobody has thought of: it once stopped everybody's webhooks."""
+    send = webhooks_worker.target_of
+
+    def broken(url: str) -> Any:
+        if "/breaks" in url:
+            raise ValueError("Port out of range 0-65535")
+        return send(url)
+
+    monkeypatch.setattr(webhooks_worker, "target_of", broken)
+    async with hooked(served, receiver.url) as (http, made):
+        bad = (await http.post("/v1/webhooks", json={"url": f"{receiver.server.url}/breaks"})).json()["webhook"]
+        await cancelled_job(http)
+        await deliver_webhooks(served.world.market)
+        listed = [
+            (await http.get(f"/v1/webhooks/{webhook_id}/deliveries")).json()["deliveries"]
+            for webhook_id in (made["webhook"]["webhook_id"], bad["webhook_id"])
+        ]
+    assert [[item["state"] for item in page] for page in listed] == [["delivered"] * 2, ["pending"] * 2]
+    assert {item["answer"] for item in listed[1]} == {"not sent: ValueError"}
 
 
 @pytest.mark.parametrize(
@@ -190,12 +248,12 @@ async def test_one_private_address_of_a_name_is_enough_to_refuse_it_and_plain_ht
 
     answers("8.8.8.8", "10.0.0.1")
     with pytest.raises(Forbidden) as refused:
-        await allowed_address("two.example", 443, (), plain=False)
+        await allowed_address(target_of("https://two.example"), ())
     assert refused.value.code == "webhook_address_private"
     answers("8.8.8.8")
-    assert str(await allowed_address("one.example", 443, (), plain=False)) == "8.8.8.8"
+    assert str(await allowed_address(target_of("https://one.example"), ())) == "8.8.8.8"
     with pytest.raises(Forbidden) as refused:
-        await allowed_address("one.example", 80, (), plain=True)
+        await allowed_address(target_of("http://one.example"), ())
     assert refused.value.code == "webhook_not_https"
 
 
