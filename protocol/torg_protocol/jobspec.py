@@ -32,7 +32,7 @@ from torg_protocol.quantities import CpuMillis, DecimalText, DurationMs, GpuMill
 from torg_protocol.registries import MAX_REGISTRIES, RegistryHost, RegistryLogin, registry_problems
 from torg_protocol.sealing import Sealed, sealed_problems
 from torg_protocol.secrets import SealedSecrets
-from torg_protocol.spec_problems import BETWEEN_FIELDS, problems_of
+from torg_protocol.spec_problems import BETWEEN_FIELDS, problems_of, unkept_problems
 from torg_protocol.strict import Strict, check_env
 from torg_protocol.tasks import BLOB_IMAGE, HOST_PYTHON, MAX_TASKS, Task, task_problems
 from torg_protocol.volumes import MAX_VOLUMES, Volume, Volumes, volume_problems
@@ -467,10 +467,13 @@ def load_job_spec(raw: object) -> JobSpec:
             value=type(raw).__name__,
             hint="start with: version: 1",
         )
+    problems = unkept_problems(raw)
     try:
-        return JobSpec.model_validate(raw)
+        spec = JobSpec.model_validate(raw)
+        if not problems:
+            return spec
     except ValidationError as error:
-        problems = problems_of(error.errors(include_url=False), raw, JobSpec)
+        problems = problems or problems_of(error.errors(include_url=False), raw, JobSpec)
     first = problems[0]
     raise Invalid(
         f"job spec: {first['field']}: {first['message']}",

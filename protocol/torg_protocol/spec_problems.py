@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from torg_protocol.plain_text import unstorable_text
 from torg_protocol.quantities import as_written
 
+_SECRETIVE = (("registries",), ("secrets",))  # what stands below them may be the secret itself, where its name belongs
+_FORMS = {
+    "name": "small letters, digits, dots, dashes and underscores, 63 at most, a letter or digit first",
+    "username": "name a secret, which `secrets:` defines: never the user's name itself",
+    "password": "name a secret, which `secrets:` defines: never the password itself",
+    "token": "name a secret, which `secrets:` defines: never the token itself",
+    "digest": "sha256: and 64 hexadecimal digits, small ones",
+}
+_EXPECTED = {
+    "string_type": "a text",
+    "bool_type": "true or false",
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+}
 _DISCRIMINATORS = ("policy", "kind", "type")
 BETWEEN_FIELDS = "between_fields"  # an error of pydantic's that stands for several: `all` in its context
 
@@ -26,9 +42,34 @@ def problems_of(items: Sequence[Any], raw: object, model: type[BaseModel]) -> li
     return problems
 
 
+def unkept_problems(raw: object) -> list[dict[str, Any]]:
+    """Text that no database and no program's argument can hold, and numbers that JSON has no word for: at most one problem."""
+    found = unstorable_text(raw) or _not_finite(raw)
+    if found is None:
+        return []
+    field, message = found
+    return [{"field": field, "message": message, "value": None, "hint": "leave it out"}]
+
+
+def _not_finite(raw: object, place: str = "") -> tuple[str, str] | None:
+    if isinstance(raw, float) and not math.isfinite(raw):
+        return place or "$", f"a finite number is expected, not {raw}"
+    pairs = raw.items() if isinstance(raw, Mapping) else enumerate(raw) if isinstance(raw, list | tuple) else ()
+    found = (_not_finite(value, f"{place}.{key}" if place else str(key)) for key, value in pairs)
+    return next((one for one in found if one is not None), None)
+
+
 def _problem(item: Any, raw: object, model: type[BaseModel]) -> dict[str, Any]:
     location = _written(item["loc"], raw)
-    value = item["input"] if isinstance(item["input"], str | int | float | bool) else None
+    is_shown = isinstance(item["input"], str | int | float | bool) and location[:1] not in _SECRETIVE
+    message, hint, value = _words(item, location, item["input"] if is_shown else None, raw, model)
+    return {"field": ".".join(str(part) for part in location) or "$", "message": message, "value": value, "hint": hint}
+
+
+def _words(
+    item: Any, location: tuple[int | str, ...], value: Any, raw: object, model: type[BaseModel]
+) -> tuple[str, str | None, Any]:
+    """Message, hint, and the value as its author wrote it."""
     message, hint = item["msg"].removeprefix("Value error, "), None
     match item["type"]:
         case "extra_forbidden":
@@ -37,22 +78,19 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> dict[str, Any]:
             message = "unknown key"
             hint = f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(known)}"
         case "missing":
-            message, value = "is missing", None
+            return "is missing", None, None
         case "string_type" if isinstance(value, bool | int | float):
             message, hint = "a text is expected", f'put it in quotes: "{value}"'
-        case "string_type":
-            message = "a text is expected"
-        case "bool_type":
-            message = "true or false is expected"
+        case kind if kind in _EXPECTED:
+            message = f"{_EXPECTED[kind]} is expected"
         case "tuple_type" | "list_type":
             message = "a list is expected"
             hint = f"write it like [{', '.join(value.split())}]" if isinstance(value, str) and value.strip() else None
-        case "model_type" | "model_attributes_type" | "dict_type":
-            message = "a mapping is expected"
+        case "string_pattern_mismatch":
+            message = "not of the form that is expected here"
+            hint = _FORMS.get(str(location[-1]), str(item["ctx"].get("pattern")))
         case "literal_error" | "union_tag_invalid":
             message = f"not one of: {item['ctx'].get('expected') or item['ctx'].get('expected_tags')}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            message = "a whole number is expected"
         case "less_than_equal" | "greater_than_equal":
             written, (bound,) = _value_at(item["loc"], raw), item["ctx"].values()
             in_units = as_written(bound, written) if isinstance(written, str) and isinstance(bound, int) else None
@@ -64,7 +102,7 @@ def _problem(item: Any, raw: object, model: type[BaseModel]) -> dict[str, Any]:
             message, hint = f"says no {word}", f"write {example}"
         case _:
             message = message[:1].lower() + message[1:]
-    return {"field": ".".join(str(part) for part in location) or "$", "message": message, "value": value, "hint": hint}
+    return message, hint, value
 
 
 def _value_at(location: tuple[int | str, ...], raw: object) -> object:

@@ -10,6 +10,7 @@ from torg_marketplace.api.auth import JobsReader, JobsWriter, Wallet
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.jobs import JobIdPath
 from torg_marketplace.api.pages import Cursor, Limit
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.bans import report_abuse
 from torg_marketplace.flow.disputes import disputes_of, open_dispute
 from torg_marketplace.flow.erase import erase_account
@@ -27,7 +28,7 @@ from torg_protocol.cases import (
 from torg_protocol.ids import JobId
 from torg_protocol.refunds import RefundPage
 
-router = APIRouter(prefix="/v1", tags=["account"])
+router = APIRouter(prefix="/v1", tags=["account"], route_class=StrictRoute)
 
 
 @router.get("/refunds")

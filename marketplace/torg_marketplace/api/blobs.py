@@ -11,12 +11,13 @@ from starlette.responses import Response, StreamingResponse
 
 from torg_marketplace.api.auth import DataReader, DataWriter
 from torg_marketplace.api.context import TheEdge
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.blobs import may_read_blob, plan_pieces, plan_upload
 from torg_protocol.api import BlobDownload, BlobPieces, BlobUpload, BlobUploadRequest, MissingPieces
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import DIGEST, Digest, names_pieces
 
-router = APIRouter(tags=["data"])
+router = APIRouter(tags=["data"], route_class=StrictRoute)
 DigestPath = Annotated[str, Path(pattern=DIGEST)]
 Bytes = Annotated[int, Query(ge=0, le=2**63 - 1)]
 

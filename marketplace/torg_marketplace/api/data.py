@@ -9,10 +9,11 @@ from fastapi import APIRouter, Path
 from torg_marketplace.api.auth import DataReader, DataWriter
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.pages import Cursor, Limit
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.data import data_page, data_view, forget_data, name_data
 from torg_protocol.data import DATA_NAME, DataPage, DataRequest, DataView
 
-router = APIRouter(prefix="/v1/data", tags=["data"])
+router = APIRouter(prefix="/v1/data", tags=["data"], route_class=StrictRoute)
 Name = Annotated[str, Path(pattern=DATA_NAME)]
 
 

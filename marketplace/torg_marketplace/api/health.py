@@ -6,11 +6,12 @@ from fastapi import APIRouter
 from sqlalchemy import select
 
 from torg_marketplace.api.context import TheEdge
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.reconcile import fee_payer_warning
 from torg_protocol.api import Health
 from torg_protocol.errors import Unavailable
 
-router = APIRouter(tags=["market"])
+router = APIRouter(tags=["market"], route_class=StrictRoute)
 
 
 @router.get("/healthz")

@@ -14,6 +14,7 @@ from torg_chain.errors import ChainUnavailable
 from torg_marketplace.api.auth import Caller, DataReader, JobsReader, JobsWriter
 from torg_marketplace.api.context import Edge, TheEdge
 from torg_marketplace.api.pages import Cursor, IfNoneMatch, Limit, Wait, answer
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.cancel import cancel
 from torg_marketplace.flow.credit import credit_vault
 from torg_marketplace.flow.extend import extend
@@ -32,7 +33,7 @@ from torg_protocol.ids import AccountId, JobId
 from torg_protocol.jobspec import load_job_spec
 from torg_protocol.states import JobState
 
-router = APIRouter(prefix="/v1", tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"], route_class=StrictRoute)
 MAX_I64 = 2**63 - 1
 _COMMENT_EVERY_S = 10.0
 _VAULT_FRESH_MS = 15_000  # the watch loop looks every 5 s

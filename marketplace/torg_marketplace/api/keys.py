@@ -9,11 +9,12 @@ from fastapi import APIRouter, Path
 from torg_marketplace.api.auth import JobsReader, Wallet
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.pages import Cursor, Limit
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.api_keys import api_key_page, create_api_key, revoke_api_key
 from torg_marketplace.flow.credit import credit_view
 from torg_protocol.accounts import ApiKeyPage, ApiKeyRequest, ApiKeyView, CreditView, NewApiKey
 
-router = APIRouter(prefix="/v1", tags=["keys"])
+router = APIRouter(prefix="/v1", tags=["keys"], route_class=StrictRoute)
 
 
 @router.post("/keys", status_code=201)

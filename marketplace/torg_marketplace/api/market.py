@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query
 from torg_marketplace.api.auth import Anybody, JobsReader
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.pages import Cursor, Limit
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.prices import prices
 from torg_marketplace.flow.reputation import node_reputation
 from torg_marketplace.flow.statements import statement
@@ -29,7 +30,7 @@ from torg_protocol.api import (
 from torg_protocol.ids import NodeId
 from torg_protocol.versions import SPOKEN
 
-router = APIRouter(tags=["market"])
+router = APIRouter(tags=["market"], route_class=StrictRoute)
 Address = Annotated[str, Path(pattern=r"^[1-9A-HJ-NP-Za-km-z]{32,44}$", description="base58")]
 Text = Annotated[str | None, Query(max_length=64)]
 Moment = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="milliseconds since the epoch")]

@@ -6,10 +6,11 @@ from fastapi import APIRouter
 
 from torg_marketplace.api.auth import Anybody
 from torg_marketplace.api.context import TheEdge
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.sign_in import ask_to_sign, open_session
 from torg_protocol.sign_in import SignInChallenge, SignInProof, SignInRequest, SignInSession
 
-router = APIRouter(prefix="/v1/siws", tags=["keys"])
+router = APIRouter(prefix="/v1/siws", tags=["keys"], route_class=StrictRoute)
 
 
 @router.post("/messages", dependencies=[Anybody])

@@ -9,10 +9,11 @@ from fastapi import APIRouter, Path
 from torg_marketplace.api.auth import DataReader, DataWriter
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.pages import Cursor, Limit
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.volume_names import delete_volume, put_volume, volume_page, volume_view
 from torg_protocol.volumes import VOLUME_NAME, VolumePage, VolumeRequest, VolumeView
 
-router = APIRouter(prefix="/v1/volumes", tags=["data"])
+router = APIRouter(prefix="/v1/volumes", tags=["data"], route_class=StrictRoute)
 Name = Annotated[str, Path(pattern=VOLUME_NAME)]
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path
 from torg_marketplace.api.auth import WebhookOwner
 from torg_marketplace.api.context import TheEdge
 from torg_marketplace.api.pages import Cursor, Limit
+from torg_marketplace.api.strict import StrictRoute
 from torg_marketplace.flow.webhooks import create_webhook, delete_webhook, delivery_page, replay, webhook_page
 from torg_protocol.webhooks import (
     DeliveryPage,
@@ -20,7 +21,7 @@ from torg_protocol.webhooks import (
     WebhookView,
 )
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=StrictRoute)
 WebhookIdPath = Annotated[str, Path(pattern=r"^hook_[0-9a-z]{26}$")]
 
 

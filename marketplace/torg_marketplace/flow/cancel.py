@@ -39,11 +39,19 @@ async def cancel(unit: Unit, account: AccountId, job_id: JobId) -> JobView:
                 code="already_reported",
                 field="job_id",
                 value=job_id,
+                hint="wait for the verdict: GET /v1/jobs/{job_id}?wait=60",
             )
         case JobState.CANCELLED:
             pass
         case JobState.SUCCEEDED | JobState.FAILED | JobState.EXPIRED | JobState.STOPPED:
-            raise Conflict(f"the job has ended: {state}", code="job_ended", field="job_id", value=job_id, state=state)
+            raise Conflict(
+                f"the job has ended: {state}",
+                code="job_ended",
+                field="job_id",
+                value=job_id,
+                hint="nothing is left to stop, and it is billed no further; GET /v1/jobs/{job_id} has what it cost",
+                state=state,
+            )
         case _:
             assert_never(state)
     unit.wake(f"job:{job_id}")

@@ -35,6 +35,8 @@ from torg_protocol.messages import Grant, SignedGrant
 from torg_protocol.offers import Offer
 from torg_protocol.states import LIVE_LEASE_STATES, Liveness, NodeState
 
+_NO_JOB = "GET /v1/jobs and `torg ps -a` list yours; one of another account is not shown"
+_NO_NODE = "GET /v1/offers and `torg offers` list those that are here"
 _SPECS_KEPT = 4_096
 _specs: dict[str, JobSpec] = {}  # by digest, oldest first
 
@@ -43,7 +45,7 @@ async def job_of(unit: Unit, account: AccountId, job_id: JobId) -> JobRow:
     """Raises NotFound also for somebody else's job: its existence is nobody's business."""
     job = await unit.session.get(JobRow, job_id)
     if job is None or job.client != account:
-        raise NotFound("no such job of yours", code="job_unknown", field="job_id", value=job_id)
+        raise NotFound("no such job of yours", code="job_unknown", field="job_id", value=job_id, hint=_NO_JOB)
     return job
 
 
@@ -54,7 +56,7 @@ async def job_row(unit: Unit, job_id: str) -> JobRow:
 async def node_row(unit: Unit, node_id: str) -> NodeRow:
     node = await unit.session.get(NodeRow, node_id)
     if node is None:
-        raise NotFound("no such node here", code="node_unknown", field="node_id", value=node_id)
+        raise NotFound("no such node here", code="node_unknown", field="node_id", value=node_id, hint=_NO_NODE)
     return node
 
 

@@ -57,6 +57,25 @@ async def submitted(http: httpx.AsyncClient, key: str | None = None, **changes: 
         ("POST", "/v1/quotes", b"{", (422, "request_invalid")),
         ("POST", "/v1/quotes", b'{"spec": {}, "extra": 1}', (422, "request_invalid")),
         ("POST", "/v1/quotes", b'{"spec": {}}', (422, "spec_invalid")),
+        (
+            "POST",
+            "/v1/quotes",
+            b'{"spec": {"version": 1, "command": ["x"], "resources": {"cpus": NaN}}}',
+            (422, "request_invalid"),
+        ),
+        (
+            "POST",
+            "/v1/quotes",
+            b'{"spec": {"version": 1, "command": ["x"], "resources": {"cpus": 1e400}}}',
+            (422, "request_invalid"),
+        ),
+        ("POST", "/v1/quotes", b'{"spec": {"version": 1, "command": ["\\ud800"]}}', (422, "request_invalid")),
+        ("POST", "/v1/quotes", b'{"spec": {"version": 1, "command": ["a\\u0000b"]}}', (422, "request_invalid")),
+        ("POST", "/v1/quotes", b'{"spec": {"version": 1, "command": ["\xff"]}}', (422, "request_invalid")),
+        ("POST", "/v1/quotes", b'{"spec":' + b"[" * 100_000, (422, "request_invalid")),
+        ("POST", "/v1/quotes", None, (422, "request_invalid")),
+        ("GET", "/v1/jobs?sate=failed", None, (422, "request_invalid")),
+        ("GET", "/v1/credit?limit=1", None, (422, "request_invalid")),
         ("POST", "/v1/quotes", b" " * ((1 << 20) + 1), (413, "body_too_large")),
         ("POST", "/v1/keys", b'{"name": "x", "spend_cap": 1}', (403, "wallet_needed")),
     ],
@@ -70,6 +89,25 @@ async def test_every_error_is_a_problem_with_a_stable_code(
         assert problem(answer) == expected
         if expected[0] == 405:
             assert "GET" in answer.headers["allow"]
+        assert answer.json().get("hint") or expected[1] == "spec_invalid"
+
+
+async def test_a_misspelt_parameter_is_refused_by_its_name_and_never_without_effect(served: ServedWorld) -> None:
+    async with served.bearer((await served.api_key()).secret) as http:
+        answer = (await http.get("/v1/jobs?sate=failed")).json()
+        bytes_url = (await http.get("/v1/market?fresh=1")).json()
+    assert (answer["field"], answer["value"]) == ("query.sate", "failed")
+    assert answer["hint"] == 'did you mean "state"?'
+    assert bytes_url["hint"] == "this operation takes none"
+
+
+async def test_what_may_be_a_password_where_a_secrets_name_belongs_is_not_repeated(served: ServedWorld) -> None:
+    registries = {"r.example": {"username": "ME", "password": "hunter2 pw"}}
+    async with served.bearer((await served.api_key()).secret) as http:
+        answer = await http.post("/v1/quotes", json={"spec": spec(image="r.example/x", registries=registries)})
+    assert problem(answer) == (422, "spec_invalid")
+    assert answer.json()["field"] == "registries.r.example.password"
+    assert "hunter2" not in answer.text
 
 
 async def test_what_is_no_id_is_named_and_where_ids_are_found(served: ServedWorld) -> None:
