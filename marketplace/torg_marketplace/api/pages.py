@@ -14,7 +14,11 @@ from torg_marketplace.flow.views import MAX_PAGE
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="entries of a page")]
 Cursor = Annotated[
     str | None,
-    Query(pattern=r"^[A-Za-z0-9_]{1,64}$", description="`next_cursor` of the page before; absent: the first page"),
+    # Each list looks at its own cursors (`flow/cursors.py`), so that one that is none is `cursor_invalid` whatever it looks like.
+    Query(
+        description="`next_cursor` of the page before; absent: the first page",
+        json_schema_extra={"pattern": "^[A-Za-z0-9_]{1,320}$"},
+    ),
 ]
 IfNoneMatch = Annotated[
     str | None, Header(description="an ETag that you have: 304 without a body as long as nothing has changed")

@@ -138,7 +138,7 @@ async def report_abuse(unit: Unit, reporter: AccountId, request: AbuseRequest) -
 
 async def abuse_reports(unit: Unit) -> list[dict[str, Any]]:
     """For the operator: open ones first, then the newest."""
-    query = select(AbuseReportRow).order_by(AbuseReportRow.state.desc(), AbuseReportRow.reported_at_ms.desc())
+    query = select(AbuseReportRow).order_by(AbuseReportRow.state.desc(), AbuseReportRow.report_id.desc())
     return [_columns(row) for row in await unit.session.scalars(query.limit(200))]
 
 

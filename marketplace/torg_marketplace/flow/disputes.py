@@ -126,7 +126,7 @@ async def all_disputes(unit: Unit) -> list[DisputeView]:
 
 async def _rows(unit: Unit, condition: object) -> Sequence[DisputeRow]:
     query = select(DisputeRow).where(condition)  # type: ignore[arg-type] # either of two kinds of expression
-    return (await unit.session.scalars(query.order_by(DisputeRow.opened_at_ms.desc()).limit(_LISTED))).all()
+    return (await unit.session.scalars(query.order_by(DisputeRow.dispute_id.desc()).limit(_LISTED))).all()
 
 
 async def _tell_nodes(unit: Unit, row: DisputeRow) -> None:

@@ -94,7 +94,7 @@ async def inspect_anything(unit: Unit, key: str) -> dict[str, Any]:
 
 
 async def newest_slashes(unit: Unit) -> list[dict[str, Any]]:
-    query = select(SlashRow).order_by(SlashRow.created_at_ms.desc()).limit(_EVENTS)
+    query = select(SlashRow).order_by(SlashRow.slash_id.desc()).limit(_EVENTS)
     return [_columns(row) for row in await unit.session.scalars(query)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Float, cast, func, select
+from sqlalchemy import ColumnElement, Float, case, cast, func, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from torg_marketplace.flow.unit import Unit
@@ -16,7 +16,8 @@ _LOOKED_AT = 2_000  # of the waiting jobs, those with the strongest claims
 
 def strongest_first(now_ms: int) -> tuple[ColumnElement[float], InstrumentedAttribute[str]]:
     """In which order waiting jobs are looked at: by price ceiling times age (`matching/backlog.py`)."""
-    age_ms = now_ms - JobRow.created_at_ms + AGEING_MS
+    waited_ms = now_ms - JobRow.created_at_ms
+    age_ms = case((waited_ms > 0, waited_ms), else_=0) + AGEING_MS  # before the clock was set back it was later
     return ((cast(JobRow.price_ceiling, Float) + 1) * age_ms).desc(), JobRow.job_id
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import BigInteger, func, literal, select, tuple_, update
 
-from torg_marketplace.flow.cursors import count_in
+from torg_marketplace.flow.cursors import cursor_of, row_in
 from torg_marketplace.flow.earnings import FEE_ADDRESS
 from torg_marketplace.flow.settlement_moves import give_back, release_commitments
 from torg_marketplace.flow.unit import Market, Unit
@@ -94,16 +94,19 @@ async def work_credit_off(market: Market) -> int:
 async def refunds_of(
     unit: Unit, account: AccountId, *, job_id: str | None = None, cursor: str | None = None, limit: int = 50
 ) -> RefundPage:
-    """An account's, oldest first. The cursor counts those before: refunds are only ever added."""
-    skip = count_in(cursor)
+    """An account's, oldest first. The cursor names the last one of the page before."""
     query = select(RefundRow).where(RefundRow.client == account).order_by(RefundRow.at_ms, RefundRow.refund_id)
     if job_id is not None:
         query = query.where(RefundRow.job_id == job_id)
-    rows = (await unit.session.scalars(query.offset(skip).limit(limit + 1))).all()
+    if cursor is not None:
+        before = await row_in(unit.session, cursor, query, RefundRow.refund_id)
+        place = tuple_(literal(before.at_ms, BigInteger), literal(before.refund_id))
+        query = query.where(tuple_(RefundRow.at_ms, RefundRow.refund_id) > place)
+    rows = (await unit.session.scalars(query.limit(limit + 1))).all()
     views = tuple(
         RefundView(signed=SignedRefund.model_validate(row.signed), outstanding=row.outstanding) for row in rows[:limit]
     )
-    return RefundPage(refunds=views, next_cursor=str(skip + limit) if len(rows) > limit else None)
+    return RefundPage(refunds=views, next_cursor=cursor_of(rows[limit - 1].refund_id) if len(rows) > limit else None)
 
 
 async def all_refunds(unit: Unit, *, limit: int = 200) -> list[RefundRow]:

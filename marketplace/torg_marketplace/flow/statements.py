@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from sqlalchemy import ColumnElement, case, func, literal, or_, select
+from sqlalchemy import BigInteger, ColumnElement, case, func, literal, or_, select, tuple_
 
-from torg_marketplace.flow.cursors import count_in
+from torg_marketplace.flow.cursors import cursor_of, row_in
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.vaults import vault_view
 from torg_marketplace.storage import ledger
@@ -29,16 +29,16 @@ _STAGE = case(*((PostingRow.key.startswith(f"{name}:"), stage) for name, stage i
 async def statement(
     unit: Unit, account: AccountId, vault: str, *, since_ms: int, until_ms: int, cursor: str | None, limit: int
 ) -> Statement:
-    """Of [since_ms, until_ms), oldest first. The cursor counts the lines before: postings are only ever added. Raises NotFound
-    vault_unknown."""
+    """Of [since_ms, until_ms), oldest first. The cursor names the last posting of the page before. Raises NotFound vault_unknown."""
     await vault_view(unit, account, vault)
-    skip = count_in(cursor)
     within = (PostingRow.at_ms >= since_ms, PostingRow.at_ms < until_ms)
     keys = select(EntryRow.posting).where(_is_of(vault)).distinct()
     query = (
         select(PostingRow).where(PostingRow.key.in_(keys), *within).order_by(PostingRow.at_ms, _STAGE, PostingRow.key)
     )
-    found = (await unit.session.scalars(query.offset(skip).limit(limit + 1))).all()
+    if cursor is not None:
+        query = query.where(_after(await row_in(unit.session, cursor, query, PostingRow.key)))
+    found = (await unit.session.scalars(query.limit(limit + 1))).all()
     entries = await _entries(unit, found[:limit])
     jobs = await _jobs(unit, entries)
     return Statement(
@@ -48,8 +48,14 @@ async def statement(
         opening=await _balances(unit, vault, before_ms=since_ms),
         closing=await _balances(unit, vault, before_ms=until_ms),
         lines=tuple(_line(posting, entries[posting.key], jobs) for posting in found[:limit]),
-        next_cursor=str(skip + limit) if len(found) > limit else None,
+        next_cursor=cursor_of(found[limit - 1].key) if len(found) > limit else None,
     )
+
+
+def _after(last: PostingRow) -> ColumnElement[bool]:
+    stage = _STAGES.get(last.key.partition(":")[0], 0)
+    place = tuple_(literal(last.at_ms, BigInteger), literal(stage), literal(last.key))
+    return tuple_(PostingRow.at_ms, _STAGE, PostingRow.key) > place
 
 
 def _is_of(vault: str) -> ColumnElement[bool]:

@@ -31,7 +31,7 @@ from torg_marketplace.storage import ledger
 from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.engine import READ_ONLY, KeepingSession, answering
 from torg_marketplace.storage.events import collected, write_collected
-from torg_protocol.ids import NodeId, new_id
+from torg_protocol.ids import Ids, NodeId
 from torg_protocol.messages import ToNode
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Market:
     policy: MarketPolicy
     replayer: Replayer | None = None  # None: this marketplace cannot execute segments again
     credit_key: Keypair | None = None  # depositor and signer of the credit vault: pays for jobs of API keys
+    ids: Ids = field(default_factory=Ids)
     wakes: Wakes = field(default_factory=Wakes)
     book: Book = field(default_factory=Book)
     vitals: Vitals = field(default_factory=Vitals)
@@ -118,7 +119,7 @@ class Unit:
         return self.market.policy
 
     def new_id(self, prefix: str) -> str:
-        return new_id(prefix, self.now_ms, self.market.random.bits(80))
+        return self.market.ids.new(prefix, self.now_ms, self.market.random.bits(64))
 
     def known(self, table: type[R], key: str | tuple[object, ...]) -> R | None:
         """A row that this transaction has loaded or added before, as it stands; None asks for a look into the database."""

@@ -11,6 +11,7 @@ from sqlalchemy import BigInteger, BindParameter, CursorResult, bindparam, func,
 
 from torg_chain.vault import VaultState
 from torg_marketplace.flow.credit import close_credit
+from torg_marketplace.flow.cursors import id_in
 from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.money import Refusal, VaultFacts, refusal
@@ -71,7 +72,7 @@ async def settlement_page(
     await vault_view(unit, account, address)
     query = select(SettlementRow).where(SettlementRow.vault == address).order_by(SettlementRow.settlement_id)
     if cursor is not None:
-        query = query.where(SettlementRow.settlement_id > cursor)
+        query = query.where(SettlementRow.settlement_id > id_in(cursor, "settle"))
     rows = (await unit.session.scalars(query.limit(limit + 1))).all()
     views = []
     for row in rows[:limit]:

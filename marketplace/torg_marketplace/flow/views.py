@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, select
 
-from torg_marketplace.flow.cursors import id_in
+from torg_marketplace.flow.cursors import id_in, party_in
 from torg_marketplace.flow.queue_place import queue_place
 from torg_marketplace.flow.rows import (
     grant_of,
@@ -151,7 +151,8 @@ class OfferFilter:
 async def offer_page(unit: Unit, wanted: OfferFilter, *, cursor: str | None = None, limit: int = 50) -> OfferPage:
     """By node id, which is also the cursor."""
     offers = sorted((offer for offer in await node_views(unit) if wanted.takes(offer)), key=lambda offer: offer.node)
-    rest = [offer for offer in offers if cursor is None or offer.node > cursor]
+    after = "" if cursor is None else party_in(cursor)
+    rest = [offer for offer in offers if offer.node > after]
     return OfferPage(offers=tuple(rest[:limit]), next_cursor=rest[limit - 1].node if len(rest) > limit else None)
 
 

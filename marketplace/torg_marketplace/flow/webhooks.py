@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, func, select, update
 
+from torg_marketplace.flow.cursors import id_in
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.webhook_targets import check_target, target_of
 from torg_marketplace.storage.models import JobEventRow, JobRow
@@ -79,8 +80,9 @@ def webhook_secret(market: Market, webhook_id: str) -> str:
 
 async def webhook_page(unit: Unit, account: AccountId, *, cursor: str | None, limit: int) -> WebhookPage:
     query = select(WebhookRow).where(WebhookRow.account == account, WebhookRow.deleted_at_ms.is_(None))
-    query = query.where(WebhookRow.webhook_id > (cursor or "")).order_by(WebhookRow.webhook_id).limit(limit + 1)
-    rows = (await unit.session.scalars(query)).all()
+    if cursor is not None:
+        query = query.where(WebhookRow.webhook_id > id_in(cursor, "hook"))
+    rows = (await unit.session.scalars(query.order_by(WebhookRow.webhook_id).limit(limit + 1))).all()
     page = rows[:limit]
     return WebhookPage(
         webhooks=tuple(_view(row) for row in page), next_cursor=page[-1].webhook_id if len(rows) > limit else None
@@ -102,7 +104,7 @@ async def delivery_page(
     await _row(unit, account, webhook_id)
     query = select(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id).order_by(DeliveryRow.delivery_id.desc())
     if cursor is not None:
-        query = query.where(DeliveryRow.delivery_id < cursor)
+        query = query.where(DeliveryRow.delivery_id < id_in(cursor, "msg"))
     rows = (await unit.session.scalars(query.limit(limit + 1))).all()
     page = rows[:limit]
     return DeliveryPage(
@@ -142,7 +144,11 @@ async def due_deliveries(market: Market) -> list[Due]:
             return []
     async with market.transaction() as unit:
         query = select(DeliveryRow, WebhookRow.url).join(WebhookRow, WebhookRow.webhook_id == DeliveryRow.webhook_id)
-        query = query.where(*_due(unit)).order_by(DeliveryRow.next_try_at_ms).limit(_DELIVERIES_AT_ONCE)
+        query = (
+            query.where(*_due(unit))
+            .order_by(DeliveryRow.next_try_at_ms, DeliveryRow.delivery_id)
+            .limit(_DELIVERIES_AT_ONCE)
+        )
         claimed = []
         for row, url in (await unit.session.execute(query.with_for_update(of=DeliveryRow))).all():
             row.next_try_at_ms = unit.now_ms + _CLAIM_MS

@@ -230,14 +230,6 @@ async def test_pages_and_filters(served: ServedWorld) -> None:
         assert offers == {"offers": [], "next_cursor": None}
 
 
-async def test_a_cursor_that_is_none_is_refused_and_not_taken_for_a_page(served: ServedWorld) -> None:
-    async with served.bearer((await served.api_key()).secret) as http:
-        for path in ("/v1/jobs", "/v1/refunds"):
-            answer = await http.get(path, params={"cursor": "half_a_cursor"})
-            assert problem(answer) == (422, "cursor_invalid"), path
-            assert "next_cursor" in answer.json()["hint"]
-
-
 async def test_a_body_that_is_no_json_is_told_so_and_from_where(served: ServedWorld) -> None:
     async with served.bearer((await served.api_key()).secret) as http:
         json_type = {"content-type": "application/json"}
