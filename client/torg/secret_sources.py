@@ -16,6 +16,7 @@ from typing import Any
 
 from torg_protocol.api import NodeView
 from torg_protocol.errors import Infeasible, Invalid
+from torg_protocol.features import features_asked, version_needed
 from torg_protocol.ids import AccountId
 from torg_protocol.jobspec import WHOLE_GPU_MILLI, JobSpec
 from torg_protocol.sealing import JOB_KEY
@@ -128,6 +129,7 @@ def _fits(spec: JobSpec, offer: NodeView) -> bool:
         and any(level in offer.isolation for level in _ISOLATION[_ISOLATION.index(spec.isolation) :])
         and spec.egress_wanted in {"none", *offer.egress}
         and (not spec.placement.regions or offer.region in spec.placement.regions)
+        and (offer.protocol_version == 0 or offer.protocol_version >= version_needed(features_asked(spec)))
     )
 
 

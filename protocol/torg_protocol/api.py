@@ -394,6 +394,7 @@ class NodeView(View):
     isolation: tuple[str, ...]
     egress: tuple[str, ...] = ()  # networks beside "none" that a job may ask for
     own_root: bool = False  # whether a job may ask for `root: true`
+    protocol_version: int = 0  # newest of the node channel that it speaks; 0: the marketplace is older and does not say
     gpu_slices: int = 1  # how many leases of one client may share a GPU; none takes less than that part of it
     region: str
     inventory_source: str

@@ -8,7 +8,9 @@ from tests.support.actors import TUSD, Node, join, make_client, make_node, spec
 from tests.support.market import World
 from torg_marketplace.flow.grant import NotGrantable, grant
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.operate import inspect_anything
 from torg_marketplace.flow.rows import job_row
+from torg_marketplace.flow.views import OfferFilter, node_view, offer_page
 from torg_protocol.errors import Infeasible
 from torg_protocol.ids import Digest
 from torg_protocol.messages import CheckpointRef, CheckpointStored, Granted, Released
@@ -40,6 +42,19 @@ async def test_an_older_node_gets_what_it_knows_and_not_what_it_does_not(world: 
     assert await match_pending(world.market) == 2
     assert older.expect(Granted).signed.grant.job_id == plain.job_id
     assert newer.expect(Granted).signed.grant.job_id == named.job_id
+
+
+async def test_everybody_is_told_what_a_node_speaks(world: World) -> None:
+    older, newer = await join_older(world), await join(world)
+    async with world.market.reading() as unit:
+        page = await offer_page(unit, OfferFilter())
+        views = [await node_view(unit, node.id) for node in (older, newer)]
+        inspected = await inspect_anything(unit, older.id)
+
+    spoken = {older.id: OLDEST_PROTOCOL_VERSION, newer.id: PROTOCOL_VERSION}
+    assert {offer.node: offer.protocol_version for offer in page.offers} == spoken
+    assert {view.node: view.protocol_version for view in views} == spoken
+    assert inspected["node"]["protocol_version"] == OLDEST_PROTOCOL_VERSION
 
 
 async def test_a_quote_says_who_must_update_and_a_job_is_not_taken_for_them(world: World) -> None:

@@ -11,7 +11,7 @@ import click
 from torg.cli.present import coin, size, table
 from torg.cli.session import Session, command
 from torg.config import save_marketplace
-from torg_protocol.api import NodeView
+from torg_protocol.api import MarketInfo, NodeView
 from torg_protocol.quantities import format_cpu_millis, parse_size_bytes
 from torg_protocol.states import Liveness, NodeState
 
@@ -67,7 +67,7 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
             size(node.disk_bytes),
             ",".join(node.isolation) + ("+root" if node.own_root else ""),
             node.region or "-",
-            _state(node),
+            _state(node) + _behind(node, market),
         )
         for node in found
     ]
@@ -109,6 +109,11 @@ def _state(node: NodeView) -> str:
     if node.state is NodeState.ACTIVE and node.liveness is Liveness.ALIVE:
         return "ready" if node.slots_free else "busy"
     return str(node.state) if node.state is not NodeState.ACTIVE else f"silent ({node.liveness})"
+
+
+def _behind(node: NodeView, market: MarketInfo) -> str:
+    """Jobs that ask for what came later are not for it (`torg quote` says which)."""
+    return f", protocol {node.protocol_version}" if 0 < node.protocol_version < max(market.protocol_versions) else ""
 
 
 def _size(text: str) -> int:

@@ -251,6 +251,7 @@ def _node_view(node: NodeSnapshot) -> NodeView:
         isolation=node.offer.isolation,
         egress=node.offer.egress,
         own_root=node.offer.own_root,
+        protocol_version=node.protocol_version,
         gpu_slices=node.offer.gpu_slices,
         region=node.offer.region,
         inventory_source=inventory.source,

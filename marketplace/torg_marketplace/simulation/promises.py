@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -107,10 +108,11 @@ def _unknown_to_version_1(grant: dict[str, Any]) -> Iterator[str]:
     """By the keys and values that its release would refuse; `torg_protocol.features` says the same from the other side."""
     spec = grant["spec"]
     yield from grant.keys() & {"gang", "volumes"}
-    yield from spec.keys() & {"spot", "gang"}
+    yield from spec.keys() & {"spot", "gang", "registries"}
     yield from spec["resources"].keys() & {"gpu_fraction"}
     yield from (f"volume {name}" for name, volume in spec.get("volumes", {}).items() if volume)
     yield from (f"ports of {task['name']}" for task in spec.get("tasks", []) if "ports" in task)
+    yield from (f"until {until}" for until in re.findall(r'"until": "(ready)"', json.dumps(spec)))
     if spec["verify"]["policy"] != "none":
         yield f"what is paid for {spec['verify']['policy']}"
     if '"pieces:' in json.dumps(grant):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from solders.keypair import Keypair
 
-from tests.support.answers import job_view, market_info
+from tests.support.answers import job_view, market_info, node_view
 from tests.support.scripted_server import Answer, Request, as_json, scripted_server
 from torg_chain.wallet import save_keypair
 from torg_protocol.api import JobPage, OfferPage, ReferencePrices
@@ -78,6 +78,16 @@ async def test_outputs_that_are_there_already_take_one_question(tmp_path: Path) 
 
     assert code == 0, said
     assert [request.path for request in server.requests] == [f"/v1/jobs/{JOB}"]
+
+
+async def test_offers_say_which_nodes_are_a_release_behind(tmp_path: Path) -> None:
+    answers = ANSWERS | {"/v1/offers": OfferPage(offers=(node_view("1" * 32, 1), node_view("2" * 32, 2)))}
+    async with scripted_server(lambda request: as_json(answers[request.path.partition("?")[0]].wire())) as server:
+        code, said = await torg(tmp_path, server.url, "offers")
+
+    assert code == 0, said
+    assert "ready, protocol 1" in next(line for line in said.splitlines() if line.startswith("11111111"))
+    assert "protocol" not in next(line for line in said.splitlines() if line.startswith("22222222"))
 
 
 async def torg(home: Path, url: str, *arguments: str) -> tuple[int | None, str]:

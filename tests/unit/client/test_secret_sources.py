@@ -96,6 +96,9 @@ def test_they_are_sealed_to_the_nodes_that_fit_the_cheapest_first() -> None:
     ]
 
     assert recipients(SPEC, offers) == (str(cheap.pubkey()), str(dear.pubkey()))
+    spot = load_job_spec({**SPEC.wire(), "spot": True})
+    both = [offer(key, spot_price_per_gpu_hour=1, protocol_version=known) for key, known in ((cheap, 1), (dear, 2))]
+    assert recipients(spot, both) == (str(dear.pubkey()),), "the release before cannot read such a job"
     named = load_job_spec({**SPEC.wire(), "placement": {"nodes": [str(closed.pubkey())]}})
     assert recipients(named, offers) == (str(closed.pubkey()),)
 
