@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 from sqlalchemy import select
@@ -26,7 +27,7 @@ from torg_marketplace.simulation.collateral import stake
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.audit_models import ReplayAnswerRow, ReplayCheckRow, SlashRow
 from torg_marketplace.storage.models import JobRow
-from torg_marketplace.storage.money_models import PayoutRow
+from torg_marketplace.storage.money_models import CapRow, CommitmentRow, PayoutRow
 from torg_protocol.ids import Digest, JobId
 from torg_protocol.messages import Granted
 from torg_protocol.states import EndReason, JobState, LeaseState
@@ -111,12 +112,7 @@ async def audited(
     worker, client = await join(world, price=PRICE), await make_client(world)
     verify = {"policy": "replay", "catalogue": "rnn", "segments": segments}
     job = await client.submit(replay_spec(world, verify=verify))
-    await match_pending(world.market)
-    await worker.accept_and_start()
-    claims = []
-    for number in range(1, 4):
-        world.advance(seconds=10)
-        claims.append((await worker.checkpoint(f"step-{number:08d}")).blob.digest)
+    claims = await trains(worker)
     others = [await with_stake(world) for _ in range(verifiers)]
     for _ in range(same_owner):
         node = make_node(world, price=PRICE)
@@ -129,6 +125,17 @@ async def audited(
     replayer.lies = {*claims, world.blobs.put(WEIGHTS).digest} if lies else set()
     await verify_pending(world.market)
     return Trial(world, replayer, worker, client, others, job.job_id, vault)
+
+
+async def trains(worker: Node) -> list[Digest]:
+    """Three checkpoints of a job that only this node can have got."""
+    await match_pending(worker.world.market)
+    await worker.accept_and_start()
+    claims = []
+    for number in range(1, 4):
+        worker.world.advance(seconds=10)
+        claims.append((await worker.checkpoint(f"step-{number:08d}")).blob.digest)
+    return claims
 
 
 async def with_stake(world: World) -> Node:
@@ -181,6 +188,36 @@ async def test_a_node_of_another_owner_executes_it_and_is_paid_by_the_operator(w
     assert receipt.receipt.vault == trial.operator_vault, "the client's vault pays for its own job alone"
     (receipt,) = await trial.client.receipts(trial.job_id)
     assert receipt.receipt.verdict.measured["replays_by_nodes"] == "1"
+
+
+async def test_audits_at_once_do_not_wait_for_each_others_settlement(world: World) -> None:
+    """A replay costs much less than it may cost: what is left of its range is too small for the next one until it is settled."""
+    trial = await audited(world, verifiers=4)
+    for number in range(3):
+        worker, client = await join(trial.world, price=PRICE), await make_client(trial.world)
+        verify = {"policy": "replay", "catalogue": "rnn", "segments": 1}
+        await client.submit(replay_spec(trial.world, verify=verify, placement={"nodes": [worker.id]}))
+        await trains(worker)
+        trial.world.advance(seconds=10)
+        await worker.finish(outputs={"model.safetensors": WEIGHTS})
+        await trial.verify()
+        trial.verifiers.append(worker)  # it may be asked about the next one
+        if number == 1:  # three are at it, on three ranges: that in the middle is decided first
+            (_, second, _) = await answers(trial.world)
+            quick = next(node for node in trial.verifiers if node.id == second.node_id)
+            await trial.executes(quick)
+    rows = await answers(trial.world)
+    assert [row.state for row in rows] == ["open", "answered", "open", "open"], "all are asked of nodes"
+    assert trial.replayer.executed == []
+    async with trial.world.market.reading() as unit:
+        ranges = list(
+            await unit.session.scalars(select(CommitmentRow).where(CommitmentRow.vault == trial.operator_vault))
+        )
+        caps = list(await unit.session.scalars(select(CapRow.cap).where(CapRow.vault == trial.operator_vault)))
+    ranges.sort(key=lambda row: row.lower)
+    assert all(before.upper <= after.lower for before, after in pairwise(ranges))
+    assert max(caps) == ranges[-1].upper, "no cap is higher than the ranges that it is for"
+    trial.read_all()
 
 
 async def test_who_executes_it_gets_where_it_begins_and_never_where_it_ended(world: World) -> None:
@@ -331,10 +368,10 @@ async def test_a_planted_segment_finds_who_does_not_execute(world: World, weight
     trial.read_all()
     assert (await reputation(trial, suspect))[1] - before[1] == int(outvoted)
     async with trial.world.market.reading() as unit:
-        found = (await unit.session.scalars(select(ReplayAnswerRow))).all()
-        owners = [row.payout_address for row in found]
-        checks = [await unit.session.get_one(ReplayCheckRow, row.check_id) for row in found]
+        owners = list(await unit.session.scalars(select(ReplayAnswerRow.payout_address)))
+        checks = (await unit.session.scalars(select(ReplayCheckRow))).all()
     assert {check.verdict for check in checks} == {"passed"}
+    assert len([check for check in checks if check.purpose == PLANTED]) > 0
     assert len(set(owners)) == len(owners), "who was asked about this lease before could compare"
     assert await trial.state() == (JobState.SUCCEEDED, LeaseState.VERIFIED)
     assert (suspect.offer.payout_address in await payouts(trial.world)) or outvoted

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import bindparam, select
 
+from torg_marketplace.flow.credit import raised_credit_cap
 from torg_marketplace.flow.unit import Unit
-from torg_marketplace.flow.vaults import vault_row
+from torg_marketplace.flow.vaults import remember_cap, vault_row
 from torg_marketplace.rules.money import lowest_gap
-from torg_marketplace.storage.money_models import CapRow, CommitmentRow
+from torg_marketplace.storage.money_models import CapRow, CommitmentRow, VaultRow
 from torg_protocol.caps import Commitment, SignedCap
 from torg_protocol.errors import Conflict
 from torg_protocol.ids import LeaseId, VaultAddress
@@ -20,7 +21,7 @@ async def commit_lease(
     the whole range with: of several, the one that lives longest.
 
     Raises Conflict vault_closing, vault_blocked, or commitment_waits when the unsettled ranges of other leases leave no gap
-    of this size: settling frees it.
+    of this size below the client's caps: settling frees it. Of a credit vault, whose caps we sign, only its money is a limit.
     """
     row = await vault_row(unit, vault)
     if row.close_at_s or row.closed or row.blocked:
@@ -33,7 +34,7 @@ async def commit_lease(
     taken += [(each.lower, each.upper) for each in unit.added(CommitmentRow) if each.vault == vault]
     end = row.chain_settled + row.chain_balance
     lower = lowest_gap(taken, start=row.chain_settled, size=max_amount, end=end)
-    cap = None if lower is None else await _covering_cap(unit, vault, lower + max_amount)
+    cap = None if lower is None else await _covering_cap(unit, row, lower + max_amount)
     if lower is None or cap is None:
         raise Conflict(
             "the vault's free ranges are too small until earlier leases are settled",
@@ -71,11 +72,15 @@ _COVERING = (
 )
 
 
-async def _covering_cap(unit: Unit, vault: str, committed_after: int) -> SignedCap | None:
-    asked = {"vault": vault, "at_least": committed_after, "now_s": unit.now_ms // 1000}
+async def _covering_cap(unit: Unit, vault: VaultRow, committed_after: int) -> SignedCap | None:
+    asked = {"vault": vault.address, "at_least": committed_after, "now_s": unit.now_ms // 1000}
     with unit.session.no_autoflush:
         row = (await unit.session.scalars(_COVERING, asked)).one_or_none()
-    return None if row is None else signed_cap(row)
+        if row is not None:
+            return signed_cap(row)
+        if (raised := await raised_credit_cap(unit, vault, committed_after)) is not None:
+            await remember_cap(unit, raised)
+        return raised
 
 
 def signed_cap(row: CapRow) -> SignedCap:

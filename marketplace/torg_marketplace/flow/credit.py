@@ -6,13 +6,14 @@ what every other job goes through.
 
 from __future__ import annotations
 
+from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from sqlalchemy import CursorResult, Update, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.account_models import ApiKeyRow, CreditHoldRow, CreditRow, CreditVaultRow
-from torg_marketplace.storage.money_models import HoldRow, RefundRow, VaultRow
+from torg_marketplace.storage.money_models import CapRow, HoldRow, RefundRow, VaultRow
 from torg_protocol.accounts import CreditView
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Invalid, Unavailable
@@ -76,9 +77,29 @@ async def sign_credit_cap(
     valid_until_s = (
         lease_end_latest_s + policy.verification_window_s + policy.settlement_max_age_ms // 1000 + _CAP_MARGIN_S
     )
-    message = CapMessage(unit.market.network.chain_id, bytes(Pubkey.from_string(vault.address)), cap, valid_until_s)
+    return _signed(unit, key, address, cap, valid_until_s)
+
+
+async def raised_credit_cap(unit: Unit, vault: VaultRow, at_least: int) -> SignedCap | None:
+    """A cap of at least this, that lives as long as the newest: for a range that lies higher than what is committed, because ranges that are
+    not settled yet leave gaps below it that are too small. None for a client's vault: only its owner raises a cap there."""
+    key = unit.market.credit_key
+    if (
+        key is None
+        or str(key.pubkey()) != vault.signer
+        or await unit.session.get(CreditVaultRow, vault.address) is None
+    ):
+        return None
+    newest = await unit.session.scalar(select(func.max(CapRow.valid_until_s)).where(CapRow.vault == vault.address))
+    if newest is None or newest * 1000 <= unit.now_ms:
+        return None
+    return _signed(unit, key, VaultAddress(vault.address), at_least, newest)
+
+
+def _signed(unit: Unit, key: Keypair, vault: VaultAddress, cap: int, valid_until_s: int) -> SignedCap:
+    message = CapMessage(unit.market.network.chain_id, bytes(Pubkey.from_string(vault)), cap, valid_until_s)
     return SignedCap(
-        vault=VaultAddress(vault.address),
+        vault=vault,
         cap=cap,
         valid_until_s=valid_until_s,
         signer=str(key.pubkey()),

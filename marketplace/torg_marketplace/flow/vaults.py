@@ -136,7 +136,7 @@ async def _commit(unit: Unit, account: AccountId, cap: SignedCap, max_amount: in
             await unit.session.refresh(row)
             raise await _refused(unit, row, cap, max_amount)
         unit.session.expire(row, ["open_maximum"])
-        await _remember_cap(unit, cap)
+        await remember_cap(unit, cap)
 
 
 _MORE: BindParameter[int] = bindparam("more", type_=BigInteger)
@@ -297,7 +297,8 @@ def _check_cap(unit: Unit, row: VaultRow, cap: SignedCap, lease_end_latest_s: in
         )
 
 
-async def _remember_cap(unit: Unit, cap: SignedCap) -> None:
+async def remember_cap(unit: Unit, cap: SignedCap) -> None:
+    """Captures and grants find it from now on. Safe to repeat."""
     values = {
         "vault": cap.vault,
         "cap": cap.cap,
