@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from torg.functions import FunctionFailed
     from torg.spec_file import SpecFile, read_spec_file, spec_from_mapping
     from torg.sync import Client
+    from torg_protocol.open_values import is_known
 
 _HOMES = {
     "AsyncClient": "torg.client",
     "Client": "torg.sync",
     "ClientConfig": "torg.config",
+    "is_known": "torg_protocol.open_values",
     "load_config": "torg.config",
     "FunctionFailed": "torg.functions",
     "SpecFile": "torg.spec_file",
@@ -66,6 +68,7 @@ __all__ = [
     "SpecFile",
     "TorgError",
     "Unavailable",
+    "is_known",
     "load_config",
     "read_spec_file",
     "spec_from_mapping",

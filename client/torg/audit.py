@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from torg.journal import JobEntry, Journal, StoredReceipt, VaultEntry
+from torg_protocol.open_values import read_openly
 from torg_protocol.usage import SignedReceipt, verify_receipt
 
 
@@ -54,7 +55,7 @@ def audit_books(journal: Journal, *, marketplace: str, client: str) -> Audit:
     by_job: dict[str, list[SignedReceipt]] = defaultdict(list)
     for stored in journal.receipts():
         try:
-            signed = SignedReceipt.model_validate_json(stored.body)
+            signed = read_openly(SignedReceipt, stored.body)
         except ValidationError:
             audit.findings.append(Finding("problem", stored.lease_id, "what is kept is not a receipt any more"))
             continue

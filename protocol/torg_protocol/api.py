@@ -14,6 +14,7 @@ from torg_protocol.documents import View, Wire
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import DIGEST, AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
 from torg_protocol.jobspec import MAX_DURATION_MS, BlobRef, JobSpec
+from torg_protocol.open_values import read_what_is_known
 from torg_protocol.ports import PortState
 from torg_protocol.proofs import ProofStatus
 from torg_protocol.quantities import DurationMs
@@ -218,7 +219,7 @@ class QueuePlace(View):
 
 def _read_spec(raw: object, read: Callable[[object], JobSpec]) -> JobSpec:
     """Of a job that a newer client has submitted: what this reader knows of it. Its digest is `spec_digest` only where that is all."""
-    return JobSpec.model_validate(raw, extra="ignore") if isinstance(raw, dict) else read(raw)
+    return read_what_is_known(JobSpec, raw) if isinstance(raw, dict) else read(raw)
 
 
 SpecOfView = Annotated[JobSpec, WrapValidator(_read_spec)]

@@ -9,6 +9,7 @@ from solders.keypair import Keypair
 
 from torg_protocol.canonical import digest_of
 from torg_protocol.ids import Digest
+from torg_protocol.open_values import open_words
 from torg_protocol.signing import sign_document, verify_document
 
 
@@ -22,10 +23,15 @@ class Wire(BaseModel):
 
 
 class View(Wire):
-    """What a marketplace answers. A newer one says more: members that this reader does not know are left out. What is asked, what is
-    signed and what is hashed is a Wire, also inside of a view."""
+    """What a marketplace answers. A newer one says more: members that this reader does not know are left out, words of enumerations that it does
+    not know are kept as they are (`open_values`). What is asked, what is signed and what is hashed is a Wire, also inside of a view; there
+    members are read whole or not at all."""
 
     model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def __pydantic_on_complete__(cls) -> None:
+        open_words(cls)
 
 
 class Document(Wire):

@@ -11,6 +11,7 @@ from torg.cli.session import Session, command
 from torg.config import pinned
 from torg.errors import Unavailable
 from torg.journal import JobEntry, Journal
+from torg_protocol.open_values import read_openly
 from torg_protocol.refunds import RefundView
 from torg_protocol.usage import SignedReceipt
 
@@ -32,7 +33,7 @@ async def cost(session: Session, address: str | None, offline: bool) -> None:
     jobs = [job for entry in vaults for job in journal.jobs(entry.address)]
     receipts: dict[str, list[SignedReceipt]] = {}
     for stored in journal.receipts():
-        receipts.setdefault(stored.job_id, []).append(SignedReceipt.model_validate_json(stored.body))
+        receipts.setdefault(stored.job_id, []).append(read_openly(SignedReceipt, stored.body))
     jobs.sort(key=lambda job: job.submitted_at_ms)  # of several vaults; what came last stands above the sums
     found = [_entry(job, receipts.get(str(job.job_id), []), refunds) for job in jobs]
     total = {

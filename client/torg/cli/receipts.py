@@ -15,6 +15,7 @@ from torg.config import pinned
 from torg.errors import ReceiptInvalid
 from torg.journal import Journal
 from torg_protocol.errors import Invalid
+from torg_protocol.open_values import read_openly
 from torg_protocol.usage import SignedReceipt, verify_receipt
 
 
@@ -56,7 +57,7 @@ async def receipts(session: Session, file: Path | None, offline: bool) -> None:
         await bring_up_to_date(session, None)
     chain = pinned(session.config)["chain"]
     money = coin_of(chain["mint"], chain["decimals"])
-    kept = [SignedReceipt.model_validate_json(item.body) for item in Journal(session.config.journal_path).receipts()]
+    kept = [read_openly(SignedReceipt, item.body) for item in Journal(session.config.journal_path).receipts()]
     value = [signed.wire() for signed in kept]
     if file is not None:
         file.write_text(json.dumps(value, indent=2) + "\n")
@@ -109,7 +110,7 @@ def read_receipts(file: Path) -> list[SignedReceipt]:
     """Raises Invalid `receipt_malformed` for anything that is not a list of receipts."""
     try:
         raw = json.loads(file.read_bytes())
-        found = [SignedReceipt.model_validate(item) for item in (raw if isinstance(raw, list) else [raw])]
+        found = [read_openly(SignedReceipt, item) for item in (raw if isinstance(raw, list) else [raw])]
         if not found:
             raise ValueError("there is none in it")
         return found

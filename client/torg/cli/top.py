@@ -14,7 +14,7 @@ from torg.cli.session import Session, command
 from torg.cli.watch import curve
 from torg.client import AsyncClient
 from torg_protocol.api import JobView
-from torg_protocol.states import OPEN_JOB_STATES, JobState
+from torg_protocol.states import JobState
 from torg_protocol.tasks import TaskState
 
 _JOBS = 100  # looked at, the newest
@@ -33,7 +33,7 @@ async def top(session: Session, every_s: float, once: bool) -> None:
         money, history = coin(await client.market()), History()
         jobs = await _newest(client)
         if session.as_json or once or not sys.stdout.isatty():
-            shown = [job for job in jobs if job.state in OPEN_JOB_STATES]
+            shown = [job for job in jobs if job.ended_at_ms is None]
             session.show([job.wire() for job in shown], screen(jobs, history, money, session.now_ms(), 40))
             return
         await _on_screen(session, client, jobs, history, money, every_s)
@@ -62,8 +62,8 @@ def screen(jobs: Sequence[JobView], history: History, money: Coin, now_ms: int, 
     """Open jobs, the oldest first, then as many ended ones as fit, the newest first."""
     for job in jobs:
         history.take(job)
-    still_open = sorted((job for job in jobs if job.state in OPEN_JOB_STATES), key=lambda job: job.created_at_ms)
-    ended = [job for job in jobs if job.state not in OPEN_JOB_STATES]
+    still_open = sorted((job for job in jobs if job.ended_at_ms is None), key=lambda job: job.created_at_ms)
+    ended = [job for job in jobs if job.ended_at_ms is not None]
     held = sum(job.max_amount for job in still_open)
     running = sum(job.state is JobState.LEASED for job in still_open)
     head = f"{running} running, {len(still_open) - running} others open, at most {money.text(held)} held"
@@ -111,7 +111,7 @@ def _cost(job: JobView, now_ms: int) -> int:
 def _note(job: JobView, history: History) -> str:
     if job.state is JobState.QUEUED:
         return job.waiting_for or ""
-    if job.state not in OPEN_JOB_STATES:
+    if job.ended_at_ms is not None:
         return str(job.reason or "")
     tasks = job.leases[-1].tasks if job.leases else ()
     running = ", ".join(task.task for task in tasks if task.state is TaskState.RUNNING)
