@@ -94,7 +94,7 @@ async def measure(folder: Path, database: str, url: str | None, server_pid: int 
         sustained = _fresh(load)
         began = time.perf_counter()
         await open_loop(submitter, sustained, per_second=0.9 * capacity, seconds=seconds)
-        settled = len([at for at in sustained.settled_at.values() if at <= began + seconds])
+        settled = sustained.settled_between(began, began + seconds)
         await _all_settled(sustained)
         jobs = len(sustained.asked_at)
         processor = {name: (processor_s(pid) - before[name]) * 1000 / jobs for name, pid in pids.items()}

@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import BaseModel
 from solders.keypair import Keypair
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from torg_protocol.httpsig import RequestParts, sign_request
 from torg_protocol.ids import LeaseId, NodeId
@@ -91,8 +93,8 @@ class LoadNode:
         if not isinstance(welcome, Welcome):
             raise TypeError(f"not welcome: {welcome}")
         self._heartbeat_s = welcome.heartbeat_ms / 1000
-        self._start(self._read())
-        self._start(self._beat())
+        self._start(self._until_closed(self._read()))
+        self._start(self._until_closed(self._beat()))
 
     async def leave(self) -> None:
         for task in self._tasks:
@@ -122,6 +124,14 @@ class LoadNode:
             max_unpaid=10**12,
         )
         return SignedOffer(offer=offer, signature=offer.sign(self.key))
+
+    async def _until_closed(self, work: Coroutine[Any, Any, None]) -> None:
+        """A marketplace that ends in the middle of the work is an error of that; when all is done, it may."""
+        try:
+            await work
+        except ConnectionClosed as closed:
+            if self._held:
+                self.refusals.append(f"the channel was closed: {closed}")
 
     async def _read(self) -> None:
         assert self._socket is not None

@@ -41,6 +41,10 @@ class Load:
     def unsettled(self) -> int:
         return len(self.asked_at.keys() - self.settled_at.keys())
 
+    def settled_between(self, began: float, until: float) -> int:
+        """Whoever asked for them: `settled_at` may be shared with parts before."""
+        return sum(began < at <= until for at in self.settled_at.values())
+
 
 class Submitter:
     def __init__(self, url: str, payers: list[Payer], spec: dict[str, Any], http: aiohttp.ClientSession) -> None:
@@ -84,14 +88,15 @@ async def closed_loop(submitter: Submitter, load: Load, *, in_flight: int, secon
     """As fast as it goes with at most `in_flight` jobs unsettled; jobs settled per second."""
     began = time.perf_counter()
     until = began + seconds
-    while time.perf_counter() < until:
-        room = in_flight - (len(load.asked_at) - len(load.settled_at))
-        if room > 0:
-            now = time.perf_counter()
-            await asyncio.gather(*(submitter.submit(load, now) for _ in range(min(room, 16))))
-        else:
-            await asyncio.sleep(0.01)
-    return len([at for at in load.settled_at.values() if at <= until]) / seconds
+    asked: set[asyncio.Task[None]] = set()
+    while (now := time.perf_counter()) < until:
+        for _ in range(in_flight - load.unsettled - len(asked)):
+            task = asyncio.create_task(submitter.submit(load, now))
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+        await asyncio.sleep(0.01)
+    await asyncio.gather(*asked)
+    return load.settled_between(began, until) / seconds
 
 
 async def wait_until(condition: Callable[[], bool], *, within_s: float) -> bool:

@@ -2,12 +2,13 @@
 
     await measured("submit", submit(...))
 
-A coroutine's steps are timed one by one, by the thread's own processor clock: what runs between them is somebody else's. Stages must not be
-nested. What a driver's threads or the database do is not in here.
+A coroutine's steps are timed one by one, by the thread's own processor clock: what runs between them is somebody else's. What a stage inside
+another spends is its own alone. What a driver's threads or the database do is not in here.
 """
 
 from __future__ import annotations
 
+import threading
 import types
 from collections.abc import Coroutine, Generator
 from dataclasses import dataclass
@@ -30,6 +31,15 @@ class Spent:
 STAGES: dict[str, Spent] = {}
 
 
+class _Step(threading.local):
+    """The step in progress: what stages inside it have counted."""
+
+    inner_ns = 0
+
+
+_step = _Step()
+
+
 async def measured(stage: str, work: Coroutine[Any, Any, T]) -> T:
     """What `work` returns or raises; its time is added to the stage."""
     spent = STAGES.setdefault(stage, Spent())
@@ -49,6 +59,7 @@ def _stepwise(work: Coroutine[Any, Any, T], spent: Spent) -> Generator[Any, Any,
     value: Any = None
     error: BaseException | None = None
     while True:
+        outer_ns, _step.inner_ns = _step.inner_ns, 0
         began_ns = thread_time_ns()
         try:
             waits_for = work.send(value) if error is None else work.throw(error)
@@ -56,7 +67,9 @@ def _stepwise(work: Coroutine[Any, Any, T], spent: Spent) -> Generator[Any, Any,
             result: T = done.value
             return result
         finally:
-            spent.processor_ns += thread_time_ns() - began_ns
+            took_ns = thread_time_ns() - began_ns
+            spent.processor_ns += took_ns - _step.inner_ns
+            _step.inner_ns = outer_ns + took_ns
         value = error = None
         try:
             value = yield waits_for

@@ -162,17 +162,13 @@ async def _apply_one(edge: Edge, node_id: NodeId, message: FromNode) -> None:
         case Heartbeat():
             edge.pulse.beat(node_id, message, market.clock.now_ms())
         case Progress():
-            async with market.transaction() as unit:
-                await on_progress(unit, node_id, message)
+            await market.shared(lambda unit: on_progress(unit, node_id, message), stage="progress")
         case LogLines():
-            async with market.transaction() as unit:
-                await on_log(unit, node_id, message)
+            await market.shared(lambda unit: on_log(unit, node_id, message), stage="logs")
         case PortsState():
-            async with market.transaction() as unit:
-                await on_ports(unit, node_id, message)
+            await market.shared(lambda unit: on_ports(unit, node_id, message), stage="ports")
         case ReceiptSigned():
-            async with market.transaction() as unit:
-                await on_receipt_signed(unit, node_id, message)
+            await market.shared(lambda unit: on_receipt_signed(unit, node_id, message), stage="receipts")
         case ProofReady() | ProofCommitted() | ProofOpened():
             await on_proof_answer(market, node_id, message)
         case Hello():

@@ -1,6 +1,6 @@
 """Events of leases, from their node: each applied once, in order, under the lease's fence.
 
-Those that come together are applied in one transaction; when one of them is refused, it starts over with each by itself.
+Those that come together are applied in one transaction, which other nodes' may share; when one of them is refused, it starts over with each by itself.
 Delivered at least once: a sequence that was taken before is acknowledged again and changes nothing. What can never be taken
 (a record that does not add up, a move that is not legal) is refused and counts as taken, so that the node does not resend it
 for ever; what may be taken later (a blob that is not stored yet, a gap) is refused and does not count.
@@ -47,6 +47,8 @@ from torg_protocol.messages import (
 )
 from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState
 
+_STAGE = "lease events"
+
 
 class _Refusal(Exception):
     """What an event began is undone with its transaction; that it was refused is written in another."""
@@ -59,12 +61,13 @@ class _Refusal(Exception):
 async def on_lease_events(market: Market, node_id: NodeId, events: Sequence[LeaseEvent]) -> list[Acknowledge | Refused]:
     """The answers, in order, go back to the node. Asks the blob store before the transaction. Raises only for what is not the
     node's doing (MovedMeanwhile, a broken ledger): the node says again what was not answered."""
-    if len(events) == 1:
-        return [await on_lease_event(market, node_id, events[0])]
     missing = [await _missing_blob(market, node_id, event.body) for event in events]
+
+    async def take_all(unit: Unit) -> list[Acknowledge | Refused]:
+        return [await _take(unit, node_id, event, lack) for event, lack in zip(events, missing, strict=True)]
+
     try:
-        async with market.transaction() as unit:
-            return [await _take(unit, node_id, event, lack) for event, lack in zip(events, missing, strict=True)]
+        return await market.shared(take_all, stage=_STAGE)
     except (_Refusal, MovedMeanwhile):
         return [await on_lease_event(market, node_id, event) for event in events]
 

@@ -110,7 +110,8 @@ _BY_ITSELF = (
 async def lease_to_change(unit: Unit, lease_id: str) -> LeaseRow | None:
     """A lease, locked: by its own row, or by its job's when its attempt has several. One by itself brings its job and its node, which whoever
     changes it asks for next."""
-    lease = (await unit.session.scalars(_BY_ITSELF, {"lease_id": lease_id})).one_or_none()
+    with unit.session.no_autoflush:  # what was changed of other leases may wait
+        lease = (await unit.session.scalars(_BY_ITSELF, {"lease_id": lease_id})).one_or_none()
     if lease is None and (lease := await unit.session.get(LeaseRow, lease_id)) is not None:
         await lock_attempt(unit, lease)
     return lease

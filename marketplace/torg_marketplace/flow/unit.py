@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from solders.keypair import Keypair
 from sqlalchemy import inspect
@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from torg_host import tracing
 from torg_host.tracing import Span
 from torg_marketplace.flow.book import Book
+from torg_marketplace.flow.crowd import Crowd
 from torg_marketplace.flow.wakes import NODE, Wakes
 from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness, Replayer
 from torg_marketplace.rules.policy import MarketPolicy
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torg_chain.network import Network
 
 R = TypeVar("R", bound=Base)
+T = TypeVar("T")
 
 _open_unit: contextvars.ContextVar[bool] = contextvars.ContextVar("torg_open_unit", default=False)
 
@@ -73,6 +75,7 @@ class Market:
     vitals: Vitals = field(default_factory=Vitals)
     # One writer at a time: SQLite has one anyway, and a fair queue beats its busy timeout. Held for a transaction's length.
     writer: asyncio.Lock = field(default_factory=asyncio.Lock)
+    crowd: Crowd = field(default_factory=Crowd)
 
     @property
     def public_key(self) -> str:
@@ -82,6 +85,19 @@ class Market:
     async def transaction(self) -> AsyncIterator[Unit]:
         """Commits at the end, rolls back on any error; then delivers what was queued. Never nested. Raises Unavailable
         `database_unavailable`; when that is at the end, nobody can tell whether it was committed, so that flows are safe to repeat."""
+        async with self.committing() as unit:
+            yield unit
+        await unit.deliver()
+
+    async def shared(self, work: Callable[[Unit], Coroutine[Any, Any, T]], *, stage: str) -> T:
+        """What `work` returns or raises, after the commit of a transaction that others may share (`flow/crowd.py`): for what comes often, and is
+        safe to repeat. `stage`: what its processor time is counted under."""
+        with _exclusive():
+            return await self.crowd.run(self, work, stage)
+
+    @asynccontextmanager
+    async def committing(self) -> AsyncIterator[Unit]:
+        """A transaction that delivers nothing yet: whoever opens it calls `deliver` afterwards."""
         with _exclusive():
             async with self.writer:
                 with answering():
@@ -90,7 +106,6 @@ class Market:
                         yield unit
                         await ledger.write_collected(session)
                         await write_collected(session)
-        await unit.deliver()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Unit]:

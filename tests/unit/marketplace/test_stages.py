@@ -31,6 +31,17 @@ async def test_each_stage_pays_for_its_own_steps_only() -> None:
     assert idle.elapsed_ns >= 4e6
 
 
+async def test_a_stage_inside_another_is_counted_once() -> None:
+    async def outer() -> str:
+        await busy(20)
+        return await measured("test inner", busy(80))
+
+    assert await measured("test outer", outer()) == "done"
+    inner, outside = STAGES["test inner"].processor_ns, STAGES["test outer"].processor_ns
+    assert inner >= 80e6
+    assert 20e6 <= outside < inner
+
+
 async def test_errors_and_cancellations_go_through() -> None:
     async def fails() -> None:
         await asyncio.sleep(0)
