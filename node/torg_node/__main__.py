@@ -32,6 +32,7 @@ from torg_node.executors.probes import check_walls, with_egress, with_own_root
 from torg_node.hardware.detect import open_gpus
 from torg_node.hardware.gpus import GpuFacts
 from torg_node.hardware.health import KernelLog
+from torg_node.hardware.heat import HeatRule
 from torg_node.hardware.inventory import capacity_of, take_inventory
 from torg_node.hardware.rapl import Rapl
 from torg_node.hardware.sensors import Sensors
@@ -171,7 +172,8 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     for doubt in disagreements(units):
         logging.getLogger(__name__).warning("hardware: %s", doubt)
     inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, lent)
-    sensors, reservations = Sensors(library, units, KernelLog(), Rapl()), _ledger(settings, inventory, lent)
+    heat = HeatRule(settings.heat_rest_after_s, settings.heat_back_after_s)
+    sensors, reservations = Sensors(library, units, KernelLog(), Rapl(), heat), _ledger(settings, inventory, lent)
     agent = Agent(settings, keypair, journal, executor, capabilities, inventory, reservations, sensors, clock)
     stop_metrics = _serve_metrics(settings, agent, reservations.capacity)
     stop = asyncio.Event()
@@ -289,7 +291,7 @@ async def _doctor(settings: Settings, *, as_json: bool) -> int:
     ledger = _ledger(settings, inventory, lent)
     journal = Journal(settings.journal_path)
     hardware, doubts = describe(inventory, units), tuple(disagreements(units))
-    findings = Findings(capabilities, hardware, doubts, ledger.cordons(), kept_status(journal))
+    findings = Findings(capabilities, hardware, doubts, ledger.cordons(), ledger.expected_back(), kept_status(journal))
     journal.close()
     ledger.close()
     _print(findings.as_json() if as_json else findings.as_text())

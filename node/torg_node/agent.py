@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _RESEND_EVERY_S = 5.0
-_LOOK_AT_GPUS_EVERY_S = 10.0
+_LOOK_AT_GPUS_EVERY_S, _LOOKS_IN_A_WINDOW = 10.0, 6
 _MONEY_EVERY_S = 10.0
 _EXPOSURE_EVERY_S = 1.0
 _TRIM_EVERY_S = 60.0
@@ -389,22 +389,37 @@ class Agent:
                     await self._heartbeats.wait()
 
     async def _watch_gpus(self) -> None:
-        """Takes broken GPUs out of service and sends their leases elsewhere; a node without a sound GPU asks for no work."""
+        """Takes broken GPUs out of service and sends their leases elsewhere; hot ones rest, and what runs there goes on. A node without a
+        fit GPU asks for no work."""
         reservations = self._node.reservations
+        every_s = min(_LOOK_AT_GPUS_EVERY_S, self._settings.heat_rest_after_s / _LOOKS_IN_A_WINDOW)
         while True:
-            for uuid, reason in (await asyncio.to_thread(self._sensors.look)).items():
+            found = await asyncio.to_thread(self._sensors.look, frozenset(reservations.resting()))
+            for uuid, reason in found.hot.items():
+                if reservations.rest(uuid, reason):
+                    log.error("%s takes no new lease: it %s", uuid, reason)
+            for uuid in found.back:
+                if reservations.back(uuid):
+                    log.info("%s takes leases again: it has not been hot for a while", uuid)
+            for uuid, reason in found.broken.items():
                 if reservations.cordon(uuid, reason):
                     log.error("%s is out of service: %s", uuid, reason)
-                for lease_id in reservations.leases_on(uuid):
-                    if lease_id in self._leases:
-                        lease = self._leases[lease_id][0]
-                        lease.request_stop(EndReason.HOST_PROTECTION, lease.stop_grace_ms)
-                    elif self.rental is not None:
-                        self.rental.rentals.stop(lease_id, RentalEnd.HOST)
+                self._stop_leases_on(uuid)
             cordoned = set(reservations.cordons())
             gpus = self._inventory.gpus
+            was_unfit = self._is_unfit
             self._is_unfit = bool(gpus) and all({gpu.uuid, gpu.mig_parent} & cordoned for gpu in gpus)
-            await asyncio.sleep(_LOOK_AT_GPUS_EVERY_S)
+            if self._is_unfit != was_unfit:
+                self._heartbeats.set()
+            await asyncio.sleep(every_s)
+
+    def _stop_leases_on(self, gpu_uuid: str) -> None:
+        for lease_id in self._node.reservations.leases_on(gpu_uuid):
+            if lease_id in self._leases:
+                lease = self._leases[lease_id][0]
+                lease.request_stop(EndReason.HOST_PROTECTION, lease.stop_grace_ms)
+            elif self.rental is not None:
+                self.rental.rentals.stop(lease_id, RentalEnd.HOST)
 
     async def _resend(self) -> None:
         """What was refused for now (a blob still on its way) or got lost is said again, in order."""

@@ -123,8 +123,7 @@ def _gpus(
         if len(chosen) < claim.gpus and not _relatives(gpu, capacity) & set(chosen):
             chosen.append(gpu.uuid)
     if len(chosen) < claim.gpus:
-        away = f"; out of service: {_reasons(capacity, cordoned)}" if _reasons(capacity, cordoned) else ""
-        raise NoRoom(f"{claim.gpus} GPUs asked, {len(chosen)} free that fit{away}{others}")
+        raise NoRoom(f"{claim.gpus} GPUs asked, {len(chosen)} free that fit{_away(capacity, cordoned)}{others}")
     return tuple(chosen)
 
 
@@ -142,7 +141,8 @@ def _time_slice(claim: Claim, capacity: Capacity, held: Sequence[Held], cordoned
         if free >= claim.gpu_milli and all(other.client == claim.client for other in there):
             found.append((free, _position(gpu, capacity), gpu.uuid))
     if not found:
-        raise NoRoom(f"no GPU has {claim.gpu_milli}/1000 free that this client may share")
+        away = _away(capacity, cordoned)
+        raise NoRoom(f"no GPU has {claim.gpu_milli}/1000 free that this client may share{away}")
     return min(found)[2]  # the fullest that still fits
 
 
@@ -169,8 +169,11 @@ def _position(gpu: GpuInfo, capacity: Capacity) -> int:
     return capacity.gpus.index(gpu)
 
 
-def _reasons(capacity: Capacity, cordoned: Mapping[str, str]) -> str:
-    return ", ".join(f"{gpu.uuid} ({cordoned[gpu.uuid]})" for gpu in capacity.gpus if gpu.uuid in cordoned)
+def _away(capacity: Capacity, cordoned: Mapping[str, str]) -> str:
+    """Physical GPUs of this node that take no work, and why."""
+    own = dict.fromkeys(uuid for gpu in capacity.gpus for uuid in (gpu.uuid, gpu.mig_parent) if uuid in cordoned)
+    reasons = ", ".join(f"{uuid} ({cordoned[uuid]})" for uuid in own if uuid is not None)
+    return f"; out of service: {reasons}" if reasons else ""
 
 
 def _cpus(claim: Claim, capacity: Capacity, held: Sequence[Held], near: int | None) -> tuple[int, ...]:

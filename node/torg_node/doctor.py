@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torg_node.executors.port import Capabilities
@@ -12,12 +13,14 @@ from torg_protocol.proofs import ProofStatus
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """`cordons`: reason by GPU. Whatever `failed`, `disagreements` or `cordons` name deserves its owner's attention."""
+    """`cordons`: reason by GPU; of those that are `resting` the agent expects that it passes. Whatever `failed`, `disagreements` or
+    `cordons` name deserves its owner's attention."""
 
     capabilities: Capabilities
     hardware: dict[str, str]
     disagreements: tuple[str, ...]
     cordons: dict[str, str]
+    resting: Collection[str] = ()
     proof: ProofStatus | None = None  # what the marketplace established last
 
     @property
@@ -35,6 +38,7 @@ class Findings:
                 "hardware": self.hardware,
                 "disagreements": self.disagreements,
                 "cordons": self.cordons,
+                "resting": sorted(self.resting),
                 "proof": self.proof.wire() if self.proof else None,
             }
         )
@@ -45,7 +49,8 @@ class Findings:
         lines = [f"  {name:<{width}}  {text}" for name, text in self.hardware.items()]
         lines += [f"  DISAGREE  {text}" for text in self.disagreements]
         lines += [
-            f"  OUT OF SERVICE  {uuid}: {reason} (torg-node uncordon {uuid})" for uuid, reason in self.cordons.items()
+            f"  OUT OF SERVICE  {uuid}: {reason} ({_way_back(uuid, self.resting)})"
+            for uuid, reason in self.cordons.items()
         ]
         lines += [f"  proof   {text}" for text in proof_lines(self.proof)]
         lines += [f"{found.executor} {found.version}, isolation {found.isolation}"]
@@ -53,3 +58,7 @@ class Findings:
         lines += [f"  FAILED  {text}" for text in found.failed]
         lines += [f"  not offered  {text}" for text in found.not_offered]
         return "\n".join(["this machine", *lines])
+
+
+def _way_back(uuid: str, resting: Collection[str]) -> str:
+    return "back by itself when it stays cool" if uuid in resting else f"torg-node uncordon {uuid}"

@@ -20,6 +20,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reservations (
     lease_id TEXT PRIMARY KEY, node TEXT NOT NULL, claim_json TEXT NOT NULL, assignment_json TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS cordons (gpu_uuid TEXT PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS resting (gpu_uuid TEXT PRIMARY KEY, reason TEXT NOT NULL);
 """
 
 
@@ -91,11 +92,36 @@ class Reservations:
         return cursor.rowcount == 1
 
     def uncordon(self, gpu_uuid: str) -> bool:
-        """False when it was in service."""
-        return self._db.execute("DELETE FROM cordons WHERE gpu_uuid = ?", (gpu_uuid,)).rowcount == 1
+        """By its owner, whatever the reason was. False when it was in service."""
+        with exclusively(self._db):
+            broken = self._db.execute("DELETE FROM cordons WHERE gpu_uuid = ?", (gpu_uuid,)).rowcount
+            resting = self._db.execute("DELETE FROM resting WHERE gpu_uuid = ?", (gpu_uuid,)).rowcount
+        return broken + resting > 0
+
+    def rest(self, gpu_uuid: str, reason: str) -> bool:
+        """A cordon that is expected to pass: `back` lifts it, and leases that run there go on. True when it is news."""
+        cursor = self._db.execute("INSERT OR IGNORE INTO resting VALUES (?, ?)", (gpu_uuid, reason))
+        return cursor.rowcount == 1
+
+    def back(self, gpu_uuid: str) -> bool:
+        """Lifts what `rest` set, never a `cordon`. False when there was none."""
+        return self._db.execute("DELETE FROM resting WHERE gpu_uuid = ?", (gpu_uuid,)).rowcount == 1
+
+    def resting(self) -> dict[str, str]:
+        """Reason by GPU uuid, of those that rest, broken or not."""
+        return dict(self._db.execute("SELECT gpu_uuid, reason FROM resting"))
+
+    def expected_back(self) -> frozenset[str]:
+        """Of the GPUs without new leases those that nothing is wrong with but heat."""
+        return frozenset(
+            row[0]
+            for row in self._db.execute(
+                "SELECT gpu_uuid FROM resting WHERE gpu_uuid NOT IN (SELECT gpu_uuid FROM cordons)"
+            )
+        )
 
     def cordons(self) -> dict[str, str]:
-        """Reason by GPU uuid."""
+        """Reason by GPU uuid, of all that get no new lease: what broke, else what rests."""
         return self._cordons()
 
     # --- parts ------------------------------------------------------------------------------------------------------
@@ -105,7 +131,7 @@ class Reservations:
         return [Held(row[0], row[1], Claim(**json.loads(row[2])), _assignment(row[3])) for row in rows]
 
     def _cordons(self) -> dict[str, str]:
-        return dict(self._db.execute("SELECT gpu_uuid, reason FROM cordons"))
+        return self.resting() | dict(self._db.execute("SELECT gpu_uuid, reason FROM cordons"))
 
 
 def _assignment(text: str) -> Assignment:

@@ -57,6 +57,8 @@ class Settings(BaseModel):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
     otlp_endpoint: str | None = None  # of an OpenTelemetry collector, over HTTP; None: no traces
     gpu_slices: int = Field(default=1, ge=1, le=100)  # how many leases of one client may share a GPU; 1: none
+    heat_rest_after_s: int = Field(default=60, ge=1, le=3600)  # of thermal slowdown until a GPU gets no new lease
+    heat_back_after_s: int = Field(default=600, ge=1, le=86_400)  # without any until it gets leases again
     offered_disk_bytes: int = Field(default=20 << 30, gt=0)
     max_image_bytes: int = Field(default=20 << 30, gt=0)  # of an image of an archive or a registry, packed and unpacked
     private_registries: tuple[str, ...] = ()  # "host:port" in private networks, from which jobs' images may be pulled
@@ -289,6 +291,10 @@ def _sharing(settings: Settings) -> str:
 # How many leases of one client may share a GPU, each for its part of the price; 1: none. They share its memory too, unprotected: a lease that
 # takes all of it makes its siblings fail. Strangers never meet on a GPU.
 gpu_slices = {settings.gpu_slices}
+# A GPU that slows itself down by heat in at least half of the looks of so many seconds gets no new lease, until no look has shown it hot for so
+# many. What runs there goes on.
+heat_rest_after_s = {settings.heat_rest_after_s}
+heat_back_after_s = {settings.heat_back_after_s}
 """
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torg_node.allocation import Capacity
 from torg_node.journal import Journal
 from torg_node.money import VaultDebt, debts, exposure
 from torg_node.proving import kept_status, proof_lines
 from torg_node.rental.book import RentalBook
+from torg_node.reservation import Reservations
 from torg_node.settings import Settings
 from torg_node.sweep_command import summary
 from torg_protocol.money import format_amount
@@ -57,6 +60,8 @@ class NodeStatus:
     orders: int
     leases: tuple[LeaseLine, ...]
     hardware: ProofStatus | None = None  # what the marketplace established by proofs
+    out_of_service: Mapping[str, str] = field(default_factory=dict)  # reason by GPU
+    resting: tuple[str, ...] = ()  # of those: who is expected back by itself
     rentals: tuple[RentalLine, ...] = ()
     sweep: str | None = None  # in words; None: no plan, and nothing was ever swept
 
@@ -80,6 +85,10 @@ class NodeStatus:
         ]
         lines += [f"    vault {debt.vault} owes {format_amount(debt.owed, decimals)}" for debt in self.debts]
         lines += [f"  hardware     {line}" for line in proof_lines(self.hardware)]
+        lines += [
+            f"  out of service  {uuid}: {reason}{' (back by itself when it stays cool)' if uuid in self.resting else ''}"
+            for uuid, reason in self.out_of_service.items()
+        ]
         if self.sweep:
             lines.append(f"  sweep        {self.sweep}")
         if self.orders:
@@ -102,6 +111,7 @@ def _for_time(signed: SignedReceipt) -> int:
 
 
 def read_status(settings: Settings, node: str) -> NodeStatus:
+    out_of_service, resting = _out_of_service(settings)
     journal = Journal(settings.journal_path)
     try:
         entries = journal.recent_leases(20)
@@ -118,6 +128,8 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
             debts=tuple(debt for debt in debts(journal) if debt.owed),
             orders=len(journal.orders()),
             hardware=kept_status(journal),
+            out_of_service=out_of_service,
+            resting=resting,
             leases=tuple(
                 LeaseLine(
                     entry.signed.grant.lease_id,
@@ -133,6 +145,14 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
         )
     finally:
         journal.close()
+
+
+def _out_of_service(settings: Settings) -> tuple[dict[str, str], tuple[str, ...]]:
+    ledger = Reservations(settings.host_ledger_path, "", Capacity((), (), 0, 0, 0, 0))
+    try:
+        return ledger.cordons(), tuple(sorted(ledger.expected_back()))
+    finally:
+        ledger.close()
 
 
 def _rentals(settings: Settings) -> tuple[RentalLine, ...]:

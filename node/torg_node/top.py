@@ -91,21 +91,27 @@ def _gpus(settings: Settings, node: str, gpus: GpuLibrary | None) -> RenderableT
     if gpus is None:
         return Text("no GPU that its driver's library tells of", style="dim")
     units = gpus.units()
-    readings = {reading.uuid: reading for reading in gpus.read(tuple(unit.info.uuid for unit in units))}
+    physical = dict.fromkeys(unit.info.mig_parent or unit.info.uuid for unit in units)
+    readings = {reading.uuid: reading for reading in gpus.read(tuple(physical))}
     ledger = Reservations(settings.host_ledger_path, node, Capacity((), (), 0, 0, 0, 0))
     try:
-        cordons = ledger.cordons()
+        cordons, resting = ledger.cordons(), ledger.expected_back()
         held = {uuid: item.lease_id for item in ledger.held() for uuid in item.assignment.gpu_uuids}
     finally:
         ledger.close()
     table = Table("GPU", "model", "temperature", "lease", "out of service", box=None, pad_edge=False)
     for unit in units:
         uuid = unit.info.uuid
-        reading = readings.get(unit.info.mig_parent or uuid, GpuReading(uuid))
+        card = unit.info.mig_parent or uuid
+        reading = readings.get(card, GpuReading(uuid))
         warmth = (
             "lost" if reading.is_lost else f"{reading.temperature_c} C" if reading.temperature_c is not None else "-"
         )
-        table.add_row(uuid[:16], unit.info.model, warmth, held.get(uuid, "-"), cordons.get(uuid, ""))
+        if reading.slowed_by_heat:
+            warmth += ", slowed"
+        out = cordons.get(uuid) or cordons.get(card, "")
+        out += " (back by itself)" if out and {uuid, card} & resting else ""
+        table.add_row(uuid[:16], unit.info.model, warmth, held.get(uuid, "-"), out)
     return table
 
 

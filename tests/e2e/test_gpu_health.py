@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,50 @@ async def test_a_broken_gpu_goes_out_of_service_with_its_reason_and_its_owner_pu
     assert (await call(uncordon))[1] == "GPU-SIMULATED-1 is back in service\n"
     assert await call(uncordon, check=False) == (1, "GPU-SIMULATED-1 was not out of service\n")
     assert (await _doctor(data, environment))["cordons"] == {}
+
+
+async def test_a_hot_gpu_rests_with_its_reason_and_comes_back_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "nvml").mkdir()
+    hot = tmp_path / "hot"
+    hot.write_text("1")
+    environment = {
+        "LD_LIBRARY_PATH": str(simulated_nvml.build(tmp_path / "nvml")),
+        "TORG_SIMULATED_GPUS": "2",
+        "TORG_SIMULATED_HOT": str(hot),
+    }
+    market = SmallMarket(tmp_path, node_settings={"heat_rest_after_s": 1, "heat_back_after_s": 2})
+    data = ["--data", str(tmp_path / "node")]
+    try:
+        await market.start_localnet()
+        await market.start_marketplace()
+        await market.start_node(environment)
+        async with asyncio.timeout(60):
+            while not (status := await _status(data))["out_of_service"]:
+                pass
+        _, shown = await call([script("torg-node"), "status", *data])
+        _, top = await call([script("torg-node"), "top", *data, "--once"], env=environment)
+        found = await _doctor(data, environment)
+        hot.write_text("")
+        async with asyncio.timeout(60):
+            while (await _status(data))["out_of_service"]:
+                pass
+    finally:
+        await market.stop()
+
+    (reason,) = status["out_of_service"].values()
+    assert re.fullmatch(r"slows itself down by heat since [-0-9]{10} [0-9:]{5} UTC, 94 C", reason)
+    assert list(status["out_of_service"]) == status["resting"] == found["resting"] == ["GPU-SIMULATED-1"]
+    assert found["cordons"] == {"GPU-SIMULATED-1": reason}
+    assert f"out of service  GPU-SIMULATED-1: {reason} (back by itself when it stays cool)" in shown
+    assert "94 C, slowed" in top
+    log = (tmp_path / "node.log").read_text()
+    assert f"GPU-SIMULATED-1 takes no new lease: it {reason}" in log
+    assert "GPU-SIMULATED-1 takes leases again" in log
+
+
+async def _status(data: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((await call([script("torg-node"), "status", *data, "--json"]))[1])
+    return found
 
 
 async def _doctor(data: list[str], environment: dict[str, str]) -> dict[str, Any]:

@@ -46,6 +46,18 @@ u32 amdsmi_get_temp_metric(device d, u32 sensor, u32 metric, int64_t *out) { *ou
 u32 amdsmi_get_gpu_total_ecc_count(device d, u64 *out) {
   memset(out, 0, 64); out[1] = card(d) == 1 && number("TORG_SIMULATED_AMD_ECC") > 0 ? number("TORG_SIMULATED_AMD_ECC") : 0; return 0;
 }
+/* amdsmi_violation_status_t: 15 counters, here not told (all ones), then a byte for each violation that is active: prochot, power, socket, ... */
+u32 amdsmi_get_violation_status(device d, u64 *out) {
+  char *active = (char *)(out + 15); long hot = number("TORG_SIMULATED_AMD_VIOLATION");
+  if (hot < 0) return 2;
+  memset(out, 0xff, 15 * sizeof *out); memset(active, 0, 6); active[0] = -1; active[2] = card(d) == hot; return 0;
+}
+/* amdsmi_gpu_metrics_t: the throttle status that is the same for all cards lies 112 bytes into it; bit 36 is the hot spot, bit 0 the power limit */
+u32 amdsmi_get_gpu_metrics_info(device d, char *out) {
+  long hot = number("TORG_SIMULATED_AMD_THROTTLED");
+  if (hot < 0) return 2;
+  *(u64 *)(out + 112) = card(d) == hot ? 1ull << 36 : 1; return 0;
+}
 u32 amdsmi_get_power_cap_info(device d, u32 s, u64 *out) { memset(out, 0, 64); out[0] = 500000000; return 0; }
 """
 

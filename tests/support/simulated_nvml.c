@@ -1,6 +1,7 @@
 /* SIMULATED: a library that answers like NVML, so that the real bindings (nvidia-ml-py) run where there is no GPU. Tests only.
  * TORG_SIMULATED_GPUS=n   cards        TORG_SIMULATED_MIG=i    card i is cut into two slices
- * TORG_SIMULATED_LOST=i   card i fell off the bus          TORG_SIMULATED_ECC=i:n   card i counts n uncorrected errors */
+ * TORG_SIMULATED_LOST=i   card i fell off the bus          TORG_SIMULATED_ECC=i:n   card i counts n uncorrected errors
+ * TORG_SIMULATED_HOT=FILE the cards that FILE names, as in "0 2", slow themselves down by heat, as long as it names them */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +48,17 @@ int nvmlDeviceGetMigDeviceHandleByIndex(device d, unsigned index, device *out) {
   if (index > 1) return NOT_FOUND;
   *out = (device)(100 + 10 * card(d) + (long)index); return OK;
 }
-int nvmlDeviceGetTemperature(device d, int sensor, unsigned *out) { (void)sensor; if (lost(d)) return LOST; *out = 61; return OK; }
+static int hot(device d) {
+  const char *path = getenv("TORG_SIMULATED_HOT"); FILE *file = path ? fopen(path, "r") : NULL;
+  long number; int found = 0;
+  while (file && fscanf(file, "%ld", &number) == 1) found |= number == card(d);
+  if (file) fclose(file);
+  return found;
+}
+int nvmlDeviceGetTemperature(device d, int sensor, unsigned *out) {
+  (void)sensor; if (lost(d)) return LOST;
+  *out = hot(d) ? 94 : 61; return OK;
+}
 int nvmlDeviceGetTotalEccErrors(device d, int kind, int counter, unsigned long long *out) {
   const char *text = getenv("TORG_SIMULATED_ECC"), *count = text ? strchr(text, ':') : NULL;
   (void)kind; (void)counter; if (lost(d)) return LOST;
@@ -57,4 +68,6 @@ int nvmlDeviceGetTotalEnergyConsumption(device d, unsigned long long *out) { /* 
   static unsigned long long spent; if (lost(d)) return LOST;
   *out = 1000 * ++spent; return OK;
 }
-int nvmlDeviceGetCurrentClocksThrottleReasons(device d, unsigned long long *out) { (void)d; *out = 0x40; return OK; }
+int nvmlDeviceGetCurrentClocksThrottleReasons(device d, unsigned long long *out) { /* idle; or hardware slowdown, by heat */
+  *out = hot(d) ? 0x08 | 0x40 : 0x01; return OK;
+}

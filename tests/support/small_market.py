@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class SmallMarket:
     egress: str = "none"  # of the node; with anything else it also lends this host's loopback, where tests serve
     proof_interval: str = "0s"  # of hardware: most tests want nobody to compute beside them
     slot_ms: int = 50  # of the localnet
+    node_settings: Mapping[str, int] = field(default_factory=dict)  # what `torg-node init` has no option for
     marketplace_env: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()  # more of `torg-marketplace serve`; the last of two wins
     localnet: Running | None = None
@@ -97,6 +99,9 @@ class SmallMarket:
                 config.write_text(
                     config.read_text().replace("egress_networks = []", 'egress_networks = ["127.0.0.1/32"]')
                 )
+        for name, value in self.node_settings.items():
+            config = data / "config.toml"
+            config.write_text(re.sub(rf"^{name} = .*$", f"{name} = {value}", config.read_text(), flags=re.MULTILINE))
         self.node = await start(
             "node", [script("torg-node"), "start", "--data", str(data)], self.folder / "node.log", env=env
         )

@@ -7,6 +7,7 @@ card whose render node is not known cannot be given to a container by itself, so
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,11 @@ KFD = Path("/dev/kfd")
 _UNKNOWN = (None, "N/A")
 _MICROJOULES_PER_MILLIJOULE = 1000
 _MICROWATTS_PER_WATT = 1_000_000
+_HEAT_VIOLATIONS = ("active_prochot_thrm", "active_socket_thrm", "active_vr_thrm", "active_hbm_thrm")
+_POWER_VIOLATION = "active_ppt_pwr"
+# The driver's throttler bits (amdgpu_smu.h), the same for all cards: power and currents below 32, temperatures and hot regulators from 32 to 45.
+_POWER_STATUS, _HEAT_STATUS = (1 << 32) - 1, ((1 << 14) - 1) << 32
+_NOT_TOLD_64 = (1 << 64) - 1
 _TRANSFERS_OF_GENERATION = {2_500: 1, 5_000: 2, 8_000: 3, 16_000: 4, 32_000: 5, 64_000: 6}  # by MT/s per lane
 
 
@@ -125,11 +131,33 @@ class Amd:
             return None
         edge, now = amdsmi.AmdSmiTemperatureType.EDGE, amdsmi.AmdSmiTemperatureMetric.CURRENT
         errors = self._optional(amdsmi.amdsmi_get_gpu_total_ecc_count, handle)
+        by_heat, by_power = self._slowed(handle)
         return GpuReading(
             uuid,
             temperature_c=self._optional(amdsmi.amdsmi_get_temp_metric, handle, edge, now),
+            slowed_by_heat=by_heat,
+            slowed_by_power=by_power,
             uncorrected_ecc_errors=None if errors is None else int(errors["uncorrectable_count"]),
         )
+
+    def _slowed(self, handle: Any) -> tuple[bool | None, bool | None]:
+        """By heat, by power: from the violations that accelerators count, else from the throttle status of the card's metrics."""
+        found = self._optional(self._amdsmi.amdsmi_get_violation_status, handle) or {}
+        heat = [told for name in _HEAT_VIOLATIONS if isinstance(told := found.get(name), bool)]
+        power = found.get(_POWER_VIOLATION)
+        if heat:
+            return any(heat), power if isinstance(power, bool) else None
+        status = self._throttle_status(handle)
+        return (None, None) if status is None else (bool(status & _HEAT_STATUS), bool(status & _POWER_STATUS))
+
+    def _throttle_status(self, handle: Any) -> int | None:
+        """The bits themselves, which the bindings' own function makes one truth value of."""
+        wrapper = self._amdsmi.amdsmi_wrapper
+        metrics = wrapper.amdsmi_gpu_metrics_t()
+        if wrapper.amdsmi_get_gpu_metrics_info(handle, ctypes.byref(metrics)) != 0:
+            return None
+        status = int(metrics.indep_throttle_status)
+        return None if status == _NOT_TOLD_64 else status
 
     def _optional(self, read: Callable[..., T], *arguments: Any) -> T | None:
         """None for what this card or driver does not tell."""

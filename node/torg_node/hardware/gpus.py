@@ -24,12 +24,14 @@ class GpuFacts:
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """One look at a physical GPU. `is_lost`: the driver cannot reach it any more. `throttle_reasons` are NVML's bits."""
+    """One look at a physical GPU. `is_lost`: the driver cannot reach it any more. `slowed_by_heat`, `slowed_by_power`: whether the card holds
+    its own clocks down now because it is too hot, or short of power; None: it does not tell."""
 
     uuid: str
     is_lost: bool = False
     temperature_c: int | None = None
-    throttle_reasons: int | None = None
+    slowed_by_heat: bool | None = None
+    slowed_by_power: bool | None = None
     uncorrected_ecc_errors: int | None = None
     row_remap_failed: bool | None = None
 

@@ -1,6 +1,6 @@
 """Whether a GPU is fit for leases: judged purely, from readings and from what the kernel's log says.
 
-Only what does not pass by itself takes a GPU out of service; its owner puts it back with `torg-node uncordon`.
+This is what does not pass by itself: its owner puts the GPU back with `torg-node uncordon`. What passes, heat, is in `heat.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ BROKEN_XIDS: Mapping[int, str] = {
     119: "GPU system processor does not answer",
     120: "GPU system processor error",
 }
-_HARDWARE_SLOWDOWN = 0x08 | 0x40 | 0x80  # hardware: any, thermal, power brake
 _XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:]+)\): (\d+)")
 _KERNEL_RECORD_BYTES = 8192
 
@@ -38,11 +37,6 @@ def why_unfit(reading: GpuReading) -> str | None:
     if reading.uncorrected_ecc_errors:
         return f"{reading.uncorrected_ecc_errors} uncorrected ECC errors since boot"
     return None
-
-
-def is_throttled(reading: GpuReading) -> bool:
-    """The card slows itself down to survive: too hot, or short of power. It passes, so it is said and not held against the card at once."""
-    return bool((reading.throttle_reasons or 0) & _HARDWARE_SLOWDOWN)
 
 
 def broken_xids(log: str) -> dict[str, str]:

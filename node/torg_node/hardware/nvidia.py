@@ -15,6 +15,9 @@ from torg_protocol.offers import GpuInfo
 T = TypeVar("T")
 _TEMPERATURE_GPU = 0
 _UNCORRECTED, _SINCE_BOOT = 1, 0
+# NVML's clocks event reasons. 0x08 (hardware slowdown, whatever for) comes with either, and alone says not which: older drivers set nothing else.
+_SLOWED_BY_HEAT = 0x20 | 0x40  # software, hardware thermal slowdown
+_SLOWED_BY_POWER = 0x80  # power brake; the power cap of its owner (0x04) is none
 
 
 class Nvidia:
@@ -126,10 +129,12 @@ class Nvidia:
         try:
             temperature = self._unless_lost(nvml.nvmlDeviceGetTemperature, handle, _TEMPERATURE_GPU)
             remapped = self._unless_lost(nvml.nvmlDeviceGetRemappedRows, handle)
+            reasons = self._unless_lost(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
             return GpuReading(
                 uuid,
                 temperature_c=temperature,
-                throttle_reasons=self._unless_lost(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
+                slowed_by_heat=None if reasons is None else bool(reasons & _SLOWED_BY_HEAT),
+                slowed_by_power=None if reasons is None else bool(reasons & _SLOWED_BY_POWER),
                 uncorrected_ecc_errors=self._unless_lost(
                     nvml.nvmlDeviceGetTotalEccErrors, handle, _UNCORRECTED, _SINCE_BOOT
                 ),

@@ -97,6 +97,22 @@ def test_how_they_are_and_what_they_consume(library: Path) -> None:
     assert (watts, processes) == (1000, [])
 
 
+@pytest.mark.parametrize(
+    ("says", "slowed"),
+    [
+        ({}, [(None, None), (None, None)]),
+        ({"violation": 1}, [(False, False), (True, False)]),
+        ({"throttled": 0}, [(True, False), (False, True)]),
+    ],
+    ids=["not-told", "violations", "throttle-status"],
+)
+def test_slowdown_by_heat_is_told_from_that_by_power(
+    library: Path, says: dict[str, int], slowed: list[tuple[bool | None, bool | None]]
+) -> None:
+    readings = simulated_amdsmi.run(library, LIFE, gpus=2, **says)[2]
+    assert [(reading["slowed_by_heat"], reading["slowed_by_power"]) for reading in readings[:2]] == slowed
+
+
 def test_without_a_compute_device_nothing_is_imported(tmp_path: Path) -> None:
     assert Amd.open(tmp_path / "kfd") is None
 

@@ -8,10 +8,10 @@ import pytest
 
 from tests.support import simulated_nvml
 from torg_node.hardware.gpus import GpuFacts, GpuReading
-from torg_node.hardware.health import KernelLog, broken_xids, is_throttled, why_unfit
+from torg_node.hardware.health import KernelLog, broken_xids, why_unfit
 from torg_node.hardware.inventory import capacity_of, take_inventory
 from torg_node.hardware.nvidia import Nvidia
-from torg_node.hardware.sensors import Sensors
+from torg_node.hardware.sensors import Fitness, Sensors
 from torg_node.hardware.survey import describe, disagreements
 from torg_node.hardware.topology import cpus_by_numa_node, numa_node_of_pci
 from torg_node.steps.energy import difference_mj
@@ -34,7 +34,7 @@ nvidia = Nvidia.open()
 import os
 units = nvidia.units()
 os.environ.update(LATER)
-print(json.dumps(Sensors(nvidia, units, KernelLog(Path("/dev/null"))).look()))
+print(json.dumps(Sensors(nvidia, units, KernelLog(Path("/dev/null"))).look().broken))
 """
 
 
@@ -111,11 +111,9 @@ def test_xids_that_mean_the_card_are_told_from_those_of_a_program() -> None:
     assert broken_xids(log) == {"0000:3b:00.0": "Xid 79: fell off the bus"}
 
 
-def test_only_what_does_not_pass_takes_a_gpu_out_of_service() -> None:
-    hot = GpuReading("g", temperature_c=94, throttle_reasons=0x40, uncorrected_ecc_errors=0, row_remap_failed=False)
+def test_only_what_does_not_pass_breaks_a_gpu() -> None:
+    hot = GpuReading("g", temperature_c=94, slowed_by_heat=True, uncorrected_ecc_errors=0, row_remap_failed=False)
     assert why_unfit(hot) is None
-    assert is_throttled(hot)
-    assert not is_throttled(GpuReading("g", throttle_reasons=0x1 | 0x4))  # idle, and its owner's power cap
     assert why_unfit(GpuReading("g", row_remap_failed=True)) is not None
 
 
@@ -132,7 +130,7 @@ def test_the_kernel_log_is_read_from_now_on(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_gpus_has_nothing_to_look_at() -> None:
-    assert Sensors(None, (), KernelLog(Path("/nowhere"))).look() == {}
+    assert Sensors(None, (), KernelLog(Path("/nowhere"))).look() == Fitness()
 
 
 # --- the kernel's view -----------------------------------------------------------------------------------------------

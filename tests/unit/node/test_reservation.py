@@ -206,6 +206,25 @@ def test_a_cordoned_gpu_goes_to_nobody_until_it_is_back(opened: Open) -> None:
     assert ledger.reserve(LeaseId("a"), claim(1)).gpu_uuids == ("g0",)
 
 
+def test_a_gpu_that_rests_comes_back_by_itself_and_a_broken_one_does_not(opened: Open) -> None:
+    ledger = opened(capacity(gpu("g0"), gpu("mig", 10, parent="p"), gpu_slices=2))
+    assert ledger.rest("g0", "hot")
+    assert not ledger.rest("g0", "hotter")
+    ledger.rest("p", "hot too")
+    with pytest.raises(NoRoom, match=r"may share; out of service: g0 \(hot\), p \(hot too\)"):
+        ledger.reserve(LeaseId("a"), claim(1, gpu_milli=500))
+    assert ledger.expected_back() == {"g0", "p"}
+
+    ledger.cordon("g0", "Xid 79")
+    assert (ledger.cordons(), ledger.expected_back()) == ({"g0": "Xid 79", "p": "hot too"}, {"p"})
+    assert ledger.back("g0")
+    assert not ledger.back("g0")
+    assert ledger.cordons()["g0"] == "Xid 79"
+    ledger.rest("g0", "hot")
+    assert ledger.uncordon("g0"), "its owner has the last word, whatever was wrong"
+    assert ledger.cordons() == {"p": "hot too"}
+
+
 # --- random lives ----------------------------------------------------------------------------------------------------
 
 HOST = capacity(
