@@ -30,7 +30,7 @@ from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.executors.probes import check_walls, with_egress, with_own_root
 from torg_node.hardware.detect import open_gpus
-from torg_node.hardware.gpus import GpuFacts
+from torg_node.hardware.gpus import GpuFacts, GpuLibrary
 from torg_node.hardware.health import KernelLog
 from torg_node.hardware.heat import HeatRule
 from torg_node.hardware.inventory import capacity_of, take_inventory
@@ -172,8 +172,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     for doubt in disagreements(units):
         logging.getLogger(__name__).warning("hardware: %s", doubt)
     inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, lent)
-    heat = HeatRule(settings.heat_rest_after_s, settings.heat_back_after_s)
-    sensors, reservations = Sensors(library, units, KernelLog(), Rapl(), heat), _ledger(settings, inventory, lent)
+    sensors, reservations = _sensors(settings, library, units), _ledger(settings, inventory, lent)
     agent = Agent(settings, keypair, journal, executor, capabilities, inventory, reservations, sensors, clock)
     stop_metrics = _serve_metrics(settings, agent, reservations.capacity)
     stop = asyncio.Event()
@@ -347,6 +346,11 @@ def _uncordon(settings: Settings, gpu_uuid: str) -> int:
     ledger.close()
     _print(f"{gpu_uuid} is back in service" if known else f"{gpu_uuid} was not out of service")
     return 0 if known else 1
+
+
+def _sensors(settings: Settings, library: GpuLibrary | None, units: Sequence[GpuFacts]) -> Sensors:
+    heat = HeatRule(settings.heat_rest_after_s, settings.heat_back_after_s)
+    return Sensors(library, units, KernelLog(), Rapl(), heat)
 
 
 def _ledger(settings: Settings, inventory: Inventory, units: Sequence[GpuFacts]) -> Reservations:

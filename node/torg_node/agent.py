@@ -18,7 +18,7 @@ from solders.pubkey import Pubkey
 from torg_chain.rpc import ChainClient
 from torg_node import __version__
 from torg_node.blob_transfer import BlobTransfer
-from torg_node.cache import Cache, names_in_use, trim, warm_names
+from torg_node.cache import Cache, forget_private_marks, names_in_use, trim, warm_names
 from torg_node.clock import SteadyClock, wall_ms
 from torg_node.execute import clean_up, execute
 from torg_node.executors.port import Capabilities, Executor
@@ -432,6 +432,7 @@ class Agent:
             in_use = names_in_use(self._settings.journal_path)
             try:
                 await trim(self._node.cache, self._executor.forget_image, in_use)
+                await forget_private_marks(self._node.cache, self._executor.must_pull)
             except (OSError, TorgError) as error:
                 log.warning("the cache stays over its budget for now: %s", error)
             await asyncio.sleep(_TRIM_EVERY_S)

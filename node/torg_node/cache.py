@@ -12,8 +12,9 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import Awaitable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -63,6 +64,7 @@ class Cache:
     def __init__(self, root: Path, budget_bytes: int) -> None:
         """`budget_bytes`: 0 keeps nothing."""
         self._root, self._budget_bytes = root, budget_bytes
+        self._marking = threading.Lock()
         self.loading = asyncio.Lock()  # one image at a time
 
     # --- blobs --------------------------------------------------------------------------------------------------------
@@ -135,9 +137,7 @@ class Cache:
 
     def keep_pulled(self, name: str, image: PreparedImage, *, private: bool = False) -> None:
         if private:
-            mark = self._private(image.reference)
-            mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mark.touch()  # before the books say that it is complete
+            self._mark_private(image.reference)  # before the books say that it is complete
         about = {"digest": image.digest, "size_bytes": image.size_bytes, "engine_id": image.reference}
         self._write_pulled(name, {**about, "private": private})
 
@@ -147,8 +147,36 @@ class Cache:
         if self._private(image.reference).exists():
             return True
         known = {ImageName.parse(name) for name in image.names}
-        coming = (entry for entry in self._of_kind("pulled") if entry.is_private and not entry.is_complete)
-        return any(ImageName.parse(str(entry.engine_image)) in known for entry in coming)
+        return any(ImageName.parse(str(entry.engine_image)) in known for entry in self._coming_private())
+
+    def private_marks(self) -> dict[str, int]:
+        """Engine ids of images that were pulled with credentials, and when they were marked, in ns. Marks of older releases name none."""
+        found = {}
+        for mark in self._private("").parent.glob("[0-9a-f]*"):
+            with contextlib.suppress(FileNotFoundError):
+                found[mark.read_text()] = mark.stat().st_mtime_ns
+        found.pop("", None)
+        return found
+
+    def drop_private_mark(self, engine_id: str, marked_ns: int) -> bool:
+        """Of an image that the engine was seen not to have. False when it was marked anew since, or such an image is just coming."""
+        mark = self._private(engine_id)
+        with self._marking:
+            if any(self._coming_private()) or not mark.exists() or mark.stat().st_mtime_ns != marked_ns:
+                return False
+            mark.unlink()
+        return True
+
+    def _coming_private(self) -> Iterator[CacheEntry]:
+        return (entry for entry in self._of_kind("pulled") if entry.is_private and not entry.is_complete)
+
+    def _mark_private(self, engine_id: str) -> None:
+        mark = self._private(engine_id)
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        staged = mark.parent / f".{mark.name}.{time.monotonic_ns()}"
+        with self._marking:
+            staged.write_text(engine_id)
+            staged.replace(mark)
 
     def use_pulled(self, name: str) -> None:
         """Counts as a use. What the owner has pulled himself is not in the books, and stays out of them."""
@@ -258,6 +286,15 @@ async def trim(
             log.info("the cache keeps %s for now: %s", entry.engine_image, error.message)
         else:
             gone.append(entry)
+    return gone
+
+
+async def forget_private_marks(cache: Cache, must_pull: Callable[[str], Awaitable[bool]]) -> list[str]:
+    """Those of images that the engine has no more. `must_pull`: `Executor.must_pull`. By the agent alone, whose pulls it knows of."""
+    gone = []
+    for engine_id, marked_ns in (await asyncio.to_thread(cache.private_marks)).items():
+        if await must_pull(engine_id) and await asyncio.to_thread(cache.drop_private_mark, engine_id, marked_ns):
+            gone.append(engine_id)
     return gone
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.e2e.test_secrets import kept_in_memory, places_that_hold
+from tests.e2e.test_secrets import kept_in_memory
 from tests.support.docker_market import DockerMarket
 from tests.support.docker_registry import Login, running_registry
 from tests.support.engine import engine_client, engine_socket
+from tests.support.searching import places_that_hold
 from tests.support.small_market import submit
 from tests.support.waiting import until
 from torg.cli.__main__ import cli

@@ -14,6 +14,7 @@ import pytest
 from solders.keypair import Keypair
 
 from scripts.market_processes import call, remove_containers, script, start
+from tests.support.searching import files_below, holds
 from tests.support.small_market import SmallMarket, run, submit, submit_raw
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
@@ -53,7 +54,7 @@ def a_workspace(folder: Path) -> tuple[Path, bytes]:
 def files_that_hold(mark: bytes, market: SmallMarket) -> set[str]:
     """By the kind of place: the database (with its log), the store, or something else of the marketplace."""
     root = market.folder / "marketplace"
-    found = [path for path in root.rglob("*") if path.is_file() and mark in path.read_bytes()]
+    found = [path for path in files_below(root) if holds(path, mark)]
     return {
         "store" if "objects" in path.parts else "database" if ".sqlite" in path.name else path.name for path in found
     }

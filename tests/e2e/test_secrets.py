@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scripts.market_processes import call, remove_containers, script, start
+from tests.support.searching import files_below, holds, places_that_hold
 from tests.support.small_market import SmallMarket, run, submit
 from torg.client import AsyncClient
 from torg_node.steps.open_secrets import MEMORY
@@ -31,25 +32,6 @@ while not pathlib.Path("go").exists() and os.environ.get("WAIT"): time.sleep(0.0
 """
 
 
-def places_that_hold(needle: bytes, folder: Path) -> list[str]:
-    """Files below `folder`, and processes' arguments and environments, that hold the needle. This process itself may."""
-    files = (
-        Path(at) / name for at, _, names in os.walk(folder) for name in names
-    )  # passes over folders that go meanwhile
-    found = [str(path) for path in files if path.is_file() and not path.is_symlink() and holds(path, needle)]
-    for directory in Path("/proc").iterdir():
-        if directory.name.isdigit() and int(directory.name) != os.getpid():
-            found += [str(directory / name) for name in ("cmdline", "environ") if holds(directory / name, needle)]
-    return found
-
-
-def holds(path: Path, needle: bytes) -> bool:
-    try:
-        return needle in path.read_bytes()
-    except OSError:
-        return False
-
-
 def kept_in_memory() -> list[Path]:
     return [path for path in MEMORY.glob("torg-*/*") if path.is_dir()]
 
@@ -66,20 +48,16 @@ async def test_the_job_reads_it_and_nothing_else_holds_it_while_it_runs_or_after
 ) -> None:
     (tmp_path / "key.pem").write_bytes(b"PEM " + secret)
     sources = {"TOKEN": {"env": "A_TOKEN"}, "key.pem": {"file": str(tmp_path / "key.pem")}}
-    before = kept_in_memory()
     job = await submit(client, ["python", "-u", "-c", READ], secrets=sources, env={"WAIT": "1"}, outputs=["read"])
-    deadline = time.monotonic() + 60
-    while "fs" not in await client.logs(job.job_id):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
+    await _until_said(client, job.job_id, "fs")
+    (lease,) = (await client.job(job.job_id)).leases
 
     assert places_that_hold(secret, market.folder) == []
-    (kept,) = [path for path in kept_in_memory() if path not in before]
+    (kept,) = [path for path in kept_in_memory() if path.name == lease.lease_id]
     assert holds(kept / "TOKEN", secret)  # where it should be, so the search above can find
     assert kept.stat().st_uid == (kept / "TOKEN").stat().st_uid == 65534
 
-    (go,) = (market.folder / "node" / "leases").glob("*/disk/files/work")
-    (go / "go").touch()
+    (market.folder / "node" / "leases" / lease.lease_id / "disk" / "files" / "work" / "go").touch()
     job = await client.wait(job.job_id)
     logs = await client.logs(job.job_id)
     assert (job.state, logs.splitlines()) == (
@@ -87,9 +65,7 @@ async def test_the_job_reads_it_and_nothing_else_holds_it_while_it_runs_or_after
         [f"TOKEN {len(secret)} 0o400", f"key.pem {len(secret) + 4} 0o400", "fs 1", "False"],
     )
     assert places_that_hold(secret, market.folder) == []
-    while kept.parent.exists():
-        assert time.monotonic() < deadline + 30
-        await asyncio.sleep(0.05)
+    await _until_gone(kept.parent)
 
 
 async def test_secrets_in_another_job_than_they_were_sealed_for_stay_closed(client: AsyncClient, secret: bytes) -> None:
@@ -148,6 +124,43 @@ async def test_a_second_node_opens_them_when_the_first_one_fails_and_the_client_
         await remove_containers(other)
 
 
+async def test_what_an_agent_left_while_it_stopped_the_next_one_sweeps(
+    market: SmallMarket, client: AsyncClient, secret: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job ends while no agent is there; and of a lease that the journal has closed already, whole and half-written folders lie there."""
+    job = await submit(client, ["python", "-u", "-c", READ], secrets={"TOKEN": {"env": "A_TOKEN"}}, env={"WAIT": "1"})
+    await _until_said(client, job.job_id, "fs 1")
+    (lease,) = (await client.job(job.job_id)).leases
+    (own,) = [path for path in kept_in_memory() if path.name == lease.lease_id]
+    assert market.node is not None
+    await market.node.stop()
+    (market.folder / "node" / "leases" / lease.lease_id / "disk" / "files" / "work" / "go").touch()
+    for name in ("lease_closed", ".lease_torn"):
+        (own.parent / name).mkdir(mode=0o500)
+    (own.parent / "lease_closed" / "TOKEN").write_bytes(secret)
+    monkeypatch.delenv("A_TOKEN")  # which the next agent would inherit from this process
+    await market.start_node()
+
+    ended = await client.wait(job.job_id)
+    await _until_gone(own.parent)
+    assert (ended.state, len(ended.leases)) == (JobState.SUCCEEDED, 1)
+    assert places_that_hold(secret, market.folder) == []
+
+
+async def _until_gone(folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while folder.exists():
+        assert time.monotonic() < deadline, [*folder.iterdir()]
+        await asyncio.sleep(0.05)
+
+
+async def _until_said(client: AsyncClient, job_id: str, text: str) -> None:
+    deadline = time.monotonic() + 60
+    while text not in await client.logs(job_id):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+
 async def _killed(folder: Path, known: set[Path], *, kill: bool = True) -> Path:
     """The folder of the container that runs now and is not `known`, killed as a person with root would do it."""
     deadline = time.monotonic() + 90
@@ -164,4 +177,4 @@ async def _killed(folder: Path, known: set[Path], *, kill: bool = True) -> Path:
 
 
 def _printed(place: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in (place / "logs").rglob("*") if path.is_file())
+    return b"".join(path.read_bytes() for path in files_below(place / "logs"))

@@ -6,7 +6,6 @@ nothing of them but their names.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -48,11 +47,12 @@ class OpenSecrets:
         lease.registry_auth = {host: _auth(host, login, values) for host, login in lease.spec.registries.items()}
         for name in lease.spec.secrets_of_registries():
             values.pop(name, None)
-        await asyncio.to_thread(_write, folder, values)
+        # Not in a thread, which a cancelled step would leave behind: it could write after `undo` has removed.
+        _write(folder, values)
 
     async def undo(self, lease: Lease) -> None:
         if lease.spec.secrets is not None:
-            await asyncio.to_thread(_remove, secrets_folder(lease))
+            _remove(secrets_folder(lease))
 
 
 def _auth(host: str, login: RegistryLogin, values: Mapping[str, bytes]) -> RegistryAuth:
@@ -78,6 +78,8 @@ def forget_secrets(data: Path, keep: frozenset[LeaseId]) -> None:
     for item in folder.iterdir() if folder.is_dir() else ():
         if item.name not in keep:
             shutil.rmtree(item, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # when nothing stays
 
 
 def _of_node(data: Path) -> Path:

@@ -13,9 +13,10 @@ import pytest
 
 from tests.support.docker_registry import Login, running_registry
 from tests.support.pulling_host import PullingHost, pulling_host
+from tests.support.searching import files_below, holds
 from tests.support.token_server import running_token_server
 from torg_node import pulls, registry
-from torg_node.cache import remove, warm_names
+from torg_node.cache import forget_private_marks, remove, warm_names
 from torg_node.executors.docker_archive import File
 from torg_node.executors.errors import ExecutorError, ExecutorUnavailable, ImageForbidden, RegistryRefused
 from torg_node.executors.port import PreparedImage, RegistryAuth
@@ -69,7 +70,7 @@ async def test_the_jobs_credentials_pull_it_and_are_told_nowhere(
     assert (entry.engine_image, entry.engine_id, entry.is_private) == (image, prepared.reference, True)
     assert warm_names(host.cache) == (), "everybody reads the offer"
     password = host.auth.password.encode()
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and password in path.read_bytes()]
+    assert not [path for path in files_below(tmp_path) if holds(path, password)]
     assert host.auth.password not in caplog.text + repr(host.auth)
 
 
@@ -130,6 +131,24 @@ async def test_it_stays_private_when_the_books_have_forgotten_it_and_while_it_is
     host.cache.keep_pulled(image, await host.executor.prepare(image), private=True)
     host.cache.drop_pulled(image)
 
+    assert isinstance(await host.refusal(image, None), RegistryRefused)
+
+
+async def test_its_mark_goes_with_it_and_not_before(host: Host) -> None:
+    image = await host.pushed("trainer")
+    prepared = await host.prepare(image, host.auth)
+    (entry,) = host.cache.entries()
+    marks = host.cache.private_marks()
+    assert list(marks) == [prepared.reference]
+    assert await forget_private_marks(host.cache, host.executor.must_pull) == []
+
+    await remove(host.cache, host.executor.forget_image, entry)
+    host.cache.expect_pulled(image, private=True)  # another lease begins to pull it again
+    assert await forget_private_marks(host.cache, host.executor.must_pull) == []
+    host.cache.drop_expected(image)
+    assert not host.cache.drop_private_mark(prepared.reference, marks[prepared.reference] - 1), "marked anew meanwhile"
+    assert await forget_private_marks(host.cache, host.executor.must_pull) == [prepared.reference]
+    assert host.cache.private_marks() == {}
     assert isinstance(await host.refusal(image, None), RegistryRefused)
 
 
