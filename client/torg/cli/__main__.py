@@ -16,6 +16,7 @@ import sys
 import click
 
 from torg.cli.groups import Group
+from torg.cli.terminal import say, tolerate_odd_text
 
 _SECTIONS = {
     "Run work": {
@@ -130,6 +131,7 @@ def cli(ctx: click.Context, marketplace: str | None, home: str | None, as_json: 
 
 def main() -> None:
     gc.disable()  # until the command runs: collecting while modules load is a tenth of the start-up time
+    tolerate_odd_text()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # whoever signed up as one has nothing to do here
     try:
         code = cli.main(prog_name="torg", standalone_mode=False)
@@ -171,9 +173,9 @@ def _defect(error: Exception) -> int:
     if os.environ.get("TORG_DEBUG"):
         raise error
     if isinstance(error, OSError) and error.filename:
-        click.echo(f"torg: {error.strerror} (path = {str(error.filename)!r}) [os_error]", err=True)
+        say(f"torg: {error.strerror} (path = {str(error.filename)!r}) [os_error]", err=True)
         return 1
-    click.echo(
+    say(
         f"torg: this should not have happened: {type(error).__name__}: {error} [defect]\n"
         "  nothing is lost: your journal and your jobs are safe. TORG_DEBUG=1 shows the traceback; please report it",
         err=True,

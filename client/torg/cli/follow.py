@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from torg.cli.present import coin, duration, ports_line, size
 from torg.cli.session import Session, on_interrupt
+from torg.cli.terminal import cell, log_text_for, say
 from torg.client import AsyncClient
 from torg.kept import StageProgress
 from torg_protocol.api import JobEvent, JobView
@@ -93,11 +94,11 @@ async def _say_what_it_waits_for(client: AsyncClient, job_id: str, view: _Lines)
             reason = (await client.job(job_id)).waiting_for
             if reason not in (None, said):
                 said = reason
-                click.echo(f"· waiting: {reason}", err=True)
+                say(f"· waiting: {reason}", err=True)
 
 
 def say_it_goes_on(job_id: str) -> None:
-    click.echo(
+    say(
         f"\nthe job goes on without you:  torg logs -f {job_id}\nstop it:  torg cancel {job_id}",
         err=True,
     )
@@ -112,13 +113,11 @@ async def _say_end(session: Session, client: AsyncClient, ended: JobView, *, sta
     money = coin(await client.market())
     billed = sum(lease.billed_ms for lease in ended.leases)
     note = f"  {ended.detail}" if ended.detail else ""
-    click.echo(
-        f"{ended.job_id}  {ended.state}  cost {money.text(ended.final_amount)} for {duration(billed)}{note}", err=True
-    )
+    say(f"{ended.job_id}  {ended.state}  cost {money.text(ended.final_amount)} for {duration(billed)}{note}", err=True)
     if ended.outputs:
-        click.echo(f"results:  torg pull {ended.job_id}", err=True)
+        say(f"results:  torg pull {ended.job_id}", err=True)
     elif ended.state is JobState.FAILED:
-        click.echo(f"why:  torg show {ended.job_id}    again:  torg retry {ended.job_id}", err=True)
+        say(f"why:  torg show {ended.job_id}    again:  torg retry {ended.job_id}", err=True)
 
 
 def _is_interactive(session: Session) -> bool:
@@ -143,7 +142,7 @@ async def _cancel_instead(client: AsyncClient, job: JobView) -> bool:
 
 
 def _say_gap(reason: str) -> None:
-    click.echo(f"· the marketplace does not answer ({reason}); the job goes on, trying again", err=True)
+    say(f"· the marketplace does not answer ({reason}); the job goes on, trying again", err=True)
 
 
 class _Lines:
@@ -155,6 +154,7 @@ class _Lines:
         self._states = states
         self.tells_states = states and not session.as_json
         self.is_queued = False
+        self._filters = log_text_for(sys.stdout), log_text_for(sys.stderr)
         self._bar: Any = None
         self._task: Any = None
 
@@ -180,13 +180,13 @@ class _Lines:
                 if event.kind == "job":
                     self.is_queued = data.get("state") == JobState.QUEUED
                 if self._states:
-                    click.echo(state_line(event), err=True)
+                    say(state_line(event), err=True)
             case "preparing":
                 if self._states and not data.get("done_bytes"):
-                    click.echo(f"· preparing: {data.get('step', '')}", err=True)
+                    say(f"· preparing: {data.get('step', '')}", err=True)
             case "ports":
                 if self._states:
-                    click.echo(f"· {ports_line(data['ports'])}", err=True)
+                    say(f"· {ports_line(data['ports'])}", err=True)
             case "receipt":
                 pass  # the closing line says what it cost
 
@@ -194,14 +194,21 @@ class _Lines:
         stream = sys.stderr if data.get("stream") == "stderr" else sys.stdout
         text = str(data.get("text", ""))
         source = data.get("task") if "rank" not in data else rank_name(data["rank"])
-        stream.write(text if source is None else self._tasks.take(source, data["stream"], text))
+        self._write(stream, text if source is None else self._tasks.take(source, data["stream"], text))
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        """On a terminal without what a stranger's machine could do to it."""
+        filtered = self._filters[stream is sys.stderr]
+        stream.write(text if filtered is None else filtered.take(text))
         stream.flush()
 
     def say_rest(self) -> None:
         """What tasks wrote last without an end of line."""
         for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
-            stream.write(self._tasks.rest(name))
-            stream.flush()
+            self._write(stream, self._tasks.rest(name))
+            if (filtered := self._filters[stream is sys.stderr]) is not None:
+                stream.write(filtered.rest())
+                stream.flush()
 
     def _progress(self, data: dict[str, Any]) -> None:
         step, total = data.get("step"), data.get("total_steps")
@@ -214,7 +221,7 @@ class _Lines:
             columns = (
                 TextColumn("training"),
                 BarColumn(),
-                TextColumn("{task.completed}/{task.total} {task.description}"),
+                TextColumn("{task.completed}/{task.total} {task.description}", markup=False),
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
@@ -224,7 +231,7 @@ class _Lines:
 
 
 def figures(data: dict[str, Any]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in data.items() if isinstance(value, float))
+    return cell("  ".join(f"{name} {value:.4g}" for name, value in data.items() if isinstance(value, float)))
 
 
 def state_line(event: JobEvent) -> str:
@@ -263,7 +270,7 @@ def transfer_bar(session: Session) -> Iterator[StageProgress | None]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, Any] = {}
 

@@ -11,6 +11,7 @@ import click
 
 from torg.cli.present import Coin, coin, duration, ports_line, size, table
 from torg.cli.session import JOB, Seconds, Session, command, on_interrupt, resolve
+from torg.cli.terminal import log_text_for, say
 from torg.client import AsyncClient
 from torg.errors import Unavailable
 from torg_protocol.api import JobView, LeaseView, QueuePlace
@@ -95,7 +96,7 @@ async def retry(session: Session, job_id: str, vault: str | None, wait: bool, id
 
 def say_interrupted(again: str, key: str) -> None:
     """Nobody knows here how far it came; the key makes going on safe."""
-    click.echo(
+    say(
         f"\ninterrupted: the job may be there already, see torg ps\ngo on safely:  {again} --idempotency-key {key}",
         err=True,
     )
@@ -256,7 +257,9 @@ async def logs(
     if session.as_json:
         session.show({"stream": stream, "text": text}, "")
     else:
-        click.echo(text, nl=not text.endswith("\n") and bool(text))
+        filtered = log_text_for(sys.stdout)
+        shown = text if filtered is None else filtered.take(text) + filtered.rest()
+        click.echo(shown, nl=not text.endswith("\n") and bool(text), color=True)  # not to be stripped
 
 
 @click.command()

@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
-from torg.cli.present import coin, size, table
+from torg.cli.present import coin, narrow_table, size
 from torg.cli.session import Session, command
+from torg.cli.terminal import columns
 from torg.config import save_marketplace
 from torg_protocol.api import MarketInfo, NodeView
 from torg_protocol.quantities import format_cpu_millis, parse_size_bytes
 from torg_protocol.states import Liveness, NodeState
 
+_SPARE = ("region", "disk", "reference", "spot", "memory", "cpus")  # where a terminal is too narrow
 _ORDERS: dict[str, Callable[[NodeView], Any]] = {
     "price": lambda node: (node.price_per_gpu_hour, node.node),
     "free": lambda node: (-node.slots_free, node.price_per_gpu_hour),
@@ -86,7 +88,10 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
         "state",
     )
     answer = [{**node.wire(), "reference_price_per_gpu_hour": reference.get(node.gpu_class)} for node in found]
-    session.show(answer, table(headings, rows))
+    text, left_out = narrow_table(headings, rows, columns(), _SPARE, "class")
+    session.show(answer, text)
+    if left_out and not session.as_json:
+        session.hint(f"not shown in {columns()} columns: {', '.join(left_out)}  (all of it: torg offers | cat)")
     if any(price is not None for price in reference.values()):
         session.hint("reference: what the class was worth in the newest minute's auction; jobs pay their node's price")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torg.cli.terminal import cell
 from torg_protocol.errors import Invalid
 from torg_protocol.money import format_amount, parse_amount
 
@@ -43,11 +44,30 @@ def coin_of(mint: str, decimals: int) -> Coin:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Plain columns: readable in a terminal, in a pipe and in a bug report."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(headings, *rows, strict=True)]
-    lines = [headings, *rows]
+    lines = [[cell(item) for item in line] for line in (headings, *rows)]
+    widths = [max(len(item) for item in column) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        "  ".join(item.ljust(width) for item, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def narrow_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, spare: Sequence[str], cut: str
+) -> tuple[str, tuple[str, ...]]:
+    """A table that fits: without columns of `spare`, in this order, as far as it must; then with the column `cut` cut short. And what was left out."""
+    left_out: list[str] = []
+    for name in ("", *spare):
+        left_out += [name] if name else []
+        kept = [at for at, heading in enumerate(headings) if heading not in left_out]
+        shown = [[cell(line[at]) for at in kept] for line in (headings, *rows)]
+        over = len(max(table(shown[0], shown[1:]).splitlines(), key=len)) - (width or 0)
+        if width is None or over <= 0:
+            return table(shown[0], shown[1:]), tuple(left_out)
+    at = shown[0].index(cut)
+    most = max(6, max(len(line[at]) for line in shown) - over)
+    for line in shown:
+        line[at] = line[at] if len(line[at]) <= most else line[at][: most - 1] + "…"
+    return table(shown[0], shown[1:]), tuple(left_out)
 
 
 def duration(ms: int | None) -> str:

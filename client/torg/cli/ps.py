@@ -7,14 +7,15 @@ this torg does not know are nobody's concern here; one that is missing makes an 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import click
 
-from torg.cli.present import Coin, age, coin_of, table
+from torg.cli.present import Coin, age, coin_of, narrow_table, table
 from torg.cli.session import Session, command
+from torg.cli.terminal import cell, columns, say
 from torg.config import pin_or_check
 from torg_protocol.states import JobState
 
@@ -37,17 +38,29 @@ async def ps(session: Session, limit: int, state: str | None, cursor: str | None
         )
     pin_or_check(session.config, market.raw)
     if quiet and not session.as_json:
-        click.echo("".join(f"{job.job_id}\n" for job in page.jobs), nl=False)
+        say("".join(f"{job.job_id}\n" for job in page.jobs), nl=False)
         return
     if not page.jobs:
         session.show(page.raw, "no jobs" + (f" in state {state}" if state else " yet"))
         session.hint("start one:  torg init, then torg submit job.yaml --wait")
         return
     now_ms = session.now_ms()
-    rows = [job.row(now_ms, market.coin) for job in page.jobs]
-    session.show(page.raw, table(("job", "name", "state", "age", "attempts", "cost", "note"), rows))
+    session.show(page.raw, listing(page.jobs, market.coin, now_ms, columns()))
     if page.next_cursor:
         session.hint(f"more:  torg ps --cursor {page.next_cursor}")
+
+
+def listing(jobs: Sequence[Line], money: Coin, now_ms: int, width: int | None) -> str:
+    """One line per job; where that is too wide, what is to be noted stands below its job."""
+    headings = ("job", "name", "state", "age", "attempts", "cost", "note")
+    rows = [job.row(now_ms, money) for job in jobs]
+    whole = table(headings, rows)
+    if width is None or max(map(len, whole.splitlines())) <= width:
+        return whole
+    text, _ = narrow_table(headings[:-1], [row[:-1] for row in rows], width, ("attempts",), "name")
+    head, *lines = text.splitlines()
+    notes = [cell(f"  {job.note}")[:width] if job.note else None for job in jobs]
+    return "\n".join([head, *(part for pair in zip(lines, notes, strict=True) for part in pair if part is not None)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from torg.cli.container_options import GPUS, IMAGE, MAX_DURATION
 from torg.cli.groups import Group
 from torg.cli.present import Coin, coin_of, duration, table
 from torg.cli.session import Session, command
+from torg.cli.terminal import say
 from torg.rental import Closing, NodeApi, Renting, check_offer, find_node, new_row, packed
 from torg.rental_journal import RentalJournal, RentalRow
 from torg.rental_output import save_outputs
@@ -190,7 +191,7 @@ async def _follow_and_close(
 
     def interrupted() -> None:
         if stop.is_set():
-            click.echo(f"torg: left as it is; to get the rest: torg rentals close {renting.row.rental_id}", err=True)
+            say(f"torg: left as it is; to get the rest: torg rentals close {renting.row.rental_id}", err=True)
             loop.remove_signal_handler(signal.SIGINT)
             for task in asyncio.all_tasks(loop):
                 task.cancel()

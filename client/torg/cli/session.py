@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from torg.cli.terminal import say
 from torg.config import ClientConfig, load_config
 from torg_protocol.errors import Infeasible, NotFound, TorgError
 
@@ -92,7 +93,7 @@ class Session:
     def hint(self, text: str) -> None:
         """What one would do next: for people only, and never in the way of piped output."""
         if not self.as_json:
-            click.echo(text, err=True)
+            say(text, err=True)
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
@@ -127,13 +128,13 @@ def explain(error: TorgError, *, as_json: bool) -> None:
         return
     problems = error.data.get("problems", [])
     if len(problems) > 1 and all(isinstance(problem, dict) and "field" in problem for problem in problems):
-        click.echo(f"torg: {error.data.get('file', 'the job')}: {len(problems)} problems [{error.code}]", err=True)
+        say(f"torg: {error.data.get('file', 'the job')}: {len(problems)} problems [{error.code}]", err=True)
         for problem in problems:
-            click.echo("  " + _problem_line(problem), err=True)
+            say("  " + _problem_line(problem), err=True)
         return
     hint = f"\n  {error.hint}" if error.hint else ""
     named = "" if isinstance(error, Infeasible) or error.value is None else f" ({error.field} = {error.value!r})"
-    click.echo(f"torg: {error.message}{named} [{error.code}]{hint}", err=True)
+    say(f"torg: {error.message}{named} [{error.code}]{hint}", err=True)
 
 
 def _problem_line(problem: dict[str, Any]) -> str:
@@ -149,7 +150,7 @@ def on_interrupt(what_holds: str) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        click.echo(f"\n{what_holds}", err=True)
+        say(f"\n{what_holds}", err=True)
         raise
 
 

@@ -11,6 +11,7 @@ import click
 from torg.cli.groups import Group
 from torg.cli.present import coin, coin_of, duration, table
 from torg.cli.session import Session, asking, command
+from torg.cli.terminal import say
 from torg.client import AsyncClient
 from torg.config import pinned
 from torg.journal import VaultEntry
@@ -104,7 +105,7 @@ async def _by_wallet_app(session: Session, client: AsyncClient, entry: VaultEntr
         url = transfer_request(network, vault_address, amount, reference, label=f"Torg vault {entry.address[:8]}")
         if not session.as_json:
             segno.make(url, error="m").terminal(out=sys.stderr, compact=True, border=2)
-        click.echo(url, err=True)
+        say(url, err=True)
         came = await wait_for_payment(chain, network, vault_address, amount, reference, timeout_s=timeout_s)
     await client.vaults.status(entry.address)
     return came
@@ -278,7 +279,7 @@ async def adopt(session: Session, address: str | None, yes: bool) -> None:
         jobs = await submission.unknown_jobs()
         rows = [(job.job_id, job.name, str(job.state), money.text(job.max_amount)) for job in jobs]
         if jobs and not yes:
-            click.echo(table(("job", "name", "state", "at most"), rows), err=True)
+            say(table(("job", "name", "state", "at most"), rows), err=True)
             with asking():
                 click.confirm(f"are these {len(jobs)} jobs yours?", abort=True, err=True)
         for job in jobs:

@@ -13,6 +13,7 @@ import click
 from torg.cli.follow import exit_code_of, follow_job, say_it_goes_on, state_line
 from torg.cli.present import Coin, age, coin, ports_line
 from torg.cli.session import JOB, Session, command, resolve
+from torg.cli.terminal import plain, say
 from torg.client import AsyncClient
 from torg_protocol.api import JobEvent, JobView
 from torg_protocol.task_lines import TaskLines
@@ -125,7 +126,7 @@ def screen(story: Story, money: Coin, now_ms: int, width: int, height: int) -> s
     left = height - len(lines) - 3
     if left > 0 and story.output:
         lines += ["", *list(story.output)[-left:]]
-    return "\n".join(line[:width] for line in lines)
+    return "\n".join(plain(line)[:width] for line in lines)
 
 
 async def _on_screen(session: Session, client: AsyncClient, job: JobView) -> JobView:
@@ -146,5 +147,5 @@ async def _on_screen(session: Session, client: AsyncClient, job: JobView) -> Job
             live.update(picture())
     ended = await client.wait(job.job_id)
     story.job = ended
-    click.echo(screen(story, money, session.now_ms(), console.width, console.height))
+    say(screen(story, money, session.now_ms(), console.width, console.height))
     return ended
