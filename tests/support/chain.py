@@ -41,7 +41,7 @@ class LocalnetProcess:
             *command, stdout=asyncio.subprocess.PIPE, start_new_session=True
         )
         assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), timeout=20)
+        line = await asyncio.wait_for(self.process.stdout.readline(), timeout=60)
         ready = json.loads(line)
         self.rpc_url, self.genesis_hash = ready["rpc_url"], ready["genesis_hash"]
         self.port = int(self.rpc_url.rsplit(":", 1)[1])
@@ -56,7 +56,7 @@ class LocalnetProcess:
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
-            await asyncio.wait_for(self.process.wait(), timeout=10)
+            await asyncio.wait_for(self.process.wait(), timeout=60)
         if self.process is not None:
             self.process._transport.close()  # type: ignore[attr-defined]  # frees the pipe at once, not at collection
         self.process = None

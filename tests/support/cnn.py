@@ -56,7 +56,7 @@ class Workspace:
     def stop_all(self) -> None:
         for process in self.processes:
             process.kill()
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)
 
     @property
     def checkpoints(self) -> Path:

@@ -128,7 +128,7 @@ def test_an_honest_model_passes_without_torch_alone_in_its_folder(uninterrupted:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -146,6 +146,7 @@ def test_the_same_seed_gives_the_same_answer(uninterrupted: Workspace, capsys: p
     assert answers[0][1]["clean_accuracy"] == answers[2][1]["clean_accuracy"]
 
 
+@pytest.mark.timeout(300)
 def test_cheats_stay_below_the_target() -> None:
     cheats = ["untrained", "1 epoch", "2 epochs", "10 % of the data, 30 epochs"]
     chosen = [argument for cheat in cheats for argument in ("--case", cheat)]
@@ -153,7 +154,7 @@ def test_cheats_stay_below_the_target() -> None:
         [sys.executable, CNN / "calibrate.py", "--seeds", "1", "--evaluations", "2", *chosen],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
     )
@@ -311,7 +312,7 @@ def test_a_refusal_ends_the_process_with_2(tmp_path: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
     )
 
     assert done.returncode == 2

@@ -74,7 +74,7 @@ def test_killed_twice_and_resumed_the_weights_are_equal_bit_for_bit(
         process = workspace.start(*every_epoch)
         wait_until(lambda: workspace.newest_step() >= epochs * STEPS_PER_EPOCH, "a checkpoint")  # noqa: B023  # used at once
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=90)
         assert process.returncode == -signal.SIGKILL
         assert not (workspace.outputs / "model.safetensors").exists()
         half_written = workspace.checkpoints / f".step-{TOTAL_STEPS:08d}.tmp"
@@ -98,7 +98,7 @@ def test_sigterm_saves_the_step_within_two_seconds_and_exits_143(
     wait_until(workspace.progress, "the first epoch")
     started = time.monotonic()
     process.terminate()
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=90)
     took_s = time.monotonic() - started
     stopped_at = workspace.newest_step()
 
@@ -119,7 +119,7 @@ def test_sigterm_while_torch_is_imported_ends_at_once(workspace: Workspace) -> N
     wait_until(lambda: catches_sigterm(process), "a signal handler")
     started = time.monotonic()
     process.terminate()
-    process.communicate(timeout=10)
+    process.communicate(timeout=90)
 
     assert process.returncode == 143
     assert time.monotonic() - started < 2.0
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_other_settings_is_refused(workspace: Workspace, uninter
         (workspace.checkpoints / newest / path.name).write_bytes(path.read_bytes())
 
     process = workspace.start(*OPTIONS, "--seed", "1")
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=90)
 
     assert process.returncode == 1
     assert "the checkpoint is of a training with {'epochs': 8, 'seed': 0}, not {'epochs': 8, 'seed': 1}" in error
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_other_settings_is_refused(workspace: Workspace, uninter
 
 def test_impossible_options_are_refused_before_anything_is_imported(workspace: Workspace) -> None:
     process = workspace.start("--epochs", "0")
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=90)
 
     assert process.returncode == 2
     assert "argument --epochs: 0 is less than 1" in error
