@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     planted_permille: int = Field(
         default=100, ge=0, le=1000
     )  # of replays by nodes are followed by one whose answer is known
+    # Of the first segments of a lease, which cannot be planted: below this by this process, else by nodes of so many owners.
+    unplanted_here_below: DurationMs = Field(default="5m", validate_default=True)
+    unplanted_owners: int = Field(default=2, ge=1, le=2)
     keep_unused: DurationMs = Field(
         default="0s", validate_default=True
     )  # named data and volumes that no job uses; 0s: for good
@@ -96,6 +99,8 @@ class Settings(BaseSettings):
             fee_basis_points=self.fee_basis_points,
             replay_here_below_ms=self.replay_here_below,
             planted_permille=self.planted_permille,
+            unplanted_here_below_ms=self.unplanted_here_below,
+            unplanted_owners=self.unplanted_owners,
             preempt_grace_ms=self.preempt_grace,
             spot_protected_ms=self.spot_protected,
             keep_history_ms=self.keep_history,

@@ -27,6 +27,15 @@ def test_a_lie_is_missed_only_when_the_first_who_is_asked_is_a_friend(share: flo
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_where_nothing_is_planted_a_lie_is_missed_only_by_two_friends_of_two_owners(share: float, seed: int) -> None:
+    crowd = {Verifier.HONEST: 1 - share, Verifier.FRIEND: share}
+    tally = audits(seed, AUDITS, crowd=crowd, lying=0.5, unplanted=True)
+    assert tally.caught / tally.lied == pytest.approx(1 - share**2, abs=0.02)
+    assert tally.blamed == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_whoever_hands_over_anything_loses_each_time_unless_the_lease_lied_too(seed: int) -> None:
     tally = audits(seed, AUDITS, crowd={Verifier.HONEST: 0.7, Verifier.LAZY: 0.3}, lying=0.0)
     # Two of them in a row on a planted segment: nobody is blamed there, and we look into it.

@@ -52,24 +52,27 @@ class Tally:
         return self.outvoted[kind] / max(self.answered[kind], 1)
 
 
-def audits(seed: int, count: int, *, crowd: dict[Verifier, float], lying: float = 0.2) -> Tally:
-    """`crowd`: shares of owners. Each audit asks owners that were not asked for it before."""
+def audits(
+    seed: int, count: int, *, crowd: dict[Verifier, float], lying: float = 0.2, unplanted: bool = False
+) -> Tally:
+    """`crowd`: shares of owners. Each audit asks owners that were not asked for it before. `unplanted`: all looks are at a long segment of
+    which everybody knows that nothing is planted there."""
     chance, tally = random.Random(seed), Tally()
     for _ in range(count):
         lied = chance.random() < lying
-        verdict = _audit(chance, tally, crowd, lied=lied)
+        verdict = _audit(chance, tally, crowd, lied=lied, owners=MarketPolicy().unplanted_owners if unplanted else 1)
         tally.lied += lied
         tally.honest += not lied
         tally.caught += lied and verdict == "failed"
         tally.blamed += not lied and verdict == "failed"
-        if verdict == "passed" and chance.randrange(1000) < MarketPolicy().planted_permille:
+        if verdict == "passed" and not unplanted and chance.randrange(1000) < MarketPolicy().planted_permille:
             _planted(chance, tally, crowd)
     return tally
 
 
-def _audit(chance: random.Random, tally: Tally, crowd: dict[Verifier, float], *, lied: bool) -> str:
+def _audit(chance: random.Random, tally: Tally, crowd: dict[Verifier, float], *, lied: bool, owners: int) -> str:
     found, who = list[Answer](), list[Verifier]()
-    while not isinstance(step := next_step(SEGMENT, found), VerdictSummary):
+    while not isinstance(step := next_step(SEGMENT, found, owners), VerdictSummary):
         if step is Ask.NODE:
             who.append(_drawn(chance, crowd))
             found.append(Answer(who[-1].distance(chance, lied=lied, planted=False), by_node=True))
@@ -107,10 +110,13 @@ def table(count: int) -> list[str]:
     rows.append("|---|---|---|---|---|---|")
     crowds = [{Verifier.HONEST: 1.0}]
     crowds += [{Verifier.HONEST: 1 - share, kind: share} for kind in list(Verifier)[1:] for share in (0.1, 0.3)]
-    for crowd in crowds:
-        tally = audits(7, count, crowd=crowd)
+    cases = [(crowd, False) for crowd in crowds]
+    cases += [(crowd, True) for crowd in crowds if Verifier.FRIEND in crowd]
+    for crowd, unplanted in cases:
+        tally = audits(7, count, crowd=crowd, unplanted=unplanted)
         liars = [kind for kind in crowd if kind is not Verifier.HONEST]
         words = ", ".join(f"{share:.0%} {kind}" for kind, share in crowd.items())
+        words += ", of a first segment that is long" if unplanted else ""
         lost = f"{tally.lost(liars[0]):.1%}" if liars else ""
         rows.append(
             f"| {words} | {tally.caught / tally.lied:.1%} | {tally.blamed} of {tally.honest:,} | {lost} "

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.ma
 
 async def test_another_owners_node_executes_the_segment_bit_for_bit(tmp_path: Path) -> None:
     settings = {"TORG_MARKETPLACE_REPLAY_HERE_BELOW": "0s", "TORG_MARKETPLACE_PLANTED_PERMILLE": "0"}
+    settings |= {"TORG_MARKETPLACE_UNPLANTED_HERE_BELOW": "0s", "TORG_MARKETPLACE_UNPLANTED_OWNERS": "1"}
     market = SmallMarket(tmp_path / "market", marketplace_env=settings)
     async with running_market(tmp_path / "market", market=market), market.client() as client:
         data = ["--data", str(market.folder / "marketplace"), "--rpc-url", market.rpc_url]

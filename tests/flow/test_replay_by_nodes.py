@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from tests.flow.test_replay import PRICE, replay_spec
 from tests.support.actors import Client, Node, join, let_pass, make_client, make_node
@@ -101,8 +101,11 @@ async def audited(
     planted: int = 0,
     here_below_ms: int = 0,
     segments: int = 1,
+    unplanted_here_below_ms: int = 0,
+    unplanted_owners: int = 1,
 ) -> Trial:
     changes = {"replay_here_below_ms": here_below_ms, "planted_permille": planted}
+    changes |= {"unplanted_here_below_ms": unplanted_here_below_ms, "unplanted_owners": unplanted_owners}
     policy = world.market.policy.model_copy(update=changes)
     replayer, key = KnowingReplayer(world), world.random.keypair()
     market = replace(world.market, replayer=replayer, policy=policy, credit_key=key if credit else None)
@@ -353,10 +356,68 @@ async def test_short_segments_are_executed_by_ourselves(world: World) -> None:
     assert len(trial.replayer.executed) == 1
 
 
+async def segments_answered(world: World) -> list[tuple[int, bool]]:
+    """The number of each that was executed again, and whether by a node."""
+    async with world.market.reading() as unit:
+        query = select(ReplayCheckRow.segment, ReplayAnswerRow.node_id)
+        query = query.join(ReplayCheckRow, ReplayCheckRow.check_id == ReplayAnswerRow.check_id)
+        rows = (await unit.session.execute(query.where(ReplayAnswerRow.state == "answered"))).all()
+    return sorted((number, node_id is not None) for number, node_id in rows)
+
+
+async def test_what_cannot_be_planted_is_executed_by_ourselves(world: World) -> None:
+    trial = await audited(world, segments=4, unplanted_here_below_ms=10_001, unplanted_owners=2)
+    while (await trial.state())[0] == JobState.VERIFYING:
+        await trial.executes(await trial.asked())
+    trial.read_all()
+    assert await trial.state() == (JobState.SUCCEEDED, LeaseState.VERIFIED)
+    assert await segments_answered(trial.world) == [(0, False), (1, False), (2, True), (3, True)]
+
+
+async def test_where_that_takes_too_long_two_owners_must_say_the_same(world: World) -> None:
+    trial = await audited(world, segments=4, unplanted_owners=2)
+    while (await trial.state())[0] == JobState.VERIFYING:
+        await trial.executes(await trial.asked())
+    trial.read_all()
+    assert await trial.state() == (JobState.SUCCEEDED, LeaseState.VERIFIED)
+    assert await segments_answered(trial.world) == [*[(0, True)] * 2, *[(1, True)] * 2, (2, True), (3, True)]
+    assert trial.replayer.executed == []
+
+
+async def test_a_friend_alone_does_not_acquit_a_lie_among_them(world: World) -> None:
+    trial = await audited(world, lies=True, segments=4, unplanted_owners=2)
+    friends = []
+    while (await trial.state())[0] == JobState.VERIFYING:
+        asked = await trial.asked()
+        async with trial.world.market.reading() as unit:
+            query = select(ReplayCheckRow.segment, func.count()).join(
+                ReplayAnswerRow, ReplayAnswerRow.check_id == ReplayCheckRow.check_id
+            )
+            open_check = select(ReplayAnswerRow.check_id).where(ReplayAnswerRow.state == "open")
+            query = query.where(ReplayCheckRow.check_id.in_(open_check)).group_by(ReplayCheckRow.segment)
+            ((number, count),) = (await unit.session.execute(query)).all()
+        is_friend = number > 1 or count == 1  # of all but the second who is asked of the first two segments
+        friends += [asked] if is_friend else []
+        await trial.executes(asked, COPIED if is_friend else EXECUTED)
+    trial.read_all()
+    assert (await trial.state())[1] == LeaseState.REJECTED
+    assert await reputation(trial, friends[-1]) != (1, 0)
+
+
+async def test_without_a_second_owner_and_beyond_us_one_nodes_word_is_all_there_is(world: World) -> None:
+    trial = await audited(world, verifiers=1, segments=4, unplanted_owners=2)
+    trial.replayer.broken = True
+    while (await trial.state())[0] == JobState.VERIFYING:
+        await trial.executes(await trial.asked())
+    trial.read_all()
+    assert await trial.state() == (JobState.SUCCEEDED, LeaseState.VERIFIED)
+    assert await segments_answered(trial.world) == [(number, True) for number in range(4)]
+
+
 @pytest.mark.parametrize(("weights", "outvoted"), [(EXECUTED, False), (JUNK, True), (COPIED, True)])
 async def test_a_planted_segment_finds_who_does_not_execute(world: World, weights: bytes, outvoted: bool) -> None:
     # Whoever was asked about the lease is not asked about what is planted.
-    trial = await audited(world, verifiers=6, planted=1000, segments=2)
+    trial = await audited(world, verifiers=6, planted=1000, segments=3)  # of four, two of which can be planted
     while (await trial.state())[0] == JobState.VERIFYING:
         (auditor,) = await trial.asked_for(AUDIT)
         await trial.executes(auditor)

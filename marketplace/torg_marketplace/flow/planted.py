@@ -23,7 +23,7 @@ from torg_marketplace.flow.rows import job_row, spec_of
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.verifiers import ask_a_node
 from torg_marketplace.ports import EvaluationFailed, Planted
-from torg_marketplace.rules.replay import Segment, claimed_ms, next_step_of_planted, replay_impossible
+from torg_marketplace.rules.replay import Segment, can_be_planted, claimed_ms, next_step_of_planted, replay_impossible
 from torg_marketplace.storage.audit_models import ReplayCheckRow
 from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.ids import Digest, JobId
@@ -54,7 +54,7 @@ async def _advance(market: Market, check_id: str) -> None:
         useful_ms = lease.billed_ms + lease.unbilled_ms
         is_over = unit.now_ms >= check.created_at_ms + market.policy.verification_window_s * 1000
     if check.known is None:
-        if is_over or not 0 < segment.number < len(every):  # the client's data may be deleted by now
+        if is_over or not can_be_planted(every, segment.number):  # the client's data may be deleted by now
             raise EvaluationFailed("it could not be prepared")
         planted = await _prepare(market, check, spec, every[segment.number - 1], segment)
         segment = Segment(segment.number, planted.start, segment.end)

@@ -11,7 +11,7 @@ from torg_marketplace.flow.audit import Drawn, draw_audit
 from torg_marketplace.flow.replay_checks import Looked, check_segment, stored_checkpoints
 from torg_marketplace.flow.rows import grant_of, job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
-from torg_marketplace.rules.replay import Segment, claimed_ms, segments_of
+from torg_marketplace.rules.replay import Segment, can_be_planted, claimed_ms, segments_of
 from torg_marketplace.rules.verification import not_drawn
 from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.jobspec import VerifyReplay
@@ -36,12 +36,14 @@ async def replay_task(unit: Unit, lease: LeaseRow, policy: VerifyReplay) -> Repl
     drawn = await draw_audit(unit, lease, job, [item.blob.digest for item in stored])
     files = {item.path: item.digest for item in map(OutputFile.model_validate, lease.outputs)}
     segments: tuple[Segment, ...] = ()
+    every = segments_of(grant_of(lease).resume_from, stored)
     if drawn.audited:
-        every = segments_of(grant_of(lease).resume_from, stored)
         segments = tuple(every[number] for number in drawn.dice.choose(len(every), policy.segments))
     took = {segment.number: claimed_ms(segment, lease.billed_ms + lease.unbilled_ms) for segment in segments}
+    unplanted = frozenset(item.number for item in segments if not can_be_planted(every, item.number))
     late = unit.now_ms >= (lease.verify_deadline_ms or 0) - unit.policy.verification_window_s * _OWN_SHARE_MS
-    return ReplayTask(Looked(lease.id, spec_of(job), files.get(_MODEL), took, late), segments, drawn)
+    looked = Looked(lease.id, spec_of(job), files.get(_MODEL), took, unplanted, late)
+    return ReplayTask(looked, segments, drawn)
 
 
 async def verdict_of(market: Market, task: ReplayTask) -> VerdictSummary | None:

@@ -23,6 +23,7 @@ from torg_marketplace.rules.replay import (
     Ask,
     Distance,
     Segment,
+    can_be_planted,
     is_outvoted,
     next_step,
     replay_impossible,
@@ -45,22 +46,26 @@ _PERMILLE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What is looked at. `late`: there is no time left to wait for nodes."""
+    """What is looked at. `unplanted`: segments of which a node knows that their answer is not known. `late`: there is no time left to wait for
+    nodes."""
 
     lease_id: LeaseId
     spec: JobSpec
     model: Digest | None
     claimed_ms: dict[int, int]  # by number of the segment
+    unplanted: frozenset[int]
     late: bool
 
 
 async def check_segment(market: Market, looked: Looked, segment: Segment) -> VerdictSummary | None:
     """The verdict on one segment; None: a node is executing it. Safe to repeat. Raises EvaluationFailed."""
     check_id, took_ms = await _open(market, looked, segment), looked.claimed_ms[segment.number]
-    by_nodes = not looked.late and took_ms >= market.policy.replay_here_below_ms
+    is_unplanted, policy = segment.number in looked.unplanted, market.policy
+    here_below_ms = max(policy.replay_here_below_ms, policy.unplanted_here_below_ms if is_unplanted else 0)
+    by_nodes = not looked.late and took_ms >= here_below_ms
     while True:
         found, asked, waits = await answers_so_far(market, check_id)
-        step = next_step(segment, found)
+        step = next_step(segment, found, policy.unplanted_owners if is_unplanted else 1)
         if isinstance(step, VerdictSummary):
             await close_check(market, check_id, step)
             return step
@@ -71,7 +76,16 @@ async def check_segment(market: Market, looked: Looked, segment: Segment) -> Ver
         may_ask = step is Ask.NODE and by_nodes and asked < NODES_ASKED_OF_A_CHECK
         if may_ask and await ask_a_node(market, check_id, segment, took_ms):
             return None
-        await _answer_ourselves(market, check_id, looked, segment)
+        try:
+            await _answer_ourselves(market, check_id, looked, segment)
+        except EvaluationFailed:
+            step = next_step(segment, found)
+            if not isinstance(step, VerdictSummary):
+                raise
+            await close_check(
+                market, check_id, step
+            )  # no second owner, and it is beyond us: one node's word is all that there is
+            return step
 
 
 async def on_replay_reported(unit: Unit, job: JobRow, lease: LeaseRow) -> None:
@@ -235,8 +249,8 @@ async def _perhaps_plant(unit: Unit, check: ReplayCheckRow) -> None:
     if check.purpose != AUDIT or check.verdict != "passed":
         return
     lease = await unit.session.get_one(LeaseRow, check.lease_id)
-    if check.segment == 0 or (await segments_of_lease(unit, lease))[check.segment - 1].start is None:
-        return  # nothing to alter before it
+    if not can_be_planted(await segments_of_lease(unit, lease), check.segment):
+        return
     by_nodes = any(row.node_id is not None for row in await answers_of(unit, check.check_id))
     if by_nodes and unit.market.random.bits(64) % _PERMILLE < unit.policy.planted_permille:
         _check(unit, check.lease_id, PLANTED, segment_of(check), Digest(check.model) if check.model else None)

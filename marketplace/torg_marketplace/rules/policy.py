@@ -49,6 +49,9 @@ class MarketPolicy(BaseModel):
     planted_permille: int = Field(
         default=100, ge=0, le=1000
     )  # beside each audit by nodes, a segment whose answer we know
+    # Nothing is planted among the first segments of a lease: those are executed by ourselves, long ones by nodes of so many owners.
+    unplanted_here_below_ms: int = Field(default=5 * _MINUTE_MS, ge=0)
+    unplanted_owners: int = Field(default=2, ge=1, le=2)
     verify_claim_ms: int = Field(default=5 * _MINUTE_MS, gt=0)  # one evaluation takes at most this long
 
     # proofs of hardware

@@ -60,6 +60,12 @@ def segments_of(resumed_from: CheckpointRef | None, stored: Sequence[CheckpointR
     return [Segment(number, start, end) for number, (start, end) in enumerate(zip(points, ends, strict=True))]
 
 
+def can_be_planted(every: Sequence[Segment], number: int) -> bool:
+    """Whether a node that executes this one of a lease's segments could be given another of the same look, whose answer we know: what comes before
+    it must begin from a checkpoint that can be altered. Not so the first of a lease, nor the second of a fresh training."""
+    return 0 < number < len(every) and every[number - 1].start is not None
+
+
 def claimed_ms(segment: Segment, useful_ms: int) -> int:
     """What it took, by the word of the node that executed it. `useful_ms`: of the whole lease."""
     before_ms = segment.start.useful_ms if segment.start is not None and segment.number else 0
@@ -84,16 +90,16 @@ class Answer:
     by_node: bool
 
 
-def next_step(segment: Segment, found: Sequence[Answer]) -> VerdictSummary | Ask | None:
+def next_step(segment: Segment, found: Sequence[Answer], owners: int = 1) -> VerdictSummary | Ask | None:
     """After these answers, in their order: the verdict on the segment, or who executes it next. None: we contradict ourselves.
 
-    One node that finds it right is enough. When one finds it wrong, a second of another owner is asked, and then we execute it ourselves,
+    Nodes of so many owners that find it right are enough. When one finds it wrong, a second of another owner is asked, and then we execute it ourselves,
     whatever that one says: two owners in league must not be able to take a third one's stake, nor to acquit each other.
     """
     nodes = [answer.distance for answer in found if answer.by_node]
     ours = [answer.distance for answer in found if not answer.by_node]
     if not ours:
-        if nodes and all(distance.passes for distance in nodes):
+        if len(nodes) >= owners and all(distance.passes for distance in nodes):
             return _passed(segment, nodes, found)
         return Ask.NODE if len(nodes) < NODES_ASKED else Ask.OURSELVES
     good, bad = _tally(ours)
