@@ -15,7 +15,6 @@ from pathlib import Path
 
 from solders.pubkey import Pubkey
 
-from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID
 from torg_chain.rpc import ChainClient
 from torg_chain.wallet import load_keypair
 from torg_host.tracing import export_to
@@ -29,7 +28,7 @@ from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.executors.probes import check_walls, with_egress, with_own_root
-from torg_node.hardware.detect import open_gpus
+from torg_node.hardware.detect import open_lent, unknown
 from torg_node.hardware.gpus import GpuFacts, GpuLibrary
 from torg_node.hardware.health import KernelLog
 from torg_node.hardware.heat import HeatRule
@@ -37,6 +36,7 @@ from torg_node.hardware.inventory import capacity_of, take_inventory
 from torg_node.hardware.rapl import Rapl
 from torg_node.hardware.sensors import Sensors
 from torg_node.hardware.survey import describe, disagreements
+from torg_node.init_options import add_init_options, full_path
 from torg_node.journal import Journal
 from torg_node.logs import LogFormat, set_up_logging
 from torg_node.money import land_orders, look_at_captures
@@ -52,7 +52,7 @@ from torg_node.settings import Settings, load_settings
 from torg_node.setup import DEFAULT_RENTAL_ADDRESS, check_is_new, initialise
 from torg_node.sole_agent import be_the_only_agent
 from torg_node.status import read_status
-from torg_node.sweep_command import add_sweep_plan_options, confirm_plan, plan_of
+from torg_node.sweep_command import confirm_plan, plan_of
 from torg_node.update import say_ready
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
@@ -112,6 +112,8 @@ def _init(arguments: argparse.Namespace) -> int:
         executor=arguments.executor,
         max_unpaid=arguments.max_unpaid,
         engine_socket=arguments.engine_socket,
+        gpus=tuple(arguments.gpus or ()),
+        reservations_path=arguments.reservations,
         egress=arguments.egress,
         rental_address=arguments.rental_address or (None if answers.market.url else DEFAULT_RENTAL_ADDRESS),
         rental_interval_s=arguments.rental_interval,
@@ -156,8 +158,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     settings.leases_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     journal = Journal(settings.journal_path)
     clock = SteadyClock(journal)
-    library = open_gpus()
-    units = library.units() if library else ()
+    library, units = open_lent(settings.gpus)
     executor, capabilities = await _executor(settings, units, clock.now_ms)
     if capabilities.failed:  # once more: a machine under load may be too slow for a probe
         capabilities = await executor.probe()
@@ -222,6 +223,9 @@ async def _with_extras(
     elif units and not found.gpu:
         lacking = "GPUs: the container engine did not give them to a probe (see what failed); install the NVIDIA container toolkit, or look at its CDI specification"
         found = replace(found, not_offered=(*found.not_offered, lacking))
+    for name in unknown(units, settings.gpus):
+        lacking = f"gpus: {name} in config.toml names no GPU that a driver tells of here"
+        found = replace(found, not_offered=(*found.not_offered, lacking))
     if settings.egress != "none":
         found = await with_egress(executor, found)
     return await with_own_root(executor, found) if settings.own_root else found
@@ -280,8 +284,7 @@ async def _settle(settings: Settings, rpc_url: str | None, *, as_json: bool) -> 
 
 
 async def _doctor(settings: Settings, *, as_json: bool) -> int:
-    library = open_gpus()
-    units = library.units() if library else ()
+    _, units = open_lent(settings.gpus)
     executor, capabilities = await _executor(settings, units)
     lent = units if capabilities.gpu else ()
     capabilities = await _with_extras(settings, executor, capabilities, units)
@@ -400,7 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.add_argument(
-            "--data", type=_path, default=Path.home() / ".torg-node", help="folder of key, config and journal"
+            "--data", type=full_path, default=Path.home() / ".torg-node", help="folder of key, config and journal"
         )
         if name != "start":
             command.add_argument("--json", action="store_true")
@@ -418,57 +421,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "uncordon":
             command.add_argument("gpu", help="its UUID, as torg-node doctor names it")
         if name == "init":
-            _add_init_options(command)
+            add_init_options(command)
     return parser
-
-
-def _add_init_options(command: argparse.ArgumentParser) -> None:
-    market = command.add_mutually_exclusive_group()
-    market.add_argument("--marketplace", help="its address")
-    market.add_argument("--rpc-url", help="no marketplace, only direct rentals: an RPC node of the chain")
-    command.add_argument("--program", default=LOCALNET_PROGRAM_ID, help="with --rpc-url: the vault program's address")
-    command.add_argument("--mint", default=LOCALNET_MINT, help="with --rpc-url: the token that is paid in")
-    command.add_argument(
-        "--rental-address",
-        help=f"host:port where clients rent this node directly; with --rpc-url {DEFAULT_RENTAL_ADDRESS} by default",
-    )
-    command.add_argument(
-        "--rental-interval", type=int, default=60, help="seconds that direct rentals are paid ahead; default 60"
-    )
-    command.add_argument(
-        "--price",
-        help='tokens per GPU and hour (per slot and hour without one), for example "0.80"; default: what the market suggests',
-    )
-    command.add_argument(
-        "--spot-price",
-        help="the same for spot jobs, which a job at the full price may preempt; at most --price. Default: takes none",
-    )
-    command.add_argument("--kwh-price", help="tokens that a kWh costs you: for the break-even")
-    command.add_argument(
-        "--watts", type=int, help="what this machine draws when it works; default: its GPUs' power limits"
-    )
-    command.add_argument(
-        "--payout", help="wallet that is paid; best one whose key is not on this machine. Default: the node's key"
-    )
-    command.add_argument("--slots", type=int, default=1, help="jobs at once that want no GPU")
-    command.add_argument("--executor", choices=["auto", "docker", "sandbox"], default="auto")
-    command.add_argument(
-        "--engine-socket", type=_path, help="of the container engine, when it is not in the usual place"
-    )
-    command.add_argument("--max-unpaid", default="10", help="tokens of undecided work at which no more is taken")
-    command.add_argument(
-        "--egress",
-        choices=["none", "allow", "open"],
-        default="none",
-        help="what jobs may reach through this node: nothing, what their job file lists, or the public internet",
-    )
-    add_sweep_plan_options(command)
-    command.add_argument("--yes", action="store_true", help="ask nothing")
-
-
-def _path(text: str) -> Path:
-    """Resolved: executors mount what lies below only by its real, absolute place, and the next start may be elsewhere."""
-    return Path(text).expanduser().resolve()
 
 
 def _print(text: str) -> None:

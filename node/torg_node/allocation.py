@@ -54,6 +54,7 @@ class Claim:
     gpu_milli: int = WHOLE_MILLI
     min_vram: int | None = None
     min_compute_capability: str | None = None
+    gpu_class: str | None = None  # as the job writes it, "l40s|a100"; a host may have several models
 
     @classmethod
     def of(cls, client: str, spec: JobSpec) -> Claim:
@@ -67,6 +68,7 @@ class Claim:
             gpu_milli=asked.gpu_fraction,
             min_vram=asked.min_vram,
             min_compute_capability=asked.min_compute_capability,
+            gpu_class=asked.gpu_class if asked.gpus else None,
         )
 
 
@@ -147,7 +149,10 @@ def _time_slice(claim: Claim, capacity: Capacity, held: Sequence[Held], cordoned
 
 
 def _usable(claim: Claim, capacity: Capacity, cordoned: Mapping[str, str]) -> Iterator[GpuInfo]:
+    classes = None if claim.gpu_class is None else {name.strip().lower() for name in claim.gpu_class.split("|")}
     for gpu in capacity.gpus:
+        if classes is not None and gpu.model.lower() not in classes:
+            continue
         if gpu.uuid in cordoned or (gpu.mig_parent is not None and gpu.mig_parent in cordoned):
             continue
         if claim.min_vram is not None and gpu.vram_bytes < claim.min_vram:

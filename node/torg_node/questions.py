@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ import httpx
 from pydantic import ValidationError
 from solders.pubkey import Pubkey
 
-from torg_node.hardware.detect import open_gpus
+from torg_node.hardware.detect import open_lent
 from torg_node.hardware.inventory import take_inventory
 from torg_node.owner_rules import OwnerRules
 from torg_node.pricing import Suggestion, break_even, suggest
@@ -79,17 +79,16 @@ def answers_of(arguments: argparse.Namespace, ask: Ask | None, say: Say) -> Answ
         payout = _repeated(ask, say, "wallet that is paid; best one whose key is not on this machine", "", _wallet)
     price = arguments.price
     if price is None:
-        price = _price(arguments, market, machine_of(arguments.slots, arguments.watts), ask, say)
+        price = _price(arguments, market, machine_of(arguments.slots, arguments.watts, arguments.gpus or ()), ask, say)
     rules = OwnerRules()
     if ask is not None:
         rules = _repeated(ask, say, "quiet hours, like 22:00-07:00 (empty: none)", "", _quiet)
     return Answers(market, price, payout, rules)
 
 
-def machine_of(slots: int, watts: int | None) -> Machine:
-    gpus = open_gpus()
+def machine_of(slots: int, watts: int | None, wanted: Sequence[str] = ()) -> Machine:
+    gpus, units = open_lent(wanted)
     try:
-        units = gpus.units() if gpus is not None else ()
         limit = gpus.power_limit_watts() if gpus is not None else None
     finally:
         if gpus is not None:

@@ -56,6 +56,9 @@ class Settings(BaseModel):
     reservations_path: Path | None = None  # the host's ledger; nodes that share a host share it
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
     otlp_endpoint: str | None = None  # of an OpenTelemetry collector, over HTTP; None: no traces
+    gpus: tuple[
+        str, ...
+    ] = ()  # that are lent: vendors, models or UUIDs; empty: all, of a host with both vendors NVIDIA's
     gpu_slices: int = Field(default=1, ge=1, le=100)  # how many leases of one client may share a GPU; 1: none
     heat_rest_after_s: int = Field(default=60, ge=1, le=3600)  # of thermal slowdown until a GPU gets no new lease
     heat_back_after_s: int = Field(default=600, ge=1, le=86_400)  # without any until it gets leases again
@@ -288,6 +291,9 @@ private_registries = [{", ".join(map(_toml, settings.private_registries))}]
 
 def _sharing(settings: Settings) -> str:
     return f"""\
+# Which GPUs are lent: "nvidia", "amd", a model or a UUID each, as torg-node doctor names them. Empty: all, and of a host with both vendors
+# NVIDIA's. A node offers GPUs of one vendor; a second one with the same reservations_path offers the rest.
+gpus = [{", ".join(map(_toml, settings.gpus))}]
 # How many leases of one client may share a GPU, each for its part of the price; 1: none. They share its memory too, unprotected: a lease that
 # takes all of it makes its siblings fail. Strangers never meet on a GPU.
 gpu_slices = {settings.gpu_slices}

@@ -14,7 +14,7 @@ from rich.text import Text
 from torg_chain.wallet import load_keypair
 from torg_node.allocation import Capacity
 from torg_node.earnings import earning_rows, net_since
-from torg_node.hardware.detect import open_gpus
+from torg_node.hardware.detect import lent, open_gpus
 from torg_node.hardware.gpus import GpuLibrary, GpuReading
 from torg_node.journal import Journal, LeaseEntry
 from torg_node.money import exposure
@@ -30,7 +30,7 @@ _WIDTH_WITHOUT_TERMINAL = 120
 
 def run_top(settings: Settings, *, once: bool, every_s: float) -> int:
     """Until Ctrl-C. Without a terminal, or with `once`, one screen."""
-    gpus = open_gpus()
+    gpus = open_gpus(settings.gpus)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
     try:
         if once or not console.is_terminal:
@@ -90,7 +90,7 @@ def _money(settings: Settings, journal: Journal, now_ms: int) -> Text:
 def _gpus(settings: Settings, node: str, gpus: GpuLibrary | None) -> RenderableType:
     if gpus is None:
         return Text("no GPU that its driver's library tells of", style="dim")
-    units = gpus.units()
+    units = lent(gpus.units(), settings.gpus)
     physical = dict.fromkeys(unit.info.mig_parent or unit.info.uuid for unit in units)
     readings = {reading.uuid: reading for reading in gpus.read(tuple(physical))}
     ledger = Reservations(settings.host_ledger_path, node, Capacity((), (), 0, 0, 0, 0))

@@ -87,9 +87,11 @@ class Amd:
                 found[uuid] = int(used_uj / _MICROJOULES_PER_MILLIJOULE)
         return found
 
-    def processes(self) -> set[int]:
+    def processes(self, uuids: Sequence[str]) -> set[int]:
         """Ids of the processes that compute on these GPUs, as the host numbers them."""
-        lists = (self._optional(self._amdsmi.amdsmi_get_gpu_process_list, handle) for handle in self._handles())
+        amdsmi = self._amdsmi
+        own = [one for one in self._handles() if self._optional(amdsmi.amdsmi_get_gpu_device_uuid, one) in uuids]
+        lists = (self._optional(amdsmi.amdsmi_get_gpu_process_list, handle) for handle in own)
         return {int(process["pid"]) for found in lists for process in found or ()}
 
     # --- parts ------------------------------------------------------------------------------------------------------

@@ -55,8 +55,8 @@ class GpuLibrary(Protocol):
         """What each of these GPUs consumed since its driver was loaded; those that do not count are left out."""
         ...
 
-    def processes(self) -> set[int]:
-        """Ids of the processes on these GPUs, as the host numbers them."""
+    def processes(self, uuids: Sequence[str]) -> set[int]:
+        """Ids of the processes on these physical GPUs, as the host numbers them."""
         ...
 
     def close(self) -> None: ...

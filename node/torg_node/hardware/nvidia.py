@@ -66,10 +66,13 @@ class Nvidia:
                 found[_text(uuid)] = int(energy)
         return found
 
-    def processes(self) -> set[int]:
-        """Ids of the processes that compute or draw on these GPUs, as the host numbers them."""
+    def processes(self, uuids: Sequence[str]) -> set[int]:
+        """Ids of the processes that compute or draw on these physical GPUs, as the host numbers them."""
         nvml, found = self._nvml, set()
         for handle in self._handles():
+            uuid = self._optional(nvml.nvmlDeviceGetUUID, handle)
+            if uuid is None or _text(uuid) not in uuids:
+                continue
             for ask in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
                 found |= {int(process.pid) for process in self._optional(ask, handle) or ()}
         return found

@@ -73,7 +73,8 @@ class Sensors:
     @property
     def gpu_pids(self) -> Callable[[], set[int]] | None:
         """The processes on these GPUs; None where nobody can tell. Blocks like `look`."""
-        return self._library.processes if self._library is not None and self._uuids else None
+        library, own = self._library, self._uuids
+        return (lambda: library.processes(own)) if library is not None and own else None
 
     def close(self) -> None:
         self._kernel_log.close()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from torg_node.hardware.gpus import GpuFacts
@@ -14,7 +14,7 @@ from torg_node.hardware.rapl import Rapl
 from torg_protocol.offers import GpuInfo, Inventory
 
 UNKNOWN = "not established"
-_NVIDIA_VENDOR, _AMD_VENDOR = "0x10de", "0x1002"
+_VENDORS = {"NVIDIA": "0x10de", "AMD": "0x1002"}
 _ROOT = Path("/")
 
 
@@ -42,11 +42,24 @@ def describe(inventory: Inventory, units: Sequence[GpuFacts], root: Path = _ROOT
     if not units:
         lines["gpu"] = "none that a driver tells of"
     known = {unit.pci_address for unit in units}
-    for address in _amd(root):
+    makers = {_maker(unit) for unit in units}
+    for address, maker in _gpus_of_kernel(root):
         if address not in known:
-            why = "one node offers GPUs of one vendor" if units else "pip install 'torg[amd]', and ROCm's libamd_smi.so"
-            lines[f"gpu {address}"] = f"AMD, seen by the kernel and not offered: {why}"
+            lines[f"gpu {address}"] = f"{maker}, seen by the kernel and not offered: {_why_not_offered(maker, makers)}"
     return lines
+
+
+def _why_not_offered(maker: str, offered: Collection[str]) -> str:
+    """`offered`: the vendors of the GPUs that this node lends."""
+    if maker in offered:
+        return "no driver tells of it, or gpus in config.toml names others"
+    if offered:
+        name = maker.lower()
+        return (
+            "an offer has one class and one price, so a node offers GPUs of one vendor; a second node offers these: torg-node init"
+            f" --gpus {name} --data DIR, both with one reservations_path"
+        )
+    return "no driver tells of it" if maker == "NVIDIA" else "pip install 'torg[amd]', and ROCm's libamd_smi.so"
 
 
 def disagreements(units: Sequence[GpuFacts], root: Path = _ROOT) -> list[str]:
@@ -54,7 +67,8 @@ def disagreements(units: Sequence[GpuFacts], root: Path = _ROOT) -> list[str]:
     found: list[str] = []
     seen = _pci_vendors(root)
     for unit in units:
-        vendor, maker = (_NVIDIA_VENDOR, "NVIDIA") if unit.info.gfx_target is None else (_AMD_VENDOR, "AMD")
+        maker = _maker(unit)
+        vendor = _VENDORS[maker]
         if unit.pci_address is None:
             found.append(f"{unit.info.uuid}: its place on the PCI bus is {UNKNOWN}")
         elif seen.get(unit.pci_address) != vendor:
@@ -65,6 +79,10 @@ def disagreements(units: Sequence[GpuFacts], root: Path = _ROOT) -> list[str]:
     kernel = version.splitlines()[0] if version else "none"
     drivers = sorted({unit.info.driver or "" for unit in units if unit not in of_amd})
     return found + [f"NVML says driver {one}, the kernel says {kernel}" for one in drivers if f" {one} " not in version]
+
+
+def _maker(unit: GpuFacts) -> str:
+    return "NVIDIA" if unit.info.gfx_target is None else "AMD"
 
 
 def _generation(gpu: GpuInfo) -> str:
@@ -80,14 +98,15 @@ def _pci_vendors(root: Path) -> dict[str, str]:
     return {folder.name: _text(folder / "vendor").strip() for folder in folders}
 
 
-def _amd(root: Path) -> list[str]:
-    """Addresses of AMD's display and processing devices (PCI class 03 and 12)."""
-    folders = sorted((root / "sys/bus/pci/devices").glob("*"))
-    return [
-        folder.name
-        for folder in folders
-        if _text(folder / "vendor").strip() == _AMD_VENDOR and _text(folder / "class")[:4] in {"0x03", "0x12"}
-    ]
+def _gpus_of_kernel(root: Path) -> list[tuple[str, str]]:
+    """Address and maker of NVIDIA's and AMD's display and processing devices (PCI class 03 and 12)."""
+    makers = {vendor: maker for maker, vendor in _VENDORS.items()}
+    found = []
+    for folder in sorted((root / "sys/bus/pci/devices").glob("*")):
+        maker = makers.get(_text(folder / "vendor").strip())
+        if maker is not None and _text(folder / "class")[:4] in {"0x03", "0x12"}:
+            found.append((folder.name, maker))
+    return found
 
 
 def _links(root: Path) -> dict[str, str]:

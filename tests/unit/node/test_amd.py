@@ -32,7 +32,7 @@ LIFE = (
 first, second = (unit.info.uuid for unit in amd.units())
 before, after = amd.energy_mj([first]), amd.energy_mj([first, second])
 readings = [asdict(reading) for reading in amd.read((first, second, "gone"))]
-print(json.dumps([before, after, readings, amd.power_limit_watts(), sorted(amd.processes())]))
+print(json.dumps([before, after, readings, amd.power_limit_watts(), sorted(amd.processes([first]))]))
 amd.close()
 """
 )

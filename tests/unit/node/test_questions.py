@@ -57,12 +57,14 @@ def market(monkeypatch: pytest.MonkeyPatch) -> None:
         return Market(url, WALLET, NETWORK, 3600)
 
     monkeypatch.setattr(questions, "market_at", market_at)
-    monkeypatch.setattr(questions, "machine_of", lambda slots, watts: Machine("gpu-x", 2, watts or 600, "as told"))
+    monkeypatch.setattr(
+        questions, "machine_of", lambda slots, watts, gpus: Machine("gpu-x", 2, watts or 600, "as told")
+    )
     monkeypatch.setattr(questions, "_market_data", lambda market, gpu_class: ((traded("gpu-x", 5, 900_000),), ()))
 
 
 def answers(owner: Owner | None, **options: Any) -> Answers:
-    names = ("marketplace", "rpc_url", "payout", "price", "kwh_price", "watts")
+    names = ("marketplace", "rpc_url", "payout", "price", "kwh_price", "watts", "gpus")
     arguments = argparse.Namespace(**{**dict.fromkeys(names), "slots": 1, **options})
     return answers_of(arguments, owner.ask if owner else None, owner.say if owner else lambda _: None)
 

@@ -20,10 +20,10 @@ from torg_protocol.offers import GpuInfo
 GIB = 1 << 30
 
 
-def gpu(uuid: str, vram_gib: int = 24, *, parent: str | None = None, capability: str = "8.9") -> GpuInfo:
-    return GpuInfo(
-        uuid=uuid, model="SIMULATED", vram_bytes=vram_gib * GIB, compute_capability=capability, mig_parent=parent
-    )
+def gpu(
+    uuid: str, vram_gib: int = 24, *, parent: str | None = None, capability: str = "8.9", model: str = "SIMULATED"
+) -> GpuInfo:
+    return GpuInfo(uuid=uuid, model=model, vram_bytes=vram_gib * GIB, compute_capability=capability, mig_parent=parent)
 
 
 def capacity(*gpus: GpuInfo, cores: int = 8, slots: int = 4, gpu_slices: int = 1) -> Capacity:
@@ -229,7 +229,7 @@ def test_a_gpu_that_rests_comes_back_by_itself_and_a_broken_one_does_not(opened:
 
 HOST = capacity(
     gpu("g0", 24),
-    gpu("g1", 80),
+    gpu("g1", 80, model="H100"),
     gpu("m0", 10, parent="g2"),
     gpu("m1", 10, parent="g2"),
     gpu("g2", 40),
@@ -246,6 +246,7 @@ CLAIMS = st.builds(
     disk_bytes=st.integers(1, 40).map(lambda gib: gib * GIB),
     gpu_milli=st.sampled_from([WHOLE_MILLI, WHOLE_MILLI, 300, 333, 500, 700]),
     min_vram=st.sampled_from([None, 20 * GIB]),
+    gpu_class=st.sampled_from([None, None, "h100", "a100|H100", "simulated"]),
 )
 
 
@@ -326,6 +327,7 @@ class HostLedger(RuleBasedStateMachine):
             assert all(item.claim.gpu_milli >= WHOLE_MILLI // HOST.gpu_slices for item in users)
             for item in users:
                 assert item.claim.min_vram is None or unit.vram_bytes >= item.claim.min_vram
+                assert item.claim.gpu_class is None or unit.model.lower() in item.claim.gpu_class.lower().split("|")
         whole = any("g2" in item.assignment.gpu_uuids for item in standing)
         assert not whole or not any({"m0", "m1"} & set(item.assignment.gpu_uuids) for item in standing)
 
