@@ -102,9 +102,9 @@ def smaller_model() -> Answers:
     return written(changed)
 
 
-def smaller_model_with_the_right_fingerprints() -> Answers:
-    """The texts come from a model of half the layers; one pass of the right model over them gives the fingerprints."""
-    cheap = smaller_model()
+def with_the_right_fingerprints(cheap: Answers) -> Answers:
+    """One pass of the right model over texts that another wrote gives the fingerprints: whoever knows the places computes no more."""
+    cheap = {name: tensor.clone() for name, tensor in cheap.items()}
     numbers, generate = cheap["numbers"].long(), parts()["generate"]
     seen: list[torch.Tensor] = []
     handle = model().norm.register_forward_hook(lambda _module, _inputs, hidden: seen.append(hidden))
@@ -115,6 +115,36 @@ def smaller_model_with_the_right_fingerprints() -> Answers:
         largest = seen[0][:, at].abs().topk(generate.LARGEST).indices.sort(1).values
         cheap["places"][:, place], cheap["values"][:, place] = largest.int(), seen[0][:, at].gather(1, largest)
     return cheap
+
+
+def smaller_model_with_the_right_fingerprints() -> Answers:
+    return with_the_right_fingerprints(smaller_model())
+
+
+def right_until_the_last_place() -> Answers:
+    """The right model as far as fingerprints reach, half of its layers for the rest of each text."""
+    changed, last = copy.deepcopy(model()), parts()["generate"].PLACES[-1]
+    del changed.blocks[1]
+    found = {name: tensor.clone() for name, tensor in honest().items()}
+    numbers = found["numbers"].long()
+    with torch.no_grad(), _setting(torch.get_num_threads, torch.set_num_threads, 1):
+        for place in range(last + 2, numbers.shape[1]):
+            numbers[:, place] = changed(numbers[:, :place])[:, -1].argmax(1)
+    return {**found, "numbers": numbers.int()}
+
+
+def anothers_fingerprints() -> Answers:
+    """The right texts, each with the fingerprints of the next one."""
+    return {name: tensor if name == "numbers" else tensor.roll(1, 0) for name, tensor in honest().items()}
+
+
+def one_number_many_times() -> Answers:
+    """Fingerprints that name one place of the hidden state sixteen times: fifteen fewer to get right."""
+    changed = {name: tensor.clone() for name, tensor in honest().items()}
+    largest = changed["values"].abs().argmax(2, keepdim=True)
+    changed["places"][:] = changed["places"].gather(2, largest)
+    changed["values"][:] = changed["values"].gather(2, largest)
+    return changed
 
 
 def cached_answers() -> Answers:
@@ -136,8 +166,18 @@ CHEATS: dict[str, Callable[[], Answers]] = {
     "weights in 8 bits": eight_bits,
     "half of the layers": smaller_model,
     "half of the layers, right fingerprints": smaller_model_with_the_right_fingerprints,
+    "right until the last fingerprint": right_until_the_last_place,
+    "another text's fingerprints": anothers_fingerprints,
+    "one number many times": one_number_many_times,
     "cached answers": cached_answers,
     "made-up fingerprints": made_up_fingerprints,
+}
+
+
+# Texts of a cheaper arithmetic that are mostly the right ones, symbol for symbol, with fingerprints of the right model.
+NEARLY_RIGHT: dict[str, Callable[[], Answers]] = {
+    "bfloat16, right fingerprints": lambda: with_the_right_fingerprints(lower_precision()),
+    "8 bits, right fingerprints": lambda: with_the_right_fingerprints(eight_bits()),
 }
 
 

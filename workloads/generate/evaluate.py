@@ -3,7 +3,7 @@
 One pass over some of the finished texts, drawn by the seed, in numpy: a hundredth of the work of writing them. Prints one JSON line {"distance",
 "wrong_symbols", "texts"}. `distance`: the largest relative difference of a fingerprint, |claimed - recomputed| / |recomputed| over the
 places that either names; and at least the share of symbols that are not the most likely ones. A file that is anything but the expected
-tensors is answered with {"error", "detail"} and exit code 2; a wrong call with exit code 64. Reads model, vocabulary and prompts from its
+tensors is answered with {"error", "detail"} and exit code 2, and so is an `answers.txt` beside it that does not spell them; a wrong call with exit code 64. Reads model, vocabulary and prompts from its
 own folder, nothing that the one who wrote could have touched, and executes nothing of the file.
 """
 
@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--count", type=int, default=8, help="texts to look at")
     asked = options.parse_args(arguments)
     try:
-        answer = check(read_answers(asked.model), asked.seed, asked.count)
+        answers = read_answers(asked.model)
+        check_spelling(answers, asked.model.with_name("answers.txt"))
+        answer = check(answers, asked.seed, asked.count)
     except Refused as refused:
         print(json.dumps({"error": refused.code, "detail": refused.detail}))
         return REFUSED
@@ -76,6 +78,18 @@ def check(answers: Tensors, seed: int, count: int) -> dict[str, float]:
         for number, place in enumerate(PLACES)
     )
     return {"distance": round(max(distance, wrong), 6), "wrong_symbols": round(wrong, 6), "texts": float(len(chosen))}
+
+
+def check_spelling(answers: Tensors, texts: Path) -> None:
+    """What people read is what was checked: all texts, exactly. Nothing where there is no such file. Raises Refused spelled_otherwise."""
+    if not texts.is_file():
+        return
+    symbols = read_vocabulary().symbols
+    expected = "\n---\n".join("".join(symbols[number] for number in row) for row in answers["numbers"].tolist()) + "\n"
+    with texts.open("rb") as file:
+        found = file.read(MAX_FILE_BYTES)
+    if found != expected.encode():
+        raise Refused("spelled_otherwise", f"{texts.name} is not what the numbers spell")
 
 
 def _difference(places: NDArray[Any], values: NDArray[Any], hidden: Floats) -> float:
@@ -153,12 +167,16 @@ def _as_floats(entry: dict[str, Any]) -> Floats:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def read_prompts() -> list[list[int]]:
-    """As the vocabulary spells them."""
+def read_vocabulary() -> Any:
     sys.path.insert(0, str(HERE))
     import bpe
 
-    vocabulary = bpe.Vocabulary(json.loads((HERE / "vocabulary.json").read_text()))
+    return bpe.Vocabulary(json.loads((HERE / "vocabulary.json").read_text()))
+
+
+def read_prompts() -> list[list[int]]:
+    """As the vocabulary spells them."""
+    vocabulary = read_vocabulary()
     return [vocabulary.encode(line) for line in (HERE / "prompts.txt").read_text().splitlines()]
 
 

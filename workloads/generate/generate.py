@@ -49,7 +49,7 @@ def main() -> None:
 
     save_file({name: tensor.contiguous() for name, tensor in answers.items()}, job.outputs / "answers.safetensors")
     texts = ["".join(vocabulary.symbols[number] for number in row) for row in answers["numbers"].tolist()]
-    (job.outputs / "answers.txt").write_text("\n---\n".join(texts) + "\n")
+    (job.outputs / "answers.txt").write_text("\n---\n".join(texts) + "\n", encoding="utf-8")
     at_random = torch.randint(
         len(vocabulary.symbols), answers["numbers"].shape, generator=torch.Generator().manual_seed(0)
     )

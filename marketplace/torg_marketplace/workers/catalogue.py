@@ -94,7 +94,7 @@ def _activation(raw: dict[str, Any], folder: Path, workspace: Digest) -> Catalog
         metric=calibrated["metric"],
         target=calibrated["target"],
         better="lower",
-        required_outputs=("answers.safetensors",),
+        required_outputs=("answers.safetensors", "answers.txt"),
         policy="activation",
         command=tuple(raw["command"]),
     )

@@ -1,4 +1,4 @@
-"""Runs a catalogue's evaluate.py on a node's model, in our own sandbox: the model is a stranger's file."""
+"""Runs a catalogue's evaluate.py on a node's model, in our own sandbox: the model is a stranger's file, and so is what lies beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from torg_host.sandbox import SandboxLimits, SandboxMount, SandboxUnavailable, run_sandboxed
 from torg_marketplace.ports import BlobStore, CatalogueEntry, EvaluationFailed, Measurement
 from torg_marketplace.workers.catalogue import FolderCatalogue
+from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest
 
 TIMEOUT_S = 120.0
@@ -32,21 +33,33 @@ class SandboxEvaluator:
         workload = self._catalogue.workloads.get(catalogue.name)
         if workload is None:
             raise EvaluationFailed(f"no evaluator for {catalogue.name}")
-        wanted = catalogue.required_outputs[0]
-        if wanted not in files:
-            return Measurement(detail=f"there is no {wanted} among the outputs")
-        size = await self._blobs.size(files[wanted])
-        if size is None or size > MAX_MODEL_BYTES:
-            return Measurement(detail=f"{wanted} is missing or larger than {MAX_MODEL_BYTES} bytes")
+        missing = [name for name in catalogue.required_outputs if name not in files]
+        if missing:
+            return Measurement(detail=f"there is no {missing[0]} among the outputs")
         with tempfile.TemporaryDirectory(prefix="torg-evaluate-") as scratch:
             folder = Path(scratch)
             folder.chmod(0o755)
-            await self._blobs.fetch_to(files[wanted], folder / MODEL)
-            (folder / MODEL).chmod(0o644)
-            return await self._run(workload.evaluator, folder / MODEL, metric, seed)
+            for name in catalogue.required_outputs:
+                inside = folder / (MODEL if name == catalogue.required_outputs[0] else name)
+                if not await self._fetch(files[name], inside):
+                    return Measurement(detail=f"{name} is larger than {MAX_MODEL_BYTES} bytes")
+            return await self._run(workload.evaluator, folder, metric, seed)
 
-    async def _run(self, evaluator: Path, model: Path, metric: str, seed: int) -> Measurement:
-        mounts = [SandboxMount(evaluator.parent, "/workload"), SandboxMount(model, f"/evaluate/{MODEL}")]
+    async def _fetch(self, digest: Digest, to: Path) -> bool:
+        """False: it is too large. It was in the store when the report was taken: that it cannot be had now is nobody's fault but ours.
+        Raises EvaluationFailed."""
+        try:
+            size = await self._blobs.size(digest)
+            if size is not None and size > MAX_MODEL_BYTES:
+                return False
+            await self._blobs.fetch_to(digest, to)
+        except (TorgError, OSError) as error:
+            raise EvaluationFailed(f"the store does not hand over {digest}: {error}") from error
+        to.chmod(0o644)
+        return True
+
+    async def _run(self, evaluator: Path, folder: Path, metric: str, seed: int) -> Measurement:
+        mounts = [SandboxMount(evaluator.parent, "/workload"), SandboxMount(folder, "/evaluate")]
         argv = ["python", "/workload/evaluate.py", "--model", f"/evaluate/{MODEL}", "--seed", str(seed)]
         try:
             run = await run_sandboxed(
