@@ -12,7 +12,6 @@ import secrets
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import FrameType
@@ -40,6 +39,7 @@ from torg_marketplace.api.context import Edge
 from torg_marketplace.api.hub import Hub
 from torg_marketplace.api.limits import Bounds, LocalAdmission, RateLimiter
 from torg_marketplace.bus import BusLinks, open_bus
+from torg_marketplace.clock import HostClock
 from torg_marketplace.flow.liveness import on_startup
 from torg_marketplace.flow.sign_in import SignIn
 from torg_marketplace.flow.unit import Market
@@ -65,11 +65,6 @@ log = logging.getLogger(__name__)
 _FEES_LAMPORTS = 10**9
 _SHUTDOWN_S = 3
 _NETWORK_FILE = "network.json"
-
-
-class SystemClock:
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
 
 
 class SystemRandomness:
@@ -222,7 +217,7 @@ async def _open(settings: Settings, url: str, find_network: _FindNetwork) -> Asy
         admission = await stack.enter_async_context(open_admission(settings))
         the_market = Market(
             sessions=create_sessions(engine),
-            clock=SystemClock(),
+            clock=HostClock(),
             random=SystemRandomness(),
             identity=identity,
             capture_key=capture_key,
@@ -410,3 +405,5 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    # Which revisions it runs is told, what it assumes about the database is not.
+    logging.getLogger("alembic.runtime.migration").addFilter(lambda record: record.getMessage().startswith("Running"))

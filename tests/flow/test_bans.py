@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.actors import TUSD, join, make_client, spec
 from tests.support.market import World, open_world
-from torg_marketplace.flow.bans import KINDS, abuse_reports, ban, bans, close_report, lift, report_abuse
+from torg_marketplace.flow.bans import KINDS, BanKind, abuse_reports, ban, bans, close_report, lift, report_abuse
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.operate import resume_node
 from torg_marketplace.flow.quotas import account_view
@@ -93,6 +93,12 @@ async def test_what_cannot_be_banned_or_lifted_says_why(world: World) -> None:
             assert unknown.value.code == "ban_unknown"
         with pytest.raises(NotFound):
             await ban(unit, "node", "nobody", because="y")
+    nothing: list[tuple[BanKind, str]] = [("image", ""), ("image", "evil miner"), ("wallet", "nonsense")]
+    for kind, subject in nothing:
+        async with world.market.transaction() as unit:
+            with pytest.raises(Invalid) as refused:
+                await ban(unit, kind, subject, because="y")
+        assert refused.value.code == "subject_invalid"
 
 
 async def test_submissions_of_a_day_are_bounded_and_it_says_until_when(tmp_path: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.support.actors import Client, Node, join, let_pass, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.liveness import on_startup, sweep
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.stream import on_progress
 from torg_marketplace.flow.views import node_view
+from torg_marketplace.simulation.world import VirtualClock
 from torg_protocol.api import JobView, NodeView
 from torg_protocol.messages import Abandon, Accepted, Granted, Progress, ReceiptIssued, Stop
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness
+
+HOUR_S = 3600
 
 
 async def running(world: World, **changes: object) -> tuple[Client, Node, JobView]:
@@ -185,3 +190,44 @@ async def test_preparing_for_ever_is_the_nodes_fault(world: World) -> None:
 
     assert (await client.job(job.job_id)).leases[0].reason is EndReason.START_FAILED
     node.read()
+
+
+async def test_a_clock_that_is_set_back_costs_nobody_anything(world: World) -> None:
+    """What ran, is billed; who is silent, is not heard of for the grace; what waits, waits for as long as it had."""
+    client, node, job = await running(world, lease_grace="60s", limits={"max_duration": "2h"})
+    waiting = await client.submit(spec(lease_grace="60s", limits={"max_duration": "1h", "queue_timeout": "30m"}))
+    node.world = replace(world, clock=VirtualClock(world.clock.now_ms()))  # which nobody sets
+    world.advance(seconds=600)
+    node.world.advance(seconds=600)
+    await sweep(world.market)
+    await node.heartbeat()
+    world.advance(seconds=-HOUR_S)
+    await sweep(world.market)
+    assert (await client.job(job.job_id)).leases[0].state is LeaseState.RUNNING
+    (lease,) = (await client.job(job.job_id)).leases
+    assert lease.started_at_ms is not None
+    assert world.clock.now_ms() - lease.started_at_ms == 600_000
+
+    await node.finish()
+    assert (await client.job(job.job_id)).leases[0].billed_ms == 600_000
+    node.read()
+    await match_pending(world.market)
+    await node.accept_and_start()
+    await node.disconnect()
+    await let_pass(world, seconds=61)
+    assert (await client.job(waiting.job_id)).leases[0].reason is EndReason.NODE_LOST
+
+
+async def test_a_queue_ends_in_its_own_time_when_the_clock_was_ahead(world: World) -> None:
+    await join(world)
+    client = await make_client(world)
+    await sweep(world.market)
+    world.advance(seconds=HOUR_S)
+    await sweep(world.market)
+    job = await client.submit(spec(limits={"max_duration": "1h", "queue_timeout": "10m"}))
+    world.advance(seconds=-HOUR_S)
+    await on_startup(world.market)
+    await let_pass(world, seconds=590)
+    assert (await client.job(job.job_id)).state is JobState.QUEUED
+    await let_pass(world, seconds=11)
+    assert (await client.job(job.job_id)).state is JobState.EXPIRED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.support.actors import TUSD, Node, join, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.matching_pulse import AWAY_AFTER_MS, note_matching
 from torg_protocol.api import Quote
 from torg_protocol.messages import Granted
 
@@ -81,3 +82,24 @@ async def test_each_constraint_says_what_giving_it_up_brings_and_costs(world: Wo
     assert not quote.feasible
     without = {item.constraint: (item.nodes_without_it, item.cheapest_without_it) for item in quote.constraints}
     assert without == {"min_vram": (1, TUSD), "max_price_per_hour": (1, 3 * TUSD)}
+
+
+async def test_while_nobody_matches_no_start_is_promised(world: World) -> None:
+    await join(world)
+    client = await make_client(world)
+    await note_matching(world.market)
+    world.advance(ms=AWAY_AFTER_MS - 1)
+    at_once = (await client.quote(spec())).start
+    assert at_once is not None
+    assert at_once.room_expected_ms == 0
+    world.advance(ms=6_000)
+    waits = (await client.quote(spec())).start
+    assert waits is not None
+    assert (waits.room_expected_ms, waits.room_latest_ms) == (None, None)
+    assert "nothing has been matched for 20 s" in waits.basis[0]
+
+    await note_matching(world.market)
+    world.advance(ms=5_000)
+    again = (await client.quote(spec())).start
+    assert again is not None
+    assert again.room_expected_ms == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncpg
 
 from scripts.market_processes import Running, call, script, start
+from tests.support.jumping_clock import JumpingClock
 from tests.support.nats import NatsServer
 from tests.support.networks import Place
 from tests.support.postgres import Postgres
@@ -39,7 +40,11 @@ class RolesMarket(SmallMarket):
     nats: NatsServer | None = None
     postgres: Postgres | None = None
     processes: dict[str, Running] = field(default_factory=dict)
+    clock: JumpingClock = field(init=False)  # of the marketplace's processes
     places: Mapping[str, Place] = field(default_factory=dict)  # by a process's name; others are where the test is
+
+    def __post_init__(self) -> None:
+        self.clock = JumpingClock.build(self.folder)
 
     async def start_marketplace(self) -> None:
         await self.start_process("api")  # makes the keys
@@ -55,7 +60,7 @@ class RolesMarket(SmallMarket):
         if (place := self.places.get(name)) is not None and self.postgres is not None:
             argv = place.command(*argv, "--host", place.address)
             url = self.postgres.url_from_afar(url)
-        env = {"TORG_MARKETPLACE_DATABASE_URL": url}
+        env = {"TORG_MARKETPLACE_DATABASE_URL": url} | self.clock.environment
         running = await start(name, argv, self.folder / f"{name}.log", env=env)
         self.processes[name] = running
         self.ports[name] = int(str(running.ready["url"]).rpartition(":")[2])

@@ -12,10 +12,12 @@ from typing import Any
 from tests.support.chaos import RolesMarket, assert_all_is_well, signal_to, submit_through_it
 from tests.support.networks import unplugged
 from tests.support.partitions import PartitionedMarket
+from tests.support.small_market import spec_of_small_job
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
 
 FROZEN_S = 3
+HOUR_S = 3600
 CUT_S = 5  # three heartbeats of a second make a node unknown
 
 
@@ -47,6 +49,42 @@ async def the_leading_worker_is_killed(market: RolesMarket) -> None:
     await market.processes[leader].kill()
     await market.until_led("worker", by_another_than=leader)
     await market.start_process(leader)
+
+
+async def the_matchers_are_away(market: RolesMarket) -> None:
+    """Nobody matches: jobs are taken and wait, and a quote does not say that one would start."""
+    for name in ("matcher 1", "matcher 2"):
+        await market.processes[name].kill()
+    async with market.client() as client:
+        job = spec_of_small_job(client, {"command": ["python", "-c", "pass"], "limits": {"max_duration": "1m"}})
+
+        async def quote_is_honest() -> bool:
+            quote = await client.quote(job.check())
+            assert quote.feasible
+            return quote.start is not None and quote.start.room_expected_ms is None
+
+        await eventually(quote_is_honest, within_s=90)
+    assert not await market.ask(
+        "SELECT * FROM leases WHERE granted_at_ms > (SELECT awake_at_ms FROM market WHERE id = 2) + 2000"
+    )
+    for name in ("matcher 1", "matcher 2"):
+        await market.start_process(name)
+
+
+async def the_hosts_clock_is_an_hour_ahead_for_a_while(market: RolesMarket) -> None:
+    await _set(market, HOUR_S)
+
+
+async def the_hosts_clock_is_an_hour_back_for_a_while(market: RolesMarket) -> None:
+    await _set(market, -HOUR_S)
+
+
+async def _set(market: RolesMarket, seconds: int) -> None:
+    market.clock.move(seconds)
+    try:
+        await asyncio.sleep(CUT_S)
+    finally:
+        market.clock.move(0)
 
 
 async def the_database_crashes(market: RolesMarket) -> None:
@@ -138,6 +176,9 @@ FAULTS: list[Callable[[RolesMarket], Coroutine[Any, Any, None]]] = [
     an_api_is_asked_to_end,
     the_leading_matcher_is_frozen,
     the_leading_worker_is_killed,
+    the_matchers_are_away,
+    the_hosts_clock_is_an_hour_ahead_for_a_while,
+    the_hosts_clock_is_an_hour_back_for_a_while,
     the_database_crashes,
     the_database_is_frozen,
     the_bus_is_killed,

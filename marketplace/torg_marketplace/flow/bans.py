@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from solders.pubkey import Pubkey
 from sqlalchemy import and_, bindparam, func, or_, select
 
 from torg_marketplace.flow.operate import resume_node, suspend_node
@@ -28,10 +31,11 @@ _OPEN_REPORTS = 20  # of one reporter: more is not read anyway
 async def ban(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[str, Any]:
     """From now on. What runs of a banned image or wallet runs on; a node's leases end with a checkpoint and go elsewhere. Safe to repeat.
 
-    Raises Invalid because_missing, NotFound node_unknown.
+    Raises Invalid because_missing or subject_invalid, NotFound node_unknown.
     """
     if not because.strip():
         raise Invalid("say why", code="because_missing", field="--because", hint="those who are refused read it")
+    _check_subject(kind, subject)
     if kind == "node":
         await suspend_node(unit, NodeId(subject), because=f"banned: {because}", stop=True)
     row = await unit.session.get(BanRow, (kind, subject))
@@ -41,6 +45,23 @@ async def ban(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[
         await unit.session.flush()
         log.warning("banned %s %s: %s", kind, subject, because)
     return _columns(row)
+
+
+def _check_subject(kind: BanKind, subject: str) -> None:
+    """A ban that nothing can ever meet would only look as if somebody were kept out."""
+    if kind == "wallet":
+        is_one, hint = _is_account(subject), "an address as torg account show prints it, or acct_..."
+    else:  # of a node somebody else knows
+        is_one = kind == "node" or re.fullmatch(r"[^\s]{1,512}", subject) is not None
+        hint = "as jobs name it: a repository with or without its tag, or a digest"
+    if not is_one:
+        raise Invalid(f"this names no {kind}", code="subject_invalid", field=kind, value=subject, hint=hint)
+
+
+def _is_account(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return text.startswith("acct_") or bool(Pubkey.from_string(text))
+    return False
 
 
 async def lift(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[str, Any]:

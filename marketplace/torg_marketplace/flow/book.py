@@ -47,6 +47,8 @@ class Book:
         self.reservation: Reservation | None = None  # nodes that are kept for the gang that is first
         self.history: History | None = None  # what leases did lately
         self.reference_prices: tuple[ReferencePrice, ...] | None = None  # of the newest minute; None: to be read
+        self.matcher_seen_ms: int | None = None  # when the matcher last said that it works
+        self.matcher_asked_at_ms = 0
         self.checked_at_ms = self.history_at_ms = self.reference_at_ms = 0
         self.loading = asyncio.Lock()
         self.compiling: asyncio.Task[bool] | None = None  # of the search, for a large fleet

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import func, select
 
+from torg_marketplace.flow.matching_pulse import matcher_away_ms
 from torg_marketplace.flow.rows import shared_gpu
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.engine import Engine
@@ -32,6 +33,11 @@ async def start_estimate(unit: Unit, engine: Engine, explanation: Explanation, d
         )
     else:
         basis.append("preparing: nothing has started here yet, so nobody knows")
+    if away_ms := await matcher_away_ms(unit):
+        basis.insert(
+            0, f"room: nothing has been matched for {away_ms // 1000} s; jobs are taken, and wait until that goes on"
+        )
+        return StartEstimate(room_expected_ms=None, room_latest_ms=None, prepare_ms=prepare_ms, basis=tuple(basis))
     if explanation.free.size:
         basis.insert(0, f"room: {explanation.free.size} node(s) are free")
         return StartEstimate(room_expected_ms=0, room_latest_ms=0, prepare_ms=prepare_ms, basis=tuple(basis))

@@ -19,24 +19,34 @@ from torg_marketplace.rules.declines import NO_ANSWER
 from torg_marketplace.rules.leases import End, LeaseClock, StopIt
 from torg_marketplace.storage.models import JobRow, LeaseRow, MarketRow, NodeRow
 from torg_marketplace.storage.moves import MovedMeanwhile, set_liveness
+from torg_marketplace.storage.webhook_models import DeliveryRow
 from torg_protocol.messages import Abandon
 from torg_protocol.states import EndReason, JobState, Liveness
+
+_TIMES_OF_A_LEASE = (
+    *("granted_at_ms", "started_at_ms", "useful_from_ms", "exited_at_ms", "left_at_ms", "stop_requested_at_ms"),
+    *("reported_at_ms", "ended_at_ms", "verify_at_ms", "verify_deadline_ms"),
+)
 
 
 async def on_startup(market: Market) -> None:
     """Call once before serving: no node is connected yet, and every live lease gets a fresh grace."""
     async with market.transaction() as unit:
+        pulse = await _pulse(unit)
+        await _follow_the_clock_back(unit, rules.went_back_ms(pulse.awake_at_ms, unit.now_ms, market.policy))
         for node in await unit.session.scalars(select(NodeRow).where(NodeRow.connected)):
             node.connected = False
         await _refresh_grace(unit)
-        (await _pulse(unit)).awake_at_ms = unit.now_ms
+        pulse.awake_at_ms = unit.now_ms
 
 
 async def sweep(market: Market) -> None:
     """Ends what time has ended. Safe to call at any rate; each lease and job is its own transaction."""
     async with market.transaction() as unit:
         pulse = await _pulse(unit)
-        if rules.was_down(pulse.awake_at_ms, unit.now_ms, market.policy):
+        back_ms = rules.went_back_ms(pulse.awake_at_ms, unit.now_ms, market.policy)
+        await _follow_the_clock_back(unit, back_ms)
+        if back_ms or rules.was_down(pulse.awake_at_ms, unit.now_ms, market.policy):
             await _refresh_grace(unit)
         pulse.awake_at_ms = unit.now_ms
         await _sweep_nodes(unit)
@@ -61,6 +71,29 @@ async def _pulse(unit: Unit) -> MarketRow:
 async def _refresh_grace(unit: Unit) -> None:
     for lease in await live_leases(unit):
         lease.grace_from_ms = unit.now_ms
+
+
+async def _follow_the_clock_back(unit: Unit, by_ms: int) -> None:
+    """What is under way keeps its distance to now: a lease would else have run for less than nothing, and a node that is silent would not
+    be for as long as the clock was ahead."""
+    if not by_ms:
+        return
+    for lease in await unit.session.scalars(select(LeaseRow).where(LeaseRow.decided_at_ms.is_(None))):
+        _move_back(lease, by_ms, *_TIMES_OF_A_LEASE)
+        lease.losses = [[at_ms - by_ms, lost_ms] for at_ms, lost_ms in lease.losses]
+    for job in await unit.session.scalars(select(JobRow).where(JobRow.state == JobState.QUEUED)):
+        _move_back(job, by_ms, "queued_at_ms", "queue_deadline_ms")
+    for node in await unit.session.scalars(select(NodeRow).where(NodeRow.last_seen_ms > unit.now_ms)):
+        _move_back(node, by_ms, "last_seen_ms", "connected_at_ms", "proof_due_ms")
+        unit.touch(node.id)
+    for delivery in await unit.session.scalars(select(DeliveryRow).where(DeliveryRow.state == "pending")):
+        _move_back(delivery, by_ms, "next_try_at_ms")
+
+
+def _move_back(row: LeaseRow | JobRow | NodeRow | DeliveryRow, by_ms: int, *columns: str) -> None:
+    for name in columns:
+        if at_ms := getattr(row, name):  # None and 0: not yet
+            setattr(row, name, at_ms - by_ms)
 
 
 async def _sweep_nodes(unit: Unit) -> None:

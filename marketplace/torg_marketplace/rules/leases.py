@@ -70,6 +70,11 @@ def was_down(awake_ms: int, now_ms: int, policy: MarketPolicy) -> bool:
     return now_ms - awake_ms >= policy.unknown_after_ms
 
 
+def went_back_ms(awake_ms: int, now_ms: int, policy: MarketPolicy) -> int:
+    """By how much our clock was set back since then, at the least; 0: it was not. Clocks of two machines may differ by less."""
+    return awake_ms - now_ms if awake_ms - now_ms >= policy.unknown_after_ms else 0
+
+
 def latest_lease_end_ms(spec: JobSpec, now_ms: int, max_duration_ms: int | None = None) -> int:
     """The latest moment at which a lease of this job may end: a cap has to outlive it. Clients compute the same. `max_duration_ms`: what
     it was extended to."""

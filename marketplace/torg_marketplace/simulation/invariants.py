@@ -239,7 +239,8 @@ def _attempts(tables: Tables) -> Iterator[str]:
 def _is_beyond_checkpoint(lease: sqlite3.Row, members: list[sqlite3.Row], job: sqlite3.Row) -> bool:
     """Work that a client ended by its own will is its to pay, unless the gang was broken before."""
     ends = [other["ended_at_ms"] for other in members if other["reason"] in EXCLUDING | PAUSING]
-    by_client = lease["reason"] == "cancelled" and job["cancel_requested_at_ms"] <= min(ends, default=0)
+    asked_ms = job["cancel_requested_at_ms"]
+    by_client = lease["reason"] == "cancelled" and asked_ms is not None and asked_ms <= min(ends, default=0)
     return lease["billed_ms"] > lease["checkpoint_useful_ms"] and not by_client
 
 

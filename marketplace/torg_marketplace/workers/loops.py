@@ -16,6 +16,7 @@ from torg_marketplace.flow.garbage import collect_garbage
 from torg_marketplace.flow.judge_proof import judge_opened
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.matching_pulse import BEAT_S, note_matching
 from torg_marketplace.flow.prices import publish_prices
 from torg_marketplace.flow.prove import advance_windows, open_windows
 from torg_marketplace.flow.pulse import Pulse
@@ -46,6 +47,7 @@ def matcher_loops() -> list[Loop]:
     return [
         Loop("match", match_pending, 1.0, "match", rest_s=0.02),
         Loop("prices", publish_prices, 10.0),
+        Loop("say that it works", note_matching, BEAT_S),
     ]
 
 
