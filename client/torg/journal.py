@@ -10,7 +10,9 @@ reservation keeps counting with its maximum until that is settled (see `torg.sub
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torg.journal_schema import migrate
-from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
+from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class StoredReceipt:
     body: str  # JSON of the SignedReceipt
 
 
+_LEAST_ROOM_BYTES = 65_536
 _JOB = "idempotency_key, job_id, vault, name, max_amount, final_amount, submitted_at_ms, spec_digest, dead_after_ms FROM jobs"
 _VAULT = "address, marketplace, salt, grace_s, signer FROM vaults"
 
@@ -317,6 +320,14 @@ class Journal:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> TorgError:
+        if _has_no_room(self._path.parent, error):
+            return Unavailable(
+                f"the journal cannot be written: {error}",
+                code="disk_full",
+                field="journal",
+                value=str(self._path),
+                hint="make room on its disk and try again; what is in it is safe",
+            )
         return Invalid(
             f"the journal cannot be used: {error}",
             code="journal_unreadable",
@@ -324,3 +335,13 @@ class Journal:
             value=str(self._path),
             hint="mend it, or move it away: `torg vault add` and `torg vault adopt` then enter vaults and open jobs anew",
         )
+
+
+def _has_no_room(folder: Path, error: Exception) -> bool:
+    """SQLite says "disk I/O error" where its log cannot grow."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    try:
+        return "full" in str(error) or shutil.disk_usage(folder).free < _LEAST_ROOM_BYTES
+    except OSError:
+        return False

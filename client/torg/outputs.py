@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from torg.errors import ReceiptInvalid
 from torg_host.archive import sha256_file
 from torg_protocol.errors import Conflict
+from torg_protocol.output_names import output_name_problem
 from torg_protocol.usage import OutputFile
 
 
@@ -34,6 +35,15 @@ def _plan(output: OutputFile, destination: Path, *, overwrite: bool) -> Download
     target = destination / output.path
     if not target.parent.resolve().is_relative_to(destination.resolve()):
         raise _unsafe(output.path, "a link in the folder leads out of it")
+    in_the_way = next((place for place in _between(destination, target) if place.exists() and not place.is_dir()), None)
+    if in_the_way is not None:
+        raise Conflict(
+            "there is a file where a folder is needed",
+            code="output_exists",
+            field="path",
+            value=str(in_the_way),
+            hint="pull into another folder with -o",
+        )
     if not (target.exists() or target.is_symlink()):
         return Download(output, target, is_there=False)
     same_size = target.is_file() and not target.is_symlink() and target.stat().st_size == output.size_bytes
@@ -50,14 +60,14 @@ def _plan(output: OutputFile, destination: Path, *, overwrite: bool) -> Download
     )
 
 
+def _between(destination: Path, target: Path) -> list[Path]:
+    """The folders that the target needs, from `destination` on."""
+    return [destination, *(parent for parent in reversed(target.parents) if parent.is_relative_to(destination))]
+
+
 def _checked(path: str) -> PurePosixPath:
-    parts = path.split("/")
-    if any(part in {"", ".", ".."} for part in parts):
-        raise _unsafe(path, "not a plain relative path")
-    if not path.isprintable() or "\\" in path:
-        raise _unsafe(path, "it has characters that no file name needs")
-    if any(len(part.encode()) > 255 for part in parts):
-        raise _unsafe(path, "a name in it is too long")
+    if (why := output_name_problem(path)) is not None:
+        raise _unsafe(path, why)
     return PurePosixPath(path)
 
 

@@ -97,7 +97,16 @@ class TreeWalk:
                 target = os.readlink(name, dir_fd=parent)
             except OSError as error:  # gone, or no link any more
                 raise changed(member) from error
-            check_link(member, target)
+            try:
+                check_link(member, target)
+            except Invalid as refusal:
+                raise Invalid(
+                    "a link that leads out of the folder cannot be packed",
+                    code=refusal.code,
+                    field="member",
+                    value=member,
+                    hint=f"put there what it leads to ({target}), delete it, or name it in .torgignore",
+                ) from refusal
             self._link(member, target)
         else:
             raise Invalid(

@@ -94,6 +94,7 @@ class Lease:
     exit: Exit | None = None
     disk_begun: asyncio.Future[DiskState] | None = None
     outputs: list[OutputFile] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # what of the output folder is no output, with the reason
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
     stop_reason: EndReason | None = None
     stop_grace_ms: int = 30_000

@@ -140,7 +140,8 @@ async def _last_words(client: AsyncClient, job: JobView) -> str:
 def job_text(job: JobView, money: Coin) -> str:
     head = f"{job.job_id}  {job.name}  {job.state}" + (f"  ({job.reason})" if job.reason else "")
     queue = None if job.queue is None else place_in_words(job.queue)
-    notes = "".join(f"\n{note}" for note in (job.waiting_for, queue, job.detail) if note)
+    said = [lease.detail for lease in job.leases[-1:] if lease.detail and lease.detail not in job.detail]
+    notes = "".join(f"\n{note}" for note in (job.waiting_for, queue, job.detail, *said) if note)
     cost = (
         f"cost {money.text(job.final_amount)}"
         if job.final_amount is not None

@@ -10,6 +10,7 @@ from torg_node.egress.process import read_use
 from torg_node.executors.port import Exit, ExitReason
 from torg_node.lease import Lease, LeaseEnded
 from torg_node.sealing import for_client
+from torg_node.steps.collect_outputs import left_out_in_words
 from torg_node.steps.energy import cpu_energy_used_mj, energy_used_mj
 from torg_node.steps.streams import follow_logs, pass_on
 from torg_node.steps.task_containers import egress_folders, kept_log, stored_logs
@@ -48,7 +49,7 @@ class Report:
                     started_at_ms=ended.started_at_ms,
                     finished_at_ms=ended.finished_at_ms,
                     peak_memory_bytes=ended.peak_memory_bytes,
-                    detail=ended.detail,
+                    detail="; ".join(filter(None, (ended.detail, left_out_in_words(lease.left_out)))),
                     use=await _use(lease),
                 )
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import json
@@ -287,6 +288,17 @@ def test_a_defect_is_a_sentence_and_its_traceback_is_for_those_who_ask(
     with pytest.raises(ZeroDivisionError):
         entry.main()
     gc.enable()
+
+
+def test_a_full_disk_is_no_defect(torg: Torg, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("torg.spec_file.parse_source", full)
+    (tmp_path / "job.yaml").write_text("version: 1")
+    result = torg("validate", "job.yaml")
+    assert result.code == 1
+    assert "torg: No space left on device [disk_full]\n  make room" in result.err
 
 
 def test_a_home_that_cannot_be_written_is_explained(torg: Torg, home: Path) -> None:

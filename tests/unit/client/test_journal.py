@@ -7,6 +7,7 @@ import multiprocessing
 import sqlite3
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from torg.journal import Journal, VaultEntry
 from torg.journal_schema import migrate
-from torg_protocol.errors import Conflict, Invalid, NotFound
+from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
 
 VAULT, OTHER = VaultEntry("vault-1", "market", 1, 3600, "signer"), VaultEntry("vault-2", "market", 2, 3600, "signer")
 
@@ -249,6 +250,29 @@ def test_a_file_that_is_no_journal_is_explained(tmp_path: Path) -> None:
         Journal(path)
 
     assert (refused.value.code, refused.value.value) == ("journal_unreadable", str(path))
+
+
+@pytest.mark.parametrize(
+    ("said", "free_bytes", "code"),
+    [
+        ("database or disk is full", 1 << 30, "disk_full"),
+        ("disk I/O error", 0, "disk_full"),  # what SQLite says where its write-ahead log cannot grow
+        ("disk I/O error", 1 << 30, "journal_unreadable"),
+    ],
+)
+def test_a_full_disk_is_no_reason_to_move_the_journal_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, free_bytes: int, code: str
+) -> None:
+    def refused_write(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError(said)
+
+    journal = Journal(tmp_path / "journal.db")
+    monkeypatch.setattr(sqlite3, "connect", refused_write)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free_bytes))
+    with pytest.raises(TorgError) as refused:
+        journal.receipts()
+    assert refused.value.code == code
+    assert ("move it away" in (refused.value.hint or "")) == (code == "journal_unreadable")
 
 
 def test_a_transaction_that_fails_half_way_leaves_nothing(journal: Journal) -> None:

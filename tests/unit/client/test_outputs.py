@@ -95,6 +95,16 @@ def test_another_file_of_that_name_is_kept_unless_the_user_says_so(tmp_path: Pat
     assert not item.is_there
 
 
+def test_a_file_where_a_folder_is_needed_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for folder, named in (("out", "out/a"), ("file", "file")):
+        with pytest.raises(Conflict) as refused:
+            plan_downloads([output("first"), output("a/b/c")], tmp_path / folder, overwrite=True)
+        assert (refused.value.code, refused.value.value) == ("output_exists", str(tmp_path / named))
+
+
 def test_a_folder_in_the_way_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for overwrite in (False, True):
