@@ -111,9 +111,22 @@ class ChainClient:
     async def lamports(self, address: Pubkey) -> int:
         return int((await self._call(self._rpc.get_balance(address))).value)
 
-    async def vault(self, address: Pubkey | str, commitment: Commitment = Finalized) -> VaultState | None:
-        """A vault with its token balance, both from one answer. None when there is no such account; Invalid `not_a_vault`."""
+    async def vault(
+        self, address: Pubkey | str, commitment: Commitment = Finalized, *, mint: Pubkey | str | None = None
+    ) -> VaultState | None:
+        """A vault with its token balance, both from one answer. None when there is no such account; Invalid `not_a_vault`. `mint`: which token
+        it should hold; when it does, one question is enough, else there are two."""
         pubkey = Pubkey.from_string(address) if isinstance(address, str) else address
+        if mint is not None:
+            token = Pubkey.from_string(mint) if isinstance(mint, str) else mint
+            guessed = token_account_of(pubkey, token)
+            answer = await self._call(self._rpc.get_multiple_accounts([pubkey, guessed], commitment))
+            vault, tokens = answer.value
+            if vault is None:
+                return None
+            state = parse_vault(pubkey, bytes(vault.data), _token_amount(tokens))
+            if state.token_account == guessed:
+                return state
         data = await self._account_data(pubkey, commitment)
         if data is None:
             return None

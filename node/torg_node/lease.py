@@ -181,12 +181,15 @@ class Lease:
         if self.stop_reason is not None:
             raise LeaseEnded(self.stop_reason, "stopped before the container was started")
 
-    async def say(self, body: LeaseEventBody, then: LeaseState | None = None) -> None:
-        """Journals an event, and the state that begins with it, then sends it if there is a connection; otherwise it goes with the next one."""
+    async def say(self, body: LeaseEventBody, then: LeaseState | None = None, handle: Handle | None = None) -> None:
+        """Journals an event, and the state and the container that begin with it, then sends it if there is a connection; otherwise it goes with
+        the next one."""
         with self.node.journal.at_once():
             event = self.node.journal.add_event(self.id, self.grant.fence, self.node.now_ms(), body)
             if then is not None:
                 self.set_state(then)
+            if handle is not None:
+                self.node.journal.set_handle(self.id, handle)
         await self.node.send(event)
 
     async def preparing(self, step: str, done_bytes: int = 0, total_bytes: int | None = None) -> None:

@@ -113,6 +113,11 @@ class Settings(BaseModel):
         return self.data / "cache"
 
     @property
+    def blanks_path(self) -> Path:
+        """Empty file systems, of which leases' disks are copies."""
+        return self.data / "blanks"
+
+    @property
     def leases_path(self) -> Path:
         return self.data / "leases"
 

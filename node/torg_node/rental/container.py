@@ -152,7 +152,8 @@ class RentalContainer:
     # --- parts ------------------------------------------------------------------------------------------------------
 
     def _disk(self) -> QuotaDisk:
-        return QuotaDisk(self.folder / "disk", self._terms.spec.resources.disk)
+        blanks = self._host.settings.blanks_path
+        return QuotaDisk(self.folder / "disk", self._terms.spec.resources.disk, blanks=blanks)
 
     def _lay_out(self) -> None:
         for name, _ in _FOLDERS:

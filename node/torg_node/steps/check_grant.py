@@ -115,7 +115,8 @@ def _running(lease: Lease) -> list[SignedGrant]:
 
 async def _vault_reason(lease: Lease) -> Refusal | None:
     try:
-        vault = await lease.node.chain.vault(lease.grant.commitment.vault)
+        mint = lease.node.settings.network.mint
+        vault = await lease.node.chain.vault(lease.grant.commitment.vault, mint=mint)
         return why_not_vault(lease.grant, vault, _facts(lease))
     except ChainUnavailable as error:
         return Refusal(error.code, f"the client's vault cannot be checked now: {error.message}")

@@ -76,7 +76,8 @@ class MakeWorkspace:
 
 def _disk(lease: Lease) -> QuotaDisk:
     """Its files are at `lease.files`, which is where QuotaDisk puts them."""
-    return QuotaDisk(lease.folder / "disk", lease.spec.resources.disk)
+    settings = lease.node.settings
+    return QuotaDisk(lease.folder / "disk", lease.spec.resources.disk, blanks=settings.blanks_path)
 
 
 async def bring(lease: Lease, blob: BlobRef, target: Path, limits: UnpackLimits, *, keep: bool) -> None:

@@ -13,6 +13,7 @@ from torg_node.executors.port import (
     OWN_ROOT_EXECUTOR,
     OWN_ROOT_ISOLATION,
     PROXY_PORT,
+    Handle,
     LaunchSpec,
     Mount,
     PreparedImage,
@@ -67,8 +68,7 @@ class StartContainer:
             except ExecutorError as error:
                 fault = EndReason.INPUT_INVALID if error.code == "command_not_found" else EndReason.START_FAILED
                 raise LeaseEnded(fault, str(error)) from error
-            node.journal.set_handle(lease.id, lease.handle)
-        await say_started(lease, lease.handle.started_at_ms)
+        await say_started(lease, lease.handle.started_at_ms, lease.handle)
 
     async def undo(self, lease: Lease) -> None:
         if lease.handle is not None:
@@ -88,11 +88,10 @@ def proxy_of(lease: Lease, folder: Path) -> socket.socket:
     return start_proxy(order, folder)
 
 
-async def say_started(lease: Lease, started_at_ms: int) -> None:
-    """Useful time begins. Said once."""
+async def say_started(lease: Lease, started_at_ms: int, handle: Handle | None = None) -> None:
+    """Useful time begins. Said once. `handle`: of the lease's only container, journalled together with it."""
     if lease.node.journal.has_said(lease.id, ["started"]):
         return
-    await note_energy(lease)
     digests = [lease.image_of(image).digest for image in lease.spec.images]
     await lease.say(
         Started(
@@ -103,7 +102,9 @@ async def say_started(lease: Lease, started_at_ms: int) -> None:
             gpu_uuids=lease.assignment.gpu_uuids,
         ),
         then=LeaseState.RUNNING,
+        handle=handle,
     )
+    await note_energy(lease)  # may ask a card's driver, for which the first line need not wait
 
 
 def launch_of(lease: Lease, image: PreparedImage, proxy: socket.socket | None) -> LaunchSpec:

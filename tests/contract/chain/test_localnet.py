@@ -101,7 +101,10 @@ async def test_a_vault_from_opening_to_closing(tmp_path: Path) -> None:
         await chain.send_and_confirm(captured, until=TransactionStatus.FINALIZED)
         assert await chain.skipped_payees(captured.signature) == frozenset()
         assert await chain.token_balance(node.pubkey(), network.mint_pubkey) == 1_200_000
-        assert (await chain.existing_vault(vault)).settled == 1_230_000
+        seen = await chain.existing_vault(vault)
+        assert seen.settled == 1_230_000
+        for guess in (network.mint_pubkey, operator.capture_key.pubkey()):  # another token: it is asked once more
+            assert await chain.vault(vault, mint=guess) == seen
 
         await vault_operations.start_close(chain, network, depositor=client, vault=vault)
         with pytest.raises(TransactionRejected) as early:
@@ -112,6 +115,7 @@ async def test_a_vault_from_opening_to_closing(tmp_path: Path) -> None:
         await vault_operations.finish_close(chain, network, depositor=client, vault=vault)
 
         assert await chain.vault(vault) is None
+        assert await chain.vault(vault, mint=network.mint) is None
         assert await chain.token_balance(client.pubkey(), network.mint_pubkey) == 10_000_000 - 1_230_000
         assert await chain.accounts_exist([token_account_of(vault, network.mint_pubkey)]) == [False]
 

@@ -87,6 +87,62 @@ def test_a_half_made_image_is_made_anew(tmp_path: Path) -> None:
         disk.remove()
 
 
+@pytest.mark.root
+def test_disks_of_a_size_are_copies_of_one_blank_and_know_nothing_of_each_other(tmp_path: Path) -> None:
+    blanks = tmp_path / "blanks"
+    disks = [QuotaDisk(tmp_path / name, 16 * MIB, blanks=blanks) for name in ("first", "second")]
+    try:
+        assert all(disk.open().enforced for disk in disks)
+        error, written = fill(disks[0].files / "big")
+        assert (error, 14 * MIB < written <= 16 * MIB) == (errno.ENOSPC, True)
+        assert list(disks[1].files.iterdir()) == []
+        assert fill(disks[1].files / "big")[1] == written
+        (blank,) = blanks.iterdir()
+        assert (blank.stat().st_size, blank.stat().st_blocks * 512 < MIB) == (16 * MIB, True)
+        assert len(loop_devices(tmp_path)) == 2
+    finally:
+        for disk in disks:
+            disk.remove()
+    assert loop_devices(tmp_path) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("spoiled", [b"", bytes(16 * MIB)], ids=["cut", "zeros"])
+def test_a_blank_that_the_host_lost_is_made_anew(tmp_path: Path, spoiled: bytes) -> None:
+    blanks = tmp_path / "blanks"
+    disk = QuotaDisk(tmp_path / "disk", 16 * MIB, blanks=blanks)
+    disk.open()
+    disk.remove()
+    (blank,) = blanks.iterdir()
+    blank.write_bytes(spoiled)
+    try:
+        assert disk.open().enforced
+        assert not blank.exists()
+    finally:
+        disk.remove()
+    assert loop_devices(tmp_path) == []
+
+
+@pytest.mark.root
+def test_blanks_are_few(tmp_path: Path) -> None:
+    for number in range(18):
+        QuotaDisk(tmp_path / "disk", (8 + number) * MIB, blanks=tmp_path / "blanks")._copy_blank()
+    sizes = {path.stat().st_size // MIB for path in (tmp_path / "blanks").iterdir()}
+    assert sizes == set(range(10, 26))
+
+
+@pytest.mark.root
+def test_without_the_kernels_own_calls_the_tool_mounts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(image: Path, target: Path) -> None:
+        raise OSError(errno.EINVAL, "no LOOP_CONFIGURE before Linux 5.8")
+
+    monkeypatch.setattr("torg_host.disk.mount_ext4", refuse)
+    disk = QuotaDisk(tmp_path / "disk", 16 * MIB)
+    assert disk.open().enforced
+    disk.remove()
+    assert loop_devices(tmp_path) == []
+
+
 def test_without_mkfs_it_says_that_nothing_is_enforced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torg_host.disk.TOOL_PATH", str(tmp_path))
     disk = QuotaDisk(tmp_path / "disk", 16 * MIB)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
+from tests.support.node_settings import settings_in
 from torg_node.executors.docker import DockerExecutor
 from torg_node.executors.docker_engine import Engine
 from torg_node.executors.docker_images import DockerImages
@@ -31,7 +32,8 @@ def nothing_unheard() -> Iterator[None]:
 
 
 async def test_a_disk_that_could_not_be_made_is_heard_when_the_lease_is_refused_meanwhile(tmp_path: Path) -> None:
-    lease = cast("Lease", SimpleNamespace(folder=tmp_path, disk_begun=None, spec=SimpleNamespace()))
+    node = SimpleNamespace(settings=settings_in(tmp_path))
+    lease = cast("Lease", SimpleNamespace(folder=tmp_path, disk_begun=None, spec=SimpleNamespace(), node=node))
     lease.spec.resources = SimpleNamespace(disk=1 << 20)  # type: ignore[misc,assignment]
     (tmp_path / "disk").touch()  # where its folder should be
     with nothing_unheard():
