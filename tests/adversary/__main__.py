@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.adversary import verifiers
+from tests.adversary import verifiers, voters
 from tests.adversary.spoofers import Rate, cheats, honest
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     for rate in honest(trials):
         _print(_row(rate))
     _print("\n" + "\n".join(verifiers.table(20 * trials)))
+    _print("\n" + "\n".join(voters.table(20 * trials)))
     return 0
 
 

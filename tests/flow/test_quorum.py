@@ -6,12 +6,14 @@ import pytest
 
 from tests.flow.test_replay_by_nodes import payouts
 from tests.flow.test_slash import STAKE, join_with_stake, slashes
-from tests.support.actors import Client, Node, join, let_pass, make_client, spec
+from tests.support.actors import Client, Node, join, let_pass, make_client, make_node, spec
 from tests.support.market import World
 from torg_marketplace.flow.blobs import may_read_blob, plan_upload
 from torg_marketplace.flow.evidence import list_evidence, replay_evidence, show_evidence
+from torg_marketplace.flow.grant import SameOwner, grant
 from torg_marketplace.flow.lease_events import on_lease_event
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.verify import verify_pending
 from torg_protocol.api import BlobUploadRequest, JobView
 from torg_protocol.canonical import sha256_digest
@@ -255,6 +257,47 @@ async def test_one_owner_does_not_run_two_replicas(world: World) -> None:
     )
     assert {lease.state for lease in view.leases} == {LeaseState.INCONCLUSIVE}
     for node in nodes:
+        node.read()
+
+
+async def test_an_owner_who_brings_another_node_afterwards_does_not_vote_again(world: World) -> None:
+    """Who is excluded was settled when the first replica was in: this node was not there yet."""
+    nodes = [await join(world, price=PRICE) for _ in range(3)]
+    client = await make_client(world)
+    job = await client.submit(quorum_spec())
+    first = await run_next(world, nodes, RIGHT)
+    twin = make_node(world, price=PRICE // 10)
+    twin.offer = twin.offer.model_copy(update={"payout_address": first.offer.payout_address})
+    await twin.connect()
+    with pytest.raises(SameOwner):
+        async with world.market.transaction() as unit:
+            await grant(unit, await job_row(unit, job.job_id), [twin.id])
+    assert (await match_pending(world.market) or await match_pending(world.market)) == 1, "the twin may be drawn, once"
+    for node in nodes:
+        node.read()
+    (second,) = [node for node in nodes if node.held]
+    await second.ok(Accepted())
+    await second.start()
+    await second.finish(outputs={"result.txt": RIGHT})
+    await verify_pending(world.market)
+    view = await client.job(job.job_id)
+    assert (view.state, len(view.leases)) == (JobState.SUCCEEDED, 2)
+    for node in (*nodes, twin):
+        node.read()
+
+
+async def test_who_asks_the_least_is_not_given_every_replica(world: World) -> None:
+    """Two names of one owner, cheaper than all others, would agree on anything."""
+    cheap = [await join(world, price=PRICE // 10) for _ in range(2)]
+    dear = [await join(world, price=PRICE) for _ in range(6)]
+    client, firsts = await make_client(world), list[Node]()
+    for _ in range(8):
+        await client.submit(quorum_spec(limits={"max_duration": "1m"}))
+        firsts.append(await run_next(world, [*cheap, *dear], RIGHT))
+        await run_next(world, [*cheap, *dear], RIGHT)
+    assert any(node not in cheap for node in firsts)
+    assert len({node.id for node in firsts}) > 2
+    for node in (*cheap, *dear):
         node.read()
 
 

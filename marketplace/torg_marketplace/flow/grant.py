@@ -28,6 +28,7 @@ from torg_marketplace.matching.constraints import can_run, constraints
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.money import split_budget
+from torg_marketplace.rules.quorum import is_vote
 from torg_marketplace.storage.events import add_lease_born
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_marketplace.storage.moves import move_job
@@ -47,6 +48,10 @@ class NotGrantable(Conflict):
     default_code = "not_grantable"
 
 
+class SameOwner(NotGrantable):
+    """An owner of this node has handed over a replica of the job already: it joined, or changed its payout address, since then."""
+
+
 class NothingLeft(Conflict):
     """The job has used up its time or its money: it ends for `reason`."""
 
@@ -59,12 +64,15 @@ class NothingLeft(Conflict):
 
 async def grant(unit: Unit, job: JobRow, nodes: Sequence[NodeId]) -> tuple[SignedGrant, ...]:
     """One attempt: a lease on each of these nodes, by rank, or nothing at all. Raises NotGrantable or MovedMeanwhile (somebody was faster),
-    NothingLeft, what the vault refuses (its hold, closing), and Conflict `volume_busy`, `volume_gone`."""
+    SameOwner, NothingLeft, what the vault refuses (its hold, closing), and Conflict `volume_busy`, `volume_gone`."""
     claimed = {
         node_id: await _claim(unit, job, node_id) for node_id in sorted(nodes)
     }  # in one order: two gangs never wait for each other
     spec = spec_of(job)
-    _check_gang(spec, [offer_of(claimed[node_id][0]) for node_id in nodes])
+    offers = [offer_of(claimed[node_id][0]) for node_id in nodes]
+    _check_gang(spec, offers)
+    if spec.replicas > 1:
+        await _check_owners(unit, job, offers)
     prices = [claimed[node_id][1].offer.price_per_gpu_hour for node_id in nodes]
     limits = await _limits(unit, job, spec)
     job.generation += 1
@@ -86,6 +94,13 @@ def _check_gang(spec: JobSpec, offers: Sequence[Offer]) -> None:
         raise NotGrantable(f"the job runs on {spec.nodes_at_once} node(s) at once", field="nodes", value=len(offers))
     if spec.gang is not None and spec.gang.same_region and len(regions) > 1:
         raise NotGrantable("these nodes are not in one region any more", field="gang.same_region", value=len(regions))
+
+
+async def _check_owners(unit: Unit, job: JobRow, offers: Sequence[Offer]) -> None:
+    """Of a quorum: nobody votes twice. Raises SameOwner."""
+    voted = {lease.payout_address for lease in await leases_of_job(unit, job.job_id) if is_vote(lease.state)}
+    if any(offer.payout_address in voted for offer in offers):
+        raise SameOwner("its owner has handed over another replica of this job", field="nodes")
 
 
 @dataclass(frozen=True, slots=True)

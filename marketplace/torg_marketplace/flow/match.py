@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import select
 
 from torg_marketplace.flow.book import Queued
 from torg_marketplace.flow.ending import end_queued
-from torg_marketplace.flow.grant import NotGrantable, NothingLeft, grant
+from torg_marketplace.flow.grant import NotGrantable, NothingLeft, SameOwner, grant
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.preempt import make_room
 from torg_marketplace.flow.queue_place import running_jobs, strongest_first
@@ -31,6 +32,7 @@ from torg_protocol.errors import TorgError
 from torg_protocol.ids import NodeId
 from torg_protocol.states import JobState
 
+REPLICAS_DRAWN_AMONG = 8  # nodes
 BACKLOG = 1_000  # waiting jobs that a pass puts in order, those with the highest claims
 _KEPT = "the nodes that are free are kept for a job on several nodes, which waits for longer; a shorter max_duration may fit before it"
 _EXPLAIN_EVERY_MS = 500  # how often what a wish waits for is worked out anew
@@ -49,7 +51,7 @@ async def match_pending(market: Market) -> int:
     told = blocked  # for those whose volumes are in use, or that spot leases are stopped for
     for job in backlog.turns(waiting, now_ms, running):
         demand = job.demand if held is None else held.outside(job.demand, now_ms)
-        chosen = decide_all(engine.of(demand.spec), demand)
+        chosen = _chosen(market, engine, demand)
         if chosen:
             if await _try_grant(market, job.job_id, [each.node_id for each in chosen]):
                 granted += 1
@@ -67,6 +69,22 @@ async def match_pending(market: Market) -> int:
     market.book.reservation = held
     await _note(market, {job.job_id: waits_for[job.wish] for job in waiting if job.wish in waits_for} | told)
     return granted
+
+
+def _chosen(market: Market, engine: Engine, demand: Demand) -> tuple[Decision, ...]:
+    """Where it fits best. A replica of a quorum: by chance among the few nodes where it fits best, or whoever asks the least, under two names,
+    would be the majority of its own wrong result."""
+    engine = engine.of(demand.spec)
+    best = decide_all(engine, demand)
+    if not best or demand.spec.replicas == 1:
+        return best
+    candidates = [best]
+    while len(candidates) < REPLICAS_DRAWN_AMONG:
+        demand = replace(demand, excluded=demand.excluded | {candidates[-1][0].node_id})
+        if not (another := decide_all(engine, demand)):
+            break
+        candidates.append(another)
+    return candidates[market.random.bits(64) % len(candidates)]
 
 
 def _taken(market: Market, engine: Engine, job: Waiting, chosen: Sequence[Decision]) -> None:
@@ -119,6 +137,11 @@ async def _grant(market: Market, job_id: str, nodes: Sequence[NodeId]) -> bool:
     except NothingLeft as nothing:
         async with market.transaction() as unit:
             await end_queued(unit, await job_row(unit, job_id), nothing.reason, nothing.message)
+    except SameOwner:
+        async with market.transaction() as unit:
+            job = await job_row(unit, job_id)
+            job.excluded_nodes = sorted({*job.excluded_nodes, *nodes})
+        market.book.waiting.pop(job_id, None)  # it asks for others from now on
     except (NotGrantable, MovedMeanwhile):
         market.book.touch(nodes)  # the next pass sees what changed
     except TorgError as refused:  # by the vault: its owner is closing it, or its cap is about to expire
