@@ -23,6 +23,7 @@ Written by scripts/sync_client.py from client.py and kept.py: change those, then
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ class Client:
     """Blocking twin of AsyncClient: same names, same errors. Safe to use from several threads."""
 
     def __init__(self, config: ClientConfig | None = None, keypair: Keypair | None = None) -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="torg-client", daemon=True)
         self._thread.start()
@@ -60,13 +62,18 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._run(self._client.aclose())
-        self._stop()
+        """Safe to repeat. In a process that was forked off nothing is this client's to close."""
+        if self._why_unusable() is None:
+            self._run(self._client.aclose())
+            self._stop()
 
 '''
 _TAIL = '''\
     def _run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Ctrl-C reaches the coroutine as its cancellation."""
+        if (error := self._why_unusable()) is not None:
+            coroutine.close()
+            raise error
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -88,7 +95,20 @@ _TAIL = '''\
             while (found := self._run(following())) is not None:
                 yield found[0]
         finally:
-            self._run(ending())
+            if self._why_unusable() is None:
+                self._run(ending())
+
+    def _why_unusable(self) -> TorgError | None:
+        """What would wait for a loop that nobody runs here, and so for ever."""
+        if os.getpid() != self._pid:
+            what, code, hint = "made by another process", "client_forked", "make one after the fork, in each process"
+        elif self._loop.is_closed():
+            what, code, hint = "closed", "client_closed", "make another, or keep it open for as long as it is used"
+        elif threading.current_thread() is self._thread:
+            what, code, hint = "busy with the call whose callback this is", "client_busy", "call it after that has returned"
+        else:
+            return None
+        return Conflict(f"this client is {what}", code=code, field="client", hint=hint)
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

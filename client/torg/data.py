@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 from torg.blobs import BlobTransfer
@@ -79,9 +80,18 @@ async def download_tree(blobs: BlobTransfer, digest: Digest, destination: Path, 
     archive = parent / f".torg-{hex_of(digest)[:32]}.tar.zst"
     try:
         await blobs.fetch(digest, archive, parent, on_bytes)
-        await asyncio.to_thread(unpack, archive, destination)
+        await unpack_stoppably(archive, destination)
     finally:
         archive.unlink(missing_ok=True)
+
+
+async def unpack_stoppably(archive: Path, destination: Path) -> None:
+    """When this is cancelled, the thread that unpacks stops with its piece and leaves nothing; else a Ctrl-C would wait for the whole tree."""
+    stopped = threading.Event()
+    try:
+        await asyncio.to_thread(unpack, archive, destination, is_wanted=lambda: not stopped.is_set())
+    finally:
+        stopped.set()
 
 
 def check_free(destination: Path) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import tempfile
 from pathlib import Path
 
+from torg.data import unpack_stoppably
 from torg.errors import DigestMismatch
 from torg.rental import NodeApi
-from torg_host.archive import sha256_file, unpack
+from torg_host.archive import sha256_file
 from torg_protocol.rentals import RentalOutputs
 
 
@@ -24,4 +25,4 @@ async def save_outputs(node: NodeApi, rental_id: str, outputs: RentalOutputs, de
             raise DigestMismatch(
                 "the outputs are not what the node said", field="digest", value=outputs.digest, hint=f"got {actual}"
             )
-        await asyncio.to_thread(unpack, archive, destination)
+        await unpack_stoppably(archive, destination)

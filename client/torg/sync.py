@@ -6,6 +6,7 @@ Written by scripts/sync_client.py from client.py and kept.py: change those, then
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from torg_protocol.api import (
 )
 from torg_protocol.cases import AbuseView, AccountView, DisputeView, ErasureView, QuotaView
 from torg_protocol.data import DataPage, DataView
+from torg_protocol.errors import Conflict, TorgError
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.refunds import RefundView
 from torg_protocol.usage import SignedReceipt
@@ -39,6 +41,7 @@ class Client:
     """Blocking twin of AsyncClient: same names, same errors. Safe to use from several threads."""
 
     def __init__(self, config: ClientConfig | None = None, keypair: Keypair | None = None) -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="torg-client", daemon=True)
         self._thread.start()
@@ -57,8 +60,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._run(self._client.aclose())
-        self._stop()
+        """Safe to repeat. In a process that was forked off nothing is this client's to close."""
+        if self._why_unusable() is None:
+            self._run(self._client.aclose())
+            self._stop()
 
     def market(self) -> MarketInfo:
         """The marketplace's public facts; asked once, then remembered."""
@@ -278,6 +283,9 @@ class Client:
 
     def _run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Ctrl-C reaches the coroutine as its cancellation."""
+        if (error := self._why_unusable()) is not None:
+            coroutine.close()
+            raise error
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -299,7 +307,24 @@ class Client:
             while (found := self._run(following())) is not None:
                 yield found[0]
         finally:
-            self._run(ending())
+            if self._why_unusable() is None:
+                self._run(ending())
+
+    def _why_unusable(self) -> TorgError | None:
+        """What would wait for a loop that nobody runs here, and so for ever."""
+        if os.getpid() != self._pid:
+            what, code, hint = "made by another process", "client_forked", "make one after the fork, in each process"
+        elif self._loop.is_closed():
+            what, code, hint = "closed", "client_closed", "make another, or keep it open for as long as it is used"
+        elif threading.current_thread() is self._thread:
+            what, code, hint = (
+                "busy with the call whose callback this is",
+                "client_busy",
+                "call it after that has returned",
+            )
+        else:
+            return None
+        return Conflict(f"this client is {what}", code=code, field="client", hint=hint)
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

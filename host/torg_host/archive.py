@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -123,13 +123,20 @@ def _write(file: IO[bytes], data: bytes) -> None:
     file.write(data)
 
 
-def unpack(source_file: Path, destination_dir: Path, limits: UnpackLimits | None = None) -> UnpackedTree:
+def unpack(
+    source_file: Path,
+    destination_dir: Path,
+    limits: UnpackLimits | None = None,
+    *,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> UnpackedTree:
     """Unpacks an archive that may be hostile. `destination_dir` must be absent or empty, and not a mount point itself.
 
     All or nothing: members go to a sibling directory that is renamed at the end. Refusals name the member and have these
     codes: archive_absolute_path, archive_parent_path, archive_link_outside, archive_through_link, archive_member_kind,
     archive_setuid, archive_duplicate, archive_name_too_long, archive_too_deep, archive_too_many_files,
-    archive_too_large, archive_broken; and archive_destination_exists, disk_full.
+    archive_too_large, archive_broken; and archive_destination_exists, disk_full. As soon as `is_wanted` says no, which it is
+    asked with each piece, nothing is left and InterruptedError is raised.
     """
     limits = limits or UnpackLimits()
     if destination_dir.exists() and (not destination_dir.is_dir() or any(destination_dir.iterdir())):
@@ -143,7 +150,7 @@ def unpack(source_file: Path, destination_dir: Path, limits: UnpackLimits | None
     staging = Path(tempfile.mkdtemp(prefix=f".{destination_dir.name}.unpacking-", dir=parent))
     try:
         with source_file.open("rb") as file:
-            unpacked = read_tree(file, staging, limits)
+            unpacked = read_tree(file, staging, limits, is_wanted)
         staging.chmod(0o755)
         staging.rename(destination_dir)
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -29,10 +29,15 @@ class _ForwardReader:
     """What tarfile needs of a file, over a stream: reads, and seeks forward. `header_budget` bounds what tarfile may read
     between two members; without it a single hostile header grows until memory ends."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[bytes], is_wanted: Callable[[], bool]) -> None:
+        self._stream, self._is_wanted = stream, is_wanted
         self._position = 0
         self.header_budget: int | None = MAX_HEADER_BYTES
+
+    def _piece(self, size: int) -> bytes:
+        if not self._is_wanted():
+            raise InterruptedError("unpacking was stopped")
+        return self._stream.read(size)
 
     def read(self, size: int) -> bytes:
         if self.header_budget is not None:
@@ -40,7 +45,7 @@ class _ForwardReader:
             if self.header_budget < 0:
                 raise tarfile.ReadError("headers too large")
         pieces = []
-        while size > 0 and (piece := self._stream.read(min(size, CHUNK_BYTES))):
+        while size > 0 and (piece := self._piece(min(size, CHUNK_BYTES))):
             pieces.append(piece)
             size -= len(piece)
             self._position += len(piece)
@@ -51,17 +56,17 @@ class _ForwardReader:
 
     def seek(self, position: int) -> None:
         while self._position < position:
-            piece = self._stream.read(min(position - self._position, CHUNK_BYTES))
+            piece = self._piece(min(position - self._position, CHUNK_BYTES))
             if not piece:
                 raise tarfile.ReadError("unexpected end of data")
             self._position += len(piece)
 
 
-def read_tree(file: BinaryIO, staging: Path, limits: UnpackLimits) -> UnpackedTree:
+def read_tree(file: BinaryIO, staging: Path, limits: UnpackLimits, is_wanted: Callable[[], bool]) -> UnpackedTree:
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     try:
         with decompressor.stream_reader(file, read_across_frames=True, closefd=False) as stream:
-            reader = _ForwardReader(stream)
+            reader = _ForwardReader(stream, is_wanted)
             with tarfile.open(fileobj=reader, mode="r:") as tar:  # type: ignore[call-overload]  # a reader is enough
                 return _unpack_members(tar, reader, staging, limits)
     except (tarfile.TarError, zstandard.ZstdError, ValueError, EOFError, OverflowError, RecursionError) as error:

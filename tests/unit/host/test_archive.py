@@ -185,6 +185,26 @@ def test_a_damaged_archive_is_refused(keep: int, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_unpacking_that_is_not_wanted_any_more_stops_and_leaves_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    root.mkdir()
+    for number in range(50):
+        (root / f"file-{number}").write_bytes(os.urandom(20_000))
+    pack(root, tmp_path / "tree.tar.zst")
+    there = sorted(tmp_path.iterdir())
+    asked, unpacking = [], []
+
+    def is_wanted() -> bool:
+        asked.append(1)
+        unpacking.extend(item for item in tmp_path.iterdir() if ".unpacking-" in item.name)
+        return len(asked) < 40
+
+    with pytest.raises(InterruptedError):
+        unpack(tmp_path / "tree.tar.zst", tmp_path / "copy", is_wanted=is_wanted)
+    assert (len(asked), bool(unpacking)) == (40, True)
+    assert sorted(tmp_path.iterdir()) == there
+
+
 def test_a_full_destination_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
