@@ -426,7 +426,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - a command's answer
+    try:
+        print(text, flush=True)  # noqa: T201 - a command's answer
+    except BrokenPipeError:  # `torg-node status | head -1`: whoever read has read enough, and an agent goes on without
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

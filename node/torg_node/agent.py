@@ -204,14 +204,15 @@ class Agent:
     # --- leases -----------------------------------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
-        """Reaps what the journal does not know as running, then goes on with what it does."""
+        """Reaps what the journal does not know as running, then goes on with what it does. What was reserved for the reaped is free only when they
+        are gone: another node of this host would give the same GPU away."""
         entries = self._journal.open_leases()
         held = {entry.signed.grant.lease_id for entry in entries}
         rented, rented_containers = self.rental.rentals.held() if self.rental else (frozenset(), frozenset())
-        self._node.reservations.keep_only(held | rented)
-        forget_secrets(self._settings.data, frozenset(held))
         for name in await self._executor.reap(self._containers_of(entries) | rented_containers):
             log.warning("removed %s: no lease of this node knows it", name)
+        self._node.reservations.keep_only(held | rented)
+        forget_secrets(self._settings.data, frozenset(held))
         for entry in entries:
             self._spawn(entry.signed, entry)
 

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -86,13 +86,12 @@ def net_since(rows: Iterable[EarningRow], since: datetime) -> int:
     return sum(row.net for row in rows if row.state != "void" and row.at >= begin)
 
 
-def as_csv(rows: Sequence[EarningRow | MonthRow], decimals: int) -> str:
-    """Amounts in tokens, as accountants want them: a decimal point, no unit."""
-    if not rows:
-        return ""
+def as_csv(rows: Sequence[EarningRow | MonthRow], decimals: int, kind: type[EarningRow | MonthRow] = EarningRow) -> str:
+    """Amounts in tokens, as accountants want them: a decimal point, no unit. `kind`: of the rows, whose names stand above them, also where
+    there are none yet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(asdict(rows[0]))
+    writer.writerow(field.name for field in fields(kind))
     for row in rows:
         writer.writerow(_in_tokens(asdict(row), decimals).values())
     return text.getvalue()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from torg_node.earnings import as_csv, as_json, as_table, by_month, earning_rows
+from torg_node.earnings import EarningRow, MonthRow, as_csv, as_json, as_table, by_month, earning_rows
 from torg_node.journal import Journal
 from torg_node.owner import DRAIN_FACT
 from torg_node.service import SYSTEM_FOLDER, install, own_program, unit_text
@@ -144,8 +144,8 @@ def _earnings(arguments: argparse.Namespace, say: Print) -> int:
     if export is None:
         say(as_table(months, decimals) + (f"\nsweep: {swept}" if swept else ""))
         return 0
-    wanted = months if arguments.by_month else rows
-    text = as_csv(wanted, decimals) if export == "csv" else as_json(wanted, decimals)
+    wanted, kind = (months, MonthRow) if arguments.by_month else (rows, EarningRow)
+    text = as_csv(wanted, decimals, kind) if export == "csv" else as_json(wanted, decimals)
     say(text.rstrip("\n"))
     return 0
 

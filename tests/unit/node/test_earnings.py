@@ -6,7 +6,7 @@ import csv
 import io
 import json
 
-from torg_node.earnings import EarningRow, as_csv, as_json, as_table, by_month
+from torg_node.earnings import EarningRow, MonthRow, as_csv, as_json, as_table, by_month
 
 
 def row(at: str, net: int, state: str = "earned", lease: str = "lease_1") -> EarningRow:
@@ -33,6 +33,9 @@ def test_exports_are_in_tokens_and_hold_every_record() -> None:
     assert [line["net"] for line in table] == ["1", "2.5", "0.5", "9"]
     assert [line["state"] for line in table] == ["earned", "earned", "undecided", "void"]
     assert json.loads(as_json(by_month(ROWS), 6))[1]["undecided"] == "0.5"
-    assert as_csv([], 6) == ""
+    assert as_csv([], 6) == as_csv(ROWS, 6).splitlines(keepends=True)[0], (
+        "programs that read it know its columns from the first day"
+    )
+    assert as_csv([], 6, MonthRow).startswith("month,")
     assert as_table([], 6) == "nothing earned yet"
     assert "2026-03" in as_table(by_month(ROWS), 6)

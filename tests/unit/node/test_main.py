@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.node_settings import settings_in
 from torg_node.__main__ import _parser
+from torg_node.settings import write_settings
 from torg_node.sole_agent import be_the_only_agent
 from torg_protocol.errors import Conflict
 
@@ -51,6 +53,17 @@ def test_the_second_agent_on_a_folder_is_refused_until_the_first_is_gone(tmp_pat
         assert refused.value.code == "node_running"
         first.kill()
     be_the_only_agent(tmp_path)()  # one that was killed leaves nothing behind
+
+
+def test_a_reader_that_has_read_enough_is_no_trouble(tmp_path: Path) -> None:
+    write_settings(settings_in(tmp_path))
+    ask = [sys.executable, "-m", "torg_node", "earnings", "--data", str(tmp_path)]
+    with subprocess.Popen(ask, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asked:
+        assert asked.stdout is not None
+        asked.stdout.close()  # long before it answers
+        assert asked.stderr is not None
+        assert asked.stderr.read() == ""
+        assert asked.wait(60) == 0
 
 
 def test_an_idle_agent_does_not_carry_what_only_some_leases_need() -> None:

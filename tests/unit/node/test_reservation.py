@@ -273,7 +273,9 @@ class HostLedger(RuleBasedStateMachine):
             given = self.nodes[node].reserve(lease, asked)
         except NoRoom:
             return
-        assert not set(given.gpu_uuids) & set(self.nodes[node].cordons())
+        away = self.nodes[node].cordons()
+        for unit in HOST.gpus:
+            assert unit.uuid not in given.gpu_uuids or not {unit.uuid, unit.mig_parent} & away.keys()
         self.promised[lease] = (node, asked, given)
 
     @rule(data=st.data())
@@ -300,9 +302,20 @@ class HostLedger(RuleBasedStateMachine):
         for lease in ended:
             del self.promised[lease]
 
-    @rule(uuid=st.sampled_from(["g0", "g2", "m0"]))
-    def cordon(self, uuid: str) -> None:
-        self.nodes["node-a"].cordon(uuid, "test")
+    @rule(uuid=st.sampled_from(["g0", "g2", "m0"]), node=st.sampled_from(["node-a", "node-b"]), is_hot=st.booleans())
+    def cordon(self, uuid: str, node: str, *, is_hot: bool) -> None:
+        if is_hot:
+            self.nodes[node].rest(uuid, "test")
+        else:
+            self.nodes[node].cordon(uuid, "test")
+
+    @rule(node=st.sampled_from(["node-a", "node-b"]))
+    def all_cool(self, node: str) -> None:
+        """Whoever notices; what is broken stays out."""
+        broken = set(self.nodes[node].cordons()) - self.nodes[node].expected_back()
+        for uuid in self.nodes[node].resting():
+            self.nodes[node].back(uuid)
+        assert set(self.nodes[node].cordons()) == broken
 
     @rule()
     def all_in_service(self) -> None:
