@@ -109,6 +109,18 @@ def allocate(
     return Assignment(gpus, _cpus(claim, capacity, held, near))
 
 
+def may_keep(claim: Claim, gpu_uuids: Sequence[str], capacity: Capacity, held: Sequence[Held]) -> bool:
+    """Whether a lease that runs on these GPUs meets nobody there but shares of its own client, with room for its own."""
+    relatives = {gpu.uuid: _relatives(gpu, capacity) for gpu in capacity.gpus}
+    for uuid in gpu_uuids:
+        there = [item.claim for item in held if relatives.get(uuid, {uuid}) & set(item.assignment.gpu_uuids)]
+        if there and (claim.gpu_milli == WHOLE_MILLI or any(other.client != claim.client for other in there)):
+            return False
+        if sum(other.gpu_milli for other in there) + claim.gpu_milli > WHOLE_MILLI:
+            return False
+    return True
+
+
 def _gpus(
     claim: Claim, capacity: Capacity, held: Sequence[Held], cordoned: Mapping[str, str], others: str
 ) -> tuple[str, ...]:

@@ -213,6 +213,15 @@ class Journal:
         query = f"SELECT 1 FROM events WHERE lease_id = ? AND json_extract(event_json, '$.body.kind') IN ({marks})"  # noqa: S608 - marks only
         return self._db.execute(query, (lease_id, *kinds)).fetchone() is not None
 
+    def started_on(self, lease_id: LeaseId) -> tuple[str, ...] | None:
+        """UUIDs of the GPUs that its container was started with; None before that."""
+        query = (
+            "SELECT json_extract(event_json, '$.body.gpu_uuids') FROM events"
+            " WHERE lease_id = ? AND json_extract(event_json, '$.body.kind') = 'started'"
+        )
+        row = self._db.execute(query, (lease_id,)).fetchone()
+        return None if row is None else tuple(json.loads(row[0] or "[]"))
+
     # --- what we earned ---------------------------------------------------------------------------------------------
 
     def add_usage(self, signed: SignedUsage) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
-from torg_node.allocation import Assignment, Capacity, Claim, Held, allocate
+from torg_node.allocation import Assignment, Capacity, Claim, Held, allocate, may_keep
 from torg_node.durable import exclusively, open_durable
 from torg_protocol.ids import LeaseId
 
@@ -42,11 +42,21 @@ class Reservations:
                 if item.lease_id == lease_id:
                     return item.assignment
             assignment = allocate(claim, self.capacity, standing, node=self._node, cordoned=self._cordons())
-            self._db.execute(
-                "INSERT INTO reservations VALUES (?, ?, ?, ?)",
-                (lease_id, self._node, json.dumps(asdict(claim)), json.dumps(asdict(assignment))),
-            )
+            self._add(lease_id, claim, assignment)
             return assignment
+
+    def adopt(self, lease_id: LeaseId, claim: Claim, gpu_uuids: tuple[str, ...]) -> bool:
+        """For a lease whose container runs with these GPUs already: this file may be new, when its owner has named another one, and a new choice
+        would be of other GPUs than the container has. Which cores it is pinned to is not known any more. False: somebody else has
+        one of the GPUs meanwhile, and nothing is reserved."""
+        with exclusively(self._db):
+            standing = self._held()
+            if any(item.lease_id == lease_id for item in standing):
+                return True
+            if not may_keep(claim, gpu_uuids, self.capacity, standing):
+                return False
+            self._add(lease_id, claim, Assignment(gpu_uuids))
+            return True
 
     def check_room(self, claim: Claim) -> None:
         """Raises NoRoom when `reserve` would, now."""
@@ -125,6 +135,10 @@ class Reservations:
         return self._cordons()
 
     # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _add(self, lease_id: LeaseId, claim: Claim, assignment: Assignment) -> None:
+        row = (lease_id, self._node, json.dumps(asdict(claim)), json.dumps(asdict(assignment)))
+        self._db.execute("INSERT INTO reservations VALUES (?, ?, ?, ?)", row)
 
     def _held(self) -> list[Held]:
         rows = self._db.execute("SELECT lease_id, node, claim_json, assignment_json FROM reservations ORDER BY rowid")

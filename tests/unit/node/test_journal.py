@@ -10,7 +10,7 @@ import pytest
 from torg_node.journal import Journal
 from torg_protocol.caps import SignedCap, SignedOrder
 from torg_protocol.ids import Digest, LeaseId, VaultAddress
-from torg_protocol.messages import Accepted
+from torg_protocol.messages import Accepted, Started
 
 LEASE = LeaseId("lease_1")
 
@@ -31,6 +31,15 @@ def test_what_is_acknowledged_is_not_told_again_and_what_comes_after_is(journal:
     assert [event.sequence for event in journal.unacknowledged()] == [3]
     journal.acknowledge(LEASE, 3)
     assert journal.unacknowledged() == []
+
+
+@pytest.mark.parametrize("gpus", [(), ("GPU-1", "GPU-2")])
+def test_it_knows_the_gpus_that_a_container_was_started_with(journal: Journal, gpus: tuple[str, ...]) -> None:
+    journal.add_event(LEASE, 7, 1, Accepted())
+    assert journal.started_on(LEASE) is None
+    body = Started(started_at_ms=1, image_digest="sha256:0", executor="docker", isolation="container", gpu_uuids=gpus)
+    journal.add_event(LEASE, 7, 2, body)
+    assert journal.started_on(LEASE) == gpus
 
 
 def order(expected_settled: int, root: str = "0") -> SignedOrder:

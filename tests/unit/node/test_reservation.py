@@ -206,6 +206,36 @@ def test_a_cordoned_gpu_goes_to_nobody_until_it_is_back(opened: Open) -> None:
     assert ledger.reserve(LeaseId("a"), claim(1)).gpu_uuids == ("g0",)
 
 
+def test_a_running_lease_keeps_its_gpu_when_the_ledger_is_another_file(opened: Open) -> None:
+    """A new choice would be g0, which the container does not have."""
+    ledger = opened(capacity(gpu("g0"), gpu("g1"), gpu_slices=2))
+    assert ledger.adopt(LeaseId("a"), claim(1), ("g1",))
+    assert ledger.adopt(LeaseId("a"), claim(1), ("g1",)), "safe to repeat"
+    assert ledger.assignment(LeaseId("a")).gpu_uuids == ledger.reserve(LeaseId("a"), claim(1)).gpu_uuids == ("g1",)
+    assert ledger.reserve(LeaseId("b"), claim(1)).gpu_uuids == ("g0",)
+
+
+@pytest.mark.parametrize(
+    ("standing", "kept", "keeps"),
+    [
+        (claim(1), claim(1), False),
+        (claim(1, gpu_milli=500), claim(1, gpu_milli=500), True),
+        (claim(1, gpu_milli=700), claim(1, gpu_milli=500), False),
+        (claim(1, gpu_milli=500), claim(1, gpu_milli=500, client="bert"), False),
+        (claim(1, gpu_milli=500), claim(1), False),
+        (claim(0), claim(0, cpus=999_000), True),
+    ],
+    ids=["whole", "shares", "too-large", "strangers", "whole-on-share", "no-gpu"],
+)
+def test_it_ends_when_somebody_was_given_its_gpu_meanwhile(
+    opened: Open, standing: Claim, kept: Claim, keeps: bool
+) -> None:
+    ledger = opened(capacity(gpu("g0"), gpu_slices=2))
+    ledger.reserve(LeaseId("first"), standing)
+    assert ledger.adopt(LeaseId("second"), kept, ("g0",) if kept.gpus else ()) is keeps
+    assert {item.lease_id for item in ledger.held()} == {"first", *(["second"] if keeps else [])}
+
+
 def test_a_gpu_that_rests_comes_back_by_itself_and_a_broken_one_does_not(opened: Open) -> None:
     ledger = opened(capacity(gpu("g0"), gpu("mig", 10, parent="p"), gpu_slices=2))
     assert ledger.rest("g0", "hot")
