@@ -93,7 +93,9 @@ def refunds(world: World, tables: Tables) -> Iterator[str]:
         if cause == "dispute":
             of_dispute[refund_id.split(":")[1]] += amount
         yield from _signed(world, json.loads(signed), (refund_id, lease_id, amount, from_node, outstanding))
-        share = amount if cause in BORNE_BY_NODES else 0
+        earned = "SELECT COALESCE(SUM(node_amount), 0) FROM earnings WHERE state = 'payable' AND lease_id = ?"
+        of_node = tables.all(earned, lease_id)[0][0]
+        share = amount * of_node // leases[lease_id]["amount"] if cause in BORNE_BY_NODES else 0
         if from_node > share:
             yield f"{refund_id} takes {from_node} from {leases[lease_id]['node_id']}, which bears {share} of it"
     for lease_id, amount in given.items():

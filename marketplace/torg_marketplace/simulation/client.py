@@ -200,7 +200,7 @@ def random_spec(world: World, chance: random.Random, *, spot: bool | None = None
         }
     elif chance.random() < 0.25:
         raw |= {"checkpoint": {"enabled": False}, "outputs": ["model.safetensors"]}
-        raw |= {"verify": {"policy": "quorum", "replicas": 3}}
+        raw |= {"verify": {"policy": "quorum", "replicas": chance.choice([3, 4])}}
     elif chance.random() < 0.3 and raw["checkpoint"]["enabled"]:
         raw |= {
             "workspace": world.workspace.model_dump(mode="json"),

@@ -21,7 +21,7 @@ LIVE = {"granted", "preparing", "running", "stopping"}
 OPEN = {"queued", "leased", "verifying"}
 EXCLUDING = {"start_failed", "host_protection", "node_lost", "verification_rejected"}
 PAUSING = {"declined", "drained", "exposure_limit"}
-PAUSE_MS = 60_000  # the first
+PAUSE_MS, LONGEST_PAUSE_MS = 60_000, 960_000  # the first; each further one is twice as long
 DECLINED_FOR_GOOD = "kind_denied"  # of what simulated nodes say
 UNBILLED = {"declined", "start_failed", "image_not_found", "input_invalid", "queue_deadline", "verification_rejected"}
 UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
@@ -268,6 +268,7 @@ def _places(tables: Tables) -> Iterator[str]:
     for job_id, leases in tables.leases_of_job.items():
         excluded: set[str] = set()
         paused_until: Counter[str] = Counter()
+        pauses: Counter[str] = Counter()
         for lease in leases:
             node_id = lease["node_id"]
             if node_id in excluded:
@@ -277,7 +278,8 @@ def _places(tables: Tables) -> Iterator[str]:
             if lease["reason"] in EXCLUDING or lease["lease_id"] in for_good:
                 excluded.add(node_id)
             if lease["reason"] in PAUSING:
-                paused_until[node_id] = lease["ended_at_ms"] + PAUSE_MS
+                paused_until[node_id] = lease["ended_at_ms"] + min(PAUSE_MS << pauses[node_id], LONGEST_PAUSE_MS)
+                pauses[node_id] += 1
 
 
 def _preemptions(tables: Tables) -> Iterator[str]:

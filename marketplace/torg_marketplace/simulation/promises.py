@@ -64,6 +64,7 @@ def broken_promises(parties: Parties, tables: Tables, kind: Kind) -> list[str]:
         *_new_burials(parties, tables),
         *_silence(parties, tables, kind),
         *_bills(parties, tables),
+        *_fees(parties, tables),
         *_seals(tables),
         *_chain(parties, tables),
         *_slashes(parties, tables),
@@ -278,6 +279,16 @@ def _bills(parties: Parties, tables: Tables) -> Iterator[str]:
             ran_ms = _can_have_run_ms(node, lease, now_ms)
         if lease["billed_ms"] > ran_ms + policy.usage_skew_ms:
             yield f"{lease['lease_id']} is billed {lease['billed_ms']} ms, and ran {ran_ms} ms"
+
+
+def _fees(parties: Parties, tables: Tables) -> Iterator[str]:
+    """Of each record the marketplace has its share, rounded down, and the node the rest; of a verification's price the node has nothing."""
+    share = parties.world.market.policy.fee_basis_points
+    query = "SELECT lease_id, sequence, node_amount, fee_amount FROM earnings"
+    for lease_id, sequence, to_node, fee in tables.all(query):
+        due = (to_node + fee) * share // 10_000 if sequence else to_node + fee
+        if fee != due:
+            yield f"of record {sequence} of {lease_id} its node has {to_node}, the marketplace {fee}"
 
 
 def _can_have_run_ms(node: SimulatedNode, lease: sqlite3.Row, now_ms: int) -> int:
