@@ -55,7 +55,7 @@ wheel-smoke: setup-test
 	@scripts/wheel_smoke.sh $(BIN)
 
 bench: setup
-	@for name in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$name .py) --quick; done
+	@$(BIN)/python -m benchmarks
 
 # Thousands of simulated markets, every deliberate bug put in and looked for, and faults by chance on real processes: hours, not minutes.
 # (SEEDS=5000, FAULTS=100)

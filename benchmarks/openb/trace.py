@@ -13,10 +13,11 @@ import csv
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 WHOLE_MILLI = 1000
 ARRIVING = 1.3  # of the cluster's GPUs
@@ -25,6 +26,8 @@ VARIANTS = ("default", "multigpu50", "gpushare100", "gpuspec33")
 _NODES = "openb_node_list_gpu_node.csv"
 _HOW = f"give --traces DIR, a folder with {_NODES} and openb_pod_list_*.csv (the OpenB trace), or set TORG_CORPORA to one that holds traces/openb"
 _CHOSEN: list[Path] = []  # by --traces
+_CHOSEN_NODES: list[Path] = []  # by --nodes
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,18 @@ def add_traces_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_nodes_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=_chosen_nodes, metavar="FILE", help="another node list than the trace's own")
+
+
+def _chosen_nodes(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no file")
+    _CHOSEN_NODES[:] = [path]
+    return path
+
+
 def _chosen(text: str) -> Path:
     path = Path(text).expanduser()
     if not any(path.glob("openb_pod_list_*.csv")):
@@ -85,17 +100,44 @@ def variants() -> list[str]:
 
 @cache
 def nodes() -> tuple[TraceNode, ...]:
-    with (folder(_NODES) / _NODES).open() as file:
-        return tuple(
-            TraceNode(row["sn"], int(row["cpu_milli"]), int(row["memory_mib"]), int(row["gpu"]), row["model"])
-            for row in csv.DictReader(file)
-        )
+    return _read(_CHOSEN_NODES[0] if _CHOSEN_NODES else folder(_NODES) / _NODES, _node)
 
 
 @cache
 def pods(variant: str) -> tuple[Pod, ...]:
-    with (folder(_pods_file(variant)) / _pods_file(variant)).open() as file:
-        return tuple(_pod(row) for row in csv.DictReader(file))
+    """Of a variant's name, or of a file like the trace's."""
+    if (path := Path(variant).expanduser()).suffix == ".csv":
+        return _read(path, _pod)
+    return _read(folder(_pods_file(variant)) / _pods_file(variant), _pod)
+
+
+def title(variant: str) -> str:
+    """Short, for a table; of a file its name."""
+    return Path(variant).stem.removeprefix("openb_pod_list_")
+
+
+def _read(path: Path, build: Callable[[dict[str, str]], R]) -> tuple[R, ...]:
+    """Ends the process with file, line and column of what is wrong."""
+    try:
+        with path.open(newline="") as file:
+            lines = csv.DictReader(file)
+            found = []
+            for row in lines:
+                try:
+                    found.append(build(row))
+                except KeyError as missing:
+                    sys.exit(f"{path}: no column {missing.args[0]}; there are {', '.join(lines.fieldnames or ())}")
+                except (TypeError, ValueError) as error:
+                    sys.exit(f"{path}:{lines.line_num}: {error}")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        sys.exit(f"{path}: {getattr(error, 'strerror', None) or error}")
+    if not found:
+        sys.exit(f"{path} is empty")
+    return tuple(found)
+
+
+def _node(row: dict[str, str]) -> TraceNode:
+    return TraceNode(row["sn"], int(row["cpu_milli"]), int(row["memory_mib"]), int(row["gpu"]), row["model"])
 
 
 def _pods_file(variant: str) -> str:
@@ -110,7 +152,7 @@ def _pod(row: dict[str, str]) -> Pod:
         cpu_milli=int(row["cpu_milli"]),
         memory_mib=int(row["memory_mib"]),
         gpus=gpus,
-        gpu_milli=(int(row["gpu_milli"] or WHOLE_MILLI) if gpus == 1 else WHOLE_MILLI) if gpus else 0,
+        gpu_milli=(int(row.get("gpu_milli") or WHOLE_MILLI) if gpus == 1 else WHOLE_MILLI) if gpus else 0,
         models=frozenset(part for part in (row.get("gpu_spec") or "").split("|") if part),
         created_s=int(created) if created else None,
         lasts_s=max(1, int(deleted) - int(started)) if deleted and started else None,

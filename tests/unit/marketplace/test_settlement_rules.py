@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torg_marketplace.rules.money import Refusal, VaultFacts, refusal, split_budget, split_fee
+from torg_marketplace.rules.money import Refusal, VaultFacts, lowest_gap, refusal, split_budget, split_fee
 from torg_marketplace.rules.settlement import (
     Action,
     Due,
@@ -114,6 +114,20 @@ def test_leases_of_a_gang_never_cost_more_together_than_there_is(amount: int, pr
     shares = split_budget(amount, prices)
     assert amount - len(prices) < sum(shares) <= amount
     assert all(share >= 0 for share in shares)
+
+
+Ranges = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 6)).map(lambda pair: (pair[0], sum(pair))), max_size=6)
+
+
+@given(Ranges, st.integers(0, 10), st.integers(1, 8), st.integers(0, 24))
+def test_a_range_is_the_lowest_that_is_free(taken: list[tuple[int, int]], start: int, size: int, end: int) -> None:
+    """By trying all of them."""
+
+    def is_free(position: int) -> bool:
+        return all(upper <= position or lower >= position + size for lower, upper in taken if lower < upper)
+
+    free = [position for position in range(start, end - size + 1) if is_free(position)]
+    assert lowest_gap(taken, start=start, size=size, end=end) == (free[0] if free else None)
 
 
 @pytest.mark.parametrize(
