@@ -44,16 +44,19 @@ class Outlook:
 
 
 def outlook(mix: DemandMix, fleet: Fleet) -> Outlook:
+    """What no node here has GPUs enough for is left out, where anything else is asked for: room that is kept for it is kept for nobody."""
+    most = int(fleet.gpus_total.max(initial=0))
+    asked = [(kind, weight) for kind, weight in mix.weights() if kind.gpus]
+    asked = [(kind, weight) for kind, weight in asked if kind.gpus <= most] or asked
     shapes: dict[tuple[int, int, int, int], float] = {}
-    for kind, weight in mix.weights():
-        if kind.gpus:
-            shapes[kind.shape] = shapes.get(kind.shape, 0.0) + weight
+    for kind, weight in asked:
+        shapes[kind.shape] = shapes.get(kind.shape, 0.0) + weight
     kept = sorted(shapes, key=lambda shape: (-shapes[shape], shape))[:SHAPES]
     column = {shape: number for number, shape in enumerate(kept)}
     weights = np.zeros((len(fleet.codes), len(kept)))
     every_class = list(fleet.class_names)
-    for kind, weight in mix.weights():
-        if kind.shape in column and kind.gpus:
+    for kind, weight in asked:
+        if kind.shape in column:
             classes = [fleet.codes.get(f"class {name}", 0) for name in kind.classes] or every_class
             weights[classes, column[kind.shape]] += weight
     gpus, milli, cpus, memory = (np.array(values, dtype=np.float64) for values in zip(*kept, strict=True))

@@ -214,6 +214,9 @@ def _attempts(tables: Tables) -> Iterator[str]:
             most = sum(lease["max_amount"] for lease in members)
             if most > job["max_amount"] - spent:
                 yield f"{members[0]['lease_id']} may cost {most} of {job['max_amount'] - spent} that are left"
+            left_ms = limits.max_duration_ms - (billed_ms if limits.replicas == 1 else 0)
+            if members[0]["max_duration_ms"] > left_ms:
+                yield f"{members[0]['lease_id']} may last {members[0]['max_duration_ms']} ms of {left_ms} ms that are left"
             if counted - own >= limits.max_attempts:
                 yield f"{job_id}: attempt {attempt} is beyond its {limits.max_attempts}"
             if own > limits.on_failure:

@@ -13,6 +13,8 @@ from torg_marketplace.matching.constraints import can_run, constraints, could_ru
 from torg_marketplace.matching.engine import MOST_FACTOR, Decision, Engine
 from torg_marketplace.matching.explain import explain
 from torg_marketplace.matching.fleet import Fleet
+from torg_marketplace.matching.mix import DemandMix
+from torg_marketplace.matching.packing import outlook
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_marketplace.rules.pricing import price_ceiling
 from torg_protocol.ids import Digest, NodeId
@@ -275,3 +277,11 @@ def test_a_job_whose_secrets_are_sealed_runs_on_no_other_node() -> None:
     assert found.failures[0].constraint == "nodes"
     assert found.hint is not None
     assert "submit again" in found.hint
+
+
+def test_no_room_is_kept_for_what_no_node_here_could_ever_hold() -> None:
+    small = [node("small", gpus=2)]
+    for nodes, most in ((small, 2), ([*small, node("large", gpus=8)], 8)):
+        expected = outlook(DemandMix(), Fleet(nodes))  # one to eight GPUs, as long as nothing has been seen
+        assert expected.gpus.max() == most
+        assert expected.weights[Fleet(nodes).codes["class rtx-4090"]].sum() == pytest.approx(1)

@@ -90,3 +90,23 @@ def test_a_start_lies_between_grant_and_receipt(claimed: int, granted: int, late
     received = granted + later
     start = seen_start_ms(claimed_start_ms=claimed, received_ms=received, granted_ms=granted, connected_ms=connected)
     assert granted <= start <= received
+
+
+@given(MS, MS, MS, st.integers(0, 10**6))
+def test_what_was_recorded_is_not_payable_again(claimed: int, recorded: int, checkpoint: int, waited: int) -> None:
+    """At no price nothing bounds a record but time: of a job that was lost, up to the checkpoint, less what was waited for others."""
+    meter = Meter(
+        claimed_ms=claimed,
+        seen_ms=claimed,
+        skew_ms=0,
+        checkpoint_ms=checkpoint,
+        max_duration_ms=10**11,
+        max_amount=0,
+        price_per_gpu_hour=0,
+        billable_gpus=1,
+        recorded_ms=recorded,
+        waited_ms=waited,
+    )
+    full, kept = max(0, claimed - waited), max(0, checkpoint - waited)
+    assert payable_ms(meter, Billing.FULL) == max(0, full - recorded)
+    assert payable_ms(meter, Billing.CHECKPOINT) == max(0, min(full, kept) - recorded)

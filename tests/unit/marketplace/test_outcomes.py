@@ -220,6 +220,11 @@ def test_nothing_is_tried_again_after_a_cancel(reason: EndReason) -> None:
     assert ending(reason, Retry(), history(cancel_requested=True)).job is JobState.CANCELLED
 
 
+@pytest.mark.parametrize("reason", EndReason)
+def test_only_work_that_did_not_pass_is_never_gone_on_from(reason: EndReason) -> None:
+    assert ending(reason, Retry(), history()).drops_checkpoint == (reason is EndReason.VERIFICATION_REJECTED)
+
+
 @pytest.mark.parametrize("reason", [reason for reason in EndReason if OUTCOMES[reason].fault is Fault.NODE])
 def test_faults_of_nodes_never_end_a_job_at_once(reason: EndReason) -> None:
     assert ending(reason, Retry(), history()).job is JobState.QUEUED

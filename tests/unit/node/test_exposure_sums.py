@@ -10,6 +10,7 @@ from solders.keypair import Keypair
 
 from tests.support.receipts import make_receipt
 from torg_node.journal import Journal
+from torg_node.money import FEE_FACT, debts, exposure
 from torg_protocol.ids import LeaseId
 from torg_protocol.usage import SignedReceipt
 
@@ -65,6 +66,24 @@ def test_sums_follow_usage_receipts_and_what_is_taken_away(tmp_path: Path) -> No
     assert journal.earned(0)[VAULT] == paid.receipt.amount + running.receipt.amount
     journal.add_usage(_receipt(4).usage[0])
     assert journal.earned(FEE) == _by_documents(path)
+    journal.close()
+
+
+def test_what_is_owed_is_what_was_earned_and_not_captured(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    receipt = _receipt(1)
+    _granted(tmp_path / "journal.sqlite", "lease_1")
+    for usage in receipt.usage:
+        journal.add_usage(usage)
+    journal.set_fact(FEE_FACT, str(FEE))
+    (before,) = debts(journal)
+    journal.add_capture("a signature", VAULT, 10, 3)
+    journal.add_capture("a signature", VAULT, 10, 3)  # seen twice
+    (after,) = debts(journal)
+    assert (after.earned, after.captured) == (before.earned, 3)
+    assert exposure(journal) == after.owed == before.owed - 3
+    journal.add_capture("another", VAULT, 20, 10**9)  # of another node with the same address
+    assert exposure(journal) == 0
     journal.close()
 
 
