@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from tests.support.actors import TUSD, join, let_pass, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.storage.models import NodeRow
+from torg_marketplace.storage.models import AllocationRow, NodeRow
+from torg_marketplace.storage.money_models import VaultRow
 from torg_protocol.messages import Declined, Granted
 from torg_protocol.states import EndReason, JobState, NodeState
 
@@ -45,6 +46,40 @@ async def test_accounts_with_equal_bids_take_turns(world: World) -> None:
     assert names == ["flood0", "one0", "flood1"]
     assert (await few.job(first.job_id)).state is JobState.LEASED
     assert (await few.job(second.job_id)).waiting_for == "all 1 fitting node(s) are busy"
+
+
+async def test_one_that_is_refused_keeps_nobody_from_what_is_granted_with_it(world: World) -> None:
+    """A pass grants what it found in one transaction. Here one vault closes meanwhile, and one job is cancelled."""
+    node = await join(world, slots=5, memory_gib=64)
+    clients = [await make_client(world) for _ in range(4)]
+    jobs = [await client.submit(spec(name=f"job{number}")) for number, client in enumerate(clients)]
+    async with world.market.transaction() as unit:
+        (await unit.session.get_one(VaultRow, clients[1].vault)).close_at_s = world.clock.now_ms() // 1000 + 86_400
+    await clients[2].cancel(jobs[2].job_id)
+
+    assert await match_pending(world.market) == 2
+    grants = [message.signed.grant for message in node.read() if isinstance(message, Granted)]
+    assert {grant.job_id for grant in grants} == {jobs[0].job_id, jobs[3].job_id}
+    waiting = await clients[1].job(jobs[1].job_id)
+    assert (waiting.state, waiting.waiting_for) == (JobState.QUEUED, "the vault is closing or blocked")
+    async with world.market.reading() as unit:
+        units = (await unit.session.scalars(select(AllocationRow.unit))).all()
+        assert sorted(units) == ["slot:0", "slot:1"]
+
+
+async def test_jobs_that_are_granted_together_share_a_node_as_if_one_after_the_other(world: World) -> None:
+    """Each sees what those before it took: units, memory, places on a GPU that one client's jobs share."""
+    node = await join(world, slots=8, gpus=1, gpu_slices=2, memory_gib=64)
+    client = await make_client(world)
+    for number in range(4):
+        await client.submit(spec(name=f"big{number}", resources={"memory": "20GiB", "cpus": 1}))
+        await client.submit(spec(name=f"half{number}", resources={"gpus": 1, "gpu_fraction": "0.5"}))
+
+    assert await match_pending(world.market) == 5
+    node.read()
+    async with world.market.reading() as unit:
+        units = (await unit.session.scalars(select(AllocationRow.unit))).all()
+    assert sorted(units) == ["gpu:0/0", "gpu:0/1", "slot:0", "slot:1", "slot:2"]
 
 
 async def test_all_that_wish_the_same_are_told_what_they_wait_for(world: World) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
 from tests.support.actors import TUSD, join, make_client, spec
-from tests.support.market import World
+from tests.support.market import World, open_world
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.views import jobs_page
+from torg_marketplace.rules.policy import MarketPolicy
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
 from torg_protocol.ids import QuoteId
 from torg_protocol.jobspec import load_job_spec
@@ -25,6 +29,28 @@ async def test_the_same_key_and_body_is_the_same_job(world: World) -> None:
     assert again.job_id == first.job_id
     async with world.market.reading() as unit:
         assert len((await jobs_page(unit, client.account)).jobs) == 1
+
+
+async def test_submissions_at_once_are_as_one_after_the_other(tmp_path: Path, database_url: str) -> None:
+    """They may share a transaction: a key is used once in it, limits count what others in it add, and who is refused is alone with that."""
+    policy = MarketPolicy(max_open_jobs_per_account=3)
+    async with open_world(tmp_path, policy=policy, database_url=database_url) as world:
+        await join(world)
+        client, other = await make_client(world), await make_client(world)
+        asked = [("", "one"), ("", "one"), ("", "one"), ("two", None), ("three", None), ("four", None), ("five", None)]
+        answers = await asyncio.gather(
+            *(client.submit(spec(name=name or "one"), key=key) for name, key in asked),
+            other.submit(spec()),
+            return_exceptions=True,
+        )
+
+    refused = [answer for answer in answers if isinstance(answer, BaseException)]
+    views = [answer for answer in answers if not isinstance(answer, BaseException)]
+    assert [answer.code for answer in refused if isinstance(answer, Conflict)] == ["too_many_jobs"] * 2
+    assert len(refused) == 2
+    assert len({view.job_id for view in views[:3]}) == 1
+    assert len({view.job_id for view in views}) == 4
+    assert views[-1].client == other.account
 
 
 async def test_the_same_key_with_another_body_is_refused(world: World) -> None:

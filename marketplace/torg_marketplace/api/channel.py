@@ -16,10 +16,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from torg_marketplace.api.auth import dialling_party
 from torg_marketplace.api.context import Edge, edge_of
 from torg_marketplace.api.hub import Connection
+from torg_marketplace.flow.crowd import Reads
 from torg_marketplace.flow.lease_events import on_lease_events
 from torg_marketplace.flow.nodes import on_disconnect, on_hello
 from torg_marketplace.flow.prove import on_proof_answer
-from torg_marketplace.flow.receipts import on_receipt_signed
+from torg_marketplace.flow.receipts import on_receipt_signed, read_receipts
 from torg_marketplace.flow.stream import on_log, on_ports, on_progress
 from torg_marketplace.stages import measured
 from torg_protocol.errors import Invalid, TorgError
@@ -168,7 +169,8 @@ async def _apply_one(edge: Edge, node_id: NodeId, message: FromNode) -> None:
         case PortsState():
             await market.shared(lambda unit: on_ports(unit, node_id, message), stage="ports")
         case ReceiptSigned():
-            await market.shared(lambda unit: on_receipt_signed(unit, node_id, message), stage="receipts")
+            reads = [Reads(read_receipts, [message.lease_id])]
+            await market.shared(lambda unit: on_receipt_signed(unit, node_id, message), stage="receipts", reads=reads)
         case ProofReady() | ProofCommitted() | ProofOpened():
             await on_proof_answer(market, node_id, message)
         case Hello():

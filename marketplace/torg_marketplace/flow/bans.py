@@ -84,7 +84,8 @@ async def bans(unit: Unit) -> list[dict[str, Any]]:
 async def check_allowed(unit: Unit, account: AccountId, spec: JobSpec | None = None) -> None:
     """Raises Forbidden wallet_banned or image_banned, with the operator's reason."""
     image_of = {name: image for image in (spec.images if spec is not None else ()) for name in _names_of(image)}
-    found = (await unit.session.scalars(_AMONG, {"wallet": account, "images": list(image_of)})).all()
+    with unit.session.no_autoflush:
+        found = (await unit.session.scalars(_AMONG, {"wallet": account, "images": list(image_of)})).all()
     because = {(row.kind, row.subject): row.because for row in found}
     if (why := because.get(("wallet", account))) is not None:
         raise Forbidden(

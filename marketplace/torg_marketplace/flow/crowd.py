@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torg_marketplace.stages import measured
+from torg_protocol.errors import Unavailable
 
 if TYPE_CHECKING:
     from torg_marketplace.flow.unit import Market, Unit
@@ -24,13 +25,23 @@ R = TypeVar("R")
 _MOST = 32  # in one transaction: what it holds of the database, others wait for
 
 
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Rows that a piece of work will ask for: `load` is called once for the keys of all pieces that name it, and work finds them in the session."""
+
+    load: Callable[[Unit, Collection[str]], Coroutine[Any, Any, None]]
+    keys: Collection[str]
+
+
 @dataclass(slots=True, eq=False)
 class _Piece:
     work: Callable[[Unit], Coroutine[Any, Any, Any]]
     stage: str
+    reads: Sequence[Reads]
     alone: bool = False
     done: bool = False
     answer: Any = None
+    error: Exception | None = None
 
 
 class Crowd:
@@ -41,9 +52,11 @@ class Crowd:
         self._waiting: list[_Piece] = []  # in the order in which they came, as the lock serves them
         self._turn = asyncio.Lock()
 
-    async def run(self, market: Market, work: Callable[[Unit], Coroutine[Any, Any, R]], stage: str) -> R:
+    async def run(
+        self, market: Market, work: Callable[[Unit], Coroutine[Any, Any, R]], stage: str, reads: Sequence[Reads]
+    ) -> R:
         """What `work` returns or raises, after the commit."""
-        mine = _Piece(work, stage)
+        mine = _Piece(work, stage, reads)
         self._waiting.append(mine)
         try:
             async with self._turn:
@@ -52,6 +65,8 @@ class Crowd:
         finally:
             if mine in self._waiting:
                 self._waiting.remove(mine)
+        if mine.error is not None:
+            raise mine.error
         answer: R = mine.answer
         return answer
 
@@ -62,12 +77,16 @@ class Crowd:
             async with market.committing() as unit:
                 await unit.session.connection()  # the database's turn: who comes before it takes part
                 together = self._who_goes_with(first)
+                await _read_ahead(unit, together)
                 answers = [await measured(each.stage, each.work(unit)) for each in together]
-        except Exception:
+        except Exception as error:
             if len(together) == 1:
                 raise
             for each in together:
-                each.alone = True
+                if isinstance(error, Unavailable) and error.code == "database_unavailable":
+                    each.done, each.error = True, error  # it may be committed all the same: not to be done twice
+                else:
+                    each.alone = True
             return
         for each, answer in zip(together, answers, strict=True):
             each.done, each.answer = True, answer
@@ -77,7 +96,18 @@ class Crowd:
     def _who_goes_with(self, first: _Piece) -> list[_Piece]:
         if first.alone:
             return [first]
-        return [first, *(each for each in self._waiting if not each.alone and each is not first)][: self._most]
+        others = (each for each in self._waiting if each is not first and not each.alone and not each.done)
+        return [first, *others][: self._most]
+
+
+async def _read_ahead(unit: Unit, together: Sequence[_Piece]) -> None:
+    keys: dict[Callable[[Unit, Collection[str]], Coroutine[Any, Any, None]], dict[str, None]] = {}
+    for each in together:
+        for reads in each.reads:
+            keys.setdefault(reads.load, {}).update(dict.fromkeys(reads.keys))
+    for load, wanted in keys.items():
+        if wanted:
+            await load(unit, list(wanted))
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

@@ -6,13 +6,14 @@ held by the job -> pending (until the lease is decided) -> payable (a payout eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules.money import split_fee
 from torg_marketplace.storage import ledger
+from torg_marketplace.storage.account_models import CreditHoldRow
 from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.money_models import CommitmentRow, EarningRow, HoldRow, PayoutRow
 from torg_protocol.canonical import digest_of
@@ -24,6 +25,24 @@ from torg_protocol.usage import UsageRecord
 FEE_ADDRESS = "fee"  # stands for the fee account that the operator's config names on chain
 PENDING, PAYABLE, REFUNDED = "pending", "payable", "refunded"
 VERIFICATION = 0  # in place of a record's sequence, which begins with 1
+
+
+async def read_money(unit: Unit, lease_ids: Collection[str]) -> None:
+    """What the end of these leases will ask for: their ranges, their jobs' holds, and who pays for those on credit."""
+    with unit.session.no_autoflush:
+        found = (await unit.session.execute(_MONEY, {"lease_ids": list(lease_ids)})).all()
+    for hold, _, credit_hold in found:
+        if credit_hold is None:
+            unit.note_absent(CreditHoldRow, hold.job_id)
+
+
+_MONEY = (
+    select(HoldRow, CommitmentRow, CreditHoldRow)
+    .join(LeaseRow, LeaseRow.job_id == HoldRow.job_id)
+    .outerjoin(CommitmentRow, CommitmentRow.lease_id == LeaseRow.lease_id)
+    .outerjoin(CreditHoldRow, CreditHoldRow.job_id == HoldRow.job_id)
+    .where(LeaseRow.lease_id.in_(bindparam("lease_ids", expanding=True)))
+)
 
 
 async def earn(unit: Unit, *, record: UsageRecord, payable_now: bool) -> None:

@@ -56,8 +56,7 @@ async def end_lease(
 
 async def _leave(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, detail: str, code: str = "") -> None:
     """Its node has nothing to do with it any more, but for its last word."""
-    with unit.session.no_autoflush:
-        await unit.session.execute(_FREE_UNITS, {"of_lease": lease.lease_id})
+    unit.later(_FREE_UNITS, {"of_lease": lease.lease_id})
     to = OUTCOMES[reason].lease
     await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms, reason=reason, detail=detail)
     _trace(unit, lease, reason)
@@ -73,11 +72,7 @@ async def _leave(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, de
     await _count(unit, lease, reason)
 
 
-_FREE_UNITS = (
-    delete(AllocationRow)
-    .where(AllocationRow.lease_id == bindparam("of_lease"))
-    .execution_options(synchronize_session=False)
-)
+_FREE_UNITS = delete(AllocationRow).where(AllocationRow.lease_id == bindparam("of_lease"))
 
 
 async def _dissolve(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> None:

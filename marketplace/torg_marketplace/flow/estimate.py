@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 
 from torg_marketplace.flow.matching_pulse import matcher_away_ms
-from torg_marketplace.flow.rows import shared_gpu
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.estimate import History, Holding, PastLease, openings_ms
 from torg_marketplace.matching.explain import Explanation
-from torg_marketplace.matching.snapshot import Demand
+from torg_marketplace.matching.snapshot import Demand, shared_gpu
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow
 from torg_protocol.api import StartEstimate
 from torg_protocol.ids import NodeId

@@ -1,13 +1,13 @@
 """Grant: one job to one node, or to all nodes of a gang, for good or not at all.
 
-Each node's row is claimed first, which serialises grants of one node; what the matcher saw is then checked again on fresh rows,
-and the allocation's primary key is the last guard. Losing any of these rolls the whole grant back.
+The nodes' rows are claimed first, which serialises grants of one node; what the matcher saw is then checked again on fresh rows,
+and the allocation's primary key is the last guard. Losing any of these rolls the whole transaction back, which several grants may share.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, update
@@ -18,7 +18,7 @@ from torg_marketplace.flow.rows import (
     leases_of_job,
     max_duration_ms_of,
     offer_of,
-    snapshot_of,
+    snapshots_of,
     spec_of,
 )
 from torg_marketplace.flow.slowness import sold_as
@@ -65,9 +65,12 @@ class NothingLeft(Conflict):
 async def grant(unit: Unit, job: JobRow, nodes: Sequence[NodeId]) -> tuple[SignedGrant, ...]:
     """One attempt: a lease on each of these nodes, by rank, or nothing at all. Raises NotGrantable or MovedMeanwhile (somebody was faster),
     SameOwner, NothingLeft, what the vault refuses (its hold, closing), and Conflict `volume_busy`, `volume_gone`."""
-    claimed = {
-        node_id: await _claim(unit, job, node_id) for node_id in sorted(nodes)
-    }  # in one order: two gangs never wait for each other
+    return await grant_on(unit, await claim_nodes(unit, nodes), job, nodes)
+
+
+async def grant_on(unit: Unit, claims: Claims, job: JobRow, nodes: Sequence[NodeId]) -> tuple[SignedGrant, ...]:
+    """As `grant`, on nodes that this transaction has claimed, for it and for other jobs; raises what it raises."""
+    claimed = {node_id: _checked(unit, job, claims, node_id) for node_id in nodes}
     spec = spec_of(job)
     offers = [offer_of(claimed[node_id][0]) for node_id in nodes]
     _check_gang(spec, offers)
@@ -79,11 +82,12 @@ async def grant(unit: Unit, job: JobRow, nodes: Sequence[NodeId]) -> tuple[Signe
     await move_job(unit.session, job, JobState.LEASED, at_ms=unit.now_ms)
     volumes = await take_volumes(unit, job, spec)
     shares = split_budget(limits.max_amount, prices)
-    ranks = range(len(nodes))
-    granted = [
-        await _lease(unit, job, *claimed[nodes[rank]], _Place(rank, tuple(nodes), shares[rank], volumes), limits)
-        for rank in ranks
-    ]
+    granted = []
+    for rank, node_id in enumerate(nodes):
+        place = _Place(rank, tuple(nodes), shares[rank], volumes)
+        signed, units = await _lease(unit, job, *claimed[node_id], place, limits)
+        claims[node_id] = claims[node_id].taken(units, demand_of(job, unit.now_ms))
+        granted.append(signed)
     unit.wake(f"job:{job.job_id}")
     return tuple(granted)
 
@@ -115,7 +119,8 @@ class _Place:
 
 async def _lease(
     unit: Unit, job: JobRow, node: NodeRow, snapshot: NodeSnapshot, place: _Place, limits: _Limits
-) -> SignedGrant:
+) -> tuple[SignedGrant, list[str]]:
+    """With the units of the node that it got."""
     spec = spec_of(job)
     lease_id = LeaseId(unit.new_id("lease"))
     commitment, commitment_signature, cap = await commit_lease(
@@ -138,27 +143,31 @@ async def _lease(
     unit.trace("grant", job.job_id, unit.now_ms, lease_id=lease.lease_id, node=node.node_id)
     unit.touch(node.id, only_room=True)
     unit.send(node.id, Granted(signed=signed))
-    return signed
+    return signed, units
 
 
 _CLAIM = (
     update(NodeRow)
-    .where(NodeRow.node_id == bindparam("claimed"))
+    .where(NodeRow.node_id.in_(bindparam("claimed", expanding=True)))
     .values(claims=NodeRow.claims + 1)
     .returning(NodeRow)
     .execution_options(synchronize_session=False, populate_existing=True)
 )
+Claims = dict[NodeId, NodeSnapshot]  # of claimed nodes, with what this transaction has granted on them
 
 
-async def _claim(unit: Unit, job: JobRow, node_id: NodeId) -> tuple[NodeRow, NodeSnapshot]:
-    node = (await unit.session.scalars(_CLAIM, {"claimed": node_id})).one_or_none()
-    if node is None:
-        raise NotGrantable("no such node", field="node_id", value=node_id)
+async def claim_nodes(unit: Unit, nodes: Iterable[NodeId]) -> Claims:
+    """Locks these nodes' room and reads what of it is free. Nodes that are not there, or are not registered any more, are left out."""
+    rows = (await unit.session.scalars(_CLAIM, {"claimed": sorted(set(nodes))})).all()
+    return {snapshot.node_id: snapshot for snapshot in await snapshots_of(unit, rows)}
+
+
+def _checked(unit: Unit, job: JobRow, claims: Claims, node_id: NodeId) -> tuple[NodeRow, NodeSnapshot]:
+    node, snapshot = unit.known(NodeRow, node_id), claims.get(node_id)
     demand = demand_of(job, unit.now_ms)
-    snapshot = await snapshot_of(unit, node)
     if snapshot is not None and demand.spec.spot:
         snapshot = snapshot.at_spot_price()
-    if snapshot is None or not can_run(snapshot, constraints(demand, unit.policy.decimals)):
+    if node is None or snapshot is None or not can_run(snapshot, constraints(demand, unit.policy.decimals)):
         raise NotGrantable("the node cannot take this job any more", field="node_id", value=node_id)
     return node, snapshot
 

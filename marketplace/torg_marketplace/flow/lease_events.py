@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from torg_marketplace.flow.blobs import check_stored, use_blob
+from torg_marketplace.flow.crowd import Reads
+from torg_marketplace.flow.earnings import read_money
 from torg_marketplace.flow.ending import end_lease
 from torg_marketplace.flow.report import on_exited, on_released, on_reported
-from torg_marketplace.flow.rows import attempt_of, job_row, lease_to_change, node_row, spec_of
+from torg_marketplace.flow.rows import attempt_of, job_row, lease_to_change, node_row, read_leases, spec_of
 from torg_marketplace.flow.tasks import on_task_moved
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.usage import on_usage
@@ -67,9 +69,14 @@ async def on_lease_events(market: Market, node_id: NodeId, events: Sequence[Leas
         return [await _take(unit, node_id, event, lack) for event, lack in zip(events, missing, strict=True)]
 
     try:
-        return await market.shared(take_all, stage=_STAGE)
+        return await market.shared(take_all, stage=_STAGE, reads=_reads(events))
     except (_Refusal, MovedMeanwhile):
         return [await on_lease_event(market, node_id, event) for event in events]
+
+
+def _reads(events: Sequence[LeaseEvent]) -> list[Reads]:
+    ending = [event.lease_id for event in events if isinstance(event.body, Reported)]
+    return [Reads(read_leases, [event.lease_id for event in events]), Reads(read_money, ending)]
 
 
 async def on_lease_event(market: Market, node_id: NodeId, event: LeaseEvent) -> Acknowledge | Refused:
@@ -240,9 +247,7 @@ def _check_unstarted(lease: LeaseRow) -> None:
 
 
 async def _lease_of(unit: Unit, node_id: NodeId, event: LeaseEvent) -> LeaseRow:
-    lease = unit.known(LeaseRow, event.lease_id)  # by an event before in this transaction
-    if lease is None:
-        lease = await lease_to_change(unit, event.lease_id)
+    lease = await lease_to_change(unit, event.lease_id)
     if lease is None or lease.node_id != node_id:
         raise NotFound("no such lease of yours", code="lease_unknown", field="lease_id", value=event.lease_id)
     return lease

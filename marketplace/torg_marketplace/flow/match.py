@@ -4,14 +4,16 @@ which node; each grant is a transaction of its own, and losing one costs a look 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 
 from torg_marketplace.flow.book import Queued
 from torg_marketplace.flow.ending import end_queued
-from torg_marketplace.flow.grant import NotGrantable, NothingLeft, SameOwner, grant
+from torg_marketplace.flow.grant import NotGrantable, NothingLeft, SameOwner, claim_nodes, grant, grant_on
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.preempt import make_room
 from torg_marketplace.flow.queue_place import running_jobs, strongest_first
@@ -35,6 +37,7 @@ from torg_protocol.states import JobState
 REPLICAS_DRAWN_AMONG = 8  # nodes
 BACKLOG = 1_000  # waiting jobs that a pass puts in order, those with the highest claims
 _KEPT = "the nodes that are free are kept for a job on several nodes, which waits for longer; a shorter max_duration may fit before it"
+_GRANTED_TOGETHER = 16  # in one transaction; others wait for as long
 _EXPLAIN_EVERY_MS = 500  # how often what a wish waits for is worked out anew
 
 
@@ -45,19 +48,20 @@ async def match_pending(market: Market) -> int:
         waiting, blocked = await look_for_volumes(unit, await _waiting(unit, engine))
         running = await running_jobs(unit)
         now_ms = unit.now_ms
-    granted, backlog = 0, market.book.backlog
+    backlog, batch = market.book.backlog, _Batch(market)
     held: Reservation | None = None
     waits_for: dict[Hashable, str] = {}  # in words, for all that wish the same
     told = blocked  # for those whose volumes are in use, or that spot leases are stopped for
     for job in backlog.turns(waiting, now_ms, running):
         demand = job.demand if held is None else held.outside(job.demand, now_ms)
         chosen = _chosen(market, engine, demand)
+        if not chosen and batch:  # what was refused of it is free again
+            engine = await batch.grant(engine)
+            chosen = _chosen(market, engine, demand)
         if chosen:
-            if await _try_grant(market, job.job_id, [each.node_id for each in chosen]):
-                granted += 1
-                _taken(market, engine, job, chosen)
-            else:
-                engine = await live_engine(market)  # told of what was refused
+            batch.add(engine, job, chosen)
+            if batch.is_full:
+                engine = await batch.grant(engine)
         else:
             backlog.failed(job)
             waits_for[job.wish] = _explained(market, engine, job, demand, now_ms)
@@ -66,9 +70,10 @@ async def match_pending(market: Market) -> int:
                 told[job.job_id] = making_room
             if held is None and (held := await keep_nodes(market, engine, job)) is not None:
                 told.setdefault(job.job_id, f"{waits_for[job.wish]}; {held.in_words(now_ms)}")
+    await batch.grant(engine)
     market.book.reservation = held
     await _note(market, {job.job_id: waits_for[job.wish] for job in waiting if job.wish in waits_for} | told)
-    return granted
+    return batch.granted
 
 
 def _chosen(market: Market, engine: Engine, demand: Demand) -> tuple[Decision, ...]:
@@ -87,12 +92,59 @@ def _chosen(market: Market, engine: Engine, demand: Demand) -> tuple[Decision, .
     return candidates[market.random.bits(64) % len(candidates)]
 
 
-def _taken(market: Market, engine: Engine, job: Waiting, chosen: Sequence[Decision]) -> None:
-    """Saves this pass a look into the database; the next one reads what came of it."""
-    for each in chosen:
-        with contextlib.suppress(KeyError, ValueError):  # read meanwhile by somebody else, this grant included
-            engine.take(each.node_id, job.demand, each.gpus)
-    market.book.touch([each.node_id for each in chosen], only_room=True)
+class _Batch:
+    """Jobs that this pass has found nodes for, granted together in one transaction; each by itself when one of them is refused there.
+    What they take counts as taken at once."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+        self._jobs: dict[str, list[NodeId]] = {}
+        self.granted = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self) >= _GRANTED_TOGETHER
+
+    def add(self, engine: Engine, job: Waiting, chosen: Sequence[Decision]) -> None:
+        for each in chosen:
+            with contextlib.suppress(KeyError, ValueError):  # read meanwhile by somebody else
+                engine.take(each.node_id, job.demand, each.gpus)
+        nodes = self._jobs[job.job_id] = [each.node_id for each in chosen]
+        self._market.book.touch(
+            nodes, only_room=True
+        )  # the next pass reads what came of it, whatever happens to this one
+
+    async def grant(self, engine: Engine) -> Engine:
+        """The engine, told of what was refused."""
+        jobs, self._jobs = self._jobs, {}
+        if not jobs:
+            return engine
+        refused = await _refused_together(self._market, jobs)
+        if refused is None:
+            refused = [job_id for job_id, nodes in jobs.items() if not await _try_grant(self._market, job_id, nodes)]
+        self.granted += len(jobs) - len(refused)
+        if not refused:
+            return engine
+        self._market.book.touch([node_id for job_id in refused for node_id in jobs[job_id]])
+        return await live_engine(self._market)
+
+
+async def _refused_together(market: Market, jobs: Mapping[str, Sequence[NodeId]]) -> list[str] | None:
+    """Grants them in one transaction, but for those that do not wait any more. None: one of them was refused for another reason, and nothing
+    was granted."""
+    try:
+        async with market.transaction() as unit:
+            waiting = await _queued_jobs(unit, jobs)
+            claims = await claim_nodes(unit, chain.from_iterable(jobs[job_id] for job_id in waiting))
+            for job_id, job in waiting.items():
+                with about(job_id=job_id):
+                    await grant_on(unit, claims, job, jobs[job_id])
+    except (TorgError, IntegrityError):  # the latter: the last guard against giving one unit twice
+        return None
+    return [job_id for job_id in jobs if job_id not in waiting]
 
 
 async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
@@ -119,6 +171,13 @@ async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
             book.waiting[job.job_id] = Queued(job.generation, next_pause_over_ms(job, unit.now_ms), waits)
     book.notes = {job_id: note for job_id, note in book.notes.items() if job_id in book.waiting}
     return [book.waiting[row[0]].job for row in found if row[0] in book.waiting]
+
+
+async def _queued_jobs(unit: Unit, job_ids: Iterable[str]) -> dict[str, JobRow]:
+    """Of these, those that still wait, in the same order."""
+    rows = await unit.session.scalars(select(JobRow).where(JobRow.job_id.in_(list(job_ids))))
+    found = {row.job_id: row for row in rows if row.state == JobState.QUEUED}
+    return {job_id: found[job_id] for job_id in job_ids if job_id in found}
 
 
 async def _try_grant(market: Market, job_id: str, nodes: Sequence[NodeId]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from collections.abc import Collection
+
+from sqlalchemy import bindparam, select
 
 from torg_marketplace.flow.rows import grant_of, job_of, spec_of
 from torg_marketplace.flow.unit import Unit
@@ -10,7 +12,7 @@ from torg_marketplace.storage.events import add_job_event
 from torg_marketplace.storage.models import JobRow, LeaseRow, ReceiptRow, UsageRow
 from torg_protocol.api import JobReceipts
 from torg_protocol.errors import Invalid, NotFound
-from torg_protocol.ids import AccountId, JobId, LeaseId, NodeId, VaultAddress
+from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
 from torg_protocol.messages import ReceiptIssued, ReceiptSigned
 from torg_protocol.states import EndReason
 from torg_protocol.usage import (
@@ -72,6 +74,15 @@ async def issued_receipt(unit: Unit, lease_id: str) -> SignedReceipt | None:
     return None if row is None else SignedReceipt.model_validate(row.signed)
 
 
+async def read_receipts(unit: Unit, lease_ids: Collection[str]) -> None:
+    """For `on_receipt_signed` of each of them."""
+    with unit.session.no_autoflush:
+        (await unit.session.scalars(_RECEIPTS, {"lease_ids": list(lease_ids)})).all()
+
+
+_RECEIPTS = select(ReceiptRow).where(ReceiptRow.lease_id.in_(bindparam("lease_ids", expanding=True)))
+
+
 async def on_receipt_signed(unit: Unit, node_id: NodeId, message: ReceiptSigned) -> None:
     """Adds the node's signature to its receipt. Raises NotFound or Invalid; safe to repeat."""
     row = await unit.session.get(ReceiptRow, message.lease_id)
@@ -109,7 +120,7 @@ def _receipt(unit: Unit, lease: LeaseRow, job: JobRow, usage: tuple[SignedUsage,
         state=lease.status,
         reason=EndReason(lease.reason or EndReason.COMPLETED),
         exit_code=lease.exit_code,
-        spec_digest=spec.digest,
+        spec_digest=Digest(job.spec_digest),
         image=", ".join(spec.images),
         image_digest=lease.image_digest,
         input_digest=spec.workspace.digest if spec.workspace is not None else None,

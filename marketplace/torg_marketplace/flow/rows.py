@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 from torg_marketplace.flow.unit import Unit
-from torg_marketplace.matching.snapshot import Demand, GpuShare, NodeSnapshot
+from torg_marketplace.matching.snapshot import Demand, GpuShare, NodeSnapshot, shared_gpu
 from torg_marketplace.rules.proof import ProofRecord
 from torg_marketplace.rules.reputation import reputation_permille
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
@@ -98,23 +98,30 @@ async def lock_attempts(unit: Unit, job: JobRow) -> None:
         await lock_job(unit, job.job_id)
 
 
-_BY_ITSELF = (
+_BY_THEMSELVES = (
     select(LeaseRow, JobRow, NodeRow)
     .join(JobRow, JobRow.job_id == LeaseRow.job_id)
     .join(NodeRow, NodeRow.node_id == LeaseRow.node_id)
-    .where(LeaseRow.lease_id == bindparam("lease_id"), LeaseRow.size == 1)
+    .where(LeaseRow.lease_id.in_(bindparam("lease_ids", expanding=True)), LeaseRow.size == 1)
     .with_for_update(of=LeaseRow)
 )
 
 
 async def lease_to_change(unit: Unit, lease_id: str) -> LeaseRow | None:
-    """A lease, locked: by its own row, or by its job's when its attempt has several. One by itself brings its job and its node, which whoever
-    changes it asks for next."""
-    with unit.session.no_autoflush:  # what was changed of other leases may wait
-        lease = (await unit.session.scalars(_BY_ITSELF, {"lease_id": lease_id})).one_or_none()
+    """A lease, locked: by its own row, or by its job's when its attempt has several."""
+    lease = unit.known(LeaseRow, lease_id)  # read ahead, or by something before in this transaction
+    if lease is None:
+        await read_leases(unit, [lease_id])
+        lease = unit.known(LeaseRow, lease_id)
     if lease is None and (lease := await unit.session.get(LeaseRow, lease_id)) is not None:
         await lock_attempt(unit, lease)
     return lease
+
+
+async def read_leases(unit: Unit, lease_ids: Collection[str]) -> None:
+    """Those that are by themselves, locked, with their jobs and nodes, which whoever changes them asks for next."""
+    with unit.session.no_autoflush:  # what was changed of other leases may wait
+        (await unit.session.execute(_BY_THEMSELVES, {"lease_ids": list(lease_ids)})).all()
 
 
 async def has_live_lease(unit: Unit, job: JobRow) -> bool:
@@ -206,13 +213,11 @@ async def node_snapshots(unit: Unit, *, only: Collection[NodeId] | None = None) 
     return await _snapshots(unit, nodes, asked, which)
 
 
-async def snapshot_of(unit: Unit, node: NodeRow) -> NodeSnapshot | None:
-    """Of a row that was read in this transaction; None when it is not registered."""
-    is_heard_of = node.last_seen_ms >= unit.now_ms - unit.policy.forget_node_after_ms
-    if node.state == NodeState.SUSPENDED or not is_heard_of:
-        return None
-    (snapshot,) = await _snapshots(unit, [node], _SOME, {"nodes": [node.node_id]})
-    return snapshot
+async def snapshots_of(unit: Unit, nodes: Iterable[NodeRow]) -> list[NodeSnapshot]:
+    """Of rows that were read in this transaction; without those that are not registered."""
+    since_ms = unit.now_ms - unit.policy.forget_node_after_ms
+    registered = [node for node in nodes if node.state != NodeState.SUSPENDED and node.last_seen_ms >= since_ms]
+    return await _snapshots(unit, registered, _SOME, {"nodes": [node.node_id for node in registered]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +303,3 @@ def _shares(units: Mapping[str, str], grants: Mapping[str, Grant]) -> tuple[GpuS
         for name, lease_id in sorted(units.items())
         if "/" in name and lease_id in grants
     )
-
-
-def shared_gpu(unit: str) -> int:
-    """The number of the GPU of which "gpu:0/2" is a place."""
-    return int(unit.removeprefix("gpu:").partition("/")[0])

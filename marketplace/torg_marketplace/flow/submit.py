@@ -81,7 +81,8 @@ async def submit(
             spec = await pin_data(unit, account, spec)
         await _check_data(market, account, spec)
     engine = await live_engine(market, but_for_room=True)  # what has to wait is queued
-    async with market.transaction() as unit:
+
+    async def admit(unit: Unit) -> JobView:
         if (known := await _known(unit, account, idempotency_key, body_digest)) is not None:
             return known
         _check_verification(market, spec)
@@ -102,8 +103,9 @@ async def submit(
             )
         unit.trace("submit", job.job_id, began_ms)
         unit.wake("match")
-        await unit.session.flush()  # all of it at once; what columns have by default is known then
         return await view_of(unit, job)
+
+    return await market.shared(admit, stage="submit")
 
 
 async def _check_data(market: Market, account: AccountId, spec: JobSpec) -> None:
@@ -193,7 +195,9 @@ _OPEN_JOBS = select(func.count()).where(JobRow.client == bindparam("account"), J
 
 async def _check_open_jobs(unit: Unit, account: AccountId) -> None:
     most = unit.policy.max_open_jobs_per_account
-    if (await unit.session.scalar(_OPEN_JOBS, {"account": account}) or 0) >= most:
+    with unit.session.no_autoflush:
+        stored = await unit.session.scalar(_OPEN_JOBS, {"account": account}) or 0
+    if stored + sum(job.client == account for job in unit.added(JobRow)) >= most:
         raise Conflict(f"you have {most} open jobs", code="too_many_jobs", hint="wait for some to end, or cancel some")
 
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from solders.keypair import Keypair
-from sqlalchemy import inspect
+from sqlalchemy import Executable, inspect
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from torg_host import tracing
 from torg_host.tracing import Span
 from torg_marketplace.flow.book import Book
-from torg_marketplace.flow.crowd import Crowd
+from torg_marketplace.flow.crowd import Crowd, Reads
 from torg_marketplace.flow.wakes import NODE, Wakes
 from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness, Replayer
 from torg_marketplace.rules.policy import MarketPolicy
@@ -89,11 +89,13 @@ class Market:
             yield unit
         await unit.deliver()
 
-    async def shared(self, work: Callable[[Unit], Coroutine[Any, Any, T]], *, stage: str) -> T:
+    async def shared(
+        self, work: Callable[[Unit], Coroutine[Any, Any, T]], *, stage: str, reads: Sequence[Reads] = ()
+    ) -> T:
         """What `work` returns or raises, after the commit of a transaction that others may share (`flow/crowd.py`): for what comes often, and is
-        safe to repeat. `stage`: what its processor time is counted under."""
+        safe to repeat. `stage`: what its processor time is counted under. `reads`: what it will ask for, read with what others ask for."""
         with _exclusive():
-            return await self.crowd.run(self, work, stage)
+            return await self.crowd.run(self, work, stage, reads)
 
     @asynccontextmanager
     async def committing(self) -> AsyncIterator[Unit]:
@@ -106,6 +108,7 @@ class Market:
                         yield unit
                         await ledger.write_collected(session)
                         await write_collected(session)
+                        await unit.execute_later()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Unit]:
@@ -128,6 +131,7 @@ class Unit:
         self._touched: set[NodeId] = set()
         self._filled: set[NodeId] = set()  # or emptied
         self._spans: list[Span] = []
+        self._later: dict[Executable, list[dict[str, Any]]] = {}
 
     @property
     def policy(self) -> MarketPolicy:
@@ -141,6 +145,12 @@ class Unit:
         session = self.session.sync_session
         return session.known(table, key) if isinstance(session, KeepingSession) else None
 
+    def note_absent(self, table: type[R], key: str | tuple[object, ...]) -> None:
+        """A row that the database does not hold: asking for it is no question any more. Who adds one finds it all the same."""
+        session = self.session.sync_session
+        if isinstance(session, KeepingSession):
+            session.note_absent(table, key)
+
     def loaded(self, table: type[R]) -> list[R]:
         """Rows that this transaction has read, as they stand."""
         return [row for row in self.session if isinstance(row, table) and not inspect(row).expired]
@@ -152,6 +162,19 @@ class Unit:
     def post(self, *, key: str, cause: str, entries: Sequence[ledger.Entry]) -> None:
         """Once, with the commit. Raises LedgerError."""
         ledger.post_later(self.session, key=key, cause=cause, entries=entries, at_ms=self.now_ms)
+
+    def later(self, statement: Executable, parameters: dict[str, Any]) -> None:
+        """Executed before the commit, by one round trip with all others of the same statement. This transaction does not see before what it
+        changes."""
+        self._later.setdefault(statement, []).append(parameters)
+
+    async def execute_later(self) -> None:
+        later, self._later = self._later, {}
+        if later:
+            await self.session.flush()
+            connection = await self.session.connection()  # the session itself takes a list of parameters for rows
+            for statement, parameters in later.items():
+                await connection.execute(statement, parameters)
 
     def send(self, node_id: NodeId, message: ToNode) -> None:
         """Sent after the commit, in order, best effort."""
@@ -180,6 +203,7 @@ class Unit:
         queued, woken, events = len(self._outbox), set(self._wakes), len(collected(self.session))
         spans = len(self._spans)
         postings = dict(ledger.collected(self.session))
+        later = {statement: list(parameters) for statement, parameters in self._later.items()}
         try:
             async with self.session.begin_nested():
                 yield
@@ -188,7 +212,7 @@ class Unit:
             del self._spans[spans:]
             del collected(self.session)[events:]
             self.session.info[ledger.COLLECTED] = postings
-            self._wakes = woken
+            self._wakes, self._later = woken, later
             raise
 
     async def deliver(self) -> None:

@@ -163,8 +163,7 @@ async def close_job(unit: Unit, *, job_id: JobId) -> None:
         return
     hold.open = False
     cost = hold.billed - hold.refunded
-    with unit.session.no_autoflush:
-        await unit.session.execute(_CLOSE, {"vault": hold.vault, "held": hold.max_amount, "cost": cost})
+    unit.later(_CLOSE, {"vault": hold.vault, "held": hold.max_amount, "cost": cost})
     await close_credit(unit, hold)
     rest = hold.max_amount - hold.billed + hold.refunded
     if rest:
@@ -179,7 +178,6 @@ _CLOSE = (
         open_maximum=VaultRow.open_maximum - bindparam("held", type_=BigInteger),
         final_total=VaultRow.final_total + bindparam("cost", type_=BigInteger),
     )
-    .execution_options(synchronize_session=False)
 )
 
 

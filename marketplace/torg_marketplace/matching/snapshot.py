@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torg_protocol.features import Feature, features_asked, version_needed
@@ -51,6 +52,19 @@ class NodeSnapshot:
             return None
         at_spot = {"price_per_gpu_hour": spot, "spot_price_per_gpu_hour": None}
         return replace(self, offer=self.offer.model_copy(update=at_spot))
+
+    def taken(self, units: Sequence[str], demand: Demand) -> NodeSnapshot:
+        """The same node with a lease of this job on these units."""
+        asked = demand.spec.resources
+        shared = [unit for unit in units if "/" in unit]
+        return replace(
+            self,
+            units_in_use=self.units_in_use.union(units),
+            shares=self.shares + tuple(GpuShare(shared_gpu(unit), demand.gpu_milli, demand.client) for unit in shared),
+            cpu_millis_in_use=self.cpu_millis_in_use + asked.cpus,
+            memory_in_use=self.memory_in_use + asked.memory,
+            disk_in_use=self.disk_in_use + asked.disk,
+        )
 
     @property
     def proven_gops(self) -> int:
@@ -145,3 +159,8 @@ class Demand:
 
 def units_needed(resources: Resources) -> int:
     return resources.billable_gpus
+
+
+def shared_gpu(unit: str) -> int:
+    """The number of the GPU of which "gpu:0/2" is a place."""
+    return int(unit.removeprefix("gpu:").partition("/")[0])

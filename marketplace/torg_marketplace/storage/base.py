@@ -6,9 +6,11 @@ integers end at 2**63 - 1, which every amount that the marketplace accepts stays
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Annotated, Any
 
-from sqlalchemy import JSON, BigInteger, MetaData, String
+from sqlalchemy import JSON, BigInteger, MetaData, String, inspect
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 
 MAX_AMOUNT = 2**63 - 1
@@ -31,4 +33,26 @@ JsonList = Annotated[list[Any], mapped_column(JSON)]
 
 
 class Base(DeclarativeBase):
+    """A new row has what its columns have by default from the beginning, not only once it is written."""
+
     metadata = MetaData(naming_convention=_NAMING)
+
+    def __init__(self, **values: Any) -> None:
+        defaults = _defaults(type(self))
+        if unknown := values.keys() - inspect(type(self)).columns.keys():
+            raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
+        for name, default in defaults:
+            if name not in values:
+                setattr(self, name, default())
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+@cache
+def _defaults(table: type[Base]) -> tuple[tuple[str, Callable[[], Any]], ...]:
+    columns = ((name, column.default) for name, column in inspect(table).columns.items())
+    return tuple((name, partial(_default, default)) for name, default in columns if default is not None)
+
+
+def _default(default: Any) -> Any:
+    return default.arg(None) if default.is_callable else default.arg

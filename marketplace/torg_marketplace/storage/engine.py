@@ -135,10 +135,19 @@ class KeepingSession(Session):
         mine = (row for row in self.new if isinstance(row, table))
         return next((row for row in mine if _key_of(row) == wanted[1]), None)
 
+    def note_absent(self, table: type[R], key: Any) -> None:
+        """Of a row that was looked for in this transaction and is not there."""
+        self._absent.add(identity_key(table, key))
+
+    @property
+    def _absent(self) -> set[Any]:
+        absent: set[Any] = self.info.setdefault("torg_absent", set())
+        return absent
+
     def get(self, entity: Any, ident: Any, **options: Any) -> Any:
         if not any(options.get(name) for name in ("populate_existing", "with_for_update")):
             row = self.known(entity, ident)
-            if row is not None:
+            if row is not None or identity_key(entity, ident) in self._absent:
                 return row
             if not any(options.values()):
                 with self.no_autoflush:

@@ -59,6 +59,10 @@ class InlineSqlite(SQLiteDialect_pysqlite):
         cursor.execute(statement, parameters)
         await_(_at_once())
 
+    def do_executemany(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:  # noqa: ARG002
+        cursor.executemany(statement, parameters)
+        await_(_at_once())
+
     def do_commit(self, dbapi_connection: Any) -> None:
         if self._commit_in_thread and dbapi_connection.in_transaction and dbapi_connection.waits_for_disk:
             await_(asyncio.to_thread(dbapi_connection.commit))
