@@ -53,7 +53,7 @@ def load_keypair(path: Path) -> Keypair:
             code="wallet_not_found",
             field="path",
             value=str(path),
-            hint="make one first",
+            hint="make one: torg wallet new, or torg_chain.wallet.save_keypair; without a wallet, torg takes an API key: TORG_API_KEY",
         ) from None
     if mode & 0o077:
         raise WalletError(

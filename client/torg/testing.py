@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import select
@@ -32,11 +33,27 @@ from torg.config import ClientConfig
 from torg.sync import Client
 from torg_chain.rpc import ChainClient
 from torg_chain.wallet import save_keypair
-from torg_protocol.errors import Unavailable
+from torg_protocol.errors import Invalid, Unavailable
 
 _STARTED_WITHIN_S = 60.0
 _STOPPED_WITHIN_S = 20.0
 _TOKEN = 1_000_000  # base units of the localnet's token
+
+
+_BROUGHT_BY = {"aiohttp": "localnet", "fastapi": "marketplace", "aiodocker": "node"}  # one package of each role
+
+
+def _check_roles() -> None:
+    """Raises Invalid `local_market_incomplete`."""
+    missing = {role: package for package, role in _BROUGHT_BY.items() if importlib.util.find_spec(package) is None}
+    if missing:
+        raise Invalid(
+            f"a market needs all roles on this machine; not installed: {', '.join(missing)}",
+            code="local_market_incomplete",
+            field="roles",
+            value=next(iter(missing)),
+            hint="pip install 'torg[localnet,marketplace,node,functions]'",
+        )
 
 
 @dataclass
@@ -117,7 +134,8 @@ class LocalMarket:
 @contextlib.contextmanager
 def local_market(folder: Path | None = None) -> Iterator[LocalMarket]:
     """Started at the beginning, stopped and (without `folder`) removed at the end. Raises Unavailable `local_market_failed`
-    with what the process said."""
+    with what the process said; Invalid `local_market_incomplete` where the packages of a role are missing."""
+    _check_roles()
     market = LocalMarket(folder or Path(tempfile.mkdtemp(prefix="torg-market-")))
     market.folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -6,6 +6,8 @@ import argparse
 import json
 from collections.abc import Callable
 
+from pydantic import ValidationError
+
 from torg_chain.network import LOCALNET_PROGRAM_ID
 from torg_chain.rpc import ChainClient
 from torg_chain.vault_operations import open_vault
@@ -30,6 +32,8 @@ COMMANDS = {
     "key-list": "the API keys of an account, with what they have spent",
     "key-revoke": "end an API key now",
 }
+_KEY_OPTIONS = {"name": "name", "scopes": "--scope", "spend_cap": "--spend-cap", "expires_in_s": "--expires"}
+_KEY_HINT = "--expires is of a minute at least, --spend-cap more than nothing; see key-create --help"
 _OPTIONS = ("deposit", "account", "amount", "name", "scope", "spend_cap", "expires", "credit", "key")
 
 
@@ -99,6 +103,11 @@ async def _create_key(arguments: argparse.Namespace, market: Market) -> object:
             spend_cap=parse_amount(arguments.spend_cap, decimals, field="--spend-cap"),
             expires_in_s=parse_duration_ms(arguments.expires) // 1000,
         )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = _KEY_OPTIONS.get(str(first["loc"][0]), "key")
+        message = f"not an API key that can be made: {first['msg']}"
+        raise Invalid(message, code="key_invalid", field=option, value=first["input"], hint=_KEY_HINT) from error
     except ValueError as error:
         raise Invalid(f"not an API key that can be made: {error}", code="key_invalid", field="key") from error
     async with market.transaction() as unit:

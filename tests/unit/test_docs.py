@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 import torg
 from scripts import job_schema
@@ -272,6 +273,24 @@ def test_wrong_links_and_words_are_found(tmp_path: Path) -> None:
         "#nowhere: there is no such heading",
     ]
     assert leaks("as in issue 7, see shared/notes") == ["issue 7", "shared/"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in documents() if "```yaml" in file.read_text()],
+    ids=lambda file: file.relative_to(ROOT).as_posix(),
+)
+def test_job_files_in_the_pages_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole ones as they are; parts of one within the smallest job."""
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "deploy_key").write_text("secret")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in re.findall(r"\{env: (\w+)\}", file.read_text()):
+        monkeypatch.setenv(name, "secret")
+    for word, block in _FENCE.findall(file.read_text()):
+        raw = yaml.safe_load(block) if word == "yaml" else {}
+        least = {} if {"command", "tasks"} & raw.keys() else {"command": ["true"]}
+        torg.spec_from_mapping({"version": 1, **least, **raw}, base=tmp_path)
 
 
 def test_commands_are_found_where_they_are_written() -> None:

@@ -15,7 +15,8 @@ from scripts.sync_client import CLIENT, generated
 from torg.config import ClientConfig
 from torg.data import unpack_stoppably
 from torg.sync import Client
-from torg_protocol.errors import Conflict
+from torg.testing import local_market
+from torg_protocol.errors import Conflict, Invalid
 
 
 def test_the_file_is_what_the_script_writes() -> None:
@@ -86,3 +87,14 @@ async def test_what_is_cancelled_while_it_unpacks_stops_unpacking(
     with pytest.raises(asyncio.CancelledError):
         await unpacking
     assert await asyncio.to_thread(ended.wait, 30)
+
+
+def test_a_local_market_says_which_roles_are_missing_before_it_starts_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "fastapi" else object())
+    with pytest.raises(Invalid) as refused, local_market(tmp_path / "market"):
+        pass
+    assert refused.value.code == "local_market_incomplete"
+    assert "marketplace" in refused.value.message
+    assert not (tmp_path / "market").exists()
