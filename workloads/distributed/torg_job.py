@@ -48,6 +48,11 @@ def parse_settings(description: str | None, **defaults: int | float) -> dict[str
     return vars(parser.parse_args())
 
 
+def device() -> torch.device:
+    """A GPU where the job was given one, else the CPU. Weights differ between the two; each resumes from its own bit for bit."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Job:
     """One process of a job: reads where things go from the environment, and stops at the end of a step on SIGTERM.
 
@@ -61,6 +66,7 @@ class Job:
         for directory in (self.checkpoints, self.outputs, self.progress.parent):
             directory.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or CUDA's matrix products refuse the next line
         torch.use_deterministic_algorithms(True)
         self.settings = dict(settings)
         self.resumed_from_step = 0

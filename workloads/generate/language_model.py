@@ -41,7 +41,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         """Batch x length -> batch x length x symbols: logits of the symbol that follows each."""
-        x = self.embedding(numbers) + self.position(torch.arange(numbers.shape[1]))
+        x = self.embedding(numbers) + self.position(torch.arange(numbers.shape[1], device=numbers.device))
         for block in self.blocks:
             x = block(x)
         return self.norm(x) @ self.embedding.weight.T

@@ -27,10 +27,14 @@ def main() -> None:
     total, quarter = int(settings["steps"]), max(1, int(settings["steps"]) // 10)
     learnt_from, held_out = texts()
     vocabulary = bpe.learn(learnt_from, SYMBOLS)
-    numbers, held_out_numbers = torch.tensor(vocabulary.encode(learnt_from)), torch.tensor(vocabulary.encode(held_out))
-    lengths = torch.tensor(vocabulary.lengths())
+    device = torg_job.device()
+    numbers = torch.tensor(vocabulary.encode(learnt_from), device=device)
+    held_out_numbers = torch.tensor(vocabulary.encode(held_out), device=device)
+    lengths = torch.tensor(vocabulary.lengths(), device=device)
     torch.manual_seed(int(settings["seed"]))
-    model = language_model.LanguageModel(SYMBOLS, int(settings["width"]))
+    model = language_model.LanguageModel(SYMBOLS, int(settings["width"])).to(
+        device
+    )  # the same first weights everywhere
     optimizer = language_model.optimizer_of(model, RATE)
     chance = torch.Generator().manual_seed(int(settings["seed"]))
     history: list[dict[str, float]] = []
@@ -93,7 +97,8 @@ def continued(
 ) -> str:
     numbers: Tensor = torch.tensor([vocabulary.encode(prompt)])
     for _ in range(60):
-        probabilities = torch.softmax(model(numbers[:, -language_model.CONTEXT :])[0, -1] / 0.7, dim=0)
+        seen = numbers[:, -language_model.CONTEXT :].to(model.embedding.weight.device)
+        probabilities = torch.softmax(model(seen)[0, -1] / 0.7, dim=0).cpu()
         numbers = torch.cat([numbers, torch.multinomial(probabilities, 1, generator=chance)[None]], dim=1)
     return "".join(vocabulary.symbols[number] for number in numbers[0].tolist())
 
