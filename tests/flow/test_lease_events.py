@@ -232,3 +232,10 @@ async def test_a_lease_tells_its_own_time(world: World) -> None:
     assert (lease.started_at_ms, lease.exited_at_ms) == (start_ms, start_ms + 60_000)
     assert {lease.reported_at_ms, lease.ended_at_ms, lease.decided_at_ms} == {start_ms + 63_000}
     assert (lease.stop_reason, lease.stop_requested_at_ms) == (None, None)
+
+
+async def test_what_has_started_cannot_be_declined(world: World) -> None:
+    client, node, job = await granted(world)
+    await node.accept_and_start()
+    assert await node.refused(Declined(detail="on second thoughts")) == "already_started"
+    assert (await client.job(job.job_id)).leases[0].state is LeaseState.RUNNING

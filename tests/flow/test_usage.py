@@ -221,3 +221,19 @@ async def test_a_record_with_a_foreign_signature_is_refused(world: World) -> Non
     claim = UsageClaimed(record=record, node_signature=record.sign(world.random.keypair()))
 
     assert await node.refused(claim) == "usage_invalid"
+
+
+async def test_a_checkpoint_is_of_no_more_than_was_seen_when_it_came(world: World) -> None:
+    """Else a node that says ten hours early on is paid for all until it vanishes."""
+    client, node, job = await running(world, checkpoint={"enabled": True}, retry={"max_attempts": 1}, lease_grace="60s")
+    world.advance(seconds=60)
+    await node.checkpoint("one", useful_ms=10 * 3_600_000)
+    await node.checkpoint("two", useful_ms=1)  # nor does it become less
+    await let_pass(world, seconds=240, nodes=(node,))
+    await node.disconnect()
+    await let_pass(world, seconds=70)
+    node.read()
+
+    (lease,) = (await client.job(job.job_id)).leases
+    assert lease.reason is EndReason.NODE_LOST
+    assert lease.billed_ms == 60_000 + world.market.policy.usage_skew_ms
