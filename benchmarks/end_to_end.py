@@ -93,7 +93,7 @@ async def measure(folder: Path, database: str, url: str | None, server_pid: int 
         stages_before, own = stages(market.marketplace.ready["metrics_port"]), time.process_time()
         sustained = _fresh(load)
         began = time.perf_counter()
-        await open_loop(submitter, sustained, per_second=0.9 * capacity, seconds=seconds)
+        await open_loop(submitter, sustained, per_second=max(1.0, 0.9 * capacity), seconds=seconds)
         settled = sustained.settled_between(began, began + seconds)
         await _all_settled(sustained)
         jobs = len(sustained.asked_at)
