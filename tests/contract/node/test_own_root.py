@@ -86,7 +86,7 @@ async def test_the_probe_holds_and_without_a_quota_nothing_is_offered(
     found = await with_own_root(bench.executor, NOTHING)
     assert (found.verified, found.not_offered) == ((OWN_ROOT_PROBE,), ())
 
-    monkeypatch.setattr(QuotaDisk, "_make_image", lambda _self: "no loop devices here")
+    monkeypatch.setattr(QuotaDisk, "_make", lambda _self: "no loop devices here")
     found = await with_own_root(bench.executor, NOTHING)
     assert (found.verified, found.not_offered) == ((), ("own-root: no loop devices here",))
     check_walls(found)
