@@ -171,7 +171,7 @@ class SimulatedNode:
         """Says something again that is over, or under a fence that is not its own. Returns what was taken, which nothing may be."""
         if not self.ghosts:
             return []
-        event = chance.choice(self.ghosts)
+        event = chance.choice([each for each in self.ghosts if each.lease_id in self.held] or self.ghosts)
         held = self.held.get(event.lease_id)
         if held is not None and chance.random() < 0.7:
             wrong = held.grant.fence + chance.choice([-1, 1])
