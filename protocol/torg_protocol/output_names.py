@@ -10,9 +10,8 @@ def output_name_problem(path: str) -> str | None:
     parts = path.split("/")
     if any(part in {"", ".", ".."} for part in parts):
         return "not a plain relative path"
-    if (
-        not path.isprintable() or "\\" in path
-    ):  # halves of surrogate pairs, of names that are no UTF-8, are not printable
+    # Halves of surrogate pairs, of names that are no UTF-8, are not printable.
+    if not path.isprintable() or "\\" in path:
         return "it has characters that no file name needs"
     if any(len(part.encode()) > _LONGEST_PART_BYTES for part in parts):
         return "a name in it is too long"

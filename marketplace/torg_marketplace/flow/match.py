@@ -1,5 +1,5 @@
 """Match: queued jobs to free nodes. The backlog decides who is looked for in which order (`matching/backlog.py`), the engine on
-which node; each grant is a transaction of its own, and losing one costs a look later."""
+which node; grants of one pass share transactions, and losing one costs a look later."""
 
 from __future__ import annotations
 
@@ -113,9 +113,8 @@ class _Batch:
             with contextlib.suppress(KeyError, ValueError):  # read meanwhile by somebody else
                 engine.take(each.node_id, job.demand, each.gpus)
         nodes = self._jobs[job.job_id] = [each.node_id for each in chosen]
-        self._market.book.touch(
-            nodes, only_room=True
-        )  # the next pass reads what came of it, whatever happens to this one
+        # The next pass reads what came of it, whatever happens to this one.
+        self._market.book.touch(nodes, only_room=True)
 
     async def grant(self, engine: Engine) -> Engine:
         """The engine, told of what was refused."""

@@ -67,9 +67,8 @@ class HeatWatch:
         looks = self._looks.setdefault(reading.uuid, [])
         looks.append((now_s, reading.slowed_by_heat is True))
         begins_s = now_s - self._rule.rest_after_s
-        while (
-            len(looks) > 1 and looks[1][0] <= begins_s
-        ):  # the one at or before the window's begin stays: it was seen whole
+        # The one at or before the window's begin stays: with it the window was seen whole.
+        while len(looks) > 1 and looks[1][0] <= begins_s:
             del looks[0]
         hot = [at_s for at_s, is_hot in looks if is_hot]
         is_whole = looks[0][0] <= begins_s and len(looks) >= _LEAST_LOOKS
