@@ -107,6 +107,17 @@ def test_disks_of_a_size_are_copies_of_one_blank_and_know_nothing_of_each_other(
 
 
 @pytest.mark.root
+def test_a_blank_is_its_owners(tmp_path: Path) -> None:
+    for owner in ((65534, 65534), (1, 2)):
+        disk = QuotaDisk(tmp_path / "disk", 16 * MIB, owner=owner, blanks=tmp_path / "blanks")
+        try:
+            status = disk.open().files.stat()
+            assert (status.st_uid, status.st_gid) == owner
+        finally:
+            disk.remove()
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("spoiled", [b"", bytes(16 * MIB)], ids=["cut", "zeros"])
 def test_a_blank_that_the_host_lost_is_made_anew(tmp_path: Path, spoiled: bytes) -> None:
     blanks = tmp_path / "blanks"
