@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from pydantic import ValidationError
 
+from torg_marketplace.flow.wakes import NODE
 from torg_marketplace.ports import NodeLinks
 from torg_protocol.errors import Unavailable
 from torg_protocol.ids import NodeId
@@ -22,6 +23,8 @@ from torg_protocol.messages import TO_NODE, ToNode
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
+
+    from torg_marketplace.flow.unit import Market
 
 log = logging.getLogger(__name__)
 _PENDING_BYTES = 32 << 20  # published while the server is away; more is dropped
@@ -115,3 +118,21 @@ class BusLinks:
             log.warning("bus: a message that nobody understands: %s", error)
             return
         self._here.put(node_id, message)
+
+
+async def join_bus(market: Market, links: BusLinks, bus: NatsBus) -> None:
+    """From now on, wake-ups and messages for nodes go both ways."""
+    wakes = market.wakes
+
+    async def tell_others(topics: Collection[str]) -> None:
+        await bus.publish("wake", json.dumps(list(topics)).encode())
+
+    def told(data: bytes) -> None:
+        topics = [str(topic) for topic in json.loads(data)]
+        market.book.touch(NodeId(topic.removeprefix(NODE)) for topic in topics if topic.startswith(NODE))
+        for topic in topics:
+            wakes.wake(topic)
+
+    wakes.others = tell_others
+    await bus.listen("wake", told)
+    await links.start()

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torg_marketplace.settings import Settings
 
 _about: ContextVar[Mapping[str, str]] = ContextVar("torg_log_about", default={})  # noqa: B039 - never changed in place
 
@@ -45,3 +50,13 @@ class TextLines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         ids = " ".join(f"{name}={value}" for name, value in _about.get().items())
         return super().formatMessage(record) + (f" [{ids}]" if ids else "")
+
+
+def configure_logging(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if settings.log_format == "json" else TextLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    # Which revisions it runs is told, what it assumes about the database is not.
+    logging.getLogger("alembic.runtime.migration").addFilter(lambda record: record.getMessage().startswith("Running"))

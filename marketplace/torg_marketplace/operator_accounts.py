@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from torg_chain.network import LOCALNET_PROGRAM_ID
 from torg_chain.rpc import ChainClient
 from torg_chain.vault_operations import open_vault
-from torg_marketplace.app import open_beside
 from torg_marketplace.flow.api_keys import api_key_page, create_api_key, revoke_api_key
 from torg_marketplace.flow.credit import credit_view, grant_credit
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.vaults import refresh_vault
+from torg_marketplace.opening import open_beside
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.account_models import CreditVaultRow
 from torg_protocol.accounts import DEFAULT_SCOPES, ApiKeyRequest, Scope
@@ -24,50 +24,14 @@ from torg_protocol.ids import AccountId
 from torg_protocol.money import format_amount, parse_amount
 from torg_protocol.quantities import parse_duration_ms
 
-COMMANDS = {
-    "credit-open": "open and fund the vault that pays for jobs of API keys",
-    "credit-grant": "let an account spend that much more of it",
-    "credit-show": "what an account may spend",
-    "key-create": "make an API key for an account",
-    "key-list": "the API keys of an account, with what they have spent",
-    "key-revoke": "end an API key now",
-}
 _KEY_OPTIONS = {"name": "name", "scopes": "--scope", "spend_cap": "--spend-cap", "expires_in_s": "--expires"}
 _KEY_HINT = "--expires is of a minute at least, --spend-cap more than nothing; see key-create --help"
-_OPTIONS = ("deposit", "account", "amount", "name", "scope", "spend_cap", "expires", "credit", "key")
 
 
-def add_options(name: str, command: argparse.ArgumentParser) -> None:
-    match name:
-        case "credit-open":
-            command.add_argument("--deposit", required=True, help='tokens, for example "100"')
-        case "credit-grant":
-            command.add_argument("account")
-            command.add_argument("amount", help='tokens, for example "10"')
-        case "credit-show" | "key-list":
-            command.add_argument("account")
-        case "key-create":
-            command.add_argument("name", help="for people; unique among the account's keys")
-            command.add_argument("--account", help="a wallet's address or acct_...; default: a new account")
-            command.add_argument(
-                "--credit", help="tokens that the account may spend from now on, besides what it may already"
-            )
-            command.add_argument("--spend-cap", required=True, help="tokens that jobs of this key may cost in all")
-            command.add_argument("--expires", default="90d", help='for example "90d"')
-            command.add_argument("--scope", action="append", choices=list(Scope), help="repeat it; default: all")
-        case _:
-            command.add_argument("key", help="key_...")
-
-
-def options_of(command: str) -> frozenset[str]:
-    """Names of its arguments that are no settings of the process."""
-    return frozenset(_OPTIONS) if command in COMMANDS else frozenset()
-
-
-async def run_account_command(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> int:
+async def run_command(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> int:
     """Answers with JSON. Raises TorgError."""
-    async with open_beside(settings, asks_chain=arguments.command == "credit-open") as edge:
-        say(json.dumps(await _run(arguments, edge.market), indent=2))
+    async with open_beside(settings, asks_chain=arguments.command == "credit-open") as market:
+        say(json.dumps(await _run(arguments, market), indent=2))
     return 0
 
 

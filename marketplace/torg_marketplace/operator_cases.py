@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from torg_marketplace.app import open_beside
-from torg_marketplace.flow.bans import KINDS, abuse_reports, ban, bans, close_report, lift
+from torg_marketplace.flow.bans import abuse_reports, ban, bans, close_report, lift
 from torg_marketplace.flow.disputes import all_disputes, decide_dispute
 from torg_marketplace.flow.erase import erase_account
 from torg_marketplace.flow.refunds import all_refunds, refund_lease
 from torg_marketplace.flow.unit import Market
+from torg_marketplace.opening import open_beside
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.errors import Invalid, NotFound
@@ -20,55 +20,11 @@ from torg_protocol.ids import AccountId
 from torg_protocol.money import parse_amount
 from torg_protocol.refunds import RefundCause
 
-COMMANDS = {
-    "refund": "give back part of what a lease cost",
-    "refunds": "what was given back, newest first",
-    "dispute": "what clients object to: list, or decide one",
-    "ban": "an image, a wallet or a node that is not served any more",
-    "unban": "take a ban back",
-    "bans": "what is banned, and why",
-    "abuse": "reports of abuse: list, or close one",
-    "erase": "delete an account's data; receipts and ledger stay",
-}
-_OPTIONS = ("lease", "amount", "cause", "subject", "note", "refund", "kind", "account")
 
-
-def add_options(name: str, command: argparse.ArgumentParser) -> None:
-    if name == "refund":
-        command.add_argument("lease", help="lease_...; torg-marketplace inspect job_... shows those of a job")
-        command.add_argument(
-            "--amount", required=True, help='tokens, for example "1.50", or a share of its price: "40%%"'
-        )
-        command.add_argument("--cause", required=True, choices=[str(cause) for cause in RefundCause])
-        command.add_argument("--note", default="", help="for the client and the node")
-        command.add_argument(
-            "--subject", help="what the refund is about; the same cause and subject happen once (default: the lease)"
-        )
-
-    elif name in {"dispute", "abuse"}:
-        verb = "decide" if name == "dispute" else "close"
-        command.add_argument("action", choices=["list", verb])
-        command.add_argument("id", nargs="?", help=f"of the one to {verb}")
-        command.add_argument("--note", default="", help="why; both sides read it")
-        if name == "dispute":
-            command.add_argument("--refund", help='share of the price that goes back: "40%%"; "0%%" rejects')
-    elif name == "erase":
-        command.add_argument("account", help="a wallet's address or acct_...")
-    elif name in {"ban", "unban"}:
-        command.add_argument("kind", choices=KINDS)
-        command.add_argument("subject", help="an image (name, name:tag, digest), a wallet's or a node's address")
-        command.add_argument("--because", required=True, help="why; those who are refused read it")
-
-
-def options_of(command: str) -> frozenset[str]:
-    """Names of its arguments that are no settings of the process."""
-    return frozenset(_OPTIONS) if command in COMMANDS else frozenset()
-
-
-async def run_case_command(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> int:
+async def run_command(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> int:
     """Answers with JSON. Raises TorgError."""
-    async with open_beside(settings, asks_chain=False) as edge:
-        answer = await _COMMANDS[arguments.command](edge.market, arguments)
+    async with open_beside(settings, asks_chain=False) as market:
+        answer = await _COMMANDS[arguments.command](market, arguments)
     say(json.dumps(answer, indent=2, default=str))
     return 0
 

@@ -9,20 +9,14 @@ worker    liveness, verdicts, captures, webhooks, reconciliation; one works, oth
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from torg_marketplace.api.context import Edge
-from torg_marketplace.bus import BusLinks, NatsBus
-from torg_marketplace.flow.wakes import NODE
 from torg_marketplace.settings import Settings
 from torg_marketplace.workers.leader import lead
 from torg_marketplace.workers.loops import matcher_loops, pulse_loop, run_loops, worker_loops
 from torg_protocol.errors import Invalid
-from torg_protocol.ids import NodeId
-
-ROLES = ("api", "matcher", "worker", "gateway")
 
 
 def check_roles(settings: Settings) -> None:
@@ -45,24 +39,6 @@ def check_roles(settings: Settings) -> None:
             value=None,
             hint="start a nats-server and give its address, for example nats://127.0.0.1:4222",
         )
-
-
-async def join_bus(edge: Edge, links: BusLinks, bus: NatsBus) -> None:
-    """From now on, wake-ups and messages for nodes go both ways."""
-    wakes = edge.market.wakes
-
-    async def tell_others(topics: Collection[str]) -> None:
-        await bus.publish("wake", json.dumps(list(topics)).encode())
-
-    def told(data: bytes) -> None:
-        topics = [str(topic) for topic in json.loads(data)]
-        edge.market.book.touch(NodeId(topic.removeprefix(NODE)) for topic in topics if topic.startswith(NODE))
-        for topic in topics:
-            wakes.wake(topic)
-
-    wakes.others = tell_others
-    await bus.listen("wake", told)
-    await links.start()
 
 
 @asynccontextmanager

@@ -12,6 +12,8 @@ from torg_marketplace.rules.policy import MarketPolicy
 from torg_protocol.errors import Invalid
 from torg_protocol.quantities import DurationMs
 
+ROLES = ("api", "matcher", "worker", "gateway")  # `roles.py` says what each does
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TORG_MARKETPLACE_", frozen=True, extra="forbid")
@@ -67,7 +69,7 @@ class Settings(BaseSettings):
     drain: DurationMs = Field(
         default="0s", validate_default=True
     )  # from SIGTERM on: not ready any more, and serving still
-    role: str = Field(default="all", pattern="^(all|api|matcher|worker|gateway)$")  # of this process
+    role: str = Field(default="all", pattern=f"^(all|{'|'.join(ROLES)})$")  # of this process
     bus_url: str | None = None  # of a NATS server; processes with one role each need it
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
     otlp_endpoint: str | None = None  # of an OpenTelemetry collector, over HTTP; None: no traces

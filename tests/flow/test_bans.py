@@ -8,11 +8,12 @@ import pytest
 
 from tests.support.actors import TUSD, join, make_client, spec
 from tests.support.market import World, open_world
-from torg_marketplace.flow.bans import KINDS, BanKind, abuse_reports, ban, bans, close_report, lift, report_abuse
+from torg_marketplace.flow.bans import abuse_reports, ban, bans, close_report, lift, report_abuse
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.operate import resume_node
 from torg_marketplace.flow.quotas import account_view
 from torg_marketplace.flow.rows import node_row
+from torg_marketplace.rules.bans import KINDS, BanKind
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_protocol.cases import AbuseRequest
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited

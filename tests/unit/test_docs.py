@@ -22,7 +22,7 @@ import yaml
 import torg
 from scripts import job_schema
 from torg.cli.__main__ import cli
-from torg_marketplace.__main__ import _parser as marketplace_parser
+from torg_marketplace.command_line import parser as marketplace_parser
 from torg_node.__main__ import _parser as node_parser
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-
-from starlette.websockets import WebSocket
+from typing import TYPE_CHECKING
 
 from torg_protocol.ids import NodeId
 from torg_protocol.messages import ToNode
 from torg_protocol.versions import PROTOCOL_VERSION, is_spoken_in
+
+if TYPE_CHECKING:
+    from starlette.websockets import WebSocket
 
 _QUEUE = 1_000  # messages to a node that does not read; then its connection is closed, and hello repeats what matters
 

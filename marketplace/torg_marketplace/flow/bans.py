@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 from solders.pubkey import Pubkey
 from sqlalchemy import and_, bindparam, func, or_, select
@@ -14,6 +13,7 @@ from sqlalchemy import and_, bindparam, func, or_, select
 from torg_marketplace.flow.operate import resume_node, suspend_node
 from torg_marketplace.flow.rows import node_row
 from torg_marketplace.flow.unit import Unit
+from torg_marketplace.rules.bans import BanKind, names_of
 from torg_marketplace.storage.case_models import AbuseReportRow, BanRow
 from torg_marketplace.storage.models import JobRow, NodeRow
 from torg_protocol.cases import AbuseRequest, AbuseView
@@ -23,8 +23,6 @@ from torg_protocol.jobspec import JobSpec
 from torg_protocol.states import NodeState
 
 log = logging.getLogger(__name__)
-BanKind = Literal["image", "wallet", "node"]
-KINDS: tuple[BanKind, ...] = get_args(BanKind)
 _OPEN_REPORTS = 20  # of one reporter: more is not read anyway
 
 
@@ -83,7 +81,7 @@ async def bans(unit: Unit) -> list[dict[str, Any]]:
 
 async def check_allowed(unit: Unit, account: AccountId, spec: JobSpec | None = None) -> None:
     """Raises Forbidden wallet_banned or image_banned, with the operator's reason."""
-    image_of = {name: image for image in (spec.images if spec is not None else ()) for name in _names_of(image)}
+    image_of = {name: image for image in (spec.images if spec is not None else ()) for name in names_of(image)}
     with unit.session.no_autoflush:
         found = (await unit.session.scalars(_AMONG, {"wallet": account, "images": list(image_of)})).all()
     because = {(row.kind, row.subject): row.because for row in found}
@@ -174,19 +172,6 @@ async def close_report(unit: Unit, report_id: str, *, note: str) -> dict[str, An
     row.state, row.note = "closed", note
     await unit.session.flush()
     return _columns(row)
-
-
-def _names_of(image: str) -> Sequence[str]:
-    """Under which names an image may be banned: as it is written, its digest, its repository without tag or digest."""
-    found = [image]
-    repository, at, digest = image.partition("@")
-    if at:
-        found.append(digest)
-    head, colon, tag = repository.rpartition(":")
-    if colon and "/" not in tag and head not in ("sha256", "blob"):
-        found.append(head)
-    found.append(repository)
-    return list(dict.fromkeys(found))
 
 
 def _columns(row: BanRow | AbuseReportRow) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -11,14 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from torg_marketplace.simulation.run import Report, shrink, simulate
-
-
-def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=0, help="the first seed")
-    command.add_argument("--seeds", type=int, default=20, help="how many seeds, one market each")
-    command.add_argument("--nodes", type=int, help="nodes per market; default: a few, differing by seed")
-    command.add_argument("--steps", type=int, default=80, help="steps per market")
-    command.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
 
 
 def run(arguments: argparse.Namespace) -> int:
