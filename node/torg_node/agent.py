@@ -128,7 +128,7 @@ class Agent:
         wake = self._heartbeats.set
         self._owner = OwnerWatch(settings.rules, journal, self._with_container, sensors.gpu_pids, wall_ms, wake)
         self.draining = False
-        self._is_unfit = False  # every GPU is out of service
+        self._gpus_out = reservations.gpus_out()
 
     def _open_tunnel(self, message: OpenTunnel) -> None:
         if self._tunnels is None:
@@ -186,7 +186,8 @@ class Agent:
 
     @property
     def _takes_no_work(self) -> bool:
-        return self.draining or self._is_unfit or self._journal.is_paused or self._owner.reason is not None
+        is_unfit = 0 < len(self._gpus_out) == len(self._inventory.gpus)
+        return self.draining or is_unfit or self._journal.is_paused or self._owner.reason is not None
 
     @property
     def is_connected(self) -> bool:
@@ -269,6 +270,7 @@ class Agent:
             draining=self._takes_no_work,
             leases=self._held(),
             warm=warm_names(self._node.cache),
+            gpus_out=self._gpus_out,
         )
 
     def _held(self) -> tuple[HeldLease, ...]:
@@ -383,15 +385,16 @@ class Agent:
 
     async def _beat(self) -> None:
         while True:
-            await self._link.send(Heartbeat(at_ms=wall_ms(), leases=self._held(), draining=self._takes_no_work))
+            is_draining, out = self._takes_no_work, self._gpus_out
+            await self._link.send(Heartbeat(at_ms=wall_ms(), leases=self._held(), draining=is_draining, gpus_out=out))
             self._heartbeats.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._heartbeats.wait()
 
     async def _watch_gpus(self) -> None:
-        """Takes broken GPUs out of service and sends their leases elsewhere; hot ones rest, and what runs there goes on. A node without a
-        fit GPU asks for no work."""
+        """Takes broken GPUs out of service and sends their leases elsewhere; hot ones rest, and what runs there goes on. The
+        marketplace is told at once; a node without a fit GPU asks for no work."""
         reservations = self._node.reservations
         every_s = min(_LOOK_AT_GPUS_EVERY_S, self._settings.heat_rest_after_s / _LOOKS_IN_A_WINDOW)
         while True:
@@ -406,11 +409,8 @@ class Agent:
                 if reservations.cordon(uuid, reason):
                     log.error("%s is out of service: %s", uuid, reason)
                 self._stop_leases_on(uuid)
-            cordoned = set(reservations.cordons())
-            gpus = self._inventory.gpus
-            was_unfit = self._is_unfit
-            self._is_unfit = bool(gpus) and all({gpu.uuid, gpu.mig_parent} & cordoned for gpu in gpus)
-            if self._is_unfit != was_unfit:
+            if (out := reservations.gpus_out()) != self._gpus_out:
+                self._gpus_out = out
                 self._heartbeats.set()
             await asyncio.sleep(every_s)
 

@@ -85,7 +85,7 @@ class Link:
             ping_timeout=20,
             proxy=None,
         ) as connection:
-            await connection.send(self._make_hello(self._version).model_dump_json())
+            await connection.send(self._make_hello(self._version).model_dump_json(exclude=unknown_to(self._version)))
             async with asyncio.timeout(_WELCOME_WITHIN_S):
                 first = _parse(await connection.recv())
             if not isinstance(first, Welcome):

@@ -134,6 +134,11 @@ class Reservations:
         """Reason by GPU uuid, of all that get no new lease: what broke, else what rests."""
         return self._cordons()
 
+    def gpus_out(self) -> tuple[str, ...]:
+        """Of this node's GPUs and MIG slices those that get no new lease: a slice rests with its card."""
+        cordoned = self._cordons().keys()
+        return tuple(gpu.uuid for gpu in self.capacity.gpus if {gpu.uuid, gpu.mig_parent} & cordoned)
+
     # --- parts ------------------------------------------------------------------------------------------------------
 
     def _add(self, lease_id: LeaseId, claim: Claim, assignment: Assignment) -> None:

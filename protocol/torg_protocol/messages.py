@@ -7,6 +7,7 @@ a blob of the report. Every message about a lease carries its fence: a stale one
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -259,6 +260,10 @@ class HeldLease(Wire):
     reason: EndReason | None = None
 
 
+# UUIDs of offered GPUs and MIG slices that get no new lease now: broken, or too hot. Leases that hold one go on.
+GpusOut = Annotated[tuple[str, ...], Field(max_length=256, exclude_if=operator.not_)]
+
+
 class Hello(Wire):
     """First message after connecting: what this node offers and which leases its journal holds."""
 
@@ -271,6 +276,7 @@ class Hello(Wire):
     warm: tuple[str, ...] | None = Field(
         default=None, max_length=64
     )  # images and digests that are on its disk; None: it does not say
+    gpus_out: GpusOut = ()
 
 
 class Heartbeat(Wire):
@@ -278,6 +284,7 @@ class Heartbeat(Wire):
     at_ms: int
     leases: tuple[HeldLease, ...] = ()
     draining: bool = False
+    gpus_out: GpusOut = ()
 
 
 class Progress(Wire):

@@ -250,17 +250,18 @@ class Node:
         await self.ok(Accepted())
         self.lease.state = LeaseState.PREPARING
 
-    async def start(self) -> None:
+    async def start(self, *, gpu_uuids: tuple[str, ...] = ()) -> None:
         held = self.lease
         held.state, held.started_at_ms = LeaseState.RUNNING, self.world.clock.now_ms()
-        await self.ok(self.started())
+        await self.ok(self.started(gpu_uuids))
 
-    def started(self) -> Started:
+    def started(self, gpu_uuids: tuple[str, ...] = ()) -> Started:
         return Started(
             started_at_ms=self.lease.started_at_ms,
             image_digest="sha256:" + "1" * 64,
             executor="fake",
             isolation="sandbox",
+            gpu_uuids=gpu_uuids,
         )
 
     async def accept_and_start(self) -> None:

@@ -51,6 +51,7 @@ async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
     node = await _register(unit, node_id, hello, version)
     unit.touch(node_id)
     await _set_draining(unit, node, draining=hello.draining)
+    _set_gpus_out(unit, node, hello.gpus_out)
     held = {item.lease_id: item for item in hello.leases}
     await _square_database(unit, node_id, held)
     directives = [await _directive(unit, node_id, item) for item in hello.leases]
@@ -77,6 +78,7 @@ async def on_heartbeat(unit: Unit, node_id: NodeId, heartbeat: Heartbeat) -> Non
         unit.wake("match")
     await set_liveness(unit.session, node, Liveness.ALIVE, at_ms=unit.now_ms)
     await _set_draining(unit, node, draining=heartbeat.draining)
+    _set_gpus_out(unit, node, heartbeat.gpus_out)
     held = {item.lease_id: item for item in heartbeat.leases}
     for lease in await live_leases(unit, node_id=node_id):
         _remind(unit, lease, held.get(lease.id))
@@ -181,6 +183,14 @@ async def _set_draining(unit: Unit, node: NodeRow, *, draining: bool) -> None:
     elif not draining and node.state == NodeState.DRAINING:
         await move_node(unit.session, node, NodeState.ACTIVE, at_ms=unit.now_ms, detail="asked by the node")
         unit.wake("match")
+
+
+def _set_gpus_out(unit: Unit, node: NodeRow, gpus_out: Sequence[str]) -> None:
+    if node.gpus_out == [*gpus_out]:
+        return
+    node.gpus_out = [*gpus_out]
+    unit.touch(node.id)
+    unit.wake("match")
 
 
 async def _square_database(unit: Unit, node_id: NodeId, held: Mapping[LeaseId, HeldLease]) -> None:

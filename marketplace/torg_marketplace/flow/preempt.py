@@ -22,7 +22,7 @@ from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.gangs import nodes_free_now
 from torg_marketplace.matching.preempt import Host, Plan, Room, SpotLease, is_protected, plan, plan_all
 from torg_marketplace.matching.snapshot import NodeSnapshot, units_needed
-from torg_marketplace.storage.models import JobRow, LeaseRow
+from torg_marketplace.storage.models import JobRow, LeaseRow, NodeRow
 from torg_marketplace.storage.moves import MovedMeanwhile
 from torg_protocol.ids import NodeId
 from torg_protocol.jobspec import JobSpec, Resources
@@ -106,13 +106,16 @@ async def _plan(unit: Unit, job: JobRow, free: Sequence[NodeId], kept: frozenset
 async def _preemptible(unit: Unit) -> dict[str, list[_Found]]:
     """By node."""
     query = (
-        select(LeaseRow, JobRow)
+        select(LeaseRow, JobRow, NodeRow.gpus_out)
         .join(JobRow, JobRow.job_id == LeaseRow.job_id)
+        .join(NodeRow, NodeRow.node_id == LeaseRow.node_id)
         .where(LeaseRow.spot, LeaseRow.state.in_(_STOPPABLE))
         .order_by(LeaseRow.lease_id)
     )
     found: dict[str, list[_Found]] = defaultdict(list)
-    for lease, job in (await unit.session.execute(query)).all():
+    for lease, job, gpus_out in (await unit.session.execute(query)).all():
+        if set(lease.gpu_uuids).intersection(gpus_out):
+            continue  # its end would make nothing free
         if not is_protected(lease.started_at_ms, job.preemptions, unit.now_ms, unit.policy.spot_protected_ms):
             found[lease.node_id].append(_Found(lease, JobSpec.model_validate(job.spec).resources))
     return found

@@ -1,7 +1,7 @@
 """Heartbeats of thousands of nodes, taken together: one transaction for all that came since the last one.
 
 Most say that nothing has changed, and cost one UPDATE for all of them; so do those that were thought silent, for after an outage that is
-everybody. Who has leases, or changes its mind about draining, is looked at by itself (`nodes.on_heartbeat`). A heartbeat that is lost with this process costs nothing: the next one says the same.
+everybody. Who has leases, or says something new, is looked at by itself (`nodes.on_heartbeat`). A heartbeat that is lost with this process costs nothing: the next one says the same.
 """
 
 from __future__ import annotations
@@ -65,15 +65,16 @@ async def _renew(unit: Unit, beats: dict[NodeId, Heartbeat], since_ms: int) -> N
 async def _eventful(unit: Unit, beats: dict[NodeId, Heartbeat]) -> tuple[set[NodeId], dict[NodeId, Liveness]]:
     """Who has to be looked at by itself; and of the others, who was thought silent."""
     rows = await unit.session.execute(
-        select(NodeRow.node_id, NodeRow.state, NodeRow.liveness).where(NodeRow.node_id.in_(beats))
+        select(NodeRow.node_id, NodeRow.state, NodeRow.liveness, NodeRow.gpus_out).where(NodeRow.node_id.in_(beats))
     )
     found: set[NodeId] = set()
     silent: dict[NodeId, Liveness] = {}
-    for node_id, state, liveness in rows.all():
+    for node_id, state, liveness, gpus_out in rows.all():
         beat = beats[NodeId(node_id)]
         if liveness != Liveness.ALIVE:
             silent[NodeId(node_id)] = Liveness(liveness)
-        if beat.leases or beat.draining != (state == NodeState.DRAINING):
+        is_news = beat.draining != (state == NodeState.DRAINING) or [*beat.gpus_out] != gpus_out
+        if beat.leases or is_news:
             found.add(NodeId(node_id))
     working = select(LeaseRow.node_id).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.node_id.in_(beats))
     found |= {NodeId(node_id) for node_id in await unit.session.scalars(working.distinct())}

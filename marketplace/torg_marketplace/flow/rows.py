@@ -240,7 +240,11 @@ async def _snapshots(
         else:
             units[node_id][name] = lease_id
     grants = await _grants_of_shares(unit, units.values())
-    return [_snapshot(node, units[node.node_id], in_use.get(node.node_id, (0, 0, 0)), grants) for node in nodes]
+    idle_out = await _idle_gpus_out(unit, nodes)
+    return [
+        _snapshot(node, units[node.node_id], in_use.get(node.node_id, (0, 0, 0)), grants, idle_out.get(node.node_id, 0))
+        for node in nodes
+    ]
 
 
 def _questions(*, of_all: bool) -> _Questions:
@@ -265,7 +269,7 @@ _ALL, _SOME = _questions(of_all=True), _questions(of_all=False)
 
 
 def _snapshot(
-    node: NodeRow, units: Mapping[str, str], in_use: tuple[int, ...], grants: Mapping[str, Grant]
+    node: NodeRow, units: Mapping[str, str], in_use: tuple[int, ...], grants: Mapping[str, Grant], gpus_out: int
 ) -> NodeSnapshot:
     """`units`: who has which."""
     cpu_millis, memory, disk = in_use
@@ -284,6 +288,7 @@ def _snapshot(
         reputation_permille=reputation_permille(node.leases_kept, node.leases_broken),
         proof=ProofRecord.model_validate(node.proof).status(),
         protocol_version=node.protocol_version,
+        gpus_out=gpus_out,
     )
 
 
@@ -294,6 +299,18 @@ async def _grants_of_shares(unit: Unit, units: Iterable[Mapping[str, str]]) -> d
         return {}
     query = select(LeaseRow).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.lease_id.in_(holding))
     return {lease.lease_id: grant_of(lease) for lease in await unit.session.scalars(query)}
+
+
+async def _idle_gpus_out(unit: Unit, nodes: Sequence[NodeRow]) -> dict[str, int]:
+    """By node, where there are any: how many of the GPUs that get no new lease are not what a lease holds, whose unit is in use anyway."""
+    out = {node.node_id: set(node.gpus_out) for node in nodes if node.gpus_out}
+    if out:
+        query = select(LeaseRow.node_id, LeaseRow.gpu_uuids).where(
+            LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.node_id.in_(out)
+        )
+        for node_id, gpu_uuids in await unit.session.execute(query):
+            out[node_id] -= set(gpu_uuids)
+    return {node_id: len(idle) for node_id, idle in out.items()}
 
 
 def _shares(units: Mapping[str, str], grants: Mapping[str, Grant]) -> tuple[GpuShare, ...]:

@@ -216,6 +216,7 @@ class Fleet:
         self.gpu_free[row], self.gpu_owner[row] = 0, 0
         for number in range(node.gpus):
             self.gpu_free[row, number] = 0 if f"gpu:{number}" in used else WHOLE_MILLI
+        self.gpu_free[row, node.gpus_withheld()] = 0
         for share in node.shares:
             self.gpu_free[row, share.gpu] -= share.milli
             self.gpu_owner[row, share.gpu] = self.code(f"client {share.client}")

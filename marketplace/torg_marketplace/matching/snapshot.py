@@ -41,6 +41,7 @@ class NodeSnapshot:
     disk_in_use: int = 0
     shares: tuple[GpuShare, ...] = ()
     warm: frozenset[str] = frozenset()  # images and blob digests that are on its disk
+    gpus_out: int = 0  # GPUs that nobody holds and that get no lease now: broken, or too hot
     reputation_permille: int = 1000  # share of its leases that it saw through
     proof: ProofStatus = UNPROVEN  # what proofs of its hardware established
     protocol_version: int = PROTOCOL_VERSION  # that it speaks
@@ -78,8 +79,18 @@ class NodeSnapshot:
     def free_units(self, resources: Resources) -> list[str]:
         """Units of the kind that this job takes: whole GPUs, or slots when it wants none."""
         kind, count = ("gpu", self.gpus) if resources.gpus else ("slot", self.offer.slots)
-        taken = self.units_in_use | {f"gpu:{share.gpu}" for share in self.shares}
-        return [unit for unit in (f"{kind}:{number}" for number in range(count)) if unit not in taken]
+        taken = self._units_taken()
+        free = [unit for unit in (f"{kind}:{number}" for number in range(count)) if unit not in taken]
+        return free[: max(0, len(free) - self.gpus_out)] if resources.gpus else free
+
+    def gpus_withheld(self) -> list[int]:
+        """Numbers of `gpus_out`. Which of the free ones they are only the node knows, and it chooses: here they are the last ones."""
+        taken = self._units_taken() if self.gpus_out else frozenset()
+        free = [number for number in range(self.gpus) if f"gpu:{number}" not in taken]
+        return free[max(0, len(free) - self.gpus_out) :]
+
+    def _units_taken(self) -> frozenset[str]:
+        return self.units_in_use.union(f"gpu:{share.gpu}" for share in self.shares)
 
     def units_for(self, demand: Demand) -> list[str]:
         """Those that a lease would get; fewer than it needs where there are not as many. Of a shared GPU the first free place."""
@@ -93,7 +104,7 @@ class NodeSnapshot:
     def _gpu_to_share(self, demand: Demand) -> int | None:
         """Of those with room beside this client's leases alone the fullest, as the node's own ledger decides (`torg_node.allocation`)."""
         found: list[tuple[int, int]] = []
-        for gpu in range(self.gpus):
+        for gpu in sorted({*range(self.gpus)}.difference(self.gpus_withheld())):
             there = [share for share in self.shares if share.gpu == gpu]
             free = 0 if f"gpu:{gpu}" in self.units_in_use else WHOLE_MILLI - sum(share.milli for share in there)
             if free >= demand.gpu_milli and all(share.client == demand.client for share in there):

@@ -38,6 +38,7 @@ class NodeRow(Base):
     leases_broken: Mapped[int] = mapped_column(default=0)
     clean_leases: Mapped[int] = mapped_column(default=0)  # kept since its last failed audit
     warm: Mapped[JsonList] = mapped_column(default=list)  # images and workspaces that it ran lately, newest first
+    gpus_out: Mapped[JsonList] = mapped_column(default=list)  # UUIDs: of these GPUs no new lease gets any
     proof: Mapped[Json] = mapped_column(default=dict)  # `rules/proof.py` ProofRecord
     proof_due_ms: Mapped[Ms] = mapped_column(default=0)  # 0: not scheduled yet
 

@@ -123,7 +123,7 @@ async def test_todays_node_steps_down_to_an_older_marketplace_and_says_nothing_t
     def hello(version: int) -> Hello:
         template = FROM_NODE.validate_json(json.dumps(recorded(">", "hello")[0]))
         assert isinstance(template, Hello)
-        return template.model_copy(update={"protocol_version": version})
+        return template.model_copy(update={"protocol_version": version, "gpus_out": ("GPU-0",)})
 
     async def on_welcome(welcome: Welcome) -> None:
         welcomed.append(welcome)
@@ -144,7 +144,7 @@ async def test_todays_node_steps_down_to_an_older_marketplace_and_says_nothing_t
                     await asyncio.sleep(0.01)
             newer_word = RefundIssued.model_construct(type="refund")
             assert await link.send(newer_word)  # of a kind that the older version has not: left unsaid
-            assert await link.send(Heartbeat(at_ms=1))
+            assert await link.send(Heartbeat(at_ms=1, gpus_out=("GPU-0",)))
             async with asyncio.timeout(30):
                 while not heard:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
@@ -153,6 +153,7 @@ async def test_todays_node_steps_down_to_an_older_marketplace_and_says_nothing_t
             await asyncio.gather(running, return_exceptions=True)
 
     assert [item["protocol_version"] for item in hellos] == [PROTOCOL_VERSION, OLDER]
+    assert hellos[0].pop("gpus_out") == ["GPU-0"]
     assert all(item.keys() == recorded(">", "hello")[0].keys() for item in hellos)
     assert [item["type"] for item in heard] == ["heartbeat"]
     assert heard[0].keys() == recorded(">", "heartbeat")[0].keys()

@@ -69,6 +69,18 @@ def test_a_restarted_agent_finds_the_same_gpu_for_the_same_lease(opened: Open) -
     assert after.reserve(LeaseId("three"), claim(1)).gpu_uuids == ("g0",)
 
 
+def test_what_is_out_is_said_by_what_is_offered(opened: Open) -> None:
+    """A card that rests takes its slices with it; of GPUs that this node does not offer it says nothing."""
+    ledger = opened(capacity(gpu("g0"), gpu("slice", parent="card"), gpu("g2")))
+    assert ledger.gpus_out() == ()
+    ledger.rest("card", "is hot")
+    ledger.cordon("elsewhere", "fell off the bus")
+    ledger.cordon("g2", "2 uncorrected ECC errors since boot")
+    assert ledger.gpus_out() == ("slice", "g2")
+    ledger.back("card")
+    assert ledger.gpus_out() == ("g2",)
+
+
 def test_what_the_journal_has_ended_is_given_back_at_start(opened: Open) -> None:
     has = capacity(gpu("g0"))
     opened(has).reserve(LeaseId("ended"), claim(1))
