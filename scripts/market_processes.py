@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 45.0  # an agent in the middle of a step, on a machine that others use too
 
 
 class ProcessFailed(Exception):
@@ -40,7 +41,7 @@ class Running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             try:
-                await asyncio.wait_for(self.process.wait(), timeout=15)
+                await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT_S)
             except TimeoutError:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 await self.process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -12,6 +13,15 @@ from tests.support.small_market import SmallMarket, running_market
 from torg.client import AsyncClient
 
 __all__ = ["leaves_nothing", "module_leaves_nothing", "own_temp"]
+
+_HERE = Path(__file__).parent
+_WITHIN_S = 400  # several processes that start, and a machine that others use too
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == _HERE and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_WITHIN_S))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.s3 import CREDENTIALS, running_s3
-from tests.support.small_market import SmallMarket, running_market, submit
+from tests.support.small_market import WAIT_FOR_GO, SmallMarket, let_go, running_market, submit
 from tests.support.waiting import eventually
 from torg_protocol.states import JobState
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(240)]
 
 CONTENT = bytes(range(256)) * (9 << 12)  # more than one part of an upload
-CODE = """
-import os, time
+CODE = f"""
 print("begun", flush=True)
-time.sleep(2)
+{WAIT_FOR_GO}
 open(os.environ["TORG_OUTPUT_DIR"] + "/model.bin", "wb").write(bytes(range(256)) * (9 << 12))
 """
 
@@ -38,6 +37,7 @@ async def test_a_job_delivers_through_a_bucket_that_was_away(tmp_path: Path, mon
 
             await eventually(has_begun)
             with s3.away():
+                let_go(tmp_path / "node")
                 await eventually(is_missed)
             done = await client.wait(job.job_id)
 

@@ -36,6 +36,8 @@ if rank == 0:
     open(os.environ["TORG_OUTPUT_DIR"] + "/sum", "w").write(str(int(numbers[-1])))
 """
 
+HANGS_AT_FIRST = "import os, time; time.sleep(600 if os.environ['TORG_ATTEMPT'] == '1' else 1)"
+
 
 @asynccontextmanager
 async def nodes(market: SmallMarket, count: int) -> AsyncIterator[list[Running]]:
@@ -85,7 +87,7 @@ async def test_gloo_adds_up_across_nodes_without_a_route_and_a_lost_node_is_repl
         assert [output.path for output in ended.outputs] == ["sum"]
         assert ended.final_amount == sum(lease.amount for lease in ended.leases)
 
-        pair = await submit(client, ["sleep", "20"], gang={"size": 2}, lease_grace="4s")
+        pair = await submit(client, ["python", "-c", HANGS_AT_FIRST], gang={"size": 2}, lease_grace="8s")
         first = await until_running(client, pair)
         lost = next(
             (process, lease) for lease in first.leases for process in others if process.ready.get("node") == lease.node

@@ -29,7 +29,7 @@ async def test_a_broken_gpu_goes_out_of_service_with_its_reason_and_its_owner_pu
         await market.start_localnet()
         await market.start_marketplace()
         await market.start_node(environment)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             found = await _doctor(data, environment)
             while not found["cordons"]:
                 found = await _doctor(data, environment)

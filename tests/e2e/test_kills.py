@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -36,11 +37,13 @@ async def test_the_marketplace_is_killed_mid_job_and_the_node_finishes_without_i
     async with market.client() as client:
         job = await submit(client, COUNT, lease_grace="60s")
         await _until_running(client, job.job_id)
+        away_from_s = time.monotonic()
         await _kill_and_restart_marketplace(market, down_s=6)  # the job ends meanwhile
+        away_ms = (time.monotonic() - away_from_s) * 1000
         ended = await client.wait(job.job_id)
 
         assert (ended.state, len(ended.leases)) == (JobState.SUCCEEDED, 1)
-        assert 3_500 < ended.leases[0].billed_ms < 6_000
+        assert 3_500 < ended.leases[0].billed_ms < away_ms, "what it ran for, not until it could be heard again"
         await _assert_paid_once(market, client, ended)
 
 
@@ -105,10 +108,11 @@ async def _kill_and_restart_marketplace(market: SmallMarket, *, down_s: float) -
 
 
 async def _until_running(client: AsyncClient, job_id: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         async for event in client.follow(job_id):
             if event.kind == "lease" and event.data["state"] == LeaseState.RUNNING:
                 return
+    raise AssertionError(f"{job_id} ended before it ran")
 
 
 async def _assert_paid_once(market: SmallMarket, client: AsyncClient, job: JobView) -> None:

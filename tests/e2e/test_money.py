@@ -69,10 +69,10 @@ async def test_a_node_that_is_owed_too_much_stops_and_takes_no_more(tmp_path: Pa
     market = SmallMarket(tmp_path, max_unpaid="0.001", usage_interval="1s")
     async with running_market(tmp_path, market=market), market.client() as client:
         await _lose_transactions(market, 100_000)
-        short = {"max_duration": "3500ms"}  # nobody leases more than what the node would work for unpaid
-        nearly_all = ["python", "-c", "import time; time.sleep(3)"]
-        assert (await run(client, nearly_all, limits=short)).state is JobState.SUCCEEDED
-        job = await submit(client, LONG, limits=short)
+        nearly_all = await run(client, LONG, limits={"max_duration": "3s"})
+        assert (nearly_all.reason, nearly_all.leases[0].billed_ms) == ("max_duration", 3_000)
+        # Nobody leases more than what the node would work for unpaid.
+        job = await submit(client, LONG, limits={"max_duration": "3500ms"})
 
         async def ended() -> bool:
             return [lease.reason for lease in (await client.job(job.job_id)).leases] not in ([], [None])

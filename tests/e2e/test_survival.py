@@ -16,10 +16,11 @@ import pytest
 
 from tests.support.executors import left_behind
 from tests.support.small_market import SmallMarket, run, running_market, submit
+from tests.support.waiting import until
 from torg.client import AsyncClient
 from torg_protocol.states import JobState, LeaseState
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
 COUNT = ["python", "-u", "-c", "import time\nfor n in range(12):\n    print(n)\n    time.sleep(0.5)"]
 COUNTED = "".join(f"{n}\n" for n in range(12))
 
@@ -81,7 +82,8 @@ def _fill(path: Path) -> None:
 
 
 async def _reboot(market: SmallMarket, client: AsyncClient, data: Path) -> None:
-    job = await submit(client, COUNT, lease_grace="60s")
+    forever = ["python", "-u", "-c", "print('1'); import time; time.sleep(600)"]
+    job = await submit(client, forever, lease_grace="60s", limits={"max_duration": "5m"})
     await _until_running(client, job.job_id)
     assert market.node is not None
     await market.node.kill()
@@ -97,7 +99,7 @@ async def _reboot(market: SmallMarket, client: AsyncClient, data: Path) -> None:
             await asyncio.sleep(0.1)
     found = await client.job(job.job_id)
     assert (found.state, len(found.leases), found.leases[0].billed_ms) == (JobState.QUEUED, 1, 0)
-    assert not state.exists()
+    await until(lambda: not state.exists())  # the node cleans up after it has reported
     await client.cancel(job.job_id)
     assert (await run(client, ["true"])).state is JobState.SUCCEEDED
 

@@ -139,7 +139,7 @@ async def test_a_shell_in_a_terminal_knows_its_size_hears_ctrl_c_and_ends_with_i
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 111, 0, 0))
         process.send_signal(signal.SIGWINCH)
         os.write(terminal, b"while ! stty size | grep '44 111'; do sleep 0.05; done; exit 9\r")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             assert await process.wait() == 9
         assert "/dev/pts/" in said.text
     finally:
@@ -167,7 +167,7 @@ async def test_a_program_in_a_terminal_hears_the_keys_without_being_asked_for_in
     try:
         await Said(terminal).until("here")
         os.write(terminal, b"\x03")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             assert await process.wait() == 130
     finally:
         os.close(terminal)
@@ -184,7 +184,7 @@ class Said:
 
     async def until(self, wanted: str) -> None:
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 while wanted not in self.text:
                     with contextlib.suppress(BlockingIOError):
                         self.text += os.read(self._terminal, 4096).decode(errors="replace")
@@ -197,7 +197,7 @@ async def test_ctrl_c_reaches_a_command_without_a_terminal(client: AsyncClient, 
     script_text = "trap 'echo stopped; exit 4' INT; echo ready; while :; do sleep 0.05; done"
     process = await _torg_process(client, "exec", job.job_id, "--", "sh", "-c", script_text)
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         assert await process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
         assert await process.stdout.read() == b"stopped\n"
@@ -212,20 +212,20 @@ async def forwarding(
     process = await _torg_process(client, "--json", "port-forward", job_id, *ports)
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             line = await process.stdout.readline()
         yield json.loads(line)["ports"][0]["local"], process
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             await process.communicate()
 
 
 async def ask(port: int, text: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(text)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         answer = await reader.read()
     writer.close()
     return answer
@@ -281,7 +281,7 @@ async def test_nothing_is_left_when_the_job_ends(client: AsyncClient, job: JobVi
             _, said = await sleeper.communicate()
             assert (sleeper.returncode in {125, 137}, said) != (False, b"")
             assert await forwarder.wait() == 1
-            while _commands_with("54321"):  # noqa: ASYNC110 - its last process goes a moment after its last word
+            while _commands_with("sleep 54321"):  # noqa: ASYNC110 - its last process goes a moment after its last word
                 await asyncio.sleep(0.05)
         with pytest.raises(ConnectionRefusedError):
             await ask(port, b"x")

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from scripts.market_processes import call, script, start
-from tests.support.small_market import running_market, submit
+from tests.support.small_market import WAIT_FOR_GO, let_go, running_market, submit
 from torg_protocol.states import JobState
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow]
-COUNT = ["python", "-u", "-c", "import time\nfor n in range(24):\n    print(n)\n    time.sleep(0.5)"]
-COUNTED = "".join(f"{n}\n" for n in range(24))
+WORK = ["python", "-u", "-c", f"print('up')\n{WAIT_FOR_GO}print('done')"]
 NEXT_RELEASE = """
 import sys
 import torg_protocol.versions
@@ -34,9 +33,9 @@ async def test_the_next_release_checks_itself_takes_over_and_a_broken_one_is_tol
     program.write_text(NEXT_RELEASE)
     data = tmp_path / "node"
     async with running_market(tmp_path) as market, market.client() as client:
-        job = await submit(client, COUNT, lease_grace="60s")
+        job = await submit(client, WORK, lease_grace="60s", limits={"max_duration": "5m"})
         async with asyncio.timeout(60):
-            while "2\n" not in await client.logs(job.job_id):  # noqa: ASYNC110
+            while "up\n" not in await client.logs(job.job_id):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         check = [sys.executable, str(program), "self-check", "--data", str(data), "--json"]
         found = {item["name"]: item for item in json.loads((await call(check))[1])}
@@ -44,6 +43,7 @@ async def test_the_next_release_checks_itself_takes_over_and_a_broken_one_is_tol
         await market.node.stop()
         argv = [sys.executable, str(program), "start", "--data", str(data)]
         market.node = await start("node", argv, tmp_path / "node.log")
+        let_go(data)
         ended = await client.wait(job.job_id)
         said = await client.logs(job.job_id)
 
@@ -52,7 +52,7 @@ async def test_the_next_release_checks_itself_takes_over_and_a_broken_one_is_tol
         )
         assert found["journal"]["found"].startswith("1 running leases")
         assert found["protocol"]["found"] == "version 2"
-        assert (ended.state, len(ended.leases), said) == (JobState.SUCCEEDED, 1, COUNTED)
+        assert (ended.state, len(ended.leases), said) == (JobState.SUCCEEDED, 1, "up\ndone\n")
         await _broken(data, tmp_path / "broken")
 
 

@@ -87,7 +87,7 @@ async def test_a_job_that_fails_or_dies_leaves_what_was_there(
     assert (tmp_path / "left" / "log.txt").read_text() == "put\nof a failure\n"
 
     endless = ["python", "-c", APPEND_LINE + "import time; time.sleep(600)", "of the dead"]
-    job = await submit(client, endless, volumes=["kept:/data"], lease_grace="2s")
+    job = await submit(client, endless, volumes=["kept:/data"], lease_grace="5s")
 
     async def is_running() -> bool:
         return "of the dead" in await client.logs(job.job_id)
