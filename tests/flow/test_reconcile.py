@@ -10,13 +10,18 @@ from sqlalchemy import select
 
 from tests.support.actors import TUSD, Client, Node, join, make_client, spec
 from tests.support.market import World
+from tests.support.money import open_vault
 from torg_chain.vault import VaultState, token_account_of
+from torg_marketplace.flow.commitments import commit_lease
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.reconcile import lost_payouts, reconcile, unblock, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
+from torg_marketplace.flow.settlement_plan import make_plan
+from torg_marketplace.flow.vaults import refresh_vault, vault_row
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.money_models import PayoutRow, PostingRow, VaultRow
-from torg_protocol.errors import Conflict
+from torg_marketplace.storage.money_models import CapRow, PayoutRow, PostingRow, VaultRow
+from torg_protocol.errors import Conflict, NotFound
+from torg_protocol.ids import LeaseId
 from torg_protocol.messages import OrderIssued
 from torg_protocol.states import PayoutState
 
@@ -127,6 +132,70 @@ async def test_deposits_and_closings_by_any_wallet_are_booked_also_after_a_downt
         assert await ledger.balance(unit.session, ledger.chain(client.vault)) == 0
         assert await ledger.problems(unit.session) == []
     assert await reconcile(world.market) == []
+
+
+async def test_an_answer_from_before_a_deposit_takes_nothing_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two who look at once the slower one writes last; and nodes of one RPC address are not equally far."""
+    client = await make_client(world, deposit=10 * TUSD)
+    before = world.chain.vaults[client.vault]
+    world.chain.deposit(client.vault, 5 * TUSD)
+    read = world.chain.vault
+
+    async def slow(_: str) -> VaultState | None:
+        monkeypatch.setattr(world.chain, "vault", read)
+        await watch_vaults(world.market)
+        return before
+
+    monkeypatch.setattr(world.chain, "vault", slow)
+    assert (await refresh_vault(world.market, client.vault)).chain_balance == 15 * TUSD
+    await watch_vaults(world.market)
+    async with world.market.reading() as unit:
+        assert await ledger.balance(unit.session, ledger.free(client.vault)) == 15 * TUSD
+    assert await reconcile(world.market) == []
+
+
+async def test_a_vault_that_is_opened_while_we_look_for_it_is_not_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await make_client(world, deposit=10 * TUSD)
+    other, read = await make_client(world), world.chain.vault
+    new = open_vault(
+        world.chain, world.market.network, depositor=other.key.pubkey(), signer=client.key.pubkey(), balance=TUSD
+    )
+
+    async def not_yet(_: str) -> VaultState | None:
+        monkeypatch.setattr(world.chain, "vault", read)
+        await refresh_vault(world.market, new)
+        return None
+
+    monkeypatch.setattr(world.chain, "vault", not_yet)
+    with pytest.raises(NotFound) as unknown:
+        await refresh_vault(world.market, new)
+    assert unknown.value.code == "vault_unknown"
+    async with world.market.reading() as unit:
+        assert not (await unit.session.get_one(VaultRow, new)).closed
+        assert await ledger.balance(unit.session, ledger.free(new)) == TUSD
+
+
+async def test_captures_and_grants_carry_no_cap_of_a_key_that_was_replaced(world: World) -> None:
+    """Though it is higher, and lives for longer: the program would refuse it, each time."""
+    _, client = await _earn(world)
+    new, now_s = world.random.keypair(), world.clock.now_ms() // 1000
+    async with world.market.transaction() as unit:
+        row = await vault_row(unit, client.vault)
+        row.next_signer, row.next_signer_at_s = str(new.pubkey()), now_s
+        old = (await unit.session.scalars(select(CapRow).where(CapRow.vault == client.vault))).one()
+        values = {"vault": client.vault, "cap": old.cap - 1, "valid_until_s": old.valid_until_s - 1}
+        unit.session.add(CapRow(**values, signer=str(new.pubkey()), signature="of the new one"))
+    async with world.market.transaction() as unit:
+        plan = await make_plan(unit, client.vault)
+        ids = {"lease_id": LeaseId("lease_next"), "payout_address": str(new.pubkey())}
+        _, _, granted = await commit_lease(unit, vault=client.vault, max_amount=1, **ids)
+        await unit.session.rollback()
+    assert plan is not None
+    assert [plan.cap.signature, granted.signature] == ["of the new one"] * 2
 
 
 async def test_what_a_closed_vault_still_owed_is_written_off_once_with_its_cause(

@@ -6,7 +6,7 @@ from sqlalchemy import bindparam, select
 
 from torg_marketplace.flow.credit import raised_credit_cap
 from torg_marketplace.flow.unit import Unit
-from torg_marketplace.flow.vaults import remember_cap, vault_row
+from torg_marketplace.flow.vaults import remember_cap, signer_of, vault_row
 from torg_marketplace.rules.money import lowest_gap
 from torg_marketplace.storage.money_models import CapRow, CommitmentRow, VaultRow
 from torg_protocol.caps import Commitment, SignedCap
@@ -64,6 +64,7 @@ _COVERING = (
     select(CapRow)
     .where(
         CapRow.vault == bindparam("vault"),
+        CapRow.signer == bindparam("signer"),
         CapRow.cap >= bindparam("at_least"),
         CapRow.valid_until_s > bindparam("now_s"),
     )
@@ -74,6 +75,7 @@ _COVERING = (
 
 async def _covering_cap(unit: Unit, vault: VaultRow, committed_after: int) -> SignedCap | None:
     asked = {"vault": vault.address, "at_least": committed_after, "now_s": unit.now_ms // 1000}
+    asked["signer"] = signer_of(vault, unit.now_ms)  # of a key that was replaced the program takes none
     with unit.session.no_autoflush:
         row = (await unit.session.scalars(_COVERING, asked)).one_or_none()
         if row is not None:

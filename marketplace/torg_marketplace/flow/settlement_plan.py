@@ -19,15 +19,17 @@ from torg_chain.errors import TransactionTooLarge
 from torg_chain.transactions import SignedTransaction
 from torg_chain.vault import VaultState, token_account_of
 from torg_chain.vault_operations import PriorityFee
+from torg_marketplace.flow.commitments import signed_cap
 from torg_marketplace.flow.earnings import FEE_ADDRESS
 from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.flow.vaults import signer_of
 from torg_marketplace.rules.settlement import Batch, Due, capture_units, is_due, is_exposed, make_batch, priority_price
 from torg_marketplace.storage.models import LeaseRow, NodeRow
 from torg_marketplace.storage.money_models import CapRow, PayoutRow, SettlementRow, VaultRow
 from torg_protocol.caps import OrderPayee, SignedCap, SignedOrder
 from torg_protocol.errors import Unavailable
-from torg_protocol.ids import Digest, NodeId, VaultAddress
+from torg_protocol.ids import Digest, NodeId
 from torg_protocol.merkle import merkle_root
 from torg_protocol.messages import OrderIssued
 from torg_protocol.states import PayoutState, SettlementState
@@ -113,7 +115,7 @@ async def make_plan(unit: Unit, vault: str, *, max_payees: int | None = None) ->
     row = await unit.session.get_one(VaultRow, vault)
     if row.blocked is not None or row.active_settlement is not None:
         return None
-    cap = await _best_cap(unit, vault)
+    cap = await _best_cap(unit, row)
     if cap is None:
         return None
     query = select(PayoutRow).where(PayoutRow.vault == vault, PayoutRow.state == PayoutState.PENDING)
@@ -171,26 +173,23 @@ async def orders_in_flight(unit: Unit, node_id: NodeId) -> list[SignedOrder]:
     found = []
     for settlement_id in ids:
         row = await unit.session.get_one(SettlementRow, settlement_id)
-        if (cap := await _best_cap(unit, row.vault)) is not None:
+        if (cap := await _best_cap(unit, await unit.session.get_one(VaultRow, row.vault))) is not None:
             payees = [(account, amount) for account, (_, amount) in zip(row.token_accounts, row.payees, strict=True)]
             found.append(signed_order(unit.market, cap, row.expected_settled, payees, Digest(row.root)))
     return found
 
 
-async def _best_cap(unit: Unit, vault: str) -> SignedCap | None:
-    """The highest cap that is valid for a while yet."""
-    query = select(CapRow).where(CapRow.vault == vault, CapRow.valid_until_s * 1000 > unit.now_ms + _CAP_MARGIN_MS)
+async def _best_cap(unit: Unit, vault: VaultRow) -> SignedCap | None:
+    """The highest cap that the program takes now and for a while yet."""
+    until_ms = unit.now_ms + _CAP_MARGIN_MS
+    query = select(CapRow).where(
+        CapRow.vault == vault.address,
+        CapRow.signer == signer_of(vault, until_ms),
+        CapRow.valid_until_s * 1000 > until_ms,
+    )
     best = query.order_by(CapRow.cap.desc(), CapRow.valid_until_s.desc()).limit(1)
     row = (await unit.session.scalars(best)).first()
-    if row is None:
-        return None
-    return SignedCap(
-        vault=VaultAddress(vault),
-        cap=row.cap,
-        valid_until_s=row.valid_until_s,
-        signer=row.signer,
-        signature=row.signature,
-    )
+    return None if row is None else signed_cap(row)
 
 
 async def _died_before(unit: Unit, vault: str, settled: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from solders.pubkey import Pubkey
 from sqlalchemy import BigInteger, BindParameter, CursorResult, bindparam, func, select, update
 
 from torg_chain.vault import VaultState
@@ -36,14 +37,17 @@ async def refresh_vault(market: Market, address: str) -> VaultView:
     vault_grace_too_short), ChainUnavailable.
     """
     try:
-        state = await market.chain.vault(address)
+        Pubkey.from_string(address)
     except ValueError:
         raise Invalid("not an address", code="vault_address_invalid", field="vault", value=address) from None
-    await _follow_captures(market, address, state)
+    async with market.reading() as unit:
+        known = await unit.session.get(VaultRow, address)
+    state = await market.chain.vault(address)
+    if known is not None and _may_be_behind(known, state):
+        await catch_up(market, address)
     async with market.transaction() as unit:
         if state is None:
-            row = await unit.session.get(VaultRow, address)
-            if row is None:
+            if known is None:  # or known only since we asked: then it was opened meanwhile, not closed
                 raise NotFound(
                     "there is no such vault on this chain",
                     code="vault_unknown",
@@ -51,6 +55,7 @@ async def refresh_vault(market: Market, address: str) -> VaultView:
                     value=address,
                     hint="wait until its opening is finalized",
                 )
+            row = await unit.session.get_one(VaultRow, address)
             await _closed(unit, row)
         else:
             _check_terms(market, state)
@@ -181,15 +186,10 @@ _CLOSE = (
 )
 
 
-async def _follow_captures(market: Market, address: str, state: VaultState | None) -> None:
+def _may_be_behind(row: VaultRow, state: VaultState | None) -> bool:
     """A payee has landed an order of ours, perhaps. While a capture is in flight the settlement worker follows it."""
-    async with market.reading() as unit:
-        row = await unit.session.get(VaultRow, address)
-        if row is None or row.closed or row.active_settlement is not None:
-            return
-        behind = state is None or state.settled != row.chain_settled
-    if behind:
-        await catch_up(market, address)
+    at_rest = not row.closed and row.active_settlement is None
+    return at_rest and (state is None or state.settled != row.chain_settled)
 
 
 def _check_terms(market: Market, state: VaultState) -> None:
@@ -236,17 +236,20 @@ async def _upsert(unit: Unit, state: VaultState) -> VaultRow:
         row = VaultRow(address=address, chain_balance=state.balance, chain_settled=state.settled, deposits=0, **values)
         unit.session.add(row)
         await unit.session.flush()
+    total = state.settled + state.balance  # all that was ever deposited: like what is settled, it never becomes less
+    if state.settled < row.chain_settled or total < row.deposits:
+        log.info("vault %s: an answer of the chain from before the books' own is dropped", address)
+        return row
     for name, value in values.items():
         setattr(row, name, value)
     if state.settled == row.chain_settled:
         # What was captured moves both figures together with the ledger, when it is final: here only deposits are booked.
         row.chain_balance = state.balance
-        await _post_deposits(unit, row, state.settled + state.balance)
+        await _post_deposits(unit, row, total)
     return row
 
 
 async def _post_deposits(unit: Unit, row: VaultRow, total: int) -> None:
-    """`total` is everything that was ever deposited: what is there plus what was paid out."""
     change = total - row.deposits
     if change == 0:
         return
@@ -272,9 +275,9 @@ async def _closed(unit: Unit, row: VaultRow) -> None:
 
 
 def _check_cap(unit: Unit, row: VaultRow, cap: SignedCap, lease_end_latest_s: int) -> None:
-    rotated = row.next_signer_at_s and unit.now_ms >= row.next_signer_at_s * 1000
-    signer = row.next_signer if rotated else row.signer
-    message = CapMessage(unit.market.network.chain_id, _key_bytes(cap.vault), cap.cap, cap.valid_until_s)
+    signer = signer_of(row, unit.now_ms)
+    vault = bytes(Pubkey.from_string(cap.vault))
+    message = CapMessage(unit.market.network.chain_id, vault, cap.cap, cap.valid_until_s)
     if cap.signer != signer or not verify_message(message, cap.signature, signer):
         raise Invalid(
             "the cap is not signed by the vault's signer",
@@ -293,6 +296,12 @@ def _check_cap(unit: Unit, row: VaultRow, cap: SignedCap, lease_end_latest_s: in
             value=cap.valid_until_s,
             hint=f"at least {needed_s}",
         )
+
+
+def signer_of(row: VaultRow, now_ms: int) -> str:
+    """Whose caps the program takes at that time."""
+    rotated = row.next_signer_at_s and now_ms >= row.next_signer_at_s * 1000
+    return row.next_signer if rotated else row.signer
 
 
 async def remember_cap(unit: Unit, cap: SignedCap) -> None:
@@ -415,9 +424,3 @@ def _payout_view(row: PayoutRow, signature: str) -> PayoutView:
         state=row.state,
         settlement_signature=signature,
     )
-
-
-def _key_bytes(address: str) -> bytes:
-    from solders.pubkey import Pubkey
-
-    return bytes(Pubkey.from_string(address))
