@@ -31,7 +31,7 @@ SMALL = {"cpus": "0.1", "memory": "64MiB", "disk": "16MiB"}
 
 async def measure(idle_s: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="torg-node-idle-") as folder:
-        market = SmallMarket(Path(folder))
+        market = SmallMarket(Path(folder), heartbeat="500ms")
         try:
             await market.start_localnet()
             await market.start_marketplace()

@@ -385,9 +385,9 @@ class Agent:
 
     async def _beat(self) -> None:
         while True:
+            self._heartbeats.clear()  # before: what changes while this one is sent asks for the next
             is_draining, out = self._takes_no_work, self._gpus_out
             await self._link.send(Heartbeat(at_ms=wall_ms(), leases=self._held(), draining=is_draining, gpus_out=out))
-            self._heartbeats.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._heartbeats.wait()

@@ -57,7 +57,7 @@ async def test_commands_and_ports_reach_a_job_that_no_packet_reaches(tmp_path: P
 
 
 async def _a_job_survives_a_network_that_flaps(torg: list[str], node: Place, job_file: Path) -> None:
-    """Three times longer than the three heartbeats after which a node counts as unknown."""
+    """Twice as long as the three heartbeats after which a node counts as unknown."""
     count = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.25)"
     job = {**json.loads(job_file.read_text()), "command": ["python", "-c", count]}
     job_file.write_text(json.dumps(job))

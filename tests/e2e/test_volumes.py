@@ -45,7 +45,7 @@ async def torg(client: AsyncClient, *arguments: str, cwd: Path | None = None, ex
 async def other_owner(market: SmallMarket, client: AsyncClient) -> None:
     """The machine burns, and somebody else lends one."""
     assert market.node is not None
-    (gone,) = [offer.node for offer in await client.offers() if offer.liveness == "alive"]
+    gone = market.node.ready["node"]
     await market.node.kill()
     await remove_containers(market.folder / "node")
     shutil.rmtree(market.folder / "node")

@@ -33,6 +33,9 @@ class SmallMarket:
     egress: str = "none"  # of the node; with anything else it also lends this host's loopback, where tests serve
     proof_interval: str = "0s"  # of hardware: most tests want nobody to compute beside them
     slot_ms: int = 50  # of the localnet
+    heartbeat: str = (
+        "2s"  # after three of them a silent node gets no work: on a busy machine an agent has to wait for its turn
+    )
     node_settings: Mapping[str, int] = field(default_factory=dict)  # what `torg-node init` has no option for
     marketplace_env: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()  # more of `torg-marketplace serve`; the last of two wins
@@ -65,7 +68,14 @@ class SmallMarket:
             "--rpc-url",
             self.rpc_url,
         ]
-        argv += ["--port", str(self.ports.get("marketplace", 0)), "--heartbeat", "500ms", "--settlement-age", "1s"]
+        argv += [
+            "--port",
+            str(self.ports.get("marketplace", 0)),
+            "--heartbeat",
+            self.heartbeat,
+            "--settlement-age",
+            "1s",
+        ]
         argv += ["--usage-interval", self.usage_interval, "--proof-interval", self.proof_interval, *self.options]
         env = {"TORG_MARKETPLACE_DATABASE_URL": self.database_url} if self.database_url else {}
         env |= {"TORG_MARKETPLACE_MINT": self.mint} if self.mint else {}

@@ -63,7 +63,7 @@ async def star_market(folder: Path, middle: Place, *nodes: Place) -> AsyncIterat
         serving = await run(
             "marketplace",
             *(script("torg-marketplace"), "serve", "--data", str(folder / "marketplace"), "--host", MIDDLE_ADDRESS),
-            *("--port", "0", "--rpc-url", f"http://{MIDDLE_ADDRESS}:{rpc_port}", "--heartbeat", "500ms"),
+            *("--port", "0", "--rpc-url", f"http://{MIDDLE_ADDRESS}:{rpc_port}", "--heartbeat", "1s"),
             *("--proof-interval", "0s"),
         )
         market.url = serving.ready["url"]
