@@ -96,4 +96,10 @@ def too_large(limit: int, member: str) -> TooLarge:
 
 
 def changed(member: str) -> Conflict:
-    return Conflict("a file changed while it was packed", code="archive_changed", field="member", value=member)
+    return Conflict(
+        "a file changed while it was packed",
+        code="archive_changed",
+        field="member",
+        value=member,
+        hint="nothing was submitted: run it again when nothing writes there, or name it in .torgignore",
+    )

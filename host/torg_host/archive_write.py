@@ -56,7 +56,7 @@ class TreeWalk:
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if ignore:
-                self._ignore_file = TORG_FILE if (root / TORG_FILE).is_file() else GIT_FILE
+                self._ignore_file = TORG_FILE if os.path.lexists(root / TORG_FILE) else GIT_FILE
             self._add_directory(descriptor, "", ())
         finally:
             os.close(descriptor)
@@ -71,6 +71,8 @@ class TreeWalk:
                 status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
             except FileNotFoundError as error:
                 raise changed(member) from error
+            except PermissionError as error:
+                raise _unreadable(member, error) from error
             if self._ignore_file and left_out(member, stat.S_ISDIR(status.st_mode), rules):
                 continue
             try:
@@ -130,14 +132,23 @@ class TreeWalk:
     def _rules_here(self, descriptor: int, path: str) -> tuple[Rule, ...]:
         if self._ignore_file is None:
             return ()
+        member = path + self._ignore_file
         try:
             opened = os.open(self._ignore_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
-        except OSError:
+        except FileNotFoundError:
             return ()
-        with os.fdopen(opened, "rb") as file:
+        except OSError as error:
+            why = "it is a link" if error.errno == errno.ELOOP else error.strerror
+            raise _rules_unreadable(member, why) from error
+        try:
             if not stat.S_ISREG(os.fstat(opened).st_mode):
-                return ()
-            return parse_rules(file.read(MAX_IGNORE_FILE_BYTES).decode(errors="replace"), path)
+                raise _rules_unreadable(member, "it is no regular file")
+            text = _read_at_most(opened, MAX_IGNORE_FILE_BYTES + 1)
+        finally:
+            os.close(opened)
+        if len(text) > MAX_IGNORE_FILE_BYTES:
+            raise _rules_unreadable(member, f"it has more than {MAX_IGNORE_FILE_BYTES >> 20} MiB")
+        return parse_rules(text.decode(errors="replace"), path)
 
     def _count(self, member: str, size: int) -> None:
         self.bytes += size
@@ -180,13 +191,41 @@ class TreeSizes(TreeWalk):
     """Only counts."""
 
 
+def _read_at_most(descriptor: int, size: int) -> bytes:
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        return file.read(size)
+
+
+def _rules_unreadable(member: str, why: str | None) -> Invalid:
+    """What it would keep at home may be a secret: nothing is packed without having read it."""
+    return Invalid(
+        f"this ignore file cannot be read: {why}",
+        code="ignore_file_unreadable",
+        field="member",
+        value=member,
+        hint="put a regular, readable file there, or delete it",
+    )
+
+
 def _open_below(parent: int, name: str, member: str, flags: int) -> int:
     try:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=parent)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENOENT, errno.ENXIO}:
             raise changed(member) from error
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            raise _unreadable(member, error) from error
         raise
+
+
+def _unreadable(member: str, error: OSError) -> Invalid:
+    return Invalid(
+        f"a file of the folder cannot be read: {error.strerror}",
+        code="archive_unreadable",
+        field="member",
+        value=member,
+        hint="make it readable, or name it in .torgignore",
+    )
 
 
 def _member_info(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:

@@ -15,6 +15,7 @@ Not in the subset: backslash escapes, `$GIT_DIR/info/exclude`, the user's global
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 
 TORG_FILE, GIT_FILE = ".torgignore", ".gitignore"
@@ -37,7 +38,7 @@ class Rule:
 def parse_rules(text: str, base: str = "") -> tuple[Rule, ...]:
     """Rules of one ignore file that lies in directory `base` ("" or "a/b/"). Never raises: odd lines match literally."""
     rules = []
-    for line in text.splitlines():
+    for line in text.removeprefix("\ufeff").splitlines():  # the mark that some editors begin a file with
         line = line.strip()
         if not line or line.startswith("#"):
             continue
@@ -68,7 +69,12 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         taken, expression_of_it = _next_piece(rest)
         expression += expression_of_it
         rest = rest[taken:]
-    return re.compile(expression, re.DOTALL)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # "[a&&b]" may mean something else to a later Python
+            return re.compile(expression, re.DOTALL)
+    except re.error:  # a set like [z-a], which nothing matches in git either
+        literal = re.escape(pattern.removeprefix("/"))
+        return re.compile(literal if anchored else f"(?:.*/)?{literal}", re.DOTALL)
 
 
 def _next_piece(rest: str) -> tuple[int, str]:

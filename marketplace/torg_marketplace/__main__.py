@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import importlib
 import json
+import os
 import sys
 
 from torg_marketplace.command_line import ROOM_OF, parser, settings_in
@@ -75,7 +76,10 @@ def _serve(settings: Settings) -> int:
 
 
 def _print(text: str) -> None:
-    print(text)  # noqa: T201 - a command's answer
+    try:
+        print(text, flush=True)  # noqa: T201 - a command's answer
+    except BrokenPipeError:  # `torg-marketplace openapi | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Table, inspect, text
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Table, inspect, select, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from tests.support.actors import join, make_client, spec
+from tests.support.market import World
+from torg_marketplace.flow.match import match_pending
 from torg_marketplace.storage.engine import create_engine
+from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.registry import metadata
-from torg_marketplace.storage.schema import differences, migrate, upgrade
+from torg_marketplace.storage.schema import MIGRATIONS, differences, migrate, upgrade
 from torg_protocol.errors import Invalid
 
 
@@ -44,6 +51,32 @@ async def test_migrations_lead_back_and_forth_again(database_url: str) -> None:
         assert await differences(engine) == []
     finally:
         await engine.dispose()
+
+
+async def test_a_database_with_jobs_in_it_goes_back_and_forth_too(world: World) -> None:
+    """SQLite copies tables to change them, while rows of others refer to these."""
+    node, client = await join(world), await make_client(world)
+    job = await client.submit(spec())
+    await match_pending(world.market)
+    await node.accept_and_start()
+    engine = world.market.sessions.kw["bind"]
+    await _stamp(engine)
+    newest, there = await migrate(engine, "0001")
+    assert (there, await differences(engine) == []) == ("0001", False)
+    assert await migrate(engine, "head") == ("0001", newest)
+    assert await differences(engine) == []
+    async with world.market.reading() as unit:
+        lease = (await unit.session.scalars(select(LeaseRow))).one()
+        assert (lease.job_id, lease.node_id, lease.state) == (job.job_id, node.id, "running")
+        if engine.dialect.name == "sqlite":
+            assert await unit.session.scalar(text("PRAGMA foreign_keys")) == 1
+
+
+async def _stamp(engine: AsyncEngine) -> None:
+    """A test's SQLite is made from the models, and knows of no revision."""
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    async with engine.begin() as connection:
+        await connection.run_sync(lambda plain: MigrationContext.configure(plain).stamp(scripts, "head"))
 
 
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)

@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from torg.cli.present import coin_of, duration, table
+from torg.cli.present import coin_of, duration, noted_table
 from torg.cli.session import Session, command
+from torg.cli.terminal import columns
 from torg.config import pinned
 from torg.errors import Unavailable
 from torg.journal import JobEntry, Journal
@@ -60,11 +61,12 @@ async def cost(session: Session, address: str | None, offline: bool) -> None:
         for item in found
     ]
     headings = ("job", "name", "attempts", "billed", "not billed", "cost", "given back")
+    text = noted_table(headings, rows, columns(), ("not billed", "attempts", "billed"), "name")
     sums = f"spent {money.text(total['spent'])} for {duration(total['billed_ms'])}"
     sums += f"; {money.text(total['refunded'])} was given back" if total["refunded"] else ""
     sums += f"; {duration(total['unbilled_ms'])} of work was not billed" if total["unbilled_ms"] else ""
     sums += f"; open jobs may cost {money.text(total['open_maximum'])} more" if total["open_maximum"] else ""
-    session.show({"jobs": found, **total}, f"{table(headings, rows)}\n\n{sums}")
+    session.show({"jobs": found, **total}, f"{text}\n\n{sums}")
 
 
 async def bring_up_to_date(session: Session, address: str | None) -> None:

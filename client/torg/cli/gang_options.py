@@ -43,7 +43,7 @@ def gang_of(options: dict[str, Any]) -> dict[str, Any]:
         ),
     ):
         if options[name]:
-            value = str(options[name])
+            value = None if options[name] is True else str(options[name])  # a flag has none
             raise Invalid(message, code="option_conflict", field=option, value=value, hint=hint)
     named = set(options["nodes"])
     if named and len(named) < size:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from torg.cli.present import Coin, coin, duration, ports_line, size, table
+from torg.cli.present import Coin, coin, duration, narrow_table, not_shown, noted_table, ports_line, size
 from torg.cli.session import JOB, Seconds, Session, command, on_interrupt, resolve
-from torg.cli.terminal import log_text_for, say
+from torg.cli.terminal import columns, log_text_for, say
 from torg.client import AsyncClient
 from torg.errors import Unavailable
 from torg_protocol.api import JobView, LeaseView, QueuePlace
@@ -121,7 +121,7 @@ async def show(session: Session, job_id: str) -> None:
         market = await client.market()
         job = await client.job(await resolve(client, job_id))
         why = "" if session.as_json else await _last_words(client, job)
-    session.show(job.wire(), job_text(job, coin(market)) + why)
+    session.show(job.wire(), job_text(job, coin(market), columns()) + why)
 
 
 async def _last_words(client: AsyncClient, job: JobView) -> str:
@@ -137,7 +137,7 @@ async def _last_words(client: AsyncClient, job: JobView) -> str:
     return (f"\n{meaning}" if meaning else "") + said + "".join(f"\n  {line}" for line in lines)
 
 
-def job_text(job: JobView, money: Coin) -> str:
+def job_text(job: JobView, money: Coin, width: int | None) -> str:
     head = f"{job.job_id}  {job.name}  {job.state}" + (f"  ({job.reason})" if job.reason else "")
     queue = None if job.queue is None else place_in_words(job.queue)
     said = [lease.detail for lease in job.leases[-1:] if lease.detail and lease.detail not in job.detail]
@@ -147,6 +147,17 @@ def job_text(job: JobView, money: Coin) -> str:
         if job.final_amount is not None
         else f"never more than {money.text(job.max_amount)}"
     )
+    attempts = f"\n{_attempts_table(job, money, width)}" if job.leases else "\nno attempt yet"
+    tasks = _tasks_table(job.leases[-1], width) if job.leases and job.leases[-1].tasks else ""
+    serving = [lease.ports for lease in job.leases if lease.ports and lease.state is LeaseState.RUNNING]
+    ports = f"\n{ports_line(port.model_dump() for port in serving[-1])}" if serving else ""
+    outputs = "".join(f"\n  {output.path}  {size(output.size_bytes)}" for output in job.outputs)
+    return f"{head}{notes}\n{cost}{attempts}{tasks}{ports}" + (
+        f"\noutputs (torg pull {job.job_id}):{outputs}" if outputs else ""
+    )
+
+
+def _attempts_table(job: JobView, money: Coin, width: int | None) -> str:
     rows = [
         (
             str(lease.attempt) if job.spec.gang is None else f"{lease.attempt}, {rank_name(lease.rank)}",
@@ -161,14 +172,8 @@ def job_text(job: JobView, money: Coin) -> str:
         for lease in job.leases
     ]
     headings = ("attempt", "node", "state", "reason", "billed", "not billed", "cost", "resumed from")
-    attempts = f"\n{table(headings, rows)}" if rows else "\nno attempt yet"
-    tasks = _tasks_table(job.leases[-1]) if job.leases and job.leases[-1].tasks else ""
-    serving = [lease.ports for lease in job.leases if lease.ports and lease.state is LeaseState.RUNNING]
-    ports = f"\n{ports_line(port.model_dump() for port in serving[-1])}" if serving else ""
-    outputs = "".join(f"\n  {output.path}  {size(output.size_bytes)}" for output in job.outputs)
-    return f"{head}{notes}\n{cost}{attempts}{tasks}{ports}" + (
-        f"\noutputs (torg pull {job.job_id}):{outputs}" if outputs else ""
-    )
+    text, left_out = narrow_table(headings, rows, width, ("resumed from", "not billed", "billed"), "reason")
+    return f"{text}\n{not_shown(left_out, width, f'torg show {job.job_id}')}" if left_out else text
 
 
 def place_in_words(queue: QueuePlace) -> str:
@@ -186,7 +191,7 @@ def place_in_words(queue: QueuePlace) -> str:
     return f"place {queue.place} of {queue.waiting} in the queue" + (f"; before it: {ahead}" if ahead else "")
 
 
-def _tasks_table(lease: LeaseView) -> str:
+def _tasks_table(lease: LeaseView, width: int | None) -> str:
     rows = [
         (
             task.task,
@@ -203,7 +208,7 @@ def _tasks_table(lease: LeaseView) -> str:
         for task in lease.tasks
         for key, value in task.results.items()
     )
-    shown = table(("task", "state", "starts", "exit code", "ran", "note"), rows)
+    shown = noted_table(("task", "state", "starts", "exit code", "ran", "note"), rows, width, ("starts", "ran"), "task")
     return f"\n\n{shown}" + (f"\nresults:{results}" if results else "")
 
 
@@ -295,7 +300,7 @@ async def wait(session: Session, job_id: str, timeout_s: float | None) -> None:
             say_it_goes_on(job_id)
             raise
         market = await client.market()
-    session.show(job.wire(), job_text(job, coin(market)))
+    session.show(job.wire(), job_text(job, coin(market), columns()))
     sys.exit(exit_code_of(job))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from torg.cli.present import coin, narrow_table, size
+from torg.cli.present import coin, narrow_table, not_shown, size
 from torg.cli.session import Session, command
 from torg.cli.terminal import columns
 from torg.config import save_marketplace
@@ -91,7 +91,7 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
     text, left_out = narrow_table(headings, rows, columns(), _SPARE, "class")
     session.show(answer, text)
     if left_out and not session.as_json:
-        session.hint(f"not shown in {columns()} columns: {', '.join(left_out)}  (all of it: torg offers | cat)")
+        session.hint(not_shown(left_out, columns(), "torg offers"))
     if any(price is not None for price in reference.values()):
         session.hint("reference: what the class was worth in the newest minute's auction; jobs pay their node's price")
 

@@ -70,6 +70,23 @@ def narrow_table(
     return table(shown[0], shown[1:]), tuple(left_out)
 
 
+def noted_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, spare: Sequence[str], cut: str
+) -> str:
+    """Where all of it is too wide, the last column is a line below each that has something there; then as `narrow_table`."""
+    whole = table(headings, rows)
+    if width is None or max(map(len, whole.splitlines())) <= width:
+        return whole
+    head, *lines = narrow_table(headings[:-1], [row[:-1] for row in rows], width, spare, cut)[0].splitlines()
+    notes = [cell(f"  {row[-1]}")[:width] if row[-1] else None for row in rows]
+    return "\n".join([head, *(part for pair in zip(lines, notes, strict=True) for part in pair if part is not None)])
+
+
+def not_shown(left_out: Sequence[str], width: int | None, everything: str) -> str:
+    """What `narrow_table` had no room for, and the command that shows it."""
+    return f"not shown in {width} columns: {', '.join(left_out)}\nall of it:  {everything} | cat"
+
+
 def duration(ms: int | None) -> str:
     if ms is None:
         return "-"

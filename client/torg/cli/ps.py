@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import click
 
-from torg.cli.present import Coin, age, coin_of, narrow_table, table
+from torg.cli.present import Coin, age, coin_of, noted_table
 from torg.cli.session import Session, command
-from torg.cli.terminal import cell, columns, say
+from torg.cli.terminal import columns, say
 from torg.config import pin_or_check
 from torg_protocol.states import JobState
 
@@ -54,13 +54,7 @@ def listing(jobs: Sequence[Line], money: Coin, now_ms: int, width: int | None) -
     """One line per job; where that is too wide, what is to be noted stands below its job."""
     headings = ("job", "name", "state", "age", "attempts", "cost", "note")
     rows = [job.row(now_ms, money) for job in jobs]
-    whole = table(headings, rows)
-    if width is None or max(map(len, whole.splitlines())) <= width:
-        return whole
-    text, _ = narrow_table(headings[:-1], [row[:-1] for row in rows], width, ("attempts",), "name")
-    head, *lines = text.splitlines()
-    notes = [cell(f"  {job.note}")[:width] if job.note else None for job in jobs]
-    return "\n".join([head, *(part for pair in zip(lines, notes, strict=True) for part in pair if part is not None)])
+    return noted_table(headings, rows, width, ("attempts",), "name")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ import click
 from pydantic import ValidationError
 
 from torg.cli.groups import Group
-from torg.cli.present import Coin, coin, coin_of, duration, table
+from torg.cli.present import Coin, coin, coin_of, duration, narrow_table, not_shown
 from torg.cli.session import JOB, Session, command, resolve
+from torg.cli.terminal import columns
 from torg.config import pinned
 from torg.errors import ReceiptInvalid
 from torg.journal import Journal
@@ -63,7 +64,11 @@ async def receipts(session: Session, file: Path | None, offline: bool) -> None:
         file.write_text(json.dumps(value, indent=2) + "\n")
     rows = [_row(signed, money) for signed in kept]
     headings = ("job", "attempt", "node", "result", "verdict", "billed", "not billed", "amount", "node signed")
-    session.show(value, table(headings, rows) if rows else "no receipts yet")
+    spare = ("node signed", "not billed", "verdict", "attempt", "billed")
+    text, left_out = narrow_table(headings, rows, columns(), spare, "result")
+    session.show(value, text if rows else "no receipts yet")
+    if rows and left_out and not session.as_json:
+        session.hint(not_shown(left_out, columns(), "torg receipts"))
 
 
 def _row(signed: SignedReceipt, money: Coin) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from torg_marketplace.storage.registry import metadata
 from torg_protocol.errors import Invalid
@@ -21,14 +23,14 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 async def upgrade(engine: AsyncEngine) -> None:
     """Runs all migrations that the database lacks, in one transaction. Safe to repeat."""
-    async with engine.begin() as connection:
+    async with _altering(engine) as connection:
         await connection.run_sync(_upgrade)
 
 
 async def migrate(engine: AsyncEngine, revision: str) -> tuple[str | None, str | None]:
     """To a revision, forth or back, in one transaction; from where and to where it led. Back is for a return to an older release: what only
     the newer one knew is lost. Raises Invalid `revision_unknown`."""
-    async with engine.begin() as connection:
+    async with _altering(engine) as connection:
         return await connection.run_sync(_migrate, revision)
 
 
@@ -36,6 +38,24 @@ async def differences(engine: AsyncEngine) -> list[Any]:
     """What the models have and the database lacks, or the other way round; empty when they agree."""
     async with engine.connect() as connection:
         return await connection.run_sync(_differences)
+
+
+@asynccontextmanager
+async def _altering(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """One transaction. SQLite changes a table by copying and dropping it, which it refuses while rows of others refer to it: so these are checked
+    at the end instead, and a reference that leads nowhere undoes all of it."""
+    async with engine.connect() as connection:
+        raw = (await connection.get_raw_connection()).driver_connection if engine.dialect.name == "sqlite" else None
+        if raw is not None:
+            raw.execute("PRAGMA foreign_keys=OFF")  # means nothing within a transaction
+        try:
+            async with connection.begin():
+                yield connection
+                if raw is not None and (lost := raw.execute("PRAGMA foreign_key_check").fetchall()):
+                    raise RuntimeError(f"this change of the schema loses what rows refer to: {lost[:5]}")
+        finally:
+            if raw is not None:
+                raw.execute("PRAGMA foreign_keys=ON")
 
 
 def new_migration(connection: Connection, message: str, revision: str) -> None:

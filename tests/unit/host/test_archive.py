@@ -292,6 +292,48 @@ def test_torgignore_replaces_gitignore(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [".gitignore", ".torgignore", "dataset"]
 
 
+@pytest.mark.parametrize("name", [".torgignore", ".gitignore", "below/.torgignore"])
+def test_rules_that_cannot_be_read_stop_the_packing(name: str, tmp_path: Path) -> None:
+    """They name what is to stay at home: secrets would go up if they were read over."""
+    tree = tmp_path / "tree"
+    (tree / "below").mkdir(parents=True)
+    (tree / ".torgignore").write_text("") if "below" in name else None
+    (tmp_path / "rules-of-all").write_text("*.key\n")
+    (tree / "wallet.key").write_text("secret")
+
+    (tree / name).symlink_to("../../rules-of-all" if "below" in name else "../rules-of-all")
+    assert _refusal(tree) == ("ignore_file_unreadable", name)
+    (tree / name).unlink()
+    (tree / name).write_bytes(b"#" * (1 << 20) + b"\n*.key\n")
+    assert _refusal(tree) == ("ignore_file_unreadable", name)
+    (tree / name).unlink()
+    (tree / name).mkdir()
+    assert _refusal(tree) == ("ignore_file_unreadable", name)
+
+
+def test_a_file_that_may_not_be_read_is_named_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree" / "sub").mkdir(parents=True)
+    (tmp_path / "tree" / "sub" / "theirs").write_text("x")
+    opened = os.open
+
+    def refuse(path: str, flags: int, **more: int) -> int:
+        if path == "theirs":
+            raise PermissionError(13, "Permission denied", path)
+        return opened(path, flags, **more)
+
+    monkeypatch.setattr(os, "open", refuse)  # root reads everything
+    assert _refusal(tmp_path / "tree") == ("archive_unreadable", "sub/theirs")
+
+
+def _refusal(tree: Path) -> tuple[str, object]:
+    target = tree.with_name("tree.tar.zst")
+    with pytest.raises(Invalid) as refused:
+        pack(tree, target)
+    assert refused.value.hint
+    assert not target.exists()
+    return refused.value.code, refused.value.value
+
+
 def test_a_directory_that_keeps_turning_into_a_link_never_gives_away_what_it_points_at(tmp_path: Path) -> None:
     """What a job does while the agent, as root, packs its outputs."""
     secret = tmp_path / "secret"
