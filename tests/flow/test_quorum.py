@@ -18,8 +18,8 @@ from torg_marketplace.flow.verify import verify_pending
 from torg_protocol.api import BlobUploadRequest, JobView
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Conflict, Infeasible, Invalid
-from torg_protocol.messages import Accepted, LeaseEvent, Refused, Reported
-from torg_protocol.states import JobState, LeaseState
+from torg_protocol.messages import Accepted, LeaseEvent, Refused, Released, Reported
+from torg_protocol.states import EndReason, JobState, LeaseState
 from torg_protocol.usage import verify_receipt
 
 PRICE = 3_600_000  # one base unit per useful millisecond
@@ -332,3 +332,121 @@ async def test_a_replica_that_was_ready_before_its_cancel_reached_it_is_the_last
     view = await client.job(job.job_id)
     assert (view.state, view.final_amount) == (JobState.CANCELLED, 10_000)
     assert await match_pending(world.market) == 0
+
+
+async def end_next(world: World, nodes: list[Node], reason: EndReason, exit_code: int | None = None) -> Node:
+    """The next replica ends without a result."""
+    node = await at_work_next(world, nodes)
+    await node.finish(reason, exit_code, outputs={"half.txt": b"half of a file"})
+    await verify_pending(world.market)
+    node.read()
+    node.held.clear()
+    return node
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+async def test_a_replica_that_never_hands_over_is_replaced_and_the_others_are_paid(world: World, silent: int) -> None:
+    """It runs and is never heard of again; its node is left out, and a third one's word decides."""
+    nodes, client = [await join(world, price=PRICE) for _ in range(4)], await make_client(world)
+    job = await client.submit(quorum_spec(lease_grace="60s"))
+    ran = [await run_next(world, nodes, RIGHT) for _ in range(silent)]
+    mute = await at_work_next(world, nodes)
+    others = [node for node in nodes if node is not mute]
+    await let_pass(world, seconds=80, nodes=tuple(others))
+    mute.held.clear()
+    ran += [await run_next(world, others, RIGHT) for _ in range(2 - silent)]
+
+    view = await client.job(job.job_id)
+    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 20_000)
+    assert mute.id not in {node.id for node in ran}
+    assert {lease.node: lease.state for lease in view.leases}[mute.id] is LeaseState.LOST
+    assert await payouts(world) == {node.offer.payout_address: 9_800 for node in ran} | {"fee": 400}
+    for node in nodes:
+        node.read()
+
+
+async def test_when_nobody_is_left_to_replace_a_silent_replica_the_job_ends(world: World) -> None:
+    nodes, client = [await join(world, price=PRICE) for _ in range(3)], await make_client(world)
+    limits = {"max_duration": "10m", "queue_timeout": "60s"}
+    job = await client.submit(quorum_spec(lease_grace="60s", limits=limits))
+    await run_next(world, nodes, RIGHT)
+    heard = nodes
+    for _ in range(2):
+        mute = await at_work_next(world, nodes)
+        heard = [node for node in heard if node is not mute]
+        await let_pass(world, seconds=80, nodes=tuple(heard))
+        mute.held.clear()
+    assert await match_pending(world.market) == 0
+    await let_pass(world, seconds=80, nodes=tuple(heard))
+
+    view = await client.job(job.job_id)
+    assert (view.state, view.final_amount) == (JobState.EXPIRED, 0)
+    assert await payouts(world) == {}
+    for node in nodes:
+        node.read()
+
+
+@pytest.mark.parametrize("liar", [0, 1])
+async def test_one_who_says_that_the_job_failed_is_not_believed_and_ends_nothing(world: World, liar: int) -> None:
+    """It was paid for it, and the job was over: nobody else was."""
+    nodes, client = [await join_with_stake(world) for _ in range(3)], await make_client(world)
+    job = await client.submit(quorum_spec())
+    ran = [await run_next(world, nodes, RIGHT) for _ in range(liar)]
+    failed = await end_next(world, nodes, EndReason.FAILED_EXIT, 1)
+    ran += [await run_next(world, nodes, RIGHT) for _ in range(2 - liar)]
+
+    view = await client.job(job.job_id)
+    assert (view.state, view.final_amount) == (JobState.SUCCEEDED, 20_000)
+    states = {lease.node: lease.state for lease in view.leases}
+    assert states[failed.id] is LeaseState.INCONCLUSIVE
+    assert await payouts(world) == {node.offer.payout_address: 9_800 for node in ran} | {"fee": 400}
+    assert await slashes(world) == [], "a machine may be too small for it: not paid, and not blamed"
+    assert not await client_can_read(world, client, b"half of a file")
+    for node in nodes:
+        node.read()
+
+
+async def test_two_who_fail_alike_are_right_about_the_job_and_are_paid(world: World) -> None:
+    """Else a client would have free work by a job that says its result and then fails."""
+    nodes, client = [await join(world, price=PRICE) for _ in range(3)], await make_client(world)
+    job = await client.submit(quorum_spec(retry={"on_failure": 2}))
+    ran = [await end_next(world, nodes, EndReason.FAILED_EXIT, 3) for _ in range(2)]
+
+    view = await client.job(job.job_id)
+    assert (view.state, view.reason, view.final_amount) == (JobState.FAILED, EndReason.FAILED_EXIT, 20_000)
+    assert await payouts(world) == {node.offer.payout_address: 9_800 for node in ran} | {"fee": 400}
+    receipts = await client.receipts(job.job_id)
+    assert [item.receipt.verdict.result for item in receipts] == ["passed", "passed"]
+    assert all(verify_receipt(item, marketplace=world.market.public_key) == [] for item in receipts)
+    again = await replay_evidence(world.market, job.job_id)
+    assert (again.same, set(again.now.values())) == (True, {"passed"})
+    for node in nodes:
+        node.read()
+
+
+async def test_two_who_fail_otherwise_do_not_agree(world: World) -> None:
+    nodes, client = [await join_with_stake(world) for _ in range(3)], await make_client(world)
+    job = await client.submit(quorum_spec())
+    for reason, code in ((EndReason.FAILED_EXIT, 1), (EndReason.FAILED_EXIT, 2), (EndReason.OOM, None)):
+        await end_next(world, nodes, reason, code)
+    view = await client.job(job.job_id)
+    assert (view.state, view.final_amount, await slashes(world)) == (JobState.FAILED, 0, [])
+    for node in nodes:
+        node.read()
+
+
+async def test_who_cannot_find_what_another_replica_has_run_leaves_it_to_others(world: World) -> None:
+    """It ended the job, and who had run it was not paid."""
+    nodes, client = [await join(world, price=PRICE) for _ in range(3)], await make_client(world)
+    job = await client.submit(quorum_spec())
+    await run_next(world, nodes, RIGHT)
+    node = await granted_next(world, nodes)
+    await node.ok(Accepted())
+    await node.ok(Released(reason=EndReason.INPUT_INVALID, detail="no such input"))
+    node.held.clear()
+    view = await client.job(job.job_id)
+    assert (view.state, view.leases[-1].state) == (JobState.QUEUED, LeaseState.RELEASED)
+    await run_next(world, [each for each in nodes if each is not node], RIGHT)
+    assert (await client.job(job.job_id)).state is JobState.SUCCEEDED
+    for each in nodes:
+        each.read()

@@ -9,6 +9,7 @@ from tests.support.catalogue import metric_spec
 from tests.support.market import World
 from torg_marketplace.flow.blobs import may_read_blob
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.rows import node_row
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.ports import Measurement
 from torg_protocol.api import JobView
@@ -227,3 +228,73 @@ async def test_cancelled_before_its_result_came_a_job_whose_result_is_rejected_e
 
     view = await client.job(job.job_id)
     assert (view.state, view.final_amount) == (JobState.CANCELLED, 0)
+
+
+OWN_FAILURES = [
+    (EndReason.FAILED_EXIT, 1),
+    (EndReason.OOM, None),
+    (EndReason.DISK_FULL, None),
+    (EndReason.OUTPUT_MISSING, 0),
+    (EndReason.MAX_DURATION, None),
+]
+
+
+@pytest.mark.parametrize(("reason", "exit_code"), OWN_FAILURES)
+async def test_who_idles_and_says_that_the_job_failed_by_itself_is_not_paid(
+    world: World, reason: EndReason, exit_code: int | None
+) -> None:
+    """It was the cheapest lie of all: no work, no verdict, the whole price, and a better name."""
+    node, client = await join(world, price=PRICE), await make_client(world)
+    job = await client.submit(metric_spec(world, limits={"max_duration": "60s"}))
+    await match_pending(world.market)
+    await node.accept_and_start()
+    world.advance(seconds=60)
+    said = EndReason.COMPLETED if reason is EndReason.OUTPUT_MISSING else reason
+    await node.finish(said, exit_code, outputs={"rest.txt": b"what is there"})
+    node.read()
+
+    view = await client.job(job.job_id)
+    assert (view.state, view.reason, view.final_amount) == (JobState.FAILED, reason, 0)
+    assert view.leases[0].state is LeaseState.INCONCLUSIVE
+    assert not await client_can_read(world, client, b"what is there"), "what is not paid is not handed over"
+    (receipt,) = await client.receipts(job.job_id)
+    assert verify_receipt(receipt, marketplace=world.market.public_key) == []
+    assert (receipt.receipt.verdict.result, receipt.receipt.unbilled_ms) == ("inconclusive", 60_000)
+    async with world.market.reading() as unit:
+        row = await node_row(unit, node.id)
+        assert (row.leases_kept, row.leases_broken) == (0, 0), "neither praised nor blamed"
+
+
+async def test_what_a_cancelled_job_had_done_is_paid_whatever_its_node_says_of_its_end(world: World) -> None:
+    """The client's own choice: it has no right to a verdict that it did not wait for."""
+    node, client = await join(world, price=PRICE), await make_client(world)
+    job = await client.submit(metric_spec(world))
+    await match_pending(world.market)
+    await node.accept_and_start()
+    world.advance(seconds=60)
+    await client.cancel(job.job_id)
+    await node.finish(EndReason.FAILED_EXIT, 143)
+    node.read()
+    assert (await client.job(job.job_id)).final_amount == 60_000
+
+
+async def test_checkpoint_seconds_are_not_paid_when_nothing_came_of_the_job(world: World) -> None:
+    """Who writes anything as a checkpoint and leaves was paid for it, when the next node ran out of time."""
+    first, second = await join(world, price=PRICE), await join(world, price=PRICE + 1)
+    client = await make_client(world)
+    limits = {"max_duration": "2m"}
+    job = await client.submit(metric_spec(world, lease_grace="60s", checkpoint={"enabled": True}, limits=limits))
+    await match_pending(world.market)
+    await first.accept_and_start()
+    await let_pass(world, seconds=30, nodes=(first, second))
+    await first.checkpoint()
+    await let_pass(world, seconds=60, nodes=(second,))
+    await match_pending(world.market)
+    await second.accept_and_start()
+    world.advance(seconds=60)
+    await second.finish(EndReason.FAILED_EXIT, 1)
+    first.read()
+    second.read()
+
+    assert (await client.job(job.job_id)).final_amount == 0
+    assert [item.receipt.amount for item in await client.receipts(job.job_id)] == [0, 0]

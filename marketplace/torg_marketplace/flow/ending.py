@@ -15,7 +15,7 @@ from sqlalchemy import bindparam, delete, select
 from torg_marketplace.flow import earnings, vaults
 from torg_marketplace.flow.leavers import goes_on_without
 from torg_marketplace.flow.receipts import issue_receipt
-from torg_marketplace.flow.rows import attempt_of, has_live_lease, leases_of_job, node_row, spec_of
+from torg_marketplace.flow.rows import attempt_of, has_live_lease, leases_of_job, node_row, spec_of, vote_on
 from torg_marketplace.flow.slash import want_slash
 from torg_marketplace.flow.slowness import refund_if_slow
 from torg_marketplace.flow.stopping import stop_lease
@@ -24,10 +24,10 @@ from torg_marketplace.flow.usage import record_usage
 from torg_marketplace.flow.volumes import end_of_attempt, free_volumes
 from torg_marketplace.rules import declines
 from torg_marketplace.rules.gangs import attempt_reason, leaver_billing, member_billing
-from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node
-from torg_marketplace.rules.quorum import goes_on, is_vote, vote_of
+from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node, is_paid_unseen
+from torg_marketplace.rules.quorum import goes_on, is_vote
 from torg_marketplace.rules.reputation import counted, reputation_permille
-from torg_marketplace.rules.verification import not_checked
+from torg_marketplace.rules.verification import inconclusive, not_checked
 from torg_marketplace.storage.events import add_node_event
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_marketplace.storage.moves import move_job, move_lease
@@ -69,7 +69,7 @@ async def _leave(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, de
             _exclude(job, lease.node_id)
         case _:
             assert_never(OUTCOMES[reason].excludes)
-    await _count(unit, lease, reason)
+    await _count(unit, lease, job, reason)
 
 
 _FREE_UNITS = delete(AllocationRow).where(AllocationRow.lease_id == bindparam("of_lease"))
@@ -103,16 +103,24 @@ async def _end_attempt(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> N
     if decision.job is JobState.VERIFYING and job.state in OPEN_JOB_STATES:
         await _ask_verdict(unit, leases[0], job)
         return
+    policy = spec_of(job).verify.policy
+    is_paid = is_paid_unseen(policy, cancel_requested=cancelled)
     for each in leases:
         if each.state == LeaseState.REPORTED:
-            await move_lease(unit.session, each, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
+            to = LeaseState.VERIFIED if is_paid else LeaseState.INCONCLUSIVE
+            await move_lease(unit.session, each, job, to, at_ms=unit.now_ms)
         if _is_held_back(each, job, decision):
             price = verification_price(spec_of(job), each.amount)
             await earnings.keep_pending(unit, lease_id=each.id, verification=price)
+        elif not is_paid:
+            await conclude(unit, each, job, inconclusive(policy, "", _UNSEEN), passed=False)
         else:
             paid = job.checks_job is None  # a replay that came to nothing is no use to anybody
-            await conclude(unit, each, job, not_checked(spec_of(job).verify.policy), passed=paid)
+            await conclude(unit, each, job, not_checked(policy), passed=paid)
     await _move_on(unit, job, decision, reason, decision.detail or _cause(in_order, reason))
+
+
+_UNSEEN = "it led to nothing that could be verified: nobody is charged for it"
 
 
 def _reason_of(lease: LeaseRow) -> EndReason:
@@ -196,7 +204,7 @@ async def close_if_over(unit: Unit, job: JobRow) -> None:
     """Releases the hold once the job has ended and no lease of it lives; decides what was held back until then."""
     if job.state in OPEN_JOB_STATES or job.closed_at_ms is not None or await has_live_lease(unit, job):
         return
-    await _release_held_back(unit, job, passed=job.reason != EndReason.VERIFICATION_REJECTED)
+    await _release_held_back(unit, job, passed=job.state in (JobState.SUCCEEDED, JobState.CANCELLED))
     await vaults.close_job(unit, job_id=job.id)
     await free_volumes(unit, job)
     job.closed_at_ms = unit.now_ms
@@ -223,7 +231,7 @@ async def _was_extended(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndRea
 
 def _decide(job: JobRow, reason: EndReason, *, was_extended: bool = False) -> Ending:
     history = JobHistory(job.attempts, job.own_failures, job.cancel_requested_at_ms is not None, was_extended)
-    return ending(reason, spec_of(job).retry, history)
+    return ending(reason, spec_of(job).retry, history, spec_of(job).verify.policy)
 
 
 def _remember(job: JobRow, decision: Ending) -> None:
@@ -247,10 +255,13 @@ def _exclude(job: JobRow, node_id: str) -> None:
         job.excluded_nodes = [*job.excluded_nodes, node_id]
 
 
-async def _count(unit: Unit, lease: LeaseRow, reason: EndReason) -> None:
-    """A lease that was kept or broken counts for its node's reputation."""
-    was_kept = OUTCOMES[reason].lease is LeaseState.REPORTED
-    unit.touch(lease.node, only_room=was_kept)
+async def _count(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason) -> None:
+    """A lease that was kept or broken counts for its node's reputation; one that nobody can tell about is neither."""
+    has_reported = OUTCOMES[reason].lease is LeaseState.REPORTED
+    cancelled = job.cancel_requested_at_ms is not None
+    is_worth = reason is EndReason.COMPLETED or is_paid_unseen(spec_of(job).verify.policy, cancel_requested=cancelled)
+    was_kept = has_reported and is_worth
+    unit.touch(lease.node, only_room=has_reported)
     if was_kept or is_fault_of_node(reason):
         node = await node_row(unit, lease.node_id)
         was = reputation_permille(node.leases_kept, node.leases_broken)
@@ -287,7 +298,7 @@ async def _ask_verdict(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
 
 async def _next_replica(unit: Unit, lease: LeaseRow, job: JobRow, replicas: int) -> bool:
     """Whether more of a quorum's replicas must run before it can be decided; then the job is queued for nodes of other owners."""
-    votes = [vote_of(each.outputs) for each in await leases_of_job(unit, job.job_id) if is_vote(each.state)]
+    votes = [vote_on(each) for each in await leases_of_job(unit, job.job_id) if is_vote(each.state)]
     if not goes_on(votes, replicas):
         return False
     if job.cancel_requested_at_ms is not None:  # this replica was ready before the order to stop reached it

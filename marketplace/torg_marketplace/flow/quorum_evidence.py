@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import select
 
 from torg_host.archive import digest_of_file
-from torg_marketplace.flow.rows import leases_of_job, spec_of
+from torg_marketplace.flow.rows import leases_of_job, spec_of, vote_on
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.rules.outcomes import is_own_failure
 from torg_marketplace.rules.quorum import verdict_on, vote_of
 from torg_marketplace.storage.models import JobRow, LeaseRow
 from torg_protocol.errors import Conflict, TorgError
@@ -68,7 +69,7 @@ async def show_quorum(unit: Unit, job_id: str) -> dict[str, Any]:
         "outputs",
         "verdict",
     )
-    replicas = [{name: getattr(lease, name) for name in columns} | {"vote": vote_of(lease.outputs)} for lease in leases]
+    replicas = [{name: getattr(lease, name) for name in columns} | {"vote": vote_on(lease)} for lease in leases]
     return {"job": job_id, "state": job.state, "replicas_asked_for": spec_of(job).replicas, "replicas": replicas}
 
 
@@ -77,10 +78,15 @@ async def count_again(market: Market, job_id: str) -> tuple[dict[str, str], dict
     async with market.reading() as unit:
         asked_for = spec_of(await unit.session.get_one(JobRow, job_id)).replicas
         leases = await _replicas(unit, job_id)
-    votes = [vote_of(await _as_stored(market, lease)) for lease in leases]
+    failed = [is_own_failure(lease.ended_for) for lease in leases]
+    votes = [
+        vote_on(lease) if by_itself else vote_of(await _as_stored(market, lease))
+        for lease, by_itself in zip(leases, failed, strict=True)
+    ]
+    failures = {vote for vote, by_itself in zip(votes, failed, strict=True) if by_itself}
     then = {lease.node_id: str((lease.verdict or {}).get("result")) for lease in leases}
     pairs = zip(leases, votes, strict=True)
-    return then, {lease.node_id: verdict_on(vote, votes, asked_for).result for lease, vote in pairs}
+    return then, {lease.node_id: verdict_on(vote, votes, asked_for, failures).result for lease, vote in pairs}
 
 
 async def _replicas(unit: Unit, job_id: str) -> Sequence[LeaseRow]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from torg_marketplace.flow.blobs import use_blob
 from torg_marketplace.flow.ending import end_lease
-from torg_marketplace.flow.rows import attempt_of, node_row, spec_of
+from torg_marketplace.flow.rows import attempt_of, leases_of_job, node_row, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import meter_of
 from torg_marketplace.flow.volumes import lacking_volumes
 from torg_marketplace.rules import metering
 from torg_marketplace.rules.leases import Ran, believed_reason
+from torg_marketplace.rules.quorum import is_vote
 from torg_marketplace.storage.models import JobRow, LeaseRow
 from torg_protocol.errors import Conflict, Invalid
 from torg_protocol.messages import Exited, Released, Reported
@@ -91,6 +93,7 @@ async def _end(unit: Unit, lease: LeaseRow, job: JobRow, said: EndReason, detail
         asked_to_stop_for=EndReason(lease.stop_reason) if lease.stop_reason is not None else None,
         cancel_requested=job.cancel_requested_at_ms is not None,
         asked_to_make_room=lease.preempted_for is not None,
+        others_voted=any(is_vote(each.state) for each in await _replicas_before(unit, lease, job)),
         gang_ended=any(
             each.ended_at_ms is not None and each.left_at_ms is None for each in await attempt_of(unit, lease)
         ),
@@ -99,6 +102,12 @@ async def _end(unit: Unit, lease: LeaseRow, job: JobRow, said: EndReason, detail
     if reason is not said:
         detail = f"the node said {said}, which what the marketplace saw contradicts; {detail}"
     await end_lease(unit, lease, job, reason, detail=detail)
+
+
+async def _replicas_before(unit: Unit, lease: LeaseRow, job: JobRow) -> Sequence[LeaseRow]:
+    if spec_of(job).replicas == 1:
+        return ()
+    return [each for each in await leases_of_job(unit, job.job_id) if each.lease_id != lease.lease_id]
 
 
 def _check_paths(outputs: tuple[OutputFile, ...]) -> None:
@@ -130,6 +139,6 @@ async def _keep_blobs(unit: Unit, lease: LeaseRow, job: JobRow, body: Reported) 
     for blob in logs.values():
         if blob is not None:
             await use_blob(unit, blob.digest, job.id, client_may_read=True)
-    sealed = spec_of(job).verify.policy != "none" and body.reason is EndReason.COMPLETED
+    sealed = spec_of(job).verify.policy != "none" and body.reason is not EndReason.CANCELLED
     for item in body.outputs:
         await use_blob(unit, item.digest, job.id, client_may_read=not sealed)

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.snapshot import Demand, GpuShare, NodeSnapshot, shared_gpu
 from torg_marketplace.rules.proof import ProofRecord
+from torg_marketplace.rules.quorum import vote_of
 from torg_marketplace.rules.reputation import reputation_permille
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_protocol.errors import NotFound
@@ -75,6 +76,11 @@ async def attempt_of(unit: Unit, lease: LeaseRow) -> Sequence[LeaseRow]:
         return [lease]
     mine = LeaseRow.job_id == lease.job_id, LeaseRow.attempt == lease.attempt
     return (await unit.session.scalars(select(LeaseRow).where(*mine).order_by(LeaseRow.rank))).all()
+
+
+def vote_on(lease: LeaseRow) -> Digest:
+    """What this replica of a quorum says."""
+    return vote_of(lease.outputs, lease.ended_for, lease.exit_code)
 
 
 async def lock_job(unit: Unit, job_id: str) -> JobRow:

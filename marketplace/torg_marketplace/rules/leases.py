@@ -97,12 +97,14 @@ class Ran:
     cancel_requested: bool
     asked_to_make_room: bool = False  # a client's wish to cancel may have come after it
     gang_ended: bool = False  # another lease of its attempt has ended
+    others_voted: bool = False  # another replica of its quorum has run, of the same image and inputs
 
 
 def believed_reason(said: EndReason, ran: Ran) -> EndReason:
     """A node's word for why a lease ended, unless what we know contradicts it: then the fault is the node's.
 
-    A job's own failures (exit code, OOM) cannot be told from lies here: a client who doubts them asks for another attempt.
+    A job's own failures (exit code, OOM) cannot be told from lies here: a client who doubts them asks for another attempt, or for a policy that
+    verifies, under which they are not paid (`is_paid_unseen`).
     """
     if said is ran.asked_to_stop_for:
         return said
@@ -117,6 +119,10 @@ def believed_reason(said: EndReason, ran: Ran) -> EndReason:
             return said if ran.ran_ms >= ran.max_duration_ms else EndReason.HOST_PROTECTION
         case EndReason.BUDGET:
             return said if ran.amount >= ran.max_amount else EndReason.HOST_PROTECTION
+        case (
+            EndReason.IMAGE_NOT_FOUND | EndReason.INPUT_INVALID
+        ):  # what others could run is there; or was: nobody is blamed
+            return EndReason.DECLINED if ran.others_voted else said
         case _ if OUTCOMES[said].lease is LeaseState.REPORTED and not ran.started:
             return EndReason.START_FAILED
         case _:

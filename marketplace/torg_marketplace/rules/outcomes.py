@@ -13,6 +13,18 @@ from torg_protocol.states import OUTCOMES, EndReason, Fault, JobState
 _NOT_COUNTED = frozenset({EndReason.DECLINED, EndReason.COMPLETED, EndReason.PREEMPTED, EndReason.MAX_DURATION})
 
 
+_OWN_FAILURES = frozenset(
+    {
+        EndReason.FAILED_EXIT,
+        EndReason.OOM,
+        EndReason.DISK_FULL,
+        EndReason.OUTPUT_MISSING,
+        EndReason.MAX_DURATION,
+        EndReason.BUDGET,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class JobHistory:
     """`attempts` and `own_failures` before the lease that ends now."""
@@ -33,9 +45,13 @@ class Ending:
     detail: str = ""
 
 
-def ending(reason: EndReason, retry: Retry, history: JobHistory) -> Ending:
+def ending(reason: EndReason, retry: Retry, history: JobHistory, policy: str = "none") -> Ending:
     """Where lease and job go. QUEUED becomes CANCELLED when the client asked for it, and FAILED when the attempts are used
-    up; a job's own non-zero exit becomes QUEUED while `retry.on_failure` lasts."""
+    up; a job's own non-zero exit becomes QUEUED while `retry.on_failure` lasts. In a quorum a failure is a vote like a result."""
+    if policy == "quorum" and is_own_failure(reason):
+        return Ending(
+            JobState.VERIFYING, counts=False, own_failure=False, renews_queue_timeout=True, drops_checkpoint=False
+        )
     outcome = OUTCOMES[reason]
     counts = reason not in _NOT_COUNTED
     own_failure = reason is EndReason.FAILED_EXIT
@@ -61,3 +77,15 @@ def ending(reason: EndReason, retry: Retry, history: JobHistory) -> Ending:
 
 def is_fault_of_node(reason: EndReason) -> bool:
     return OUTCOMES[reason].fault is Fault.NODE
+
+
+def is_own_failure(reason: EndReason | None) -> bool:
+    """That a job ended by itself without a result, which its node alone says: to idle and to say so costs nothing."""
+    return reason in _OWN_FAILURES
+
+
+def is_paid_unseen(policy: str, *, cancel_requested: bool) -> bool:
+    """Whether a node's word is enough to be paid, for a job that led to no verdict. Not where the client has asked for work that is verified, and
+    did not end it itself: to write anything as a checkpoint, to idle until the job's time is over, to say that it failed, would be the
+    cheapest lies of all."""
+    return policy == "none" or cancel_requested

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torg_marketplace.simulation.quorums import quorums
 from torg_marketplace.simulation.volumes import broken_volumes
 from torg_protocol.quantities import parse_duration_ms
 
@@ -25,6 +26,7 @@ PAUSE_MS, LONGEST_PAUSE_MS = 60_000, 960_000  # the first; each further one is t
 DECLINED_FOR_GOOD = "kind_denied"  # of what simulated nodes say
 UNBILLED = {"declined", "start_failed", "image_not_found", "input_invalid", "queue_deadline", "verification_rejected"}
 UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
+OWN_FAILURES = {"failed_exit", "oom", "disk_full", "output_missing", "max_duration", "budget"}  # votes of a quorum
 NOT_COUNTED = {"declined", "completed", "preempted", "max_duration"}
 MS_PER_HOUR = 3_600_000
 SPOT_PROTECTED_MS = 5_000  # of the simulated market
@@ -78,7 +80,7 @@ def broken(database: sqlite3.Connection, now_ms: int) -> list[str]:
         *_leases(tables),
         *_capacity(tables),
         *_attempts(tables),
-        *_quorums(tables),
+        *quorums(tables),
         *_places(tables),
         *_preemptions(tables),
         *_times(tables, now_ms),
@@ -224,13 +226,14 @@ def _attempts(tables: Tables) -> Iterator[str]:
             spent += sum(lease["amount"] for lease in members)
             billed_ms += max(lease["billed_ms"] for lease in members)
             reason = _why_it_ended(members)
-            own += reason == "failed_exit"
+            is_vote = limits.replicas > 1 and reason in OWN_FAILURES
+            own += reason == "failed_exit" and not is_vote
             beyond = [lease for lease in members if _is_beyond_checkpoint(lease, members, job)]
             if len(members) > 1 and beyond and reason in EXCLUDING | PAUSING:
                 yield f"{beyond[0]['lease_id']} is billed beyond the checkpoint of a gang that ended by {reason}"
             # A replica is outvoted after the next ones have run.
             outvoted = limits.replicas > 1 and reason == "verification_rejected"
-            counted += reason is not None and reason not in NOT_COUNTED and not outvoted
+            counted += reason is not None and reason not in NOT_COUNTED and not outvoted and not is_vote
         if spent > job["max_amount"]:
             yield f"{job_id} costs {spent}, at most {job['max_amount']} was promised"
         if billed_ms > limits.replicas * limits.max_duration_ms:
@@ -321,33 +324,6 @@ def _limits(tables: Tables, job_id: str) -> _Limits:
     ((attempts, on_failure, max_duration, replicas),) = tables.all(query, job_id)
     extended_ms = tables.jobs[job_id]["max_duration_ms"]
     return _Limits(attempts, on_failure, extended_ms or parse_duration_ms(max_duration), replicas)
-
-
-def _quorums(tables: Tables) -> Iterator[str]:
-    """What is paid of a quorum is what more than half of its replicas made; a succeeded one has as many, and they agree."""
-    query = (
-        "SELECT j.job_id, j.state, json_extract(j.spec, '$.verify.replicas'), l.state, l.amount, l.reason, "
-        "json_extract(l.outputs, '$[0].digest') FROM jobs j JOIN leases l USING (job_id) "
-        "WHERE json_extract(j.spec, '$.verify.policy') = 'quorum' AND j.state = 'succeeded' AND l.state IN ('verified', 'rejected') "
-        "AND l.reason IN ('completed', 'verification_rejected')"
-    )
-    agreed: dict[str, Counter[str]] = defaultdict(Counter)
-    needed: dict[str, int] = {}
-    for job_id, _, replicas, state, amount, _, digest in tables.all(query):
-        needed[job_id] = replicas // 2 + 1
-        if state == "verified":
-            agreed[job_id][digest] += 1
-        elif amount:
-            yield f"{job_id}: a replica that the others contradict is paid {amount}"
-    twice = (
-        "SELECT job_id, node_id FROM leases JOIN jobs USING (job_id) WHERE json_extract(jobs.spec, '$.verify.policy') = 'quorum' "
-        "AND leases.reason = 'completed' GROUP BY job_id, node_id HAVING COUNT(*) > 1"
-    )
-    for job_id, node_id in tables.all(twice):
-        yield f"{job_id}: two replicas ran on {node_id}"
-    for job_id, least in needed.items():
-        if len(agreed[job_id]) != 1 or sum(agreed[job_id].values()) < least:
-            yield f"{job_id} succeeded, and its replicas say {dict(agreed[job_id])}"
 
 
 def _times(tables: Tables, now_ms: int) -> Iterator[str]:

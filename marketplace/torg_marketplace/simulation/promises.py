@@ -311,7 +311,8 @@ def unpaid_work(parties: Parties, tables: Tables) -> Iterator[str]:
         if job["cancel_requested_at_ms"] is not None or lease["state"] in {"rejected", "inconclusive", "revoked"}:
             continue
         due_ms = _due_ms(lease, truth) if lease["size"] == 1 else _due_in_gang_ms(tables, lease, truth)
-        if lease["reason"] in UP_TO_CHECKPOINT and job["reason"] == "verification_rejected":
+        is_verified = json.loads(job["spec"])["verify"]["policy"] != "none"
+        if lease["reason"] in UP_TO_CHECKPOINT and is_verified and job["state"] != "succeeded":
             continue  # a checkpoint that led nowhere
         if lease["billed_ms"] < due_ms:
             yield f"{lease['lease_id']} ({lease['reason']}) worked {due_ms} ms and is paid for {lease['billed_ms']} ms"
@@ -358,6 +359,12 @@ def _seals(tables: Tables) -> Iterator[str]:
     )
     for (lease_id,) in tables.all(early):
         yield f"{lease_id} is paid for a checkpoint before the verdict"
+    unseen = (
+        "SELECT l.lease_id, l.reason FROM leases l JOIN jobs j USING (job_id) WHERE l.amount > 0 AND j.cancel_requested_at_ms IS NULL "
+        "AND json_extract(j.spec, '$.verify.policy') IN ('metric', 'replay') AND j.state IN ('failed', 'expired')"
+    )
+    for lease_id, reason in tables.all(unseen):
+        yield f"{lease_id} ({reason}) is paid for work of which nothing was verified"
 
 
 def _chain(parties: Parties, tables: Tables) -> Iterator[str]:
