@@ -95,7 +95,7 @@ class Agent:
         self._inventory, self._capabilities, self._sensors = inventory, capabilities, sensors
         self._offer = self._new_offer()
         self._link = Link(
-            settings.marketplace_url, keypair, self._hello, self._on_welcome, self._take, self._on_refused
+            settings.marketplace_url, keypair, self._hello, self._on_welcome, self._on_message, self._on_refused
         )
         self._blobs = BlobTransfer(settings.marketplace_url, keypair)
         self._chain = ChainClient(settings.network.rpc_url)
@@ -299,13 +299,6 @@ class Agent:
         self._heartbeats.set()
         self.connected.set()
         await self._send_unacknowledged()
-
-    async def _take(self, message: ToNode) -> None:
-        """What cannot be written down was not heard: the connection is renewed, and with it everything that matters is said again."""
-        try:
-            await self._on_message(message)
-        except sqlite3.OperationalError as error:
-            raise ConnectionError(f"it could not be written down: {error}") from error
 
     async def _on_message(self, message: ToNode) -> None:
         match message:

@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS leases (
 CREATE TABLE IF NOT EXISTS events (
     lease_id TEXT NOT NULL, sequence INTEGER NOT NULL, event_json TEXT NOT NULL, acknowledged INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS leases_undecided ON leases (lease_id) WHERE done = 0 OR receipt_json IS NULL;
+CREATE INDEX IF NOT EXISTS events_untold ON events (lease_id, sequence) WHERE acknowledged = 0;
 CREATE TABLE IF NOT EXISTS usage (
     lease_id TEXT NOT NULL, sequence INTEGER NOT NULL, signed_json TEXT NOT NULL, PRIMARY KEY (lease_id, sequence)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS earnings (

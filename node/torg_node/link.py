@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import secrets
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 
@@ -26,7 +27,8 @@ _MAX_MESSAGE_BYTES = 8 << 20
 
 
 class Link:
-    """`on_welcome` and `on_message` are called in order, one at a time. `send` is best effort: what must arrive is journalled."""
+    """`on_welcome` and `on_message` are called in order, one at a time. What they cannot write down (sqlite3.OperationalError: a full disk) was
+    not heard: the connection is renewed, and with it everything that matters is said again. `send` is best effort: what must arrive is journalled."""
 
     def __init__(
         self,
@@ -69,6 +71,8 @@ class Link:
                     self._version = PROTOCOL_VERSION  # it may have been updated meanwhile
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
                 log.warning("no connection to the marketplace: %s", str(error) or type(error).__name__)
+            except sqlite3.OperationalError as error:
+                log.warning("what the marketplace says cannot be written down: %s", error)
             finally:
                 self._connection = None
             await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311 - jitter

@@ -123,9 +123,11 @@ async def land_orders(
         except VaultNotFound:
             journal.drop_order(order)
             continue
-        if state.settled != order.expected_settled:
+        if state.settled > order.expected_settled:
             journal.drop_order(order)
             continue
+        if state.settled < order.expected_settled:
+            continue  # this RPC node is not as far as the marketplace's was
         if older_than_ms is not None and kept_at_ms > older_than_ms and state.close_at == 0:
             continue
         landed.append(await _land(chain, network, order, payout, fee_payer))

@@ -54,6 +54,21 @@ async def test_a_node_lands_the_order_that_it_holds_once(tmp_path: Path) -> None
         journal.close()
 
 
+async def test_an_order_is_kept_while_the_nodes_own_view_of_the_chain_is_behind(tmp_path: Path) -> None:
+    """The marketplace has seen a capture become final, and made the next order; this node's RPC node has not."""
+    async with settling_market(tmp_path) as world:
+        wallet = await world.earn(900)
+        await settle_due(world.market, hurry=True)
+        journal, key = Journal(tmp_path / "node.sqlite"), Keypair()
+        order = await _issued(world)
+        journal.keep_order(order.model_copy(update={"expected_settled": order.expected_settled + 100}), now_ms=1_000)
+        network, payout = world.market.network, Pubkey.from_string(wallet)
+
+        assert await land_orders(world.chain, network, journal, payout=payout, fee_payer=key) == []
+        assert [held.expected_settled for held, _ in journal.orders()] == [order.expected_settled + 100]
+        journal.close()
+
+
 async def test_an_order_of_a_closing_vault_is_landed_at_once(tmp_path: Path) -> None:
     async with settling_market(tmp_path) as world:
         wallet = await world.earn(900)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+import os
+import stat
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ _POLL_S = 0.25
 _PROGRESS_EVERY_S = 0.2
 _MAX_LINE_BYTES = 16 << 10
 _MAX_MESSAGE_BYTES = 32 << 10
+_READ_AT_ONCE_BYTES = 1 << 20  # of a progress file
 
 
 def _one_for_one(error: UnicodeError) -> tuple[str, int]:
@@ -113,21 +116,23 @@ async def follow_progress(lease: Lease, ended: asyncio.Event) -> None:
 
 
 def _newest_line(path: Path, position: int) -> tuple[dict[str, Any] | None, int]:
-    """The last whole line after `position` that is a JSON object, and where to go on. Never follows a link out of the disk."""
-    newest = None
+    """The last whole line after `position` that is a JSON object, and where to go on. The file is the job's to make: a link out of the disk is
+    not followed, a pipe not waited for, and of what was written since no more than the end is read."""
     try:
-        if path.is_symlink():
-            return None, position
-        with path.open("rb") as file:
-            file.seek(position)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                position += len(line)
-                newest = _object(line) or newest
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return None, position
+            begin = max(position, status.st_size - _READ_AT_ONCE_BYTES)
+            file.seek(begin)
+            data = file.read(_READ_AT_ONCE_BYTES)
     except OSError:
         return None, position
-    return newest, position
+    whole = data.rfind(b"\n") + 1
+    if not whole:
+        return None, position
+    lines = data[:whole].split(b"\n")[begin > position :]  # without the rest of a line whose start was passed over
+    return next((found for line in reversed(lines) if (found := _object(line))), None), begin + whole
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

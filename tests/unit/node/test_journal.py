@@ -33,6 +33,19 @@ def test_what_is_acknowledged_is_not_told_again_and_what_comes_after_is(journal:
     assert journal.unacknowledged() == []
 
 
+def test_what_is_asked_each_few_seconds_reads_nothing_of_leases_that_are_over(journal: Journal) -> None:
+    """After months there are a hundred thousand of those."""
+    asked: list[str] = []
+    journal._db.set_trace_callback(asked.append)
+    journal.unacknowledged()
+    journal.open_leases()
+    journal.undecided_leases()
+    journal._db.set_trace_callback(None)
+    plans = [journal._db.execute(f"EXPLAIN QUERY PLAN {query}").fetchall() for query in asked]
+    indexes = [row[3].rpartition(" INDEX ")[2] for (row,) in plans]
+    assert indexes == ["events_untold", "leases_undecided", "leases_undecided"]
+
+
 @pytest.mark.parametrize("gpus", [(), ("GPU-1", "GPU-2")])
 def test_it_knows_the_gpus_that_a_container_was_started_with(journal: Journal, gpus: tuple[str, ...]) -> None:
     journal.add_event(LEASE, 7, 1, Accepted())
