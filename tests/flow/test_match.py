@@ -9,9 +9,13 @@ from sqlalchemy import select, update
 
 from tests.support.actors import TUSD, join, let_pass, make_client, spec
 from tests.support.market import World
+from torg_marketplace.flow import match
+from torg_marketplace.flow.ending import end_queued
+from torg_marketplace.flow.grant import NothingLeft
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.storage.models import AllocationRow, NodeRow
+from torg_marketplace.flow.unit import Unit
+from torg_marketplace.storage.models import AllocationRow, JobRow, NodeRow
 from torg_marketplace.storage.money_models import VaultRow
 from torg_protocol.messages import Declined, Granted
 from torg_protocol.states import EndReason, JobState, NodeState
@@ -65,6 +69,30 @@ async def test_one_that_is_refused_keeps_nobody_from_what_is_granted_with_it(wor
     async with world.market.reading() as unit:
         units = (await unit.session.scalars(select(AllocationRow.unit))).all()
         assert sorted(units) == ["slot:0", "slot:1"]
+
+
+async def test_a_job_that_is_cancelled_while_it_turns_out_to_have_nothing_left_stops_no_pass(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await join(world)
+    client = await make_client(world)
+    job = await client.submit(spec())
+    read, looks = match.job_row, iter(["at the grant", "and once more"])
+
+    async def nothing_left(*_: object) -> None:
+        raise NothingLeft(EndReason.BUDGET, "earlier attempts have used it up")
+
+    async def cancelled_between(unit: Unit, job_id: str) -> JobRow:
+        row = await read(unit, job_id)
+        if next(looks) == "and once more":
+            await end_queued(unit, row, EndReason.CANCELLED)
+        return row
+
+    monkeypatch.setattr(match, "job_row", cancelled_between)
+    monkeypatch.setattr(match, "grant", nothing_left)
+    monkeypatch.setattr(match, "grant_on", nothing_left)
+    assert await match_pending(world.market) == 0
+    assert (await client.job(job.job_id)).state is JobState.CANCELLED
 
 
 async def test_jobs_that_are_granted_together_share_a_node_as_if_one_after_the_other(world: World) -> None:

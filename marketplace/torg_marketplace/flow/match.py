@@ -194,7 +194,9 @@ async def _grant(market: Market, job_id: str, nodes: Sequence[NodeId]) -> bool:
             return True
     except NothingLeft as nothing:
         async with market.transaction() as unit:
-            await end_queued(unit, await job_row(unit, job_id), nothing.reason, nothing.message)
+            job = await job_row(unit, job_id)
+            if job.state == JobState.QUEUED:  # and was not cancelled meanwhile
+                await end_queued(unit, job, nothing.reason, nothing.message)
     except SameOwner:
         async with market.transaction() as unit:
             job = await job_row(unit, job_id)
