@@ -85,7 +85,8 @@ async def test_an_agent_that_comes_back_keeps_the_deadline_to_the_moment(engine_
         ended = await executor.wait(handle)
 
     assert (ended.reason, ended.code) == (ExitReason.MAX_DURATION, 0)
-    assert 2000 <= ended.finished_at_ms - ended.started_at_ms < 4000
+    # By itself it ended at the polite signal: the engine's own alarm, which is later, kills.
+    assert 2000 <= ended.finished_at_ms - ended.started_at_ms < 2000 + ALARM_ALLOWANCE_MS
 
 
 async def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(engine_socket: Path, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ async def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(engine_socke
         took_s = time.monotonic() - began
         ended = await executor.wait(handle)
 
-    assert 0.7 <= took_s < 5
+    assert 0.7 <= took_s < 30
     assert (ended.reason, ended.code) == (ExitReason.STOPPED, 137)
 
 

@@ -174,7 +174,7 @@ def test_killing_reaches_every_process_even_of_a_fork_bomb(group: Cgroup) -> Non
     group.create(memory_bytes=256 * MIB, pids=40, cpu_millis=1000)
     bomb = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
     pid = in_group(group, bomb)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(group.processes()) < 40 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(group.processes()) == 40
