@@ -193,7 +193,11 @@ def _translated(raw: dict[str, Any], source: Source | None, base: Path) -> Trans
 
 def _in_their_words(error: Invalid, translation: Translation) -> Invalid:
     """Problems of the translated spec, under the names that their author wrote."""
-    problems = [{**item, "field": translation.origin(item["field"])} for item in error.data.get("problems", [])]
+    problems: list[dict[str, Any]] = []
+    for item in error.data.get("problems", []):
+        told = {**item, "field": translation.origin(item["field"])}
+        if told not in problems:  # what several tasks have from one place
+            problems.append(told)
     return Invalid(error.message, code=error.code, field=error.field, hint=error.hint, problems=problems)
 
 

@@ -96,6 +96,12 @@ def _words(
             in_units = as_written(bound, written) if isinstance(written, str) and isinstance(bound, int) else None
             value = value if in_units is None else str(written)
             message = f"{'at most' if item['type'] == 'less_than_equal' else 'at least'} {in_units or bound}"
+        case "too_long" | "too_short" as kind:
+            bound = item["ctx"]["max_length" if kind == "too_long" else "min_length"]
+            message = (
+                f"{'at most' if kind == 'too_long' else 'at least'} {bound} items, not {item['ctx']['actual_length']}"
+            )
+            value = None
         case "union_tag_not_found":
             word = str(item["ctx"].get("discriminator", "policy")).strip("'")
             example = "policy: none, metric or replay" if word == "policy" else f"{word}: and what it is"

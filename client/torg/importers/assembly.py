@@ -30,6 +30,7 @@ class Container:
     group: str | None = None
     gpus: int = 0
     min_vram: str | None = None
+    min_compute_capability: str | None = None
     gpu_models: tuple[str, ...] = ()  # names of drivers, any of which will do; none: any GPU
     cpus: str | None = None
     memory: str | None = None
@@ -81,6 +82,23 @@ def _beside_each_other(containers: Sequence[Container]) -> list[str]:
     return [item.name for item in containers if item.name in names]
 
 
+def waits_for_itself(containers: Sequence[Container]) -> tuple[str, ...] | None:
+    """A way from a container by what it waits for to itself: of the first that has one."""
+    wants = {item.name: [other["task"] for other in item.depends_on] for item in containers}
+    for start in wants:
+        ways: list[tuple[str, ...]] = [(start,)]
+        seen = set[str]()
+        while ways:
+            way = ways.pop()
+            for other in wants.get(way[-1], ()):
+                if other == start:
+                    return (*way, start)
+                if other not in seen:
+                    seen.add(other)
+                    ways.append((*way, other))
+    return None
+
+
 def _begins_after(one: Container, ended: str, known: Mapping[str, Container], seen: tuple[str, ...] = ()) -> bool:
     return any(
         (item["task"] == ended and item["until"] == "succeeded")
@@ -126,7 +144,7 @@ def _serve(made: dict[str, Any], container: Container, drops: Drops, most: int, 
 def _several(
     containers: Sequence[Container], volumes: list[str], kept: Mapping[str, str], drops: Drops
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    names = {container.name: name_of(container.name) for container in containers}
+    names = _names(containers)
     tasks, origins = [], dict[str, str]()
     for number, container in enumerate(containers):
         task = {"name": names[container.name], **container.fields}
@@ -160,6 +178,18 @@ def _several(
     return {"tasks": tasks, **({"volumes": made} if made else {})}, origins
 
 
+def _names(containers: Sequence[Container]) -> dict[str, str]:
+    """By what their author wrote: what fits ours, each once."""
+    names: dict[str, str] = {}
+    for container in containers:
+        name, number = name_of(container.name), 1
+        while name in names.values():
+            number += 1
+            name = f"{name_of(container.name)[:58]}-{number}"
+        names[container.name] = name
+    return names
+
+
 def _origins(container: Container) -> dict[str, str]:
     return {name: container.places.get(name, f"{container.path}.{name}") for name in container.fields}
 
@@ -172,6 +202,7 @@ def _resources(containers: Sequence[Container], drops: Drops) -> dict[str, Any]:
     vram = max((item.min_vram for item in containers if item.min_vram), key=parse_size_bytes, default=None)
     given: dict[str, Any] = {
         "gpu_class": _gpu_class(containers, drops),
+        "min_compute_capability": next((one for item in containers if (one := item.min_compute_capability)), None),
         "cpus": _sum_of_cores([item.cpus for item in containers]),
         **{name: _sum_of_sizes([getattr(item, name) for item in containers]) for name in ("memory", "shm", "disk")},
     }

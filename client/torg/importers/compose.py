@@ -11,7 +11,7 @@ import shlex
 from typing import Any
 
 from torg.importers.amounts import cores, size
-from torg.importers.assembly import Container, assembled
+from torg.importers.assembly import Container, assembled, waits_for_itself
 from torg.importers.compose_extends import extended
 from torg.importers.compose_health import read_health, wait_until_healthy
 from torg.importers.compose_variables import environment_of, interpolated
@@ -22,8 +22,9 @@ from torg.importers.translation import Translation, name_of
 TITLE = "docker-compose file"
 APART = "each task has a network of its own: services do not reach each other"
 _UNTIL = {"service_started": "started", "service_healthy": "ready", "service_completed_successfully": "succeeded"}
-_WALLS = ("user", "privileged", "cap_add", "devices", "userns_mode", "pid", "ipc", "cgroup", "cgroup_parent", "sysctls", "security_opt", "group_add", "device_cgroup_rules")  # fmt: skip
-_HABITS = ("container_name", "hostname", "domainname", "labels", "logging", "stdin_open", "tty", "init", "pull_policy", "platform", "stop_grace_period", "stop_signal", "annotations", "attach", "read_only", "cap_drop", "runtime", "oom_score_adj", "oom_kill_disable", "memswap_limit", "mem_swappiness", "cpu_shares", "storage_opt", "develop", "networks", "links", "mac_address")  # fmt: skip
+_ALL_GPUS = "a job names how many, and that is one here: resources.gpus asks for more"
+_WALLS = ("user", "privileged", "cap_add", "devices", "userns_mode", "pid", "ipc", "cgroup", "cgroup_parent", "uts", "sysctls", "security_opt", "group_add", "device_cgroup_rules")  # fmt: skip
+_HABITS = ("container_name", "hostname", "domainname", "labels", "logging", "stdin_open", "tty", "init", "pull_policy", "isolation", "stop_grace_period", "stop_signal", "label_file", "annotations", "attach", "read_only", "cap_drop", "runtime", "oom_score_adj", "oom_kill_disable", "memswap_limit", "mem_swappiness", "cpu_shares", "storage_opt", "develop", "networks", "links", "mac_address")  # fmt: skip
 
 
 def translate(raw: dict[str, Any], surroundings: Surroundings | None = None) -> Translation:
@@ -51,6 +52,9 @@ def translate(raw: dict[str, Any], surroundings: Surroundings | None = None) -> 
             if item["task"] not in known:
                 reading.wrong(f"{container.path}.depends_on", "there is no such service", item["task"])
         wait_until_healthy(container, known, top)
+    if (circle := waits_for_itself(containers)) is not None:
+        message, hint = f"waits for itself: {' -> '.join(circle)}", "take one of these out"
+        reading.wrong(f"{known[circle[0]].path}.depends_on", message, circle[1], hint)
     reading.refuse()
     return assembled("compose", TITLE, containers, reading.drops, name=name, volumes=volumes, apart=APART, kept=kept)
 
@@ -91,7 +95,7 @@ def _service(name: str, part: Part, volumes: list[str], surroundings: Surroundin
         part.lose("no image is built here: build it, push it, and name it instead of this one", "build")
         image = name_of(name)
     elif image is None:
-        hint = "extends names another file: put both into one" if part.has("extends") else None
+        hint = "what it extends is in another file, or is itself: put both into one" if part.has("extends") else None
         reading.wrong(part.at("image"), "is missing", None, hint)
     else:
         part.remark("the image is pulled, not built", "build")
@@ -147,27 +151,38 @@ def _resources(part: Part, container: Container) -> None:
                 continue
             if getattr(container, ours) is None:
                 setattr(container, ours, text)
+    _gpus(part, reserved, container)
+    for one in (limits, reserved):
+        one.remark("the node bounds processes itself", "pids")
+        one.lose("only GPUs are passed on", "generic_resources")
+        one.finish()
+    asked.finish()
+    for owner, key in ((deploy, "replicas"), (part, "scale")):
+        if (replicas := owner.whole(key)) not in (None, 1):
+            owner.reading.drops.lose(owner.at(key), replicas, "a job runs each service once")
+    deploy.remark(
+        "what a swarm does with services",
+        "mode",
+        "placement",
+        "labels",
+        "update_config",
+        "rollback_config",
+        "endpoint_mode",
+    )
+    deploy.remark("restart, beside it, is what counts", "restart_policy")
+    deploy.finish()
+
+
+def _gpus(part: Part, reserved: Part, container: Container) -> None:
     for device in reserved.parts("devices"):
         _device(device, container)
     gpus = part.raw("gpus")
     if gpus == "all":
         container.gpus = 1
+        part.reading.drops.remark(part.at("gpus"), gpus, _ALL_GPUS)
     elif isinstance(gpus, list):
         for device in part.parts("gpus"):
             _device(device, container)
-    for one in (limits, reserved):
-        one.remark("the node bounds processes itself", "pids")
-        one.finish()
-    asked.finish()
-    if (deploy.whole("replicas") or 1) > 1 or (part.whole("scale") or 1) > 1:
-        deploy.lose("a job runs each service once", "replicas")
-        part.lose("a job runs each service once", "scale")
-    deploy.raw("mode")
-    deploy.remark(
-        "what a swarm does with services", "placement", "labels", "update_config", "rollback_config", "endpoint_mode"
-    )
-    deploy.remark("restart, beside it, is what counts", "restart_policy")
-    deploy.finish()
 
 
 def _device(device: Part, container: Container) -> None:
@@ -177,8 +192,11 @@ def _device(device: Part, container: Container) -> None:
         device.reading.drops.lose(device.path, capabilities, "only GPUs are passed on")
     elif ids:
         container.gpus = len(ids)
-    else:
-        container.gpus = count if isinstance(count, int) and not isinstance(count, bool) else 1
+    elif isinstance(count, int) and count > 0:
+        container.gpus = count
+    else:  # "all", -1, or nothing, which is the same
+        container.gpus = 1
+        device.reading.drops.remark(device.at("count"), "all" if count is None else count, _ALL_GPUS)
     device.remark("GPUs are NVIDIA's", "driver", "options")
     device.finish()
 
@@ -287,5 +305,9 @@ def _drop_rest(part: Part) -> None:
     part.lose("nothing runs beside the command", "post_start", "pre_stop")
     part.lose("nothing is provided from outside of the containers", "models", "provider", "use_api_socket")
     part.texts("profiles")
+    if str(part.value.get("platform", "linux/amd64")).removeprefix("linux/") in {"amd64", "x86_64", "linux"}:
+        part.remark("nodes have x86-64 processors", "platform")
+    else:
+        part.lose("nodes have x86-64 processors, and no other one is asked for", "platform")
     part.remark("a habit of the engine, without effect on what the job computes", *_HABITS)
     part.finish()

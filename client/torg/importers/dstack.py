@@ -82,17 +82,31 @@ def _volumes(top: Part, container: Container) -> dict[str, str]:
         path = f"{top.at('volumes')}.{number}"
         if isinstance(item, dict):
             part = Part(top.reading, item, path)
-            source, target = part.text("name") or part.text("instance_path") or "", part.text("path", needed=True) or ""
+            source = _volume_name(part) or part.text("instance_path") or ""
+            target = part.text("path", needed=True) or ""
             part.remark("a volume is brought where the job runs", "optional")
             part.finish()
         else:
             source, _, target = str(item).partition(":")
+            if not target:
+                top.reading.wrong(path, "not NAME:PATH", item)
+                continue
         if not source or source.startswith("/"):
             top.reading.drops.lose(path, str(item), "a folder of a machine that one keeps; name a volume")
         else:
             kept[source] = source
             container.volumes.append({"volume": source, "path": target})
     return kept
+
+
+def _volume_name(part: Part) -> str | None:
+    """Of several, which are the same in different regions there, the first."""
+    if not isinstance(part.value.get("name"), list):
+        return part.text("name")
+    first, *others = part.texts("name") or ("",)
+    if others:
+        part.reading.drops.remark(part.at("name"), others, "a volume follows its job to any region: one is enough")
+    return first
 
 
 def _container(top: Part, around: dict[str, Any], *, nodes: int) -> Container:
@@ -287,10 +301,23 @@ def _gpu(gpu: Part, container: Container) -> None:
     listed = names if isinstance(names, list) else str(names or "").split(",")
     want_models(container, [(gpu.at("name"), str(name).strip()) for name in listed if name], gpu.reading.drops)
     gpu.lose("it is the memory of each GPU that is asked for", "total_memory")
-    gpu.lose("write it as resources.min_compute_capability", "compute_capability")
+    _compute_capability(gpu, container)
     if str(gpu.raw("vendor") or "nvidia").lower() != "nvidia" and not container.gpu_models:
         gpu.lose("name its models: a node has GPUs of either maker", "vendor")
     gpu.finish()
+
+
+def _compute_capability(gpu: Part, container: Container) -> None:
+    """`7.5`, or `[7, 5]`."""
+    value = gpu.raw("compute_capability")
+    if value is None:
+        return
+    text = ".".join(map(str, value)) if isinstance(value, list) else str(value)
+    match = re.fullmatch(r"([0-9]{1,2})(\.[0-9])?", text)
+    if match is None:
+        gpu.reading.wrong(gpu.at("compute_capability"), "not like 7.5", value)
+    else:
+        container.min_compute_capability = match.group(1) + (match.group(2) or ".0")
 
 
 def _short_gpu(part: Part, text: str, container: Container) -> None:

@@ -19,6 +19,7 @@ def take_login(part: Part, image: str, around: dict[str, Any]) -> None:
     registry = ImageName.parse(image).registry
     host = _host(part.text("host") or registry)
     username, password = part.text("username", needed=True), part.text("password", needed=True)
+    part.remark("registries ask for no address", "email")
     part.finish()
     if host != registry:
         part.reading.drops.lose(part.path, "...", f"the image comes from {registry}, not from {host}")

@@ -70,7 +70,7 @@ def _gpus(definition: Definition) -> int:
 
 def _vram(definition: Definition) -> str | None:
     """What the file says that it needs. There nobody looks at it before the job runs out of memory; here it is a condition."""
-    asked_mb = [op.args.required_vram * 1000 for _, op in definition.runs() if op.args.required_vram]
+    asked_mb = [amount * 1000 for _, op in definition.runs() if (amount := _number(op.args.required_vram))]
     for name in ("system_requirements", "system_resources"):
         said = definition.meta.get(name)
         if isinstance(said, dict):
@@ -80,10 +80,12 @@ def _vram(definition: Definition) -> str | None:
 
 
 def _number(value: object) -> float | None:
+    """None for what is no amount: their files say "24GB" as well."""
     try:
-        return float(value) if isinstance(value, int | float | str) else None
-    except ValueError:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
         return None
+    return number if 0 < number < math.inf else None
 
 
 # --- what their node would refuse -----------------------------------------------------------------------------------
@@ -108,12 +110,34 @@ def _contradictions(definition: Definition) -> list[dict[str, Any]]:
             if groups.get(wanted) != groups[op.id]:
                 hint = "there is no such operation" if wanted not in groups else "it is in another group"
                 problems.append(problem(f"{here}.execution.depends_on.{place}", "not in this group", wanted, hint))
+            elif (circle := _way_back(op, wanted, definition)) is not None:
+                hint = "take one of these out"
+                problems.append(
+                    problem(f"{here}.execution.depends_on.{place}", f"waits for itself: {circle}", wanted, hint)
+                )
         for place, volume in enumerate(op.args.volumes):
             if volume.name not in volumes:
                 hint = "a container/create-volume operation makes it"
                 problems.append(problem(f"{here}.args.volumes.{place}.name", "no such volume", volume.name, hint))
         problems += _port_problems(op, f"{here}.args.expose")
     return problems
+
+
+def _way_back(start: RunOperation, wanted: str, definition: Definition) -> str | None:
+    """From an operation by what it depends on to itself, if it leads there; told once, of the one that stands first."""
+    order = {op.id: number for number, op in reversed([*definition.runs()])}
+    wants = {op.id: op.execution.depends_on for _, op in definition.runs()}
+    ways: list[tuple[str, ...]] = [(start.id, wanted)]
+    seen = {wanted}
+    while ways:
+        way = ways.pop()
+        if way[-1] == start.id:
+            return " -> ".join(way) if all(order[start.id] <= order[one] for one in way) else None
+        for one in wants.get(way[-1], ()):
+            if one not in seen:
+                seen.add(one)
+                ways.append((*way, one))
+    return None
 
 
 def _port_problems(operation: RunOperation, path: str) -> list[dict[str, Any]]:
@@ -132,7 +156,7 @@ def _port_problems(operation: RunOperation, path: str) -> list[dict[str, Any]]:
 
 def _drop_around(definition: Definition, drops: Drops) -> None:
     for key, value in definition.meta.items():
-        rest = {name: said for name, said in value.items() if "vram" not in name} if isinstance(value, dict) else value
+        rest = _without_amounts(key, value) if isinstance(value, dict) else value
         if rest:
             drops.remark(f"meta.{key}", rest, "advice to their website, which nothing enforces")
     if definition.deployment_id is not None:
@@ -141,6 +165,12 @@ def _drop_around(definition: Definition, drops: Drops) -> None:
         drops.lose("logistics", "...", "the definition and its results travel by the marketplace here")
     if definition.ssh is not None and definition.ssh.public_keys:
         drops.lose("ssh.public_keys", len(definition.ssh.public_keys), "jobs take no logins of foreign keys")
+
+
+def _without_amounts(key: str, said: dict[str, Any]) -> dict[str, Any]:
+    """Of what their website is told that which `_vram` does not use."""
+    used = ("vram_total_mb", "required_vram") if key in ("system_requirements", "system_resources") else ()
+    return {name: value for name, value in said.items() if name not in used or _number(value) is None}
 
 
 def _drop_of_operation(number: int, operation: RunOperation, drops: Drops, *, alone: bool) -> None:

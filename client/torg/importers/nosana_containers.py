@@ -37,9 +37,7 @@ def job_of_one(number: int, operation: RunOperation, definition: Definition, dro
     if operation.execution.timeout is not None:
         job["limits"] = {"max_duration": f"{math.ceil(operation.execution.timeout)}s"}
         origins["limits.max_duration"] = f"{here}.execution.timeout"
-    if ports := list(_ports(operation, f"{here}.args.expose", drops)):
-        job["ports"] = ports
-        origins["ports"] = f"{here}.args.expose"
+    origins |= _serve(job, operation, f"{here}.args.expose", drops, _MOST_PORTS)
     if args.private:
         drops.remark(f"{here}.args.private", True, "here nobody but you reaches a job's ports")
     return job, origins
@@ -50,16 +48,16 @@ def job_of_tasks(definition: Definition, drops: Drops) -> Part:
         _unique([op.id for op in definition.ops]),
         _unique([op.args.name for _, op in definition.volumes()]),
     )
-    tasks, origins, served = [], dict[str, str](), 0
+    tasks, origins, served = list[dict[str, Any]](), {"tasks": "ops"}, 0
     for position, (number, operation) in enumerate(definition.runs()):
         task, fields = _task(number, operation, definition, names, volumes, drops)
         tasks.append({"name": names[operation.id], **task})
         origins |= {f"tasks.{position}.{ours}": theirs for ours, theirs in fields.items()}
         origins[f"tasks.{position}"] = f"ops.{number}"
         path = f"ops.{number}.args.expose"
-        if ports := list(_ports(operation, path, drops, _MOST_PORTS - served)):
-            tasks[-1]["ports"], served = ports, served + len(ports)
-            origins[f"tasks.{position}.ports"] = path
+        places = _serve(tasks[-1], operation, path, drops, _MOST_PORTS - served)
+        origins |= {f"tasks.{position}.{ours}": theirs for ours, theirs in places.items()}
+        served += len(tasks[-1].get("ports", ()))
         if operation.args.private:
             drops.remark(f"ops.{number}.args.private", True, "here nobody but you reaches a job's ports")
     return {"tasks": tasks, **({"volumes": {name: {} for name in volumes.values()}} if volumes else {})}, origins
@@ -109,7 +107,11 @@ def _task(
         task["volumes"] = [{"volume": volumes[volume.name], "path": volume.dest} for volume in args.volumes]
     places = {"group": "group", "depends_on": "depends_on", "timeout": "timeout"}
     origins |= {ours: f"{here}.execution.{theirs}" for ours, theirs in places.items()}
-    return task, {**origins, "volumes": f"{here}.args.volumes", "restart": f"{here}.args.restart_policy"}
+    origins |= {"volumes": f"{here}.args.volumes", "restart": f"{here}.args.restart_policy"}
+    origins["restart.max_restarts"] = f"{here}.args.restart_policy.restart_tries"
+    for place in range(len(args.volumes)):
+        origins[f"volumes.{place}.path"] = f"{here}.args.volumes.{place}.dest"
+    return task, origins
 
 
 def _waits_for(operation: RunOperation, definition: Definition) -> list[str]:
@@ -131,7 +133,7 @@ def _container(number: int, operation: RunOperation, shared: Global, drops: Drop
         drops.lose(f"{here}.entrypoint", list(entrypoint), "whether there is one is known before the job runs")
         entrypoint = None
     entrypoint = without_marker(entrypoint) or _as_list(shared.entrypoint)
-    inputs, found = inputs_of(operation, f"{here}.resources", drops)
+    inputs, found, sources = inputs_of(operation, f"{here}.resources", drops)
     env = {**found, **shared.env, **args.env}
     cmd = ("/bin/sh", "-c", args.cmd) if isinstance(args.cmd, str) else without_marker(args.cmd)
     container = {
@@ -151,6 +153,7 @@ def _container(number: int, operation: RunOperation, shared: Global, drops: Drop
         **{f"env.{name}": f"{here}.env.{name}" for name in args.env},
         "env": f"{here}.env",
         "inputs": f"{here}.resources",
+        **sources,
     }
     return container, origins
 
@@ -180,7 +183,20 @@ def port_numbers(item: Any) -> range:
     return range(0)
 
 
-def _ports(operation: RunOperation, path: str, drops: Drops, most: int = _MOST_PORTS) -> Iterator[dict[str, Any]]:
+def _serve(
+    made: dict[str, Any], operation: RunOperation, path: str, drops: Drops, most: int = _MOST_PORTS
+) -> dict[str, str]:
+    """Its ports, up to what a job may serve; and where they came from."""
+    found = list(_ports(operation, path, drops, most))
+    if found:
+        made["ports"] = [port for port, *_ in found]
+    origins = {f"ports.{number}": place for number, (_, place, _) in enumerate(found)}
+    origins |= {f"ports.{number}.health.http": f"{check}.path" for number, (*_, check) in enumerate(found)}
+    return {"ports": path, **origins}
+
+
+def _ports(operation: RunOperation, path: str, drops: Drops, most: int) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Each with its place, and its check's."""
     made = 0
     for place, item in enumerate(operation.args.expose):
         here, numbers = f"{path}.{place}", port_numbers(item)
@@ -191,26 +207,26 @@ def _ports(operation: RunOperation, path: str, drops: Drops, most: int = _MOST_P
             drops.lose(here, _port_text(item), f"a job serves at most {_MOST_PORTS} ports")
             continue
         made += len(numbers)
-        health = _health(item, here, drops) if isinstance(item, ExposedPort) else None
+        health, checked = _health(item, here, drops) if isinstance(item, ExposedPort) else (None, here)
         for number in numbers:
-            yield {"port": number, **({"health": health} if health else {})}
+            yield {"port": number, **({"health": health} if health else {})}, here, checked
 
 
-def _health(port: ExposedPort, path: str, drops: Drops) -> dict[str, Any] | None:
-    """The first check that is a plain GET; a port without one is asked for a connection."""
-    found = None
+def _health(port: ExposedPort, path: str, drops: Drops) -> tuple[dict[str, Any] | None, str]:
+    """The first check that is a plain GET, and where it stands; a port without one is asked for a connection."""
+    found, checked = None, path
     if port.type != "web":
         drops.remark(f"{path}.type", port.type, "every port is passed on as it is")
     for place, check in enumerate(port.health_checks):
         here = f"{path}.health_checks.{place}"
         if found is None and isinstance(check, HttpCheck) and check.method == "GET" and check.body is None:
-            found = {"http": check.path, "expect_status": check.expected_status}
+            found, checked = {"http": check.path, "expect_status": check.expected_status}, here
             if check.headers:
                 drops.remark(f"{here}.headers", list(check.headers), "a health check sends no headers of its own")
         else:
             kind = f"{check.method} {check.path}" if isinstance(check, HttpCheck) else check.type
             drops.remark(here, kind, "a port has one health check: GET, or an accepted connection")
-    return found
+    return found, checked
 
 
 def _port_text(item: Any) -> str:

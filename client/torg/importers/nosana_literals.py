@@ -14,7 +14,7 @@ from torg.importers.nosana_schema import LITERAL, REMOVE_IF_EMPTY
 from torg.importers.strict import problem
 
 _VARIABLE = re.compile(r"%%globals?\.variables\.([^%]+)%%")
-SPREAD = "__spread__"
+SPREAD, PAIRS = "__spread__", "__pairs__"
 
 
 def variables_filled_in(
@@ -68,34 +68,42 @@ def _text_filled(text: str, path: str, variables: Mapping[str, str], problems: l
     return _VARIABLE.sub(value_of, text)
 
 
-def _known_json(mapping: Mapping[str, Any], path: str, problems: list[dict[str, Any]]) -> Any:
-    """What `__spread__` stands for, once it is no literal any more. None: not known yet."""
-    text = mapping.get(SPREAD)
-    if not isinstance(text, str) or LITERAL.search(text):
+def _known_json(mapping: Mapping[str, Any], marker: str, path: str, problems: list[dict[str, Any]]) -> Any:
+    """What a marker stands for, once it is no literal any more. None: not known yet."""
+    text = mapping.get(marker)
+    if not isinstance(text, str):
+        return text
+    if LITERAL.search(text):
         return None
     try:
         return json.loads(text)
     except ValueError:
-        problems.append(problem(f"{path}.{SPREAD}", "not JSON, which is what is spread", text, None))
+        problems.append(problem(f"{path}.{marker}", "not JSON, which is what is spread", text, None))
         return None
 
 
 def _mapping_spread(mapping: dict[str, Any], path: str, problems: list[dict[str, Any]]) -> dict[str, Any]:
-    """A mapping beside other keys takes over what is spread into it; keys that follow win, as in their programs."""
-    if SPREAD not in mapping or len(mapping) == 1 or (known := _known_json(mapping, path, problems)) is None:
-        return mapping
-    if isinstance(known, list):
-        known = pairs(known)
+    """A mapping takes over what is spread into it; keys that follow win, as in their programs. One that is nothing but a
+    spread may stand for items of a list: `_list_spread` decides."""
     out: dict[str, Any] = {}
     for key, value in mapping.items():
-        out.update(known if key == SPREAD and isinstance(known, dict) else {key: value})
+        known = None
+        if key == PAIRS or (key == SPREAD and _merges(path, mapping)):
+            known = _known_json(mapping, key, path, problems)
+            known = pairs(known) if isinstance(known, list) else known
+        out.update(known if isinstance(known, dict) else {key: value})
     return out
+
+
+def _merges(path: str, mapping: Mapping[str, Any]) -> bool:
+    return len(mapping) > 1 or path.endswith(".env")
 
 
 def _list_spread(items: list[Any], path: str, problems: list[dict[str, Any]]) -> list[Any]:
     out: list[Any] = []
     for number, item in enumerate(items):
-        known = _known_json(item, f"{path}.{number}", problems) if isinstance(item, dict) and SPREAD in item else None
+        is_spread = isinstance(item, dict) and SPREAD in item
+        known = _known_json(item, SPREAD, f"{path}.{number}", problems) if is_spread else None
         out += known if isinstance(known, list) else [item]
     return out
 
@@ -110,7 +118,8 @@ def pairs(items: list[Any]) -> dict[str, str]:
 
 
 def without_marker(items: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """`__remove-if-empty__` taken out; None when nothing but it was there."""
+    """`__remove-if-empty__` taken out; None when there was nothing beside it, or nothing but empty texts."""
     if items is None or REMOVE_IF_EMPTY not in items:
         return items
-    return tuple(item for item in items if item != REMOVE_IF_EMPTY) or None
+    left = tuple(item for item in items if item != REMOVE_IF_EMPTY)
+    return left if any(left) else None

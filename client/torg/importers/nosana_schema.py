@@ -25,6 +25,7 @@ from torg.importers.strict import Strict
 
 LITERAL = re.compile(r"%%(ops|globals?)\.[^%]+%%")
 REMOVE_IF_EMPTY = "__remove-if-empty__"
+_MARKERS = ("__spread__", "__pairs__")
 _PORT_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _LAST_PORT = 65_535
 
@@ -193,6 +194,16 @@ Resource = Annotated[
 ]
 
 
+def _variables(value: object) -> object:
+    """`__pairs__` and `__spread__` may be given as what they stand for; that is filled in before anything is read from here."""
+    if not isinstance(value, dict):
+        return value
+    return {name: said for name, said in value.items() if not (name in _MARKERS and isinstance(said, list | dict))}
+
+
+Env = Annotated[dict[str, str], BeforeValidator(_variables)]
+
+
 class Volume(Strict):
     name: str
     dest: str
@@ -226,7 +237,7 @@ class RunArgs(Strict):
     cmd: Words = None
     entrypoint: Words = None
     aliases: Words = None
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Env = Field(default_factory=dict)
     gpu: StrictBool = False
     expose: Expose = ()
     private: StrictBool = False
@@ -288,7 +299,7 @@ class Global(Strict):
     image: str | None = None
     gpu: StrictBool = False
     entrypoint: Words = None
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Env = Field(default_factory=dict)
     work_dir: str | None = None
     variables: dict[str, str] = Field(default_factory=dict)
 

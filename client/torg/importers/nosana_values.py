@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torg.importers.nosana_literals import SPREAD
+from torg.importers.nosana_literals import PAIRS, SPREAD
 from torg.importers.nosana_schema import (
     LITERAL,
     HuggingFaceResource,
@@ -54,7 +54,7 @@ def with_expressions(
         env = dict(filled["env"])
         for name, value in list(env.items()):
             path = places.get(f"env.{name}", places["env"])
-            if name == SPREAD:
+            if name in (SPREAD, PAIRS):
                 drops.lose(path, env.pop(name), "variables are named before the job runs")
             else:
                 env[name] = _expressed(value, path, names, drops)
@@ -78,6 +78,8 @@ def _expressed(text: str, path: str, names: Mapping[str, str], drops: Drops) -> 
         drops.lose(path, literal, _NOT_HERE)
         return literal
 
+    if "${{" in text:
+        drops.lose(path, "${{", "what stands in ${{ }} was a text there, and is an expression here")
     return LITERAL.sub(ours, text)
 
 
@@ -119,9 +121,11 @@ _MOVED = {
 }
 
 
-def inputs_of(operation: RunOperation, path: str, drops: Drops) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Inputs, and variables that make the image's program look for them."""
-    inputs: list[dict[str, Any]] = []
+def inputs_of(
+    operation: RunOperation, path: str, drops: Drops
+) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, str]]:
+    """Inputs, variables that make the image's program look for them, and where each input came from."""
+    inputs: list[tuple[dict[str, Any], str]] = []
     env: dict[str, str] = {}
     for number, resource in enumerate(operation.args.resources):
         here, target = f"{path}.{number}", ""
@@ -137,29 +141,29 @@ def inputs_of(operation: RunOperation, path: str, drops: Drops) -> tuple[list[di
                         "only what everybody may read is fetched; a token would be open to the node",
                     )
                 said = {"revision": resource.revision, "files": list(resource.files)}
-                inputs.append({"kind": "huggingface", "path": target, "repo": resource.repo, **_said(said)})
+                inputs.append(({"kind": "huggingface", "path": target, "repo": resource.repo, **_said(said)}, here))
             case OllamaResource():
-                inputs.append({"kind": "ollama", "path": target, "model": resource.model})
+                inputs.append(({"kind": "ollama", "path": target, "model": resource.model}, here))
                 env["OLLAMA_MODELS"] = target
             case S3Resource():
-                inputs += _buckets(resource, target, here, drops)
+                inputs += ((bucket, here) for bucket in _buckets(resource, target, here, drops))
             case str():
                 pass  # the marker: there is something, so nothing is removed
             case _:
                 drops.lose(here, resource.spread, "inputs are named before the job runs, so that a node can fetch them")
-    return _apart(inputs, path, drops), env
+    kept = _apart(inputs, drops)
+    origins = {f"inputs.{number}": place for number, (_, place) in enumerate(kept)}
+    origins |= {f"inputs.{number}.path": f"{place}.target" for number, (_, place) in enumerate(kept)}
+    return [item for item, _ in kept], env, origins
 
 
-def _apart(inputs: list[dict[str, Any]], path: str, drops: Drops) -> list[dict[str, Any]]:
+def _apart(inputs: list[tuple[dict[str, Any], str]], drops: Drops) -> list[tuple[dict[str, Any], str]]:
     """The first at each place."""
-    kept: dict[str, dict[str, Any]] = {}
-    for item in inputs:
-        if kept.setdefault(item["path"], item) is not item:
-            drops.lose(
-                path,
-                item.get("repo") or item.get("url") or item["path"],
-                f"there is something else at {item['path']} already",
-            )
+    kept: dict[str, tuple[dict[str, Any], str]] = {}
+    for item, here in inputs:
+        if kept.setdefault(item["path"], (item, here))[0] is not item:
+            what = item.get("repo") or item.get("url") or item.get("model") or item["path"]
+            drops.lose(here, what, f"there is something else at {item['path']} already")
     return list(kept.values())
 
 

@@ -37,11 +37,11 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         meta={"system_requirements": {"vram_total_mb": 1000}},
         **{"global": {"variables": {"V": "v", "J": '{"B": "2"}'}, "env": {"C": "3"}}},
     ),
-    "compose": test_compose.service(
+    "compose": {"services": {"other": {"image": "debian"}} | test_compose.service(
         command="a b", environment=["A=1"], env_file=["a", {"path": "b"}], profiles=["p"], ports=["80:80", {"target": 81}], volumes=["/x", {"type": "bind", "source": "./a", "target": "/a"}],
-        depends_on={"main": {"condition": "service_started"}}, restart="always", tmpfs=["/t"], gpus=[{"count": 1}],
+        depends_on={"other": {"condition": "service_started"}}, restart="always", tmpfs=["/t"], gpus=[{"count": 1}],
         deploy={"replicas": 1, "resources": {"limits": {"cpus": "1", "memory": "1g"}, "reservations": {"devices": [{"capabilities": ["gpu"]}]}}},
-    ),
+    )["services"]},
     "kubernetes": test_kubernetes.job(
         test_kubernetes.container(
             command=["x", "$(A)"], env=[{"name": "A", "value": "1"}], ports=[{"containerPort": 80}], readinessProbe=PROBE,

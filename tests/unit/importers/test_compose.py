@@ -366,3 +366,64 @@ def test_services_that_never_run_at_once_need_no_network_between_them() -> None:
     assert lost({"services": {**services, "watch": {"image": "debian", "depends_on": ["train"]}}}, "compose") == [
         "services"
     ]
+
+
+@pytest.mark.parametrize(
+    ("waits", "circle"),
+    [
+        ({"a": ["a"]}, "a -> a"),
+        (
+            {"a": ["b"], "b": {"c": {"condition": "service_completed_successfully"}}, "c": ["d", "a"]},
+            "a -> b -> c -> a",
+        ),
+    ],
+)
+def test_services_that_wait_for_themselves_are_told_where(waits: dict[str, Any], circle: str) -> None:
+    services = {name: {"image": "debian", "depends_on": waits.get(name, [])} for name in ("a", "b", "c", "d")}
+    assert problems({"services": services}) == {"services.a.depends_on": f"waits for itself: {circle}"}
+
+
+@pytest.mark.parametrize("device", [{"count": "all"}, {"count": -1}, {}])
+def test_all_gpus_are_one_and_that_is_said(device: dict[str, Any]) -> None:
+    raw = service(gpus=[{"capabilities": ["gpu"], **device}])
+    assert spec_of(raw, "compose").resources.gpus == 1
+    assert "services.main.gpus.0.count" in left_out(raw, "compose")
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"platform": "linux/arm64"}, "services.main.platform"),
+        ({"deploy": {"replicas": 0}}, "services.main.deploy.replicas"),
+        ({"scale": 0}, "services.main.scale"),
+        ({"uts": "host"}, "services.main.uts"),
+        (
+            {
+                "deploy": {
+                    "resources": {
+                        "reservations": {"generic_resources": [{"discrete_resource_spec": {"kind": "g", "value": 1}}]}
+                    }
+                }
+            },
+            "services.main.deploy.resources.reservations.generic_resources",
+        ),
+    ],
+)
+def test_odd_keys_are_lost_by_name(fields: dict[str, Any], path: str) -> None:
+    assert lost(service(**fields), "compose") == [path]
+
+
+def test_keys_without_effect_on_the_job_are_remarks() -> None:
+    raw = service(platform="linux/amd64", isolation="default", label_file="labels", deploy={"mode": "global"})
+    assert lost(raw, "compose") == []
+    assert {
+        "services.main.platform",
+        "services.main.isolation",
+        "services.main.label_file",
+        "services.main.deploy.mode",
+    } <= {*left_out(raw, "compose")}
+
+
+def test_services_whose_names_become_one_are_two_tasks() -> None:
+    raw = {"services": {"Web": {"image": "debian"}, "web": {"image": "debian"}}}
+    assert [one.name for one in spec_of(raw, "compose").tasks] == ["web", "web-2"]

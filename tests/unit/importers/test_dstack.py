@@ -198,3 +198,17 @@ def test_a_file_beside_the_task_brings_its_folder() -> None:
 
 def test_groups_of_nodes_are_refused_with_a_way_out() -> None:
     assert problems(task(groups=[{"nodes": 1}])) == {"groups": "a job runs the same commands on all of its nodes"}
+
+
+@pytest.mark.parametrize("said", [7.5, "7.5", [7, 5]])
+def test_a_compute_capability_is_asked_for(said: Any) -> None:
+    raw = task(resources={"gpu": {"count": 1, "compute_capability": said}})
+    assert spec_of(raw, "dstack").resources.min_compute_capability == "7.5"
+    assert lost(raw, "dstack") == []
+
+
+def test_of_a_volumes_names_in_several_regions_the_first_is_taken() -> None:
+    raw = task(volumes=[{"name": ["eu", "us"], "path": "/data"}])
+    assert [*spec_of(raw, "dstack").volumes] == ["eu"]
+    assert "volumes.0.name" in left_out(raw, "dstack")
+    assert problems(task(volumes=["data"])) == {"volumes.0": "not NAME:PATH"}
