@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     requests_per_minute: int = Field(default=6_000, ge=0)  # of one account, API key or address; 0: no limit
     max_submissions_per_day: int = Field(default=0, ge=0)  # of one account; 0: no limit
     max_spend_per_hour: int = Field(default=0, ge=0)  # base units, of one account's jobs; 0: no limit
+    max_undecided_per_day: int = Field(
+        default=20, ge=0
+    )  # of one account, unpaid because nothing could be verified; 0: no limit
     dispute_window: DurationMs = Field(default="14d", validate_default=True)  # after a job's end
     sign_in_domains: tuple[str, ...] = ()  # JSON list; of pages elsewhere that may sign wallets in and call this API
     webhook_networks: tuple[IPvAnyNetwork, ...] = ()  # JSON list; private networks that webhooks may reach
@@ -112,6 +115,7 @@ class Settings(BaseSettings):
             keep_evidence_ms=self.keep_evidence,
             max_submissions_per_day=self.max_submissions_per_day,
             max_spend_per_hour=self.max_spend_per_hour,
+            max_undecided_per_day=self.max_undecided_per_day,
             dispute_window_ms=self.dispute_window,
             min_vault_grace_s=self.min_vault_grace_s,
             webhook_networks=tuple(str(network) for network in self.webhook_networks),

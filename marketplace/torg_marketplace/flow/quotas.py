@@ -1,4 +1,4 @@
-"""What an account may do within a time: submissions of a day, maxima of an hour; and how much of it is used."""
+"""What an account may do within a time: submissions of a day, maxima of an hour, work that came to no verdict; and how much of it is used."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sqlalchemy import func, select
 from torg_marketplace.flow.bans import banned
 from torg_marketplace.flow.storage_quota import storage_quota
 from torg_marketplace.flow.unit import Unit
-from torg_marketplace.storage.models import JobRow
+from torg_marketplace.storage.models import JobRow, LeaseRow
 from torg_protocol.cases import AccountView, QuotaView
 from torg_protocol.errors import RateLimited
 from torg_protocol.ids import AccountId
-from torg_protocol.states import OPEN_JOB_STATES
+from torg_protocol.states import OPEN_JOB_STATES, JobState, LeaseState
 
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 
@@ -45,6 +45,24 @@ async def check_quotas(unit: Unit, account: AccountId, max_amount: int) -> None:
             )
 
 
+async def check_undecided(unit: Unit, account: AccountId) -> None:
+    """For a job that asks for a verdict. Work without one is not paid, and its logs are read while it runs: a client whose jobs never agree,
+    or never end well, would have it all for nothing. Raises RateLimited undecided_per_day_reached."""
+    most = unit.policy.max_undecided_per_day
+    if not most:
+        return
+    used, oldest_ms = await _undecided(unit, account)
+    if used >= most:
+        raise RateLimited(
+            f"{used} of your jobs within a day came to no verdict, and their nodes were not paid, which is the most",
+            code="undecided_per_day_reached",
+            field="verify.policy",
+            value=used,
+            hint="find out why with verify: {policy: none}, where work is paid as it is done; torg account show says what is left",
+            retry_after_s=_wait_s(unit, oldest_ms + DAY_MS),
+        )
+
+
 async def account_view(unit: Unit, account: AccountId) -> AccountView:
     policy = unit.policy
     open_jobs = await unit.session.scalar(
@@ -52,6 +70,7 @@ async def account_view(unit: Unit, account: AccountId) -> AccountView:
     )
     submitted, first_of_day_ms = await _submitted(unit, account, DAY_MS)
     spent, first_of_hour_ms = await _committed(unit, account)
+    undecided, first_undecided_ms = await _undecided(unit, account)
     return AccountView(
         account=account,
         banned=await banned(unit, "wallet", account),
@@ -70,6 +89,13 @@ async def account_view(unit: Unit, account: AccountId) -> AccountView:
                 used=spent,
                 limit=policy.max_spend_per_hour or None,
                 frees_at_ms=first_of_hour_ms + HOUR_MS if spent else None,
+            ),
+            QuotaView(
+                name="undecided_per_day",
+                unit="jobs",
+                used=undecided,
+                limit=policy.max_undecided_per_day or None,
+                frees_at_ms=first_undecided_ms + DAY_MS if undecided else None,
             ),
             await storage_quota(unit, account),
         ),
@@ -94,8 +120,28 @@ async def _committed(unit: Unit, account: AccountId) -> tuple[int, int]:
     return int(total or 0), int(oldest_ms or unit.now_ms)
 
 
+async def _undecided(unit: Unit, account: AccountId) -> tuple[int, int]:
+    """How many jobs of the last day have work that nobody could be paid for, and when the oldest of them was submitted."""
+    query = (
+        select(func.count(JobRow.job_id.distinct()), func.min(JobRow.created_at_ms))
+        .join(LeaseRow, LeaseRow.job_id == JobRow.job_id)
+        .where(
+            JobRow.client == account,
+            JobRow.created_at_ms > unit.now_ms - DAY_MS,
+            JobRow.state.in_([JobState.FAILED, JobState.EXPIRED]),
+            LeaseRow.state == LeaseState.INCONCLUSIVE,
+        )
+    )
+    count, oldest_ms = (await unit.session.execute(query)).one()
+    return int(count), int(oldest_ms or unit.now_ms)
+
+
+def _wait_s(unit: Unit, frees_at_ms: int) -> int:
+    return max(1, math.ceil((frees_at_ms - unit.now_ms) / 1000))
+
+
 def _reached(unit: Unit, message: str, code: str, frees_at_ms: int, value: int) -> RateLimited:
-    wait_s = max(1, math.ceil((frees_at_ms - unit.now_ms) / 1000))
+    wait_s = _wait_s(unit, frees_at_ms)
     return RateLimited(
         message,
         code=code,

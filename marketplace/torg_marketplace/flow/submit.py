@@ -13,7 +13,7 @@ from torg_marketplace.flow.blobs import check_readable, check_stored, use_blob
 from torg_marketplace.flow.credit import hold_credit, sign_credit_cap
 from torg_marketplace.flow.data import note_data_used, pin_data
 from torg_marketplace.flow.live import live_engine
-from torg_marketplace.flow.quotas import check_quotas
+from torg_marketplace.flow.quotas import check_quotas, check_undecided
 from torg_marketplace.flow.quote import appraise
 from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.unit import Market, Unit
@@ -64,7 +64,7 @@ async def submit(
 
     Raises Invalid (spec_invalid, blob_missing, ...), Infeasible when no registered node could ever run it, Conflict
     (idempotency_key_reused, cap_stale, vault_underfunded, quote_expired, too_many_jobs, spend_cap_reached, credit_exhausted), Forbidden (wallet_banned,
-    image_banned), RateLimited (submissions_per_day_reached, spend_per_hour_reached). What only has to wait is queued.
+    image_banned), RateLimited (submissions_per_day_reached, spend_per_hour_reached, undecided_per_day_reached). What only has to wait is queued.
     """
     began_ms = market.clock.now_ms()
     if request.cap is None and api_key is None:
@@ -90,6 +90,8 @@ async def submit(
         await _check_open_jobs(unit, account)
         terms = await _terms(unit, engine, account, spec, request.quote_id)
         await check_quotas(unit, account, terms.max_amount)
+        if spec.verify.policy != "none":
+            await check_undecided(unit, account)
         job = await _admit(unit, account, spec, request.cap, terms, api_key)
         if idempotency_key is not None:
             unit.session.add(

@@ -38,6 +38,8 @@ class MarketPolicy(BaseModel):
 
     max_submissions_per_day: int = Field(default=0, ge=0)  # of one account; 0: no limit
     max_spend_per_hour: int = Field(default=0, ge=0)  # base units of the maxima of one account's jobs; 0: no limit
+    # Jobs of one account whose work came to no verdict, which nobody was paid for, and whose logs it may have read; 0: no limit.
+    max_undecided_per_day: int = Field(default=20, ge=0)
     dispute_window_ms: int = Field(default=14 * _DAY_MS, gt=0)  # after a job is closed
 
     # verification
