@@ -1,4 +1,5 @@
-"""Requests are read strictly: no query parameter that the operation does not know, and no JSON but that of RFC 8259."""
+"""Requests are read strictly: no query parameter that the operation does not know, no precondition that nothing checks, and no JSON but
+that of RFC 8259."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from starlette.responses import Response
 from torg_protocol.errors import Invalid
 from torg_protocol.plain_text import unstorable_text
 
+_PRECONDITIONS = ("if-match", "if-unmodified-since")
+
 
 class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -22,8 +25,10 @@ class StrictRoute(APIRoute):
         known = sorted(_query_parameters(self.dependant))
 
         async def strictly(request: Request) -> Response:
-            if request.scope["query_string"] and request.url.path.startswith("/v1/"):
-                _refuse_unknown(request, known)
+            if request.url.path.startswith("/v1/"):
+                _refuse_preconditions(request)
+                if request.scope["query_string"]:
+                    _refuse_unknown(request, known)
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strictly
@@ -53,6 +58,19 @@ def read_json(body: bytes) -> Any:
 def _query_parameters(dependant: Dependant) -> set[str]:
     inner = (_query_parameters(dependency) for dependency in dependant.dependencies)
     return {field.alias for field in dependant.query_params}.union(*inner)
+
+
+def _refuse_preconditions(request: Request) -> None:
+    """To read over one would do what its author asked not to do."""
+    for name in _PRECONDITIONS:
+        if (value := request.headers.get(name)) is not None:
+            raise Invalid(
+                f"{name} is not supported: nothing was done",
+                code="precondition_unsupported",
+                field=f"header.{name}",
+                value=value[:200],
+                hint="leave it out: cancel, extend and delete are safe to repeat, and refuse by state; If-None-Match works on reads",
+            )
 
 
 def _refuse_unknown(request: Request, known: list[str]) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, func, select, update
@@ -36,16 +38,28 @@ MAX_WEBHOOKS_PER_ACCOUNT = 20
 _TOO_MANY = "delete one: DELETE /v1/webhooks/{webhook_id}; one may be told of several kinds"
 PAUSES_S = (5, 30, 120, 600, 3_600, 3 * 3_600, 6 * 3_600, 12 * 3_600, 24 * 3_600)  # then given up: about two days
 _EVENTS_AT_ONCE = 500
-_DELIVERIES_AT_ONCE = 20
 _CLAIM_MS = 60_000  # longer than one try takes; a process that dies in one leaves it to the next after this
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
     delivery_id: str
+    webhook_id: str
+    account: AccountId
     url: str
     secret: str
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much may be begun now: `tries` in all, `of_account` of one account beside what is `under_way`, `of_slow` of those webhooks together."""
+
+    tries: int
+    of_account: int
+    under_way: Mapping[AccountId, int]
+    of_slow: int
+    slow: frozenset[str]
 
 
 async def create_webhook(unit: Unit, account: AccountId, request: WebhookRequest) -> NewWebhook:
@@ -136,25 +150,27 @@ async def enqueue_deliveries(market: Market) -> int:
         return await _catch_up(unit)
 
 
-async def due_deliveries(market: Market) -> list[Due]:
-    """What is to be sent now, claimed for a minute: nobody else sends it meanwhile."""
+async def due_deliveries(market: Market, room: Room) -> list[Due]:
+    """What is to be sent now and has room, claimed for a minute: nobody else sends it meanwhile."""
     async with market.reading() as unit:
-        some = select(DeliveryRow.delivery_id).where(*_due(unit)).limit(1)
+        some = select(DeliveryRow.delivery_id).join(WebhookRow).where(*_due(unit, room)).limit(1)
         if await unit.session.scalar(some) is None:
             return []
     async with market.transaction() as unit:
-        query = select(DeliveryRow, WebhookRow.url).join(WebhookRow, WebhookRow.webhook_id == DeliveryRow.webhook_id)
-        query = (
-            query.where(*_due(unit))
-            .order_by(DeliveryRow.next_try_at_ms, DeliveryRow.delivery_id)
-            .limit(_DELIVERIES_AT_ONCE)
-        )
-        claimed = []
-        for row, url in (await unit.session.execute(query.with_for_update(of=DeliveryRow))).all():
+        query = select(DeliveryRow, WebhookRow.url, WebhookRow.account).join(WebhookRow).where(*_due(unit, room))
+        query = query.order_by(DeliveryRow.next_try_at_ms, DeliveryRow.delivery_id).limit(room.tries)
+        claimed: list[Due] = []
+        under_way, of_slow = Counter(room.under_way), room.of_slow
+        for row, url, owner in (await unit.session.execute(query.with_for_update(of=DeliveryRow))).all():
+            account, is_slow = AccountId(owner), row.webhook_id in room.slow
+            if under_way[account] >= room.of_account or (is_slow and not of_slow):
+                continue
+            under_way[account] += 1
+            of_slow -= is_slow
             row.next_try_at_ms = unit.now_ms + _CLAIM_MS
             row.tries += 1
             secret = webhook_secret(market, row.webhook_id)
-            claimed.append(Due(row.delivery_id, url, secret, row.payload.encode()))
+            claimed.append(Due(row.delivery_id, row.webhook_id, account, url, secret, row.payload.encode()))
         return claimed
 
 
@@ -173,8 +189,14 @@ async def record_answer(market: Market, delivery_id: str, answer: str, *, delive
             row.next_try_at_ms = unit.now_ms + PAUSES_S[row.tries - 1] * 1000
 
 
-def _due(unit: Unit) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return DeliveryRow.state == "pending", DeliveryRow.next_try_at_ms <= unit.now_ms
+def _due(unit: Unit, room: Room) -> tuple[ColumnElement[bool], ...]:
+    full = [account for account, count in room.under_way.items() if count >= room.of_account]
+    return (
+        DeliveryRow.state == "pending",
+        DeliveryRow.next_try_at_ms <= unit.now_ms,
+        WebhookRow.account.not_in(full),
+        DeliveryRow.webhook_id.not_in(room.slow if not room.of_slow else ()),
+    )
 
 
 async def _catch_up(unit: Unit) -> int:

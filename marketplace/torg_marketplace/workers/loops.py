@@ -27,7 +27,7 @@ from torg_marketplace.flow.slash import advance_slashes
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.stages import measured
-from torg_marketplace.workers.webhooks import deliver_webhooks
+from torg_marketplace.workers.webhooks import WebhookSender
 from torg_protocol.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def worker_loops(market: Market) -> list[Loop]:
         Loop("collateral", look_at_collaterals, 30.0, "collateral"),
         Loop("slash", advance_slashes, 5.0, "slash"),
         Loop("prove", _prove, pulse_s, "proof"),
-        Loop("webhooks", deliver_webhooks, 1.0, "webhooks"),
+        Loop("webhooks", WebhookSender().deliver, 1.0, "webhooks"),
         Loop("forget history", forget_history, 600.0),
         Loop("forget what is unused", forget_unused, 600.0),
         Loop("collect garbage", collect_garbage, 3_600.0),

@@ -101,6 +101,18 @@ async def test_a_misspelt_parameter_is_refused_by_its_name_and_never_without_eff
     assert bytes_url["hint"] == "this operation takes none"
 
 
+@pytest.mark.parametrize("header", ["If-Match", "If-Unmodified-Since"])
+async def test_a_precondition_that_nothing_checks_is_refused_and_nothing_is_done(
+    served: ServedWorld, header: str
+) -> None:
+    async with served.bearer((await served.api_key()).secret) as http:
+        job = {"spec": spec(limits={"max_duration": "1h", "max_cost": "1"})}
+        answer = await http.post("/v1/jobs", json=job, headers={header: '"old"'})
+        there = (await http.get("/v1/jobs")).json()["jobs"]
+    assert problem(answer) == (422, "precondition_unsupported")
+    assert there == []
+
+
 async def test_what_may_be_a_password_where_a_secrets_name_belongs_is_not_repeated(served: ServedWorld) -> None:
     registries = {"r.example": {"username": "ME", "password": "hunter2 pw"}}
     async with served.bearer((await served.api_key()).secret) as http:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import re
@@ -14,20 +15,28 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import select
 
 from tests.support.actors import join, spec
 from tests.support.api_server import ServedWorld, served_world
 from tests.support.scripted_server import Answer, Request, ScriptedServer, scripted_server
+from tests.support.waiting import until
 from torg_host.addresses import is_public
+from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.webhooks import PAUSES_S
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.rules.webhook_targets import check_target, target_of
+from torg_marketplace.storage.webhook_models import DeliveryRow
 from torg_marketplace.workers import webhooks as webhooks_worker
-from torg_marketplace.workers.webhooks import allowed_address, deliver_webhooks
+from torg_marketplace.workers.webhooks import WebhookSender, allowed_address
 from torg_protocol.errors import Forbidden, TorgError, Unauthorized
 from torg_protocol.webhooks import sign_webhook, verify_webhook
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "webhooks.md"
+
+
+async def deliver_webhooks(market: Market) -> None:
+    await WebhookSender().deliver(market)
 
 
 class Receiver:
@@ -119,6 +128,77 @@ async def test_what_is_not_taken_is_tried_again_later_and_later_then_given_up_an
         await deliver_webhooks(served.world.market)
         (again,) = (await http.get(f"{path}/deliveries")).json()["deliveries"]
         assert (again["state"], again["tries"]) == ("delivered", 1)
+
+
+@asynccontextmanager
+async def tarpit() -> AsyncIterator[tuple[str, set[asyncio.StreamWriter]]]:
+    """Accepts, reads, and never answers; and the connections that it holds."""
+    held: set[asyncio.StreamWriter] = set()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.add(writer)
+        try:
+            while await reader.read(4096):
+                pass
+        finally:
+            held.discard(writer)
+            writer.close()
+
+    async with await asyncio.start_server(hold, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", held
+
+
+async def test_receivers_that_never_answer_keep_nobody_elses_messages_waiting(
+    served: ServedWorld, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would for ten seconds each: here, for ever, so that whoever waits for them never comes to the other one."""
+    monkeypatch.setattr(webhooks_worker, "_TIMEOUT", httpx.Timeout(None))
+    monkeypatch.setattr(webhooks_worker, "_WHOLE_TRY_S", 3_600.0)
+    sending = None
+    async with tarpit() as (url, held), served.bearer((await served.api_key(name="slow")).secret) as slow:
+        for number in range(20):
+            assert (await slow.post("/v1/webhooks", json={"url": f"{url}/{number}"})).status_code == 201
+        for _ in range(3):
+            await cancelled_job(slow)
+        quick_key = await served.api_key(account="acct_quick")
+        async with served.bearer(quick_key.secret) as quick:
+            assert (await quick.post("/v1/webhooks", json={"url": receiver.url})).status_code == 201
+            sending = asyncio.create_task(WebhookSender().deliver(served.world.market))
+            try:
+                await until(lambda: len(held) == 8, within_s=60)
+                await cancelled_job(quick)  # after the others have begun to wait
+                await until(lambda: len(receiver.server.seen("POST", "/hook?x=1")) == 2, within_s=60)
+                assert (len(held), sending.done()) == (8, False)
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_who_let_a_try_time_out_shares_a_few_tries_with_others_like_it(
+    served: ServedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks_worker, "_WHOLE_TRY_S", 0.2)
+    sender = WebhookSender()
+    async with tarpit() as (url, held), served.bearer((await served.api_key(name="slow")).secret) as slow:
+        for number in range(6):
+            assert (
+                await slow.post("/v1/webhooks", json={"url": f"{url}/{number}", "kinds": ["job"]})
+            ).status_code == 201
+        await cancelled_job(slow)
+        await sender.deliver(served.world.market)  # twelve messages, none taken
+        await until(lambda: not held, within_s=60)
+        monkeypatch.setattr(webhooks_worker, "_WHOLE_TRY_S", 3_600.0)
+        monkeypatch.setattr(webhooks_worker, "_TIMEOUT", httpx.Timeout(None))
+        served.world.clock.advance(PAUSES_S[0] * 1000)
+        sending = asyncio.create_task(sender.deliver(served.world.market))
+        try:
+            await until(lambda: len(held) == 4, within_s=60)
+            async with served.world.market.reading() as unit:
+                claimed = [row for row in await unit.session.scalars(select(DeliveryRow)) if row.tries == 2]
+            assert len(claimed) == len(held) == 4
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
 
 
 async def test_others_events_and_events_from_before_are_not_told(served: ServedWorld, receiver: Receiver) -> None:
