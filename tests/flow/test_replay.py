@@ -10,6 +10,7 @@ import pytest
 from tests.support.actors import Client, Node, join, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.match import match_pending
+from torg_marketplace.flow.rows import node_row
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.ports import EvaluationFailed
 from torg_marketplace.rules.replay import Distance, Segment
@@ -196,3 +197,60 @@ async def test_without_a_replayer_the_policy_is_refused(world: World) -> None:
     with pytest.raises(Invalid) as refused:
         await client.submit(replay_spec(world))
     assert refused.value.code == "replay_unavailable"
+
+
+async def test_a_lease_with_a_segment_that_may_be_beyond_us_is_looked_at_just_there_each_time(
+    market: World, replayer: ScriptedReplayer
+) -> None:
+    """Who stores no checkpoint in between would be paid whenever no audit is drawn, and lose nothing by one that runs out of time."""
+    node, client = await join(market, price=PRICE), await make_client(market)
+    async with market.market.transaction() as unit:
+        row = await node_row(unit, node.id)
+        row.clean_leases, row.leases_kept = 100, 100
+    for _ in range(6):  # drawn by chance they would be in one of a thousand cases
+        await client.submit(replay_spec(market))
+        await match_pending(market.market)
+        await node.accept_and_start()
+        for number, seconds in enumerate((10, 10, 300, 10)):
+            market.advance(seconds=seconds)
+            await node.heartbeat()
+            await node.checkpoint(f"step-{number:08d}")
+        await node.finish(outputs={"model.safetensors": b"weights"})
+        replayer.script.extend([SAME, SAME])
+        await verify_pending(market.market)
+        node.read()
+        assert 2 in [segment.number for segment in replayer.seen]
+        replayer.seen.clear()
+        replayer.script.clear()
+
+
+async def test_a_replay_of_a_cpu_job_is_told_when_the_segment_should_be_over(
+    market: World, replayer: ScriptedReplayer
+) -> None:
+    """By the word of the node itself: if it is not, the checkpoint has a made-up name, or the time is a lie."""
+    _, node, _ = await reported(market)
+    replayer.script.append(SAME)
+    await verify_pending(market.market)
+    node.read()
+    (segment,) = replayer.seen
+    assert segment.over_after_ms == 3 * 10_000 + 240_000
+
+
+async def test_a_verdict_on_which_we_stumble_holds_up_no_other(market: World, replayer: ScriptedReplayer) -> None:
+    client, node, first = await reported(market)
+    node.held.clear()
+    second = await client.submit(replay_spec(market, name="second"))
+    await match_pending(market.market)
+    await node.accept_and_start()
+    await node.finish(outputs={"model.safetensors": b"weights"})
+    replayer.script.append(SAME)  # for the second look: the first one finds the script empty
+    stumbles = replayer.script
+    replayer.script = deque()
+    assert await verify_pending(market.market) == 0
+    replayer.script = stumbles + deque([SAME])
+    market.advance(ms=market.market.policy.verify_retry_ms)
+    await node.heartbeat()
+    assert await verify_pending(market.market) == 2
+    for job in (first, second):
+        assert (await client.job(job.job_id)).state is JobState.SUCCEEDED
+    node.read()

@@ -33,12 +33,14 @@ class Drawn:
         return dice
 
 
-async def draw_audit(unit: Unit, lease: LeaseRow, job: JobRow, checkpoints: Sequence[Digest]) -> Drawn:
-    """The same again for the same lease, whatever happened to an earlier try of its verdict."""
+async def draw_audit(
+    unit: Unit, lease: LeaseRow, job: JobRow, checkpoints: Sequence[Digest], *, always: bool = False
+) -> Drawn:
+    """The same again for the same lease, whatever happened to an earlier try of its verdict. `always`: at the highest rate."""
     node = await node_row(unit, lease.node_id)
     stake = await put_stake_behind(unit, lease, job)
     good_name = reputation_permille(node.leases_kept, node.leases_broken)
-    permille = audit_permille(Standing(node.clean_leases, stake, good_name), lease.amount)
+    permille = 1000 if always else audit_permille(Standing(node.clean_leases, stake, good_name), lease.amount)
     outputs = [item.digest for item in map(OutputFile.model_validate, lease.outputs)]
     draw = AuditDraw(lease_id=lease.id, committed=commitment_root(checkpoints, outputs))
     signature = draw.sign(unit.market.identity)

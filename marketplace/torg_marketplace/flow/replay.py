@@ -11,7 +11,7 @@ from torg_marketplace.flow.audit import Drawn, draw_audit
 from torg_marketplace.flow.replay_checks import Looked, check_segment, stored_checkpoints
 from torg_marketplace.flow.rows import grant_of, job_row, spec_of
 from torg_marketplace.flow.unit import Market, Unit
-from torg_marketplace.rules.replay import Segment, can_be_planted, claimed_ms, segments_of
+from torg_marketplace.rules.replay import Segment, can_be_planted, claimed_ms, may_be_beyond_us, segments_of
 from torg_marketplace.rules.verification import not_drawn
 from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.jobspec import VerifyReplay
@@ -33,13 +33,16 @@ class ReplayTask:
 async def replay_task(unit: Unit, lease: LeaseRow, policy: VerifyReplay) -> ReplayTask:
     job = await job_row(unit, lease.job_id)
     stored = await stored_checkpoints(unit, lease)
-    drawn = await draw_audit(unit, lease, job, [item.blob.digest for item in stored])
+    every = segments_of(grant_of(lease).resume_from, stored)
+    took = {segment.number: claimed_ms(segment, lease.billed_ms + lease.unbilled_ms) for segment in every}
+    beyond = [number for number, claimed in took.items() if may_be_beyond_us(claimed)]
+    drawn = await draw_audit(unit, lease, job, [item.blob.digest for item in stored], always=bool(beyond))
     files = {item.path: item.digest for item in map(OutputFile.model_validate, lease.outputs)}
     segments: tuple[Segment, ...] = ()
-    every = segments_of(grant_of(lease).resume_from, stored)
     if drawn.audited:
-        segments = tuple(every[number] for number in drawn.dice.choose(len(every), policy.segments))
-    took = {segment.number: claimed_ms(segment, lease.billed_ms + lease.unbilled_ms) for segment in segments}
+        dice = drawn.dice
+        chosen = {*dice.choose(len(every), policy.segments), *(beyond[i] for i in dice.choose(len(beyond), 1))}
+        segments = tuple(every[number] for number in sorted(chosen))
     unplanted = frozenset(item.number for item in segments if not can_be_planted(every, item.number))
     late = unit.now_ms >= (lease.verify_deadline_ms or 0) - unit.policy.verification_window_s * _OWN_SHARE_MS
     looked = Looked(lease.id, spec_of(job), files.get(_MODEL), took, unplanted, late)

@@ -7,7 +7,7 @@ Nodes that answered are paid with it, or, outvoted, have failed an audit themsel
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import select
 
@@ -26,6 +26,7 @@ from torg_marketplace.rules.replay import (
     can_be_planted,
     is_outvoted,
     next_step,
+    over_after_ms,
     replay_impossible,
     segments_of,
 )
@@ -205,7 +206,8 @@ async def _note(market: Market, answer_id: str, weights: Digest | None, distance
 async def _answer_ourselves(market: Market, check_id: str, looked: Looked, segment: Segment) -> None:
     if market.replayer is None:
         raise EvaluationFailed("this marketplace cannot execute segments again any more")
-    distance = await market.replayer.replay(looked.spec, segment, looked.model)
+    limit_ms = over_after_ms(looked.spec, looked.claimed_ms[segment.number])
+    distance = await market.replayer.replay(looked.spec, replace(segment, over_after_ms=limit_ms), looked.model)
     async with market.transaction() as unit:
         unit.session.add(
             ReplayAnswerRow(

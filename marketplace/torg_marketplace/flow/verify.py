@@ -5,6 +5,7 @@ Claim (a transaction) -> evaluate (minutes, no transaction) -> apply (a transact
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, select
@@ -24,11 +25,13 @@ from torg_marketplace.ports import CatalogueEntry, EvaluationFailed
 from torg_marketplace.rules.replay import replay_impossible
 from torg_marketplace.rules.verification import inconclusive, judge, not_drawn
 from torg_marketplace.storage.models import JobRow, LeaseRow
+from torg_protocol.errors import Unavailable
 from torg_protocol.ids import Digest, LeaseId
 from torg_protocol.jobspec import VerifyActivation, VerifyMetric, VerifyQuorum, VerifyReplay
 from torg_protocol.states import LeaseState
 from torg_protocol.usage import OutputFile, VerdictSummary
 
+log = logging.getLogger(__name__)
 SEED_BITS = 63
 
 
@@ -52,9 +55,20 @@ async def verify_pending(market: Market) -> int:
     decided = 0
     for lease_id in due:
         with about(lease_id=lease_id):
-            decided += await _verify(market, lease_id)
+            decided += await _verify_or_put_off(market, lease_id)
     await advance_planted(market)
     return decided
+
+
+async def _verify_or_put_off(market: Market, lease_id: str) -> bool:
+    """One lease on which we stumble holds up neither the others nor, for ever, its client's money."""
+    try:
+        return await _verify(market, lease_id)
+    except Unavailable:
+        raise
+    except Exception:
+        log.exception("the verdict on %s", lease_id)
+        return await _retry_or_give_up(market, lease_id, "the verifier failed")
 
 
 async def _verify(market: Market, lease_id: str) -> bool:

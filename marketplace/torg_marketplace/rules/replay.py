@@ -21,6 +21,7 @@ from torg_protocol.usage import VerdictSummary
 
 TOLERANCE = 1.5e-3
 SLOWER_TIMES, START_MS = 3, 240_000
+LONGEST_MS = 900_000  # that we execute one segment ourselves
 NODES_ASKED = 2  # before we execute it ourselves
 VERIFIERS = 3  # of our own replays at most; two that differ decide, or one and a node's
 _ALLOWED_ENV = frozenset({"OMP_NUM_THREADS"})
@@ -28,11 +29,13 @@ _ALLOWED_ENV = frozenset({"OMP_NUM_THREADS"})
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`number` counts from 0. `start` None: from nothing. `end` None: from the last checkpoint to the outputs."""
+    """`number` counts from 0. `start` None: from nothing. `end` None: from the last checkpoint to the outputs. `over_after_ms`: by then a replay has
+    come to its end, if the node's word about the time is true; None: it could not tell."""
 
     number: int
     start: CheckpointRef | None
     end: CheckpointRef | None
+    over_after_ms: int | None = None
 
     @property
     def words(self) -> str:
@@ -75,6 +78,18 @@ def claimed_ms(segment: Segment, useful_ms: int) -> int:
 def longest_replay_ms(claimed: int) -> int:
     """What a node may take for it, start and imports included: slower ones come into question too."""
     return SLOWER_TIMES * claimed + START_MS
+
+
+def over_after_ms(spec: JobSpec, claimed: int) -> int | None:
+    """After which a replay of ours that has not come to the end says that there is no such end: a checkpoint under a made-up name, say. Of a GPU's work
+    it says nothing, we may have none."""
+    return None if spec.resources.gpus else longest_replay_ms(claimed)
+
+
+def may_be_beyond_us(claimed: int) -> bool:
+    """Whether we could run out of time before the node's own word is refuted, so that nobody could be blamed. A lease with such a segment is looked at
+    just there, always: else who stores few checkpoints would be paid whenever no audit is drawn, and lose nothing by one."""
+    return longest_replay_ms(claimed) > LONGEST_MS
 
 
 class Ask(enum.Enum):

@@ -10,26 +10,34 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from torg_host.archive import pack, unpack
+from torg_host.archive import UnpackLimits, pack, unpack
 from torg_host.sandbox import CompletedRun, SandboxLimits, SandboxMount, SandboxUnavailable, run_sandboxed
 from torg_marketplace.ports import BlobStore, EvaluationFailed, Planted
-from torg_marketplace.rules.replay import TOLERANCE, Distance, Segment
+from torg_marketplace.rules.replay import LONGEST_MS, TOLERANCE, Distance, Segment
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest
 from torg_protocol.jobspec import BlobRef, JobSpec
+from torg_protocol.messages import CheckpointRef
+
+Floats = NDArray[np.float64]
 
 _STATE, _SCALARS, _MODEL = "state.safetensors", "state.json", "model.safetensors"
 _MODEL_PREFIXES = ("state.model.", "model.")
 _INSIDE = Path("/torg")
 _POLL_S = 0.02
+_FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 _TMP_BYTES = 256 << 20
+MAX_UNPACKED_BYTES = 256 << 20  # of a checkpoint; the catalogue's largest has a hundredth of it
+_LIMITS = UnpackLimits(max_files=1_000, max_bytes=MAX_UNPACKED_BYTES)
 ALTERED = 0.1
 LEAST_PLANTED = 10 * TOLERANCE  # that the wrong answer differs from the right one of a planted segment
 
@@ -37,7 +45,7 @@ LEAST_PLANTED = 10 * TOLERANCE  # that the wrong answer differs from the right o
 class SandboxReplayer:
     """The Replayer port. `timeout_s` bounds one segment."""
 
-    def __init__(self, blobs: BlobStore, *, timeout_s: float = 900.0) -> None:
+    def __init__(self, blobs: BlobStore, *, timeout_s: float = LONGEST_MS / 1000) -> None:
         self._blobs = blobs
         self._timeout_s = timeout_s
 
@@ -57,10 +65,12 @@ class SandboxReplayer:
         with _scratch() as root:
             try:
                 if segment.start is not None:
-                    await self._fetch_tree(segment.start.blob.digest, root / "start")
+                    await self._fetch_checkpoint(segment.start, root / "start")
                 file = await self._fetch_claim(segment, model, root)
             except _Unreadable as problem:
                 return problem.distance
+            if ((await self._size(answer)) or 0) > MAX_UNPACKED_BYTES:
+                return Distance(None, detail=f"the answer is larger than {MAX_UNPACKED_BYTES} bytes")
             mine = root / "answer.safetensors"
             await self._fetch(answer, mine)
             if not mine.stat().st_size:
@@ -84,7 +94,10 @@ class SandboxReplayer:
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 raise EvaluationFailed(f"{before.words}: its weights cannot be altered: {error}") from error
             written = (await self._comes_to(spec, before, first)).parent
-            await asyncio.to_thread(take_over_time, goal.parent, written)
+            try:
+                await asyncio.to_thread(take_over_time, goal.parent, written)
+            except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+                raise EvaluationFailed(f"{before.words}: its {_SCALARS} cannot be read: {error}") from error
             blob, pieces = await self._store(written, root / "planted.tar.zst")
             start = before.end.model_copy(update={"blob": blob})
             try:
@@ -128,29 +141,50 @@ class SandboxReplayer:
         (root / "inside/checkpoints").mkdir()
         (root / "inside/outputs").mkdir()
         if segment.start is not None:
-            await self._fetch_tree(segment.start.blob.digest, root / "start")
-            shutil.copytree(root / "start", root / "inside/checkpoints" / segment.start.name)
+            await self._fetch_checkpoint(segment.start, root / "start")
+            try:
+                shutil.copytree(root / "start", root / "inside/checkpoints" / segment.start.name)
+            except (OSError, shutil.Error) as error:  # a link that leads nowhere, say
+                raise _Unreadable(f"a checkpoint cannot be laid out: {error}") from error
 
     async def _fetch_claim(self, segment: Segment, model: Digest | None, root: Path) -> Path:
         """The file with the claimed weights. Raises _Unreadable."""
         if segment.end is not None:
-            await self._fetch_tree(segment.end.blob.digest, root / "claimed")
+            await self._fetch_checkpoint(segment.end, root / "claimed")
             return root / "claimed" / _STATE
         if model is None:
             raise _Unreadable(f"there is no {_MODEL} among the outputs")
+        if ((await self._size(model)) or 0) > MAX_UNPACKED_BYTES:
+            raise _Unreadable(f"{_MODEL} is larger than {MAX_UNPACKED_BYTES} bytes")
         (root / "claimed").mkdir()
         await self._fetch(model, root / "claimed" / _MODEL)
         return root / "claimed" / _MODEL
 
-    async def _fetch_tree(self, digest: Digest, to: Path) -> None:
+    async def _fetch_checkpoint(self, checkpoint: CheckpointRef, to: Path) -> None:
+        """A stranger's archive, which may be far larger than it looks. Raises _Unreadable, EvaluationFailed."""
+        if checkpoint.blob.size_bytes > MAX_UNPACKED_BYTES:
+            raise _Unreadable(f"a checkpoint is larger than {MAX_UNPACKED_BYTES} bytes")
+        await self._fetch_tree(checkpoint.blob.digest, to, _LIMITS)
+
+    async def _fetch_tree(self, digest: Digest, to: Path, limits: UnpackLimits | None = None) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
         archive = to.parent / f".{to.name}.tar.zst"
         await self._fetch(digest, archive)
         try:
-            await asyncio.to_thread(unpack, archive, to)
-        except TorgError as error:  # an archive that cannot be unpacked is the node's
+            await asyncio.to_thread(unpack, archive, to, limits)
+        except TorgError as error:
+            if error.code == "disk_full":  # within its limits: we have no room for it
+                raise EvaluationFailed("there is no room to unpack a checkpoint") from error
             raise _Unreadable(f"a checkpoint cannot be read: {error.message}") from error
+        except OSError as error:  # of names that no file system takes, say
+            raise _Unreadable(f"a checkpoint cannot be unpacked: {error.strerror}") from error
         archive.unlink()
+
+    async def _size(self, digest: Digest) -> int | None:
+        try:
+            return await self._blobs.size(digest)
+        except (TorgError, OSError) as error:
+            raise EvaluationFailed(f"the store does not answer about {digest}: {error}") from error
 
     async def _fetch(self, digest: Digest, to: Path) -> None:
         """Whatever a node or a client hands over was in the store when it was taken: that it cannot be had now is nobody's fault but ours.
@@ -164,8 +198,9 @@ class SandboxReplayer:
         """The file with the weights that it came to; or that it came to none."""
         inside, replayed = root / "inside", root / "replayed"
         for path in [root, inside, *inside.rglob("*")]:
-            path.chmod(0o777 if path.is_dir() else 0o644)
-        running = asyncio.create_task(self._start(spec, inside))
+            if not path.is_symlink():
+                path.chmod(0o777 if path.is_dir() else 0o644)
+        running = asyncio.create_task(self._start(spec, inside, self._limit_s(segment)))
         try:
             if segment.end is not None:
                 await _until_there(inside / "checkpoints" / segment.end.name, replayed, running)
@@ -174,7 +209,7 @@ class SandboxReplayer:
                 if run.succeeded and segment.end is None:
                     (inside / "outputs").rename(replayed)
                 elif run.reason == "max_duration":
-                    raise EvaluationFailed(f"{segment.words} took longer than {self._timeout_s:.0f} s")
+                    return self._not_there(segment)
                 else:
                     return _came_to_nothing(run, segment)
         except SandboxUnavailable as error:
@@ -185,7 +220,17 @@ class SandboxReplayer:
                 await running
         return replayed / (_STATE if segment.end is not None else _MODEL)
 
-    async def _start(self, spec: JobSpec, inside: Path) -> CompletedRun:
+    def _limit_s(self, segment: Segment) -> float:
+        return self._timeout_s if segment.over_after_ms is None else min(self._timeout_s, segment.over_after_ms / 1000)
+
+    def _not_there(self, segment: Segment) -> Distance:
+        """Raises EvaluationFailed when our own time was over before the node's word was refuted."""
+        limit_s = self._limit_s(segment)
+        if segment.over_after_ms is None or limit_s < segment.over_after_ms / 1000:
+            raise EvaluationFailed(f"{segment.words} took longer than {limit_s:.0f} s")
+        return Distance(None, detail=f"after {limit_s:.0f} s, of which it should take a third, it leads to no such one")
+
+    async def _start(self, spec: JobSpec, inside: Path, timeout_s: float) -> CompletedRun:
         asked = spec.resources
         folders = {
             "TORG_CHECKPOINT_DIR": str(_INSIDE / "checkpoints"),
@@ -199,7 +244,7 @@ class SandboxReplayer:
             spec.command,
             mounts=[SandboxMount(inside, str(_INSIDE), writable=True)],
             limits=limits,
-            timeout_s=self._timeout_s,
+            timeout_s=timeout_s,
             env={**spec.env, **folders},
             workdir=str(_INSIDE / "work"),
         )
@@ -242,23 +287,59 @@ def take_over_time(original: Path, written: Path) -> None:
 
 
 def compare(replayed: Path, claimed: Path, start: Path) -> Distance:
-    """Relative step distance over the model's weights; without a start, relative to the weights themselves."""
+    """Relative step distance over the model's weights; without a start, relative to the weights themselves. Of what strangers wrote nothing is read
+    that is not of the shape of what the replay came to, and no file makes it fail."""
     try:
-        theirs, mine = load_file(claimed), load_file(replayed)
-        before = load_file(start) if start.exists() else {}
-    except (SafetensorError, OSError, TypeError) as error:
+        with safe_open(claimed, framework="numpy") as theirs, safe_open(replayed, framework="numpy") as mine:
+            names, claims = _names(mine), _names(theirs)
+            if names.keys() != claims.keys() or any(
+                _layout(mine, names[name]) != _layout(theirs, claims[name]) for name in names
+            ):
+                return Distance(None, detail="the claimed weights are of another model")
+            before = _start_weights(mine, names, start)
+            with np.errstate(all="ignore"):
+                gone = off = 0.0
+                for name in names:
+                    a, b = _floats(mine, names[name]), _floats(theirs, claims[name])
+                    gone += float(np.square(b - before.get(name, np.zeros_like(b))).sum())
+                    off += float(np.square(a - b).sum())
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         return Distance(None, detail=f"the claimed weights cannot be read: {error}")
-    a, b = _weights(mine), _weights(theirs)
-    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
-        return Distance(None, detail="the claimed weights are of another model")
-    first = _weights(before)
-    gone = sum(float(np.square(b[name] - first.get(name, np.zeros_like(b[name]))).sum()) for name in b)
-    off = sum(float(np.square(a[name] - b[name]).sum()) for name in b)
     if not np.isfinite(gone) or not np.isfinite(off):
         return Distance(None, detail="the claimed weights are not all numbers")
     if off == 0:
         return Distance(0.0, bit_equal=True)
     return Distance(float(np.sqrt(off / gone)) if gone else 1.0)
+
+
+def _start_weights(mine: Any, names: Mapping[str, str], start: Path) -> dict[str, Floats]:
+    """Those of the model where the segment begins. Raises ValueError when they are of another one."""
+    if not start.exists():
+        return {}
+    with safe_open(start, framework="numpy") as file:
+        before = _names(file)
+        if any(_layout(file, before[name]) != _layout(mine, names[name]) for name in names.keys() & before.keys()):
+            raise ValueError("where it begins there is another model")
+        return {name: _floats(file, before[name]) for name in names.keys() & before.keys()}
+
+
+def _names(file: Any) -> dict[str, str]:
+    """Of the model's floating tensors: their names in it, and in the file; all, when none is marked as such (a bare model file)."""
+    floating = [name for name in file.keys() if _layout(file, name)[0] in _FLOATING]  # noqa: SIM118 # no mapping
+    for prefix in _MODEL_PREFIXES:
+        if found := {name.removeprefix(prefix): name for name in floating if name.startswith(prefix)}:
+            return found
+    return {name: name for name in floating}
+
+
+def _layout(file: Any, name: str) -> tuple[str, tuple[int, ...]]:
+    tensor = file.get_slice(name)
+    return tensor.get_dtype(), tuple(tensor.get_shape())
+
+
+def _floats(file: Any, name: str) -> Floats:
+    found: Floats = file.get_tensor(name).astype(np.float64)
+    return found
 
 
 def _weights(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

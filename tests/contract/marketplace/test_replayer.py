@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.trained import Trained, train
+from torg_marketplace.ports import EvaluationFailed
 from torg_marketplace.rules.replay import Segment
 from torg_marketplace.workers.replayer import SandboxReplayer
 
@@ -46,3 +47,16 @@ async def test_a_checkpoint_of_another_run_does_not_resume(trained: Trained) -> 
 
     assert (found.value, found.passes) == (None, False)
     assert "use the same options again" in found.detail
+
+
+async def test_an_end_that_is_not_reached_in_three_times_what_it_took_is_the_nodes_fault(trained: Trained) -> None:
+    """It was nobody's: under a made-up name a long training never came to its checkpoint, and our time was over."""
+    segment = trained.segments[0]
+    assert segment.end is not None
+    made_up = Segment(0, None, segment.end.model_copy(update={"name": "made-up"}), over_after_ms=500)
+    found = await SandboxReplayer(trained.blobs).replay(trained.spec, made_up, trained.model)
+    assert (found.value, found.passes) == (None, False)
+    assert "after 0 s" in found.detail
+
+    with pytest.raises(EvaluationFailed, match="took longer"):  # our own time is over before
+        await SandboxReplayer(trained.blobs, timeout_s=0.4).replay(trained.spec, made_up, trained.model)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from torg_host.archive import pack
 from torg_marketplace.ports import EvaluationFailed
 from torg_marketplace.rules.replay import Segment
 from torg_marketplace.simulation.world import Blobs
-from torg_marketplace.workers.replayer import SandboxReplayer
+from torg_marketplace.workers.replayer import MAX_UNPACKED_BYTES, SandboxReplayer, compare
 from torg_protocol.errors import NotFound, Unavailable
 from torg_protocol.ids import Digest
 from torg_protocol.jobspec import BlobRef
@@ -59,3 +62,57 @@ async def test_a_checkpoint_that_cannot_be_unpacked_is_its_nodes_fault() -> None
     found = await SandboxReplayer(blobs).compare(segment, blobs.put(b"").digest, blobs.put(b"x").digest)
     assert found.value is None
     assert found.detail.startswith("a checkpoint cannot be read")
+
+
+async def test_an_archive_that_unpacks_to_more_than_any_checkpoint_is_its_nodes_fault(tmp_path: Path) -> None:
+    """Few kilobytes that would fill our disk; then nobody could have been blamed."""
+    (tmp_path / "tree").mkdir()
+    with (tmp_path / "tree/state.safetensors").open("wb") as file:
+        file.truncate(MAX_UNPACKED_BYTES + 1)
+    pack(tmp_path / "tree", tmp_path / "tree.tar.zst")
+    blobs = Blobs()
+    start = blobs.put((tmp_path / "tree.tar.zst").read_bytes())
+    found = await SandboxReplayer(blobs).compare(Segment(1, checkpoint(start), None), start.digest, start.digest)
+    assert (found.value, found.passes) == (None, False)
+    assert "a checkpoint cannot be read" in found.detail
+
+
+RIGHT = save({"model.weight": np.ones((2, 3), np.float32)})
+
+
+def declared(dtype: str, shape: list[int], size: int) -> bytes:
+    """A file that says this of its one tensor."""
+    header = json.dumps({"model.weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+STRANGE = [
+    b"",
+    b"not tensors",
+    RIGHT[:-1],
+    save({}),
+    save({"model.other": np.ones((2, 3), np.float32)}),
+    save({"model.weight": np.ones((3, 2), np.float32)}),
+    save({"model.weight": np.ones((2, 3), np.float16)}),
+    save({"model.weight": np.full((2, 3), np.nan, np.float32)}),
+    save({"model.weight": np.full((2, 3), np.inf, np.float32)}),
+    declared("BF16", [2, 3], 12),
+    declared("F8_E4M3", [2, 3], 6),
+    declared("C64", [2, 3], 48),
+    declared("F32", [2, 3], 1 << 20),
+    declared("F32", [1 << 40, 1 << 40], 24),
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=range(len(STRANGE)))
+@pytest.mark.parametrize("which", ["claimed", "start"])
+def test_no_file_of_a_node_makes_the_comparison_fail(tmp_path: Path, strange: bytes, which: str) -> None:
+    """Who could make us stumble would not be blamed, and would hold up every other verdict."""
+    content = {"mine": RIGHT, "claimed": RIGHT, "start": RIGHT} | {which: strange}
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    found = compare(tmp_path / "mine", tmp_path / "claimed", tmp_path / "start")
+    if which == "claimed":
+        assert not found.passes, found
+    else:
+        assert found.passes or found.value is None  # the weights agree: where they come from is another matter
