@@ -27,8 +27,38 @@ if TYPE_CHECKING:
     from torg.functions import FunctionFailed
     from torg.spec_file import SpecFile, read_spec_file, spec_from_mapping
     from torg.sync import Client
+    from torg_protocol.api import JobEvent, JobPage, JobView, LeaseView, MarketInfo, NodeView, Quote, ReferencePrice
+    from torg_protocol.cases import AccountView, DisputeView
+    from torg_protocol.jobspec import JobSpec
     from torg_protocol.open_values import is_known
+    from torg_protocol.refunds import RefundView
+    from torg_protocol.states import EndReason, JobState, LeaseState
+    from torg_protocol.usage import SignedReceipt
 
+_ANSWERS = {
+    "torg_protocol.api": (
+        "JobEvent",
+        "JobPage",
+        "JobView",
+        "LeaseView",
+        "MarketInfo",
+        "NodeView",
+        "Quote",
+        "ReferencePrice",
+    ),
+    "torg_protocol.cases": (
+        "AccountView",
+        "DisputeView",
+    ),
+    "torg_protocol.jobspec": ("JobSpec",),
+    "torg_protocol.refunds": ("RefundView",),
+    "torg_protocol.states": (
+        "EndReason",
+        "JobState",
+        "LeaseState",
+    ),
+    "torg_protocol.usage": ("SignedReceipt",),
+}
 _HOMES = {
     "AsyncClient": "torg.client",
     "Client": "torg.sync",
@@ -39,6 +69,7 @@ _HOMES = {
     "SpecFile": "torg.spec_file",
     "read_spec_file": "torg.spec_file",
     "spec_from_mapping": "torg.spec_file",
+    **{name: home for home, names in _ANSWERS.items() for name in names},
     **dict.fromkeys(
         (
             "Conflict",
@@ -55,16 +86,32 @@ _HOMES = {
 }
 
 __all__ = [
+    "AccountView",
     "AsyncClient",
     "Client",
     "ClientConfig",
     "Conflict",
     "DigestMismatch",
+    "DisputeView",
+    "EndReason",
     "FunctionFailed",
     "Invalid",
+    "JobEvent",
     "JobFailed",
+    "JobPage",
+    "JobSpec",
+    "JobState",
+    "JobView",
+    "LeaseState",
+    "LeaseView",
+    "MarketInfo",
+    "NodeView",
     "NotFound",
+    "Quote",
     "ReceiptInvalid",
+    "ReferencePrice",
+    "RefundView",
+    "SignedReceipt",
     "SpecFile",
     "TorgError",
     "Unavailable",

@@ -234,9 +234,19 @@ class AsyncClient(KeptData):
         return await self._transport.ask(JobView, "GET", f"/v1/jobs/{_id(job_id)}")
 
     async def jobs(self, *, limit: int = 50, cursor: str | None = None, state: str | None = None) -> JobPage:
-        """Newest first. `cursor`: where the page before ended."""
+        """One page, newest first: its `jobs`, and the `next_cursor`, at which another one begins. `all_jobs` goes through all pages."""
         query = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {}) | ({"state": state} if state else {})
         return await self._transport.ask(JobPage, "GET", "/v1/jobs", query=query)
+
+    async def all_jobs(self, *, state: str | None = None) -> AsyncIterator[JobView]:
+        """Newest first, page by page as they are taken."""
+        page = await self.jobs(limit=200, state=state)
+        for job in page.jobs:
+            yield job
+        while page.next_cursor is not None:
+            page = await self.jobs(limit=200, cursor=page.next_cursor, state=state)
+            for job in page.jobs:
+                yield job
 
     async def cancel(self, job_id: str) -> JobView:
         """Stops the job; useful seconds until then are billed. Raises Conflict when it has reported or ended already."""

@@ -110,8 +110,12 @@ class Client:
         return self._run(self._client.job(job_id))
 
     def jobs(self, *, limit: int = 50, cursor: str | None = None, state: str | None = None) -> JobPage:
-        """Newest first. `cursor`: where the page before ended."""
+        """One page, newest first: its `jobs`, and the `next_cursor`, at which another one begins. `all_jobs` goes through all pages."""
         return self._run(self._client.jobs(limit=limit, cursor=cursor, state=state))
+
+    def all_jobs(self, *, state: str | None = None) -> Iterator[JobView]:
+        """Newest first, page by page as they are taken."""
+        return self._iterate(self._client.all_jobs(state=state))
 
     def cancel(self, job_id: str) -> JobView:
         """Stops the job; useful seconds until then are billed. Raises Conflict when it has reported or ended already."""
