@@ -159,7 +159,7 @@ async def _network_now(settings: Settings, chain: ChainClient, identity: Keypair
             return await _network(settings, chain, identity, capture_key)
     except Unavailable as error:
         raise Unavailable(
-            f"the chain's RPC node does not answer: {error.message}",
+            error.message,
             code="chain_unavailable",
             field="--rpc-url",
             value=settings.rpc_url,

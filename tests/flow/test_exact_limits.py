@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import select, update
 
 from tests.support.actors import TUSD, Node, join, let_pass, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.blobs import may_read_blob
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.rows import job_row, leases_of_job
+from torg_marketplace.flow.settlement_plan import make_plan
 from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.vaults import vault_row
 from torg_marketplace.rules.leases import latest_lease_end_ms
+from torg_marketplace.storage.money_models import CapRow, PayoutRow
 from torg_protocol.errors import Conflict, Invalid
 from torg_protocol.ids import Digest, JobId
 from torg_protocol.jobspec import load_job_spec
@@ -152,3 +155,24 @@ async def test_a_stop_is_repeated_until_the_node_stops(world: World) -> None:
     assert node.expect(Stop).reason is EndReason.CANCELLED
     await node.heartbeat()  # it stops now
     assert node.read() == []
+
+
+@pytest.mark.parametrize("short_by", [0, 1])
+async def test_a_capture_pays_what_the_valid_cap_covers_and_leaves_the_rest(world: World, short_by: int) -> None:
+    """The highest cap has expired, and the one that lives on covers less."""
+    node = await join(world, price=TUSD)
+    client = await make_client(world)
+    await client.submit(spec())
+    assert await match_pending(world.market) == 1
+    await node.accept_and_start()
+    world.advance(seconds=60)
+    await node.finish()
+    node.read()
+    async with world.market.transaction() as unit:
+        waiting = {row.payout_address: row.amount for row in await unit.session.scalars(select(PayoutRow))}
+        await unit.session.execute(update(CapRow).values(cap=sum(waiting.values()) - short_by))
+        plan = await make_plan(unit, client.vault)
+    assert plan is not None
+    covered = sum(waiting.values()) - short_by
+    assert 0 < plan.batch.amount <= covered
+    assert (plan.batch.amount == covered) == (short_by == 0)

@@ -237,3 +237,23 @@ async def test_a_checkpoint_is_of_no_more_than_was_seen_when_it_came(world: Worl
     (lease,) = (await client.job(job.job_id)).leases
     assert lease.reason is EndReason.NODE_LOST
     assert lease.billed_ms == 60_000 + world.market.policy.usage_skew_ms
+
+
+async def test_a_record_that_begins_where_another_was_paid_already_is_not_countersigned(world: World) -> None:
+    """A checkpoint proved more than the node had claimed: what it claims next begins within what is recorded."""
+    client, node, job = await running(world, checkpoint={"enabled": True})
+    world.advance(seconds=20)
+    started_ms = node.lease.started_at_ms
+    await node.checkpoint(useful_ms=20_000)
+    await node.ok(node.claim(useful_ms=10_000))
+    world.advance(seconds=20)
+    ended_ms = started_ms + 40_000
+    await node.ok(Exited(reason=EndReason.COMPLETED, exit_code=0, started_at_ms=started_ms, finished_at_ms=ended_ms))
+    record = node.claim(useful_ms=20_000, final=True).record
+    early = record.model_copy(update={"start_ms": started_ms + 10_000, "end_ms": started_ms + 30_000})
+    await node.ok(UsageClaimed(record=early, node_signature=early.sign(node.key)))
+    await node.ok(node.report())
+
+    receipt = await only_receipt(client, node, job.job_id)
+    assert [item.record.useful_ms for item in receipt.usage] == [20_000, 20_000]
+    assert [item.node_signature for item in receipt.usage] == [None, None]

@@ -9,6 +9,7 @@ import pytest
 
 from torg_marketplace.simulation.plan import Kind, make_plan
 from torg_marketplace.simulation.run import Report, run_plan, simulate
+from torg_marketplace.stages import STAGES
 
 # A longer hunt: TORG_SIMULATION_SEEDS=2000 pytest tests/simulation -n auto, or `torg-marketplace simulate --seeds 2000`
 SEEDS = int(os.environ.get("TORG_SIMULATION_SEEDS", "32"))
@@ -31,6 +32,21 @@ def test_the_same_seed_does_the_same() -> None:
         second.paid,
         second.waits_ms,
     )
+
+
+def test_what_a_crowd_says_shares_transactions() -> None:
+    """As in production: events of leases, submissions and signatures of several parties are applied by one commit."""
+    before = _calls()
+
+    simulate(7)
+
+    shared, *pieces = (now - earlier for now, earlier in zip(_calls(), before, strict=True))
+    assert all(pieces)
+    assert shared < sum(pieces)
+
+
+def _calls() -> list[int]:
+    return [STAGES[name].calls for name in ("shared transactions", "lease events", "submit", "receipts")]
 
 
 def test_it_leaves_the_log_of_others_alone() -> None:

@@ -19,7 +19,9 @@ def test_every_mutation_still_applies(patch: Path, tmp_path: Path) -> None:
     assert package.is_dir()
 
 
-@pytest.mark.parametrize("name", ["13_units_outlive_their_lease", "17_moves_leave_no_end"])
+@pytest.mark.parametrize(
+    "name", ["13_units_outlive_their_lease", "17_moves_leave_no_end", "31_answers_of_a_crowd_are_mixed_up"]
+)
 def test_a_bug_is_noticed(name: str) -> None:
     (patch,) = [patch for patch in PATCHES if patch.stem == name]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from torg_marketplace.flow.disputes import decide_dispute, open_dispute
 from torg_marketplace.flow.refunds import refund_lease
 from torg_marketplace.simulation.client import SimulatedClient
-from torg_marketplace.simulation.invariants import Tables, look
+from torg_marketplace.simulation.tables import Tables, look
 from torg_marketplace.simulation.world import World
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import JobId

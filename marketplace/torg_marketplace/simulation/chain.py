@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from solders.hash import Hash
 from solders.instruction import CompiledInstruction
 from solders.pubkey import Pubkey
+from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 
 from torg_chain.captures import LandedCapture, captures_in
@@ -193,6 +194,16 @@ class SimulatedChain:
         self.finalized[str(state.address)] = state
         return str(state.address)
 
+    def land(self, raw: bytes, vault: str) -> bool:
+        """Somebody who is paid by it sends an order in a transaction of its own. Whether it has landed."""
+        transaction = VersionedTransaction.from_bytes(raw)
+        signature = str(Signature(hashlib.sha512(raw + struct.pack("<Q", self.slot)).digest()))
+        capture = self._decoded(transaction, signature, raw, valid_until_slot=self.slot)
+        if capture.vault != vault or self._refusal(capture) is not None:
+            return False
+        self.landed.append((self.slot, capture))
+        return True
+
     def deposit(self, address: str, amount: int) -> None:
         state = self.finalized[address]
         self.finalized[address] = replace(state, balance=state.balance + amount)
@@ -213,6 +224,16 @@ class SimulatedChain:
         return signature
 
     def _decode(self, transaction: VersionedTransaction, signature: str, raw: bytes) -> _Capture:
+        recent = transaction.message.recent_blockhash
+        ages = range(BLOCKHASH_LIFE_SLOTS + 1)
+        issued = next((self.slot - age for age in ages if _blockhash(self.slot - age) == recent), None)
+        if issued is None:
+            raise TransactionExpired("the transaction's blockhash is dead")
+        return self._decoded(transaction, signature, raw, valid_until_slot=issued + BLOCKHASH_LIFE_SLOTS)
+
+    def _decoded(
+        self, transaction: VersionedTransaction, signature: str, raw: bytes, *, valid_until_slot: int
+    ) -> _Capture:
         message = transaction.message
         keys = list(message.account_keys)
         (found,) = [item for item in message.instructions if bytes(item.data)[:1] == b"\x03" and len(item.accounts) > 6]
@@ -221,23 +242,13 @@ class SimulatedChain:
         amounts = struct.unpack_from(f"<{count}Q", data, 12)
         payees = list(zip(accounts[6:], amounts, strict=True))
         skipped = frozenset(index for index, (account, _) in enumerate(payees) if account in self.unpayable)
-        issued = next(
-            (
-                self.slot - age
-                for age in range(BLOCKHASH_LIFE_SLOTS + 1)
-                if _blockhash(self.slot - age) == message.recent_blockhash
-            ),
-            None,
-        )
-        if issued is None:
-            raise TransactionExpired("the transaction's blockhash is dead")
         capture = _Capture(
             signature=signature,
             vault=str(accounts[0]),
             expected_settled=expected,
             payments=tuple(payee for index, payee in enumerate(payees) if index not in skipped),
             skipped=skipped,
-            valid_until_slot=issued + BLOCKHASH_LIFE_SLOTS,
+            valid_until_slot=valid_until_slot,
             raw=raw,
         )
         self._check_cap(message.instructions, capture)

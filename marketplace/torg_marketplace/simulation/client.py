@@ -18,7 +18,7 @@ from torg_marketplace.flow.views import job_view
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.simulation.volumes import NAMES
 from torg_marketplace.simulation.world import WORKLOAD, World
-from torg_protocol.api import ExtendRequest, JobView, SubmitRequest
+from torg_protocol.api import ExtendRequest, JobView, Quote, SubmitRequest
 from torg_protocol.canonical import digest_of
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import TorgError
@@ -38,6 +38,7 @@ class SimulatedClient:
     vault: VaultAddress
     deposited: int
     cap: int = 0  # the highest that it ever signed
+    kept: list[tuple[dict[str, Any], Quote]] = field(default_factory=list)  # quotes for later
     jobs: list[JobId] = field(default_factory=list)
     keys: dict[str, JobId] = field(default_factory=dict)
     wanted: dict[JobId, int] = field(default_factory=dict)  # what the job may cost at most, as the client was told
@@ -59,6 +60,8 @@ class SimulatedClient:
         view = await self._send(request, key)
         if view is None:
             return []
+        if view.max_amount != most:
+            return [f"{view.job_id} was quoted {most} at most, and may cost {view.max_amount}"]
         self.jobs.append(view.job_id)
         self.keys[key], self.wanted[view.job_id] = view.job_id, most
         if chance.random() < 0.3:  # the answer got lost: the same again
@@ -74,7 +77,9 @@ class SimulatedClient:
         quoted = await quote(self.world.market, self.account, spec)
         if not quoted.max_amount:
             return []
-        dice = chance.randrange(4)
+        dice = chance.randrange(5)
+        if dice == 4:
+            return await self._submit_late(raw, quoted)
         if dice == 0:  # one base unit too little
             cap = self._sign(spec, self._committed() + quoted.max_amount - 1)
         elif dice == 1:  # a figure that nobody signed
@@ -89,6 +94,17 @@ class SimulatedClient:
             return []
         view = await self._send(SubmitRequest(spec=raw, quote_id=quoted.quote_id, cap=cap), None)
         return [] if view is None else [f"{view.job_id} was admitted under a cap that does not hold (case {dice})"]
+
+    async def _submit_late(self, raw: dict[str, Any], quoted: Quote) -> list[str]:
+        """Under an earlier quote whose time is over; this one is kept for later."""
+        self.kept.append((raw, quoted))
+        raw, quoted = self.kept[0]
+        if self.world.clock.time_ms < quoted.expires_at_ms:
+            return []
+        del self.kept[0]
+        cap = self._sign_cap(load_job_spec(raw), more=quoted.max_amount or 0)
+        view = await self._send(SubmitRequest(spec=raw, quote_id=quoted.quote_id, cap=cap), None)
+        return [] if view is None else [f"{view.job_id} was admitted under a quote that had expired"]
 
     async def extend(self, chance: random.Random) -> list[str]:
         """One of its jobs may last longer, under a fresh cap; sometimes the same again."""
@@ -126,11 +142,20 @@ class SimulatedClient:
     async def cancel(self, chance: random.Random) -> None:
         if not self.jobs:
             return
+        out_of_reach = [job_id for job_id in self.jobs if job_id in self._out_of_reach()]
         try:
             async with self.world.market.transaction() as unit:
-                await cancel(unit, self.account, chance.choice(self.jobs))
+                await cancel(unit, self.account, chance.choice(out_of_reach or self.jobs))
         except TorgError:  # it has ended, or is being verified
             pass
+
+    def _out_of_reach(self) -> set[str]:
+        """Jobs that run where nobody can tell the node to stop them."""
+        query = (
+            "SELECT job_id FROM leases JOIN nodes USING (node_id) WHERE liveness != 'alive' "
+            "AND leases.state IN ('granted', 'preparing', 'running', 'stopping')"
+        )
+        return {str(job_id) for (job_id,) in self.world.database.execute(query)}
 
     async def deposit(self, amount: int) -> None:
         self.world.chain.deposit(self.vault, amount)
@@ -164,6 +189,29 @@ class SimulatedClient:
             signer=str(self.key.pubkey()),
             signature=str(sign_message(self.key, message)),
         )
+
+
+async def meddle(world: World, victim: SimulatedClient, chance: random.Random) -> list[str]:
+    """Somebody with a key of its own, and nothing else, looks at a job of another client's, cancels it or makes it last longer."""
+    if not victim.jobs:
+        return []
+    stranger, job_id = AccountId(str(Keypair.from_seed(chance.randbytes(32)).pubkey())), chance.choice(victim.jobs)
+    longer = ExtendRequest.model_validate({"max_duration": "24h"})
+    for what in ("look", "cancel", "extend"):
+        try:
+            async with world.market.transaction() as unit:
+                if what == "look":
+                    await job_view(unit, stranger, job_id)
+                elif what == "cancel":
+                    await cancel(unit, stranger, job_id)
+                else:
+                    await extend(unit, stranger, job_id, longer)
+        except TorgError as error:
+            if error.code != "job_unknown":
+                return [f"{stranger} may not {what} {job_id}, and is told {error.code}"]
+        else:
+            return [f"{stranger} may {what} {job_id}, which is {victim.account}'s"]
+    return []
 
 
 async def make_client(world: World, *, deposit: int) -> SimulatedClient:

@@ -1,77 +1,36 @@
-"""What must hold after every step, whatever happened. Each function returns sentences that name what is broken.
-
-The tables are read with plain SQL, and what follows from an end reason is written down here a second time: a rule that is
-wrong must not agree with itself.
-"""
+"""What must hold of jobs, leases and nodes after every step, whatever happened. Each function returns sentences that name what is broken."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from torg_marketplace.simulation.books import broken_books
 from torg_marketplace.simulation.quorums import quorums
+from torg_marketplace.simulation.tables import (
+    DECLINED_FOR_GOOD,
+    EXCLUDING,
+    LIVE,
+    LONGEST_PAUSE_MS,
+    MS_PER_HOUR,
+    NOT_COUNTED,
+    OPEN,
+    OWN_FAILURES,
+    PAUSE_MS,
+    PAUSING,
+    SKEW_MS,
+    SPOT_PROTECTED_MS,
+    UNBILLED,
+    UP_TO_CHECKPOINT,
+    Tables,
+    attempts_of,
+    look,
+)
 from torg_marketplace.simulation.volumes import broken_volumes
 from torg_protocol.quantities import parse_duration_ms
-
-LIVE = {"granted", "preparing", "running", "stopping"}
-OPEN = {"queued", "leased", "verifying"}
-EXCLUDING = {"start_failed", "host_protection", "node_lost", "verification_rejected"}
-PAUSING = {"declined", "drained", "exposure_limit"}
-PAUSE_MS, LONGEST_PAUSE_MS = 60_000, 960_000  # the first; each further one is twice as long
-DECLINED_FOR_GOOD = "kind_denied"  # of what simulated nodes say
-UNBILLED = {"declined", "start_failed", "image_not_found", "input_invalid", "queue_deadline", "verification_rejected"}
-UP_TO_CHECKPOINT = {"drained", "preempted", "host_protection", "exposure_limit", "node_lost", "stale"}
-OWN_FAILURES = {"failed_exit", "oom", "disk_full", "output_missing", "max_duration", "budget"}  # votes of a quorum
-NOT_COUNTED = {"declined", "completed", "preempted", "max_duration"}
-MS_PER_HOUR = 3_600_000
-SPOT_PROTECTED_MS = 5_000  # of the simulated market
-SKEW_MS = 2_000  # between a node's clock and what the marketplace saw
-
-
-@dataclass(slots=True)
-class Tables:
-    """One look at the database."""
-
-    jobs: dict[str, sqlite3.Row]
-    leases: list[sqlite3.Row]
-    database: sqlite3.Connection
-
-    def all(self, query: str, *arguments: Any) -> list[sqlite3.Row]:
-        return self.database.execute(query, arguments).fetchall()
-
-    def sums(self, query: str) -> dict[str, int]:
-        """A query for a name and an amount."""
-        return {str(name): int(amount) for name, amount in self.all(query)}
-
-    @property
-    def leases_of_job(self) -> dict[str, list[sqlite3.Row]]:
-        found: dict[str, list[sqlite3.Row]] = defaultdict(list)
-        for lease in self.leases:
-            found[lease["job_id"]].append(lease)
-        return found
-
-
-def attempts_of(leases: list[sqlite3.Row]) -> dict[int, list[sqlite3.Row]]:
-    """A job's leases, by attempt and rank."""
-    found: dict[int, list[sqlite3.Row]] = defaultdict(list)
-    for lease in leases:
-        found[lease["attempt"]].append(lease)
-    return found
-
-
-def look(database: sqlite3.Connection) -> Tables:
-    database.row_factory = sqlite3.Row
-    try:
-        jobs = {row["job_id"]: row for row in database.execute("SELECT * FROM jobs")}
-        leases = database.execute("SELECT * FROM leases ORDER BY job_id, attempt, rank").fetchall()
-    finally:
-        database.row_factory = None
-    return Tables(jobs, leases, database)
 
 
 def broken(database: sqlite3.Connection, now_ms: int) -> list[str]:
@@ -86,7 +45,7 @@ def broken(database: sqlite3.Connection, now_ms: int) -> list[str]:
         *_times(tables, now_ms),
         *broken_volumes(tables),
     ]
-    return [*found, *_ledger(tables), *_holds(tables), *_vaults(tables), *_payouts(tables), *_events(tables)]
+    return [*found, *broken_books(tables), *_events(tables)]
 
 
 def _leases(tables: Tables) -> Iterator[str]:
@@ -351,104 +310,6 @@ def _times(tables: Tables, now_ms: int) -> Iterator[str]:
             yield f"{lease['lease_id']} is billed beyond its budget or duration"
         if work > lease["price_per_gpu_hour"] * lease["billable_gpus"] * lease["billed_ms"] / MS_PER_HOUR:
             yield f"{lease['lease_id']}: {lease['amount']} for {lease['billed_ms']} ms is more than its price"
-
-
-def _ledger(tables: Tables) -> Iterator[str]:
-    for key, total in tables.all("SELECT posting, SUM(amount) FROM ledger_entries GROUP BY posting HAVING SUM(amount)"):
-        yield f"posting {key} adds up to {total}"
-    accounts = tables.sums("SELECT account, SUM(amount) FROM ledger_entries GROUP BY account")
-    for account, balance in accounts.items():
-        if balance < 0 and not account.startswith(("chain:", "promised:")):
-            yield f"{account} is overdrawn by {-balance}"
-    earned = "SELECT e.lease_id, e.job_id, e.state, SUM(e.node_amount + e.fee_amount) FROM earnings e GROUP BY 1, 2, 3"
-    pending: Counter[str] = Counter()
-    taken: Counter[str] = Counter()
-    for lease_id, job_id, state, amount in tables.all(earned):
-        pending[lease_id] += amount if state == "pending" else 0
-        taken[job_id] += amount if state != "refunded" else 0
-    for lease_id, amount in pending.items():
-        if accounts.get(f"pending:{lease_id}", 0) != amount:
-            yield f"pending:{lease_id} holds {accounts.get(f'pending:{lease_id}', 0)}, its earnings say {amount}"
-    for job_id, most, is_open in tables.all("SELECT job_id, max_amount + refunded, open FROM holds"):
-        kept = most - taken[job_id] if is_open else 0
-        if accounts.get(f"held:{job_id}", 0) != kept:
-            yield f"held:{job_id} holds {accounts.get(f'held:{job_id}', 0)}, its hold says {kept}"
-    owed = "SELECT vault, payout_address, SUM(amount) FROM payouts WHERE state != 'finalized' GROUP BY 1, 2"
-    owing = {f"payable:{vault}:{address}": amount for vault, address, amount in tables.all(owed)}
-    for account in {name for name in accounts if name.startswith("payable:")} | set(owing):
-        if accounts.get(account, 0) != owing.get(account, 0):
-            yield f"{account} holds {accounts.get(account, 0)}, its payouts say {owing.get(account, 0)}"
-
-
-def _holds(tables: Tables) -> Iterator[str]:
-    billed: Counter[str] = Counter()
-    undecided = {lease["job_id"] for lease in tables.leases if lease["decided_at_ms"] is None}
-    for lease in tables.leases:
-        billed[lease["job_id"]] += lease["amount"]
-    holds = {row[0]: row[1:] for row in tables.all("SELECT job_id, max_amount, billed, open FROM holds")}
-    for job in tables.jobs.values():
-        most, paid, is_open = holds[job["job_id"]]
-        if bool(is_open) == (job["closed_at_ms"] is not None):
-            yield f"{job['job_id']} and its hold disagree about its end"
-        if paid > most or most != job["max_amount"]:
-            yield f"{job['job_id']}: {paid} of a hold of {most} is billed"
-        if job["closed_at_ms"] is not None and (paid != billed[job["job_id"]] or job["job_id"] in undecided):
-            yield f"{job['job_id']}: its leases say {billed[job['job_id']]}, its hold {paid}"
-
-
-def _vaults(tables: Tables) -> Iterator[str]:
-    open_sums = tables.sums("SELECT vault, SUM(max_amount) FROM holds WHERE open GROUP BY vault")
-    final_sums = tables.sums("SELECT vault, SUM(billed - refunded) FROM holds WHERE NOT open GROUP BY vault")
-    caps = tables.sums("SELECT vault, MAX(cap) FROM caps GROUP BY vault")
-    query = "SELECT address, open_maximum, final_total, chain_settled, chain_balance, blocked, deposits FROM vaults"
-    for address, open_maximum, final_total, settled, balance, blocked, deposits in tables.all(query):
-        if open_maximum != open_sums.get(address, 0) or final_total != final_sums.get(address, 0):
-            yield f"{address}: open {open_maximum}, final {final_total}; its holds say otherwise"
-        committed = open_maximum + final_total
-        if committed > settled + balance or committed > caps.get(address, 0):
-            yield f"{address}: {committed} is committed of {settled + balance}, capped at {caps.get(address, 0)}"
-        if blocked is not None:
-            yield f"{address} is blocked: {blocked}"
-        if deposits != settled + balance:
-            yield f"{address}: deposits of {deposits} are booked, the chain had {settled + balance}"
-    for vault, ranges in itertools.groupby(
-        tables.all(
-            "SELECT vault, lower, upper, lease_id FROM commitments WHERE NOT released ORDER BY vault, lower, upper"
-        ),
-        key=lambda row: row[0],
-    ):
-        for before, after in itertools.pairwise(list(ranges)):
-            if before[2] > after[1] and after[1] != after[2]:
-                yield f"{vault} is committed twice: to {before[3]} and {after[3]}"
-
-
-def _payouts(tables: Tables) -> Iterator[str]:
-    paid = tables.sums("SELECT lease_id, SUM(amount + refunded) FROM payouts GROUP BY lease_id")
-    payable = tables.sums(
-        "SELECT lease_id, SUM(node_amount + fee_amount) FROM earnings WHERE state = 'payable' GROUP BY 1"
-    )
-    if paid != {lease_id: amount for lease_id, amount in payable.items() if amount}:
-        yield f"payouts {paid} are not the earnings {payable}"
-    for record, addresses in tables.all(
-        "SELECT record_digest, COUNT(*) FROM payouts GROUP BY record_digest, payout_address HAVING COUNT(*) > 1"
-    ):
-        yield f"record {record} is paid {addresses} times to one address"
-    for vault, count in tables.all(
-        "SELECT vault, COUNT(*) FROM settlements WHERE state IN ('built', 'unknown', 'confirmed') GROUP BY 1 HAVING COUNT(*) > 1"
-    ):
-        yield f"{vault} has {count} captures in flight"
-    for settlement_id, amount, total in tables.all(
-        "SELECT s.settlement_id, s.amount, SUM(p.amount) FROM settlements s JOIN payouts p USING (settlement_id) "
-        "WHERE s.state != 'finalized' GROUP BY 1 HAVING s.amount != SUM(p.amount)"
-    ):
-        yield f"{settlement_id} pays {amount} for payouts of {total}"
-    wrong = (
-        "SELECT p.payout_id, p.state, s.state FROM payouts p LEFT JOIN settlements s USING (settlement_id) WHERE "
-        "(p.state IN ('pending', 'refunded')) != (s.state IS NULL) OR (p.state = 'finalized' AND s.state != 'finalized') "
-        "OR (p.state = 'confirmed' AND s.state != 'confirmed') OR (p.state = 'in_flight' AND s.state NOT IN ('built', 'unknown'))"
-    )
-    for payout_id, state, settlement in tables.all(wrong):
-        yield f"{payout_id} is {state}, its capture {settlement}"
 
 
 def _events(tables: Tables) -> Iterator[str]:

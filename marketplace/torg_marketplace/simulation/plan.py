@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 class Kind(enum.StrEnum):
     # the parties
     NODE = "node"  # one round of a node's life
+    CROWD = "crowd"  # all nodes and clients at the same time: what they say shares transactions
     SUBMIT = "submit"
     CANCEL = "cancel"
     EXTEND = "extend"
@@ -68,6 +69,7 @@ _WEIGHTS = {
 
 _CASES = [Kind.DISPUTE, Kind.DECIDE]
 _CASE_EVERY = 8  # steps, about
+_CROWD_EVERY = 5  # rounds of nodes, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,16 @@ def make_plan(seed: int, *, nodes: int | None = None, steps: int = 80) -> Plan:
         )
         for number, kind in enumerate(chance.choices(kinds, weights, k=steps))
     )
-    return Plan(seed, count, max(1, count // 3), _with_cases(seed, made))
+    return Plan(seed, count, max(1, count // 3), _with_cases(seed, _with_crowds(seed, made)))
+
+
+def _with_crowds(seed: int, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Sometimes it is not one node whose turn it is, but everybody's."""
+    chance = random.Random(f"crowds of {seed}")
+    return tuple(
+        replace(step, kind=Kind.CROWD) if step.kind is Kind.NODE and chance.randrange(_CROWD_EVERY) == 0 else step
+        for step in steps
+    )
 
 
 def _with_cases(seed: int, steps: tuple[Step, ...]) -> tuple[Step, ...]:

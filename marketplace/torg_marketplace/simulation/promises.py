@@ -17,7 +17,10 @@ from torg_chain.vault import token_account_of
 from torg_marketplace.flow.earnings import FEE_ADDRESS
 from torg_marketplace.simulation.cases import given_back, refunds
 from torg_marketplace.simulation.client import SimulatedClient
-from torg_marketplace.simulation.invariants import (
+from torg_marketplace.simulation.node import SimulatedNode
+from torg_marketplace.simulation.placement import PASSES, deadlines, idle_room, resumes_from_newest
+from torg_marketplace.simulation.plan import Kind
+from torg_marketplace.simulation.tables import (
     LIVE,
     MS_PER_HOUR,
     OPEN,
@@ -26,8 +29,7 @@ from torg_marketplace.simulation.invariants import (
     Tables,
     attempts_of,
 )
-from torg_marketplace.simulation.node import Character, SimulatedNode, Truth
-from torg_marketplace.simulation.plan import Kind
+from torg_marketplace.simulation.work import Character, Truth
 from torg_marketplace.simulation.world import World
 from torg_protocol.job_cost import verification_price
 from torg_protocol.jobspec import JobSpec
@@ -46,6 +48,7 @@ class Parties:
     ended_leases: set[str] = field(default_factory=set)
     decided_leases: set[str] = field(default_factory=set)
     buried_captures: set[str] = field(default_factory=set)
+    room_for: Counter[tuple[str, int]] = field(default_factory=Counter)  # passes of the matcher that left a job waiting
 
     def node(self, node_id: str) -> SimulatedNode:
         return next(node for node in self.nodes if node.id == node_id)
@@ -65,6 +68,9 @@ def broken_promises(parties: Parties, tables: Tables, kind: Kind) -> list[str]:
         *_silence(parties, tables, kind),
         *_bills(parties, tables),
         *_fees(parties, tables),
+        *_idle_room(parties, tables, kind),
+        *_heard(parties, tables),
+        *deadlines(tables),
         *_seals(tables),
         *_chain(parties, tables),
         *_slashes(parties, tables),
@@ -120,6 +126,27 @@ def _unknown_to_version_1(grant: dict[str, Any]) -> Iterator[str]:
         yield "a blob by its pieces"
 
 
+def _idle_room(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
+    """Who could start does not wait for more than a few passes of the matcher."""
+    if kind is not Kind.MATCH:
+        return
+    could_start = idle_room(tables, parties.world.clock.time_ms)
+    parties.room_for = Counter({job: parties.room_for[job] + 1 for job in could_start})
+    for (job_id, _), passes in parties.room_for.items():
+        if passes >= PASSES:
+            yield f"{job_id} waits for {tables.jobs[job_id]['waiting_for']}, and there is room for it"
+
+
+def _heard(parties: Parties, tables: Tables) -> Iterator[str]:
+    """Whoever has just said something is alive, connected, and drains when it says so."""
+    query = "SELECT node_id, liveness, connected, state = 'draining' FROM nodes WHERE state IN ('active', 'draining')"
+    for node_id, liveness, connected, drains in tables.all(query):
+        node = parties.node(node_id)
+        just_now = node.online and node.last_heard_ms == parties.world.clock.time_ms
+        if just_now and (liveness, connected, drains) != ("alive", 1, int(node.said_draining)):
+            yield f"{node_id} was heard of, and is {liveness}, connected: {connected}, draining: {drains}"
+
+
 def _is_spot(job: sqlite3.Row) -> bool:
     return bool(json.loads(job["spec"]).get("spot"))
 
@@ -142,6 +169,7 @@ def _covered(tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
     earlier = [other for other in tables.leases_of_job[lease["job_id"]] if other["attempt"] < lease["attempt"]]
     if any(other["reason"] == "verification_rejected" for other in earlier[-1:]) and resumed is not None:
         yield f"{lease['lease_id']} resumes from work that was rejected"
+    yield from resumes_from_newest(tables, lease, resumed)
 
 
 def _new_ends(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
@@ -197,6 +225,7 @@ def _silence(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
         node = parties.node(lease["node_id"])
         if lease["state"] in LIVE and parties.silent_ms(node, lease, now_ms) >= _grace_ms(tables, lease):
             yield f"{lease['lease_id']} outlives its grace: {node.id} is not heard of"
+        yield from _outstays(parties, lease, now_ms)
         unanswered = lease["acknowledged"] == 0 and now_ms - max(parties.started_ms, lease["granted_at_ms"])
         if lease["state"] in LIVE and unanswered and unanswered >= policy.accept_within_ms:
             yield f"{lease['lease_id']} waits for an answer for {unanswered} ms"
@@ -210,6 +239,23 @@ def _silence(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
         )
         if wanted and liveness != wanted and not (wanted == "unknown" and liveness == "lost"):
             yield f"{node_id} is {liveness} after {silent_ms} ms of silence"
+
+
+def _outstays(parties: Parties, lease: sqlite3.Row, now_ms: int) -> Iterator[str]:
+    """Each state has its time; what our own outage took of it does not count."""
+    policy, up_ms = parties.world.market.policy, max(parties.started_ms, lease["granted_at_ms"])
+    if lease["state"] == "preparing" and now_ms - up_ms >= policy.preparing_limit_ms:
+        yield f"{lease['lease_id']} prepares for {now_ms - up_ms} ms"
+    if lease["state"] == "stopping":
+        asked_ms = max(up_ms, lease["stop_requested_at_ms"])
+        if now_ms - asked_ms >= policy.stopping_limit_ms:
+            yield f"{lease['lease_id']} has been stopping for {now_ms - asked_ms} ms"
+    if lease["state"] == "running":
+        node = parties.node(lease["node_id"])
+        over_ms = now_ms - max(up_ms, lease["started_at_ms"] + lease["max_duration_ms"])
+        is_heard = parties.silent_ms(node, lease, now_ms) < policy.unknown_after_ms
+        if is_heard and over_ms >= policy.stop_grace_ms + policy.unknown_after_ms:
+            yield f"{lease['lease_id']} runs on {over_ms} ms after its end"
 
 
 def _new_decisions(parties: Parties, tables: Tables) -> Iterator[str]:
@@ -435,6 +481,7 @@ def unfinished(parties: Parties, tables: Tables) -> Iterator[str]:
     billed = sum(lease["amount"] for lease in tables.leases) - sum(returned.values())
     if sum(parties.world.chain.paid.values()) != billed:
         yield f"{billed} was billed, {sum(parties.world.chain.paid.values())} was paid"
+    yield from _countersigned(parties, tables)
     for client in parties.clients:
         cost = sum(lease["amount"] for lease in tables.leases if lease["job_id"] in client.wanted)
         cost -= returned.get(client.vault, 0)
@@ -444,3 +491,9 @@ def unfinished(parties: Parties, tables: Tables) -> Iterator[str]:
         for job_id, most in client.wanted.items():
             if sum(lease["amount"] for lease in tables.leases if lease["job_id"] == job_id) > most:
                 yield f"{job_id} costs more than its client was told"
+
+
+def _countersigned(parties: Parties, tables: Tables) -> Iterator[str]:
+    for lease_id, signed in tables.all("SELECT lease_id, json_extract(signed, '$.node_signature') FROM receipts"):
+        if signed is None and any(lease_id in node.signed for node in parties.nodes):
+            yield f"{lease_id}: its node has countersigned the receipt, and that is not kept"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torg_marketplace.simulation.invariants import Tables
+    from torg_marketplace.simulation.tables import Tables
 
 
 def quorums(tables: Tables) -> Iterator[str]:

@@ -8,13 +8,15 @@ import logging
 import random
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
+from solders.pubkey import Pubkey
 from sqlalchemy import select
 
 from torg_chain.errors import ChainUnavailable
-from torg_chain.vault import DISPUTE_DELAY_S
+from torg_chain.vault import DISPUTE_DELAY_S, token_account_of
 from torg_marketplace.flow.collateral import look_at_collaterals
 from torg_marketplace.flow.grant import grant
 from torg_marketplace.flow.liveness import on_startup, sweep
@@ -22,15 +24,20 @@ from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.reconcile import reconcile
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.slash import RESEND_AFTER_MS, advance_slashes
+from torg_marketplace.flow.vaults import refresh_vault
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.simulation.books import MOST_PAYEES
 from torg_marketplace.simulation.cases import decide, given_back, object_to
-from torg_marketplace.simulation.client import SimulatedClient, make_client
+from torg_marketplace.simulation.client import SimulatedClient, make_client, meddle
 from torg_marketplace.simulation.collateral import stake
-from torg_marketplace.simulation.invariants import broken, look
-from torg_marketplace.simulation.node import Character, SimulatedNode, make_node
+from torg_marketplace.simulation.invariants import broken
+from torg_marketplace.simulation.node import SimulatedNode, make_node
+from torg_marketplace.simulation.placement import forgotten
 from torg_marketplace.simulation.plan import Kind, Plan, Step, make_plan
 from torg_marketplace.simulation.promises import Parties, broken_promises, unfinished, unpaid_work
+from torg_marketplace.simulation.tables import look
+from torg_marketplace.simulation.work import Character
 from torg_marketplace.simulation.world import World, open_world
 from torg_marketplace.storage.models import JobRow
 from torg_protocol.errors import TorgError, Unavailable
@@ -44,12 +51,13 @@ POLICY = MarketPolicy(
     usage_interval_ms=60_000,
     settlement_max_age_ms=60_000,
     settlement_threshold=50_000,
+    max_payees=MOST_PAYEES,
     verify_attempts=3,
     spot_protected_ms=5_000,
 )
 _OPEN = {"wanted", "proposed"}
 _SWEEP_AT_LEAST_EVERY_MS = 15_000
-_CALM_ROUNDS, _CALM_ROUND_MS = 80, 15_000
+_CALM_ROUNDS, _CALM_ROUND_MS = 50, 25_000  # nodes are heard of in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,17 +197,18 @@ async def _checked(parties: Parties, step: Step) -> list[str]:
     """A step and everything that must hold after it; an exception is a broken promise too."""
     try:
         kind = await _sweep_if_due(parties, step.after_ms)
-        if kind is not None and (problems := _problems(parties, kind)):
+        if kind is not None and (problems := await _problems(parties, kind)):
             return problems
         said = await _act(parties, step, random.Random(step.dice))
-        return said + _problems(parties, step.kind)
+        return said + await _problems(parties, step.kind)
     except Exception:  # noqa: BLE001 - whatever it is, nobody may ever see it
         return [traceback.format_exc(limit=-6)]
 
 
-def _problems(parties: Parties, kind: Kind) -> list[str]:
+async def _problems(parties: Parties, kind: Kind) -> list[str]:
     world = parties.world
-    found = broken(world.database, world.clock.time_ms)
+    found = await forgotten(world) if kind is Kind.MATCH else []
+    found += broken(world.database, world.clock.time_ms)
     return found + broken_promises(parties, look(world.database), kind)
 
 
@@ -222,30 +231,58 @@ async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]
     match step.kind:
         case Kind.NODE:
             await node.act(chance)
-        case Kind.SUBMIT:
-            return await client.submit(chance)
-        case Kind.CANCEL:
-            await client.cancel(chance)
-        case Kind.OVERSPEND:
-            return await client.overspend(chance)
+            await parties.world.pulse.renew(parties.world.market)
+        case Kind.CROWD:
+            return await _crowd(parties, chance)
+        case Kind.SUBMIT | Kind.OVERSPEND | Kind.CANCEL | Kind.EXTEND | Kind.DEPOSIT:
+            return await _as_client(client, step.kind, chance)
         case Kind.CRASH | Kind.CUT_OFF | Kind.STALL | Kind.DRAIN:
             await _fail(node, step.kind, chance)
-        case Kind.EXTEND:
-            return await client.extend(chance)
         case Kind.RUSH:
             return await _rush(parties, client, chance)
-        case Kind.DEPOSIT:
-            await client.deposit(chance.randrange(1, 10**6))
         case Kind.DISPUTE | Kind.DECIDE:
             return await _case(parties, step.kind, client, chance)
         case Kind.HAUNT if node.online:
             return await node.haunt(chance)
         case Kind.IMPERSONATE:
             others = [other for other in parties.nodes if other is not node]
-            return await node.impersonate(chance.choice(others)) if others else []
+            said = await node.impersonate(chance.choice(others)) if others else []
+            return said + await meddle(parties.world, client, chance)
         case _:
             await _work(parties, step.kind, node, chance)
     return []
+
+
+async def _as_client(client: SimulatedClient, kind: Kind, chance: random.Random) -> list[str]:
+    match kind:
+        case Kind.SUBMIT:
+            return await client.submit(chance)
+        case Kind.OVERSPEND:
+            return await client.overspend(chance)
+        case Kind.EXTEND:
+            return await client.extend(chance)
+        case Kind.CANCEL:
+            await client.cancel(chance)
+        case _:
+            await client.deposit(chance.randrange(1, 10**6))
+    return []
+
+
+async def _crowd(parties: Parties, chance: random.Random) -> list[str]:
+    """Everybody at once, each with its own dice: the event loop takes them in the same order each time."""
+    submissions = [client.submit(random.Random(chance.getrandbits(32))) for client in parties.clients]
+    said = await asyncio.gather(*submissions, *_rounds(parties, chance))
+    await parties.world.pulse.renew(parties.world.market)
+    await match_pending(parties.world.market)
+    said += [await _problems(parties, Kind.MATCH)]
+    parties.world.advance(500)
+    await asyncio.gather(*_rounds(parties, chance))
+    await parties.world.pulse.renew(parties.world.market)
+    return [problem for problems in said for problem in problems or ()]
+
+
+def _rounds(parties: Parties, chance: random.Random) -> list[Coroutine[Any, Any, None]]:
+    return [node.act(random.Random(chance.getrandbits(32)), in_crowd=True) for node in parties.nodes]
 
 
 async def _case(parties: Parties, kind: Kind, client: SimulatedClient, chance: random.Random) -> list[str]:
@@ -276,15 +313,16 @@ async def _rush(parties: Parties, client: SimulatedClient, chance: random.Random
     said = [problem for _ in range(3) for problem in await client.submit(chance, spot=True)]
     for _ in range(3):
         await match_pending(parties.world.market)
-        said += _problems(parties, Kind.MATCH)
+        said += await _problems(parties, Kind.MATCH)
         parties.world.advance(2_000)
         for node in parties.nodes:
             if node.online:
                 await node.act(chance)
+        await parties.world.pulse.renew(parties.world.market)
     for _ in range(2):
         said += await client.submit(chance, spot=False)
         await match_pending(parties.world.market)
-        said += _problems(parties, Kind.MATCH)
+        said += await _problems(parties, Kind.MATCH)
     return said
 
 
@@ -302,6 +340,7 @@ async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: rando
             await _slash(world)
         case Kind.SETTLE:
             await _settle(world, hurry=chance.random() < 0.3)
+            await _look_at_vaults(parties, chance)
         case Kind.RECONCILE:
             await _reconcile(world)
         case Kind.STALE_GRANT:
@@ -310,7 +349,9 @@ async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: rando
             await _outage(parties, chance)
         case Kind.CHAIN_WEATHER:
             chain.down = chance.random() < 0.3
-            chain.lose, chain.delay, chain.lose_answer = (chance.choice([0.0, 0.3]) for _ in range(3))
+            chain.lose = chance.choice([0.0, 0.3, 0.9])
+            chain.delay, chain.lose_answer = (chance.choice([0.0, 0.3]) for _ in range(2))
+            _spoil_accounts(parties, chance)
         case Kind.FORK:
             chain.fork()
         case Kind.LONG_SILENCE:
@@ -327,6 +368,28 @@ async def _settle(world: World, *, hurry: bool) -> None:
         await advance_settlements(world.market)
     except (ChainUnavailable, Unavailable):
         pass  # the worker logs it and comes back
+
+
+async def _look_at_vaults(parties: Parties, chance: random.Random) -> None:
+    """What an owner's page and the watcher do at any moment; and a payee may be tired of waiting for its order."""
+    world = parties.world
+    query = "SELECT raw, vault FROM settlements ORDER BY created_at_ms DESC, settlement_id LIMIT 2"
+    orders = look(world.database).all(query)
+    if orders and chance.random() < 0.15:
+        raw, vault = chance.choice(orders)
+        world.chain.land(raw, vault)
+    if chance.random() < 0.5:
+        with contextlib.suppress(ChainUnavailable):
+            await refresh_vault(world.market, chance.choice(parties.clients).vault)
+
+
+def _spoil_accounts(parties: Parties, chance: random.Random) -> None:
+    """Somebody's token account is closed or frozen for a while, or whole again."""
+    chain, mint = parties.world.chain, parties.world.market.network.mint_pubkey
+    chain.unpayable.clear()
+    if chance.random() < 0.4:
+        wallets = [Pubkey.from_string(node.offer.payout_address) for node in parties.nodes]
+        chain.unpayable.add(token_account_of(chance.choice([*wallets, chain.fee_owner]), mint))
 
 
 async def _slash(world: World) -> None:
@@ -364,6 +427,7 @@ async def _outage(parties: Parties, chance: random.Random) -> None:
     for node in parties.nodes:
         node.online = False
         parties.world.links.disconnect(node.id)
+    parties.world.restart()
     await on_startup(parties.world.market)
     parties.started_ms = parties.world.clock.time_ms
 
@@ -380,15 +444,15 @@ async def _finish(parties: Parties, plan: Plan) -> list[str]:
     try:
         for _ in range(_CALM_ROUNDS):
             world.advance(_CALM_ROUND_MS)
-            for node in parties.nodes:
-                await node.settle_down(chance)
-            if problems := _problems(parties, Kind.NODE):
-                return problems
+            await _settle_down(parties, chance, together=plan.seed % 3 != 0)
+            await world.pulse.renew(world.market)
             await _sweep(parties)
             await match_pending(world.market)
+            if problems := await _problems(parties, Kind.MATCH):
+                return problems
             await verify_pending(world.market)
             await _settle(world, hurry=True)
-            if problems := _problems(parties, Kind.SWEEP):
+            if problems := await _problems(parties, Kind.SWEEP):
                 return problems
             if not any(unfinished(parties, look(world.database))):
                 break
@@ -400,8 +464,19 @@ async def _finish(parties: Parties, plan: Plan) -> list[str]:
     late = [
         f"{row[0]} is {row[1]} for ever" for row in tables.all("SELECT slash_id, state FROM slashes") if row[1] in _OPEN
     ]
-    problems = _problems(parties, Kind.SETTLE)
+    problems = await _problems(parties, Kind.SETTLE)
     return [*unfinished(parties, tables), *unpaid_work(parties, tables), *late, *problems]
+
+
+async def _settle_down(parties: Parties, chance: random.Random, *, together: bool) -> None:
+    if together:
+        dice = [random.Random(chance.getrandbits(32)) for _ in parties.nodes]
+        await asyncio.gather(
+            *(node.settle_down(mine, in_crowd=True) for node, mine in zip(parties.nodes, dice, strict=True))
+        )
+        return
+    for node in parties.nodes:
+        await node.settle_down(chance, in_crowd=False)
 
 
 async def _slash_in_the_end(world: World) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torg_protocol.messages import CheckpointStored, Grant, LeaseEventBody, UsageClaimed, VolumeSnapshot, VolumesStored
 
 if TYPE_CHECKING:
-    from torg_marketplace.simulation.invariants import Tables
+    from torg_marketplace.simulation.tables import Tables
     from torg_marketplace.simulation.world import World
 
 NAMES = ("runs", "models")  # few: jobs meet

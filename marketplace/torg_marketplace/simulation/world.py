@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sqlite3
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from solders.hash import Hash
@@ -14,7 +15,11 @@ from solders.keypair import Keypair
 
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_marketplace.flow.blobs import note_upload
+from torg_marketplace.flow.book import Book
+from torg_marketplace.flow.crowd import Crowd
+from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.unit import Market
+from torg_marketplace.flow.wakes import Wakes
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed, Measurement, Planted
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.rules.replay import Distance, Segment
@@ -201,7 +206,7 @@ class Catalogue:
         return self.only.workspace_digest if name == self.only.name else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class World:
     market: Market
     clock: VirtualClock
@@ -211,9 +216,15 @@ class World:
     evaluator: SimulatedEvaluator
     chain: SimulatedChain
     database: sqlite3.Connection  # to read beside the flows
+    pulse: Pulse
     workspace: BlobRef
     keeps_volumes: bool  # whether jobs write volumes that outlive them
     shares_gpus: bool  # whether owners let leases of one client share a GPU
+
+    def restart(self) -> None:
+        """Another process of the marketplace: it remembers nothing but what the database holds."""
+        self.market = replace(self.market, book=Book(), wakes=Wakes(), crowd=Crowd(), writer=asyncio.Lock())
+        self.pulse = Pulse()
 
     def advance(self, ms: int) -> None:
         self.clock.advance(ms)
@@ -252,6 +263,7 @@ def open_world(seed: int, policy: MarketPolicy) -> World:
         evaluator,
         chain,
         database,
+        Pulse(),
         workspace,
         keeps_volumes=seed % 4 == 3,
         shares_gpus=seed % 4 == 2,
