@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from torg_marketplace.flow.bans import abuse_reports, ban, bans, close_report, lift
+from torg_marketplace.flow.bans import abuse_reports, ban, bans, check_subject, close_report, lift
 from torg_marketplace.flow.disputes import all_disputes, decide_dispute
 from torg_marketplace.flow.erase import erase_account
 from torg_marketplace.flow.refunds import all_refunds, refund_lease
@@ -105,6 +105,7 @@ async def _bans(market: Market, arguments: argparse.Namespace) -> Any:
 
 
 async def _erase(market: Market, arguments: argparse.Namespace) -> Any:
+    check_subject("wallet", arguments.account)  # a mistyped one has nothing either
     return (await erase_account(market, AccountId(arguments.account))).wire()
 
 

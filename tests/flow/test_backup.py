@@ -152,6 +152,30 @@ def test_a_backup_is_never_overwritten_and_a_restore_keeps_what_was_there(tmp_pa
     assert missing.value.code == "backup_missing"
 
 
+def test_a_database_that_somebody_works_on_is_not_replaced_and_a_damaged_one_is(tmp_path: Path) -> None:
+    url, file, path = url_of(tmp_path), tmp_path / "one.backup", tmp_path / "market.sqlite"
+    working = sqlite3.connect(path)
+    working.executescript(
+        "PRAGMA journal_mode = WAL; CREATE TABLE vaults (mark TEXT); INSERT INTO vaults VALUES ('first')"
+    )
+    back_up(url, file)
+    with pytest.raises(Conflict) as used:
+        restore(url, file)
+    assert used.value.code == "database_in_use"
+    working.execute("UPDATE vaults SET mark = 'second'")
+    working.commit()
+    working.close()
+    assert [item.name for item in tmp_path.glob("*before-restore*")] == []
+
+    path.write_bytes(b"the disk was full, and this is what is left of it" * 100)
+    aside = restore(url, file)
+    assert aside is not None
+    assert aside.read_bytes().startswith(b"the disk was full")
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT mark FROM vaults").fetchone() == ("first",)
+    connection.close()
+
+
 async def test_postgresql_by_its_own_tools(tmp_path: Path, postgres: Postgres) -> None:
     url, file = postgres.new_database(), tmp_path / "one.backup"
     async with open_world(tmp_path, database_url=url) as world:

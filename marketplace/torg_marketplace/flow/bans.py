@@ -33,7 +33,7 @@ async def ban(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[
     """
     if not because.strip():
         raise Invalid("say why", code="because_missing", field="--because", hint="those who are refused read it")
-    _check_subject(kind, subject)
+    check_subject(kind, subject)
     if kind == "node":
         await suspend_node(unit, NodeId(subject), because=f"banned: {because}", stop=True)
     row = await unit.session.get(BanRow, (kind, subject))
@@ -45,8 +45,8 @@ async def ban(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[
     return _columns(row)
 
 
-def _check_subject(kind: BanKind, subject: str) -> None:
-    """A ban that nothing can ever meet would only look as if somebody were kept out."""
+def check_subject(kind: BanKind, subject: str) -> None:
+    """A ban that nothing can ever meet would only look as if somebody were kept out. Raises Invalid subject_invalid."""
     if kind == "wallet":
         is_one, hint = _is_account(subject), "an address as torg account show prints it, or acct_..."
     else:  # of a node somebody else knows

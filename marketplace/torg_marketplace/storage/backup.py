@@ -42,7 +42,7 @@ def back_up(database_url: str, file: Path) -> None:
 def restore(database_url: str, file: Path) -> Path | None:
     """Puts a backup in the database's place; no process of the marketplace may run. Returns where SQLite's former database is now.
 
-    Raises NotFound backup_missing, Invalid backup_unreadable, Unavailable backup_failed.
+    Raises NotFound backup_missing, Invalid backup_unreadable, Conflict database_in_use (SQLite), Unavailable backup_failed.
     """
     if not file.is_file():
         raise NotFound("no such backup", code="backup_missing", field="file", value=str(file))
@@ -53,14 +53,33 @@ def restore(database_url: str, file: Path) -> Path | None:
     _check(file)
     aside = None
     if path.exists():
+        _check_unused(path)
         aside = _free_name(path)
-        with closing(sqlite3.connect(path)) as current:  # what its log has goes into the file, which is then whole
-            current.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         path.rename(aside)
-    for leftover in ("-wal", "-shm"):
-        path.with_name(path.name + leftover).unlink(missing_ok=True)
+    for leftover in ("-wal", "-shm"):  # of a file that is damaged, or gone
+        beside = path.with_name(path.name + leftover)
+        if aside is not None and beside.exists():
+            beside.rename(aside.with_name(aside.name + leftover))
+        beside.unlink(missing_ok=True)
     shutil.copyfile(file, path)
     return aside
+
+
+def _check_unused(path: Path) -> None:
+    """Leaves the write-ahead log, which SQLite does only when nobody else has the file open; it is whole then. A damaged file is nobody's."""
+    try:
+        with closing(sqlite3.connect(path)) as current:
+            current.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.OperationalError as error:
+        raise Conflict(
+            f"a process of the marketplace works on this database: {error}",
+            code="database_in_use",
+            field="--data",
+            value=str(path),
+            hint="stop all of them first; what they wrote from now on would be lost",
+        ) from error
+    except sqlite3.DatabaseError:
+        return
 
 
 def _check(file: Path) -> None:

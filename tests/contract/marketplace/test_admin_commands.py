@@ -51,6 +51,10 @@ async def test_only_what_needs_the_chain_asks_it(tmp_path: Path) -> None:
     assert (code, [item["subject"] for item in json.loads(said)]) == (0, ["evil.example/miner"])
     assert complained == ""  # a command that did what it was asked for has nothing else to say
 
+    code, said, complained = await run(data, rpc_url, "erase", "not-an-account")
+    assert (code, said) == (1, "")
+    assert "subject_invalid" in complained
+
     code, said, complained = await run(data, rpc_url, "reconcile")
     assert (code, said) == (1, "")
     assert complained.count("the chain's RPC node does not answer") == 1
