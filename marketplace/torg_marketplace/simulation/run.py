@@ -12,19 +12,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from solders.pubkey import Pubkey
 from sqlalchemy import select
 
-from torg_chain.errors import ChainUnavailable
-from torg_chain.vault import DISPUTE_DELAY_S, token_account_of
-from torg_marketplace.flow.collateral import look_at_collaterals
+from torg_chain.vault import DISPUTE_DELAY_S
 from torg_marketplace.flow.grant import grant
 from torg_marketplace.flow.liveness import on_startup, sweep
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.reconcile import reconcile
-from torg_marketplace.flow.settle import advance_settlements, settle_due
-from torg_marketplace.flow.slash import RESEND_AFTER_MS, advance_slashes
-from torg_marketplace.flow.vaults import refresh_vault
+from torg_marketplace.flow.slash import RESEND_AFTER_MS
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.simulation.books import MOST_PAYEES
@@ -35,12 +29,14 @@ from torg_marketplace.simulation.invariants import broken
 from torg_marketplace.simulation.node import SimulatedNode, make_node
 from torg_marketplace.simulation.placement import forgotten
 from torg_marketplace.simulation.plan import Kind, Plan, Step, make_plan
-from torg_marketplace.simulation.promises import Parties, broken_promises, unfinished, unpaid_work
+from torg_marketplace.simulation.promises import Parties, broken_promises
+from torg_marketplace.simulation.settling import look_at_vaults, reconcile_books, settle, slash, spoil_accounts
 from torg_marketplace.simulation.tables import look
+from torg_marketplace.simulation.the_end import unfinished, unpaid_work
 from torg_marketplace.simulation.work import Character
 from torg_marketplace.simulation.world import World, open_world
 from torg_marketplace.storage.models import JobRow
-from torg_protocol.errors import TorgError, Unavailable
+from torg_protocol.errors import TorgError
 from torg_protocol.versions import OLDEST_PROTOCOL_VERSION
 
 PRICE = 3_600_000  # one base unit per useful millisecond
@@ -337,12 +333,12 @@ async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: rando
         case Kind.VERIFY:
             world.evaluator.failing = chance.choice([0.0, 0.0, 0.3])
             await verify_pending(world.market)
-            await _slash(world)
+            await slash(world)
         case Kind.SETTLE:
-            await _settle(world, hurry=chance.random() < 0.3)
-            await _look_at_vaults(parties, chance)
+            await settle(world, hurry=chance.random() < 0.3)
+            await look_at_vaults(parties, chance)
         case Kind.RECONCILE:
-            await _reconcile(world)
+            await reconcile_books(world)
         case Kind.STALE_GRANT:
             await _stale_grant(world, node, chance)
         case Kind.OUTAGE:
@@ -351,7 +347,7 @@ async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: rando
             chain.down = chance.random() < 0.3
             chain.lose = chance.choice([0.0, 0.3, 0.9])
             chain.delay, chain.lose_answer = (chance.choice([0.0, 0.3]) for _ in range(2))
-            _spoil_accounts(parties, chance)
+            spoil_accounts(parties, chance)
         case Kind.FORK:
             chain.fork()
         case Kind.LONG_SILENCE:
@@ -360,53 +356,6 @@ async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: rando
                 await _sweep(parties)
         case _:
             pass
-
-
-async def _settle(world: World, *, hurry: bool) -> None:
-    try:
-        await settle_due(world.market, hurry=hurry)
-        await advance_settlements(world.market)
-    except (ChainUnavailable, Unavailable):
-        pass  # the worker logs it and comes back
-
-
-async def _look_at_vaults(parties: Parties, chance: random.Random) -> None:
-    """What an owner's page and the watcher do at any moment; and a payee may be tired of waiting for its order."""
-    world = parties.world
-    query = "SELECT raw, vault FROM settlements ORDER BY created_at_ms DESC, settlement_id LIMIT 2"
-    orders = look(world.database).all(query)
-    if orders and chance.random() < 0.15:
-        raw, vault = chance.choice(orders)
-        world.chain.land(raw, vault)
-    if chance.random() < 0.5:
-        with contextlib.suppress(ChainUnavailable):
-            await refresh_vault(world.market, chance.choice(parties.clients).vault)
-
-
-def _spoil_accounts(parties: Parties, chance: random.Random) -> None:
-    """Somebody's token account is closed or frozen for a while, or whole again."""
-    chain, mint = parties.world.chain, parties.world.market.network.mint_pubkey
-    chain.unpayable.clear()
-    if chance.random() < 0.4:
-        wallets = [Pubkey.from_string(node.offer.payout_address) for node in parties.nodes]
-        chain.unpayable.add(token_account_of(chance.choice([*wallets, chain.fee_owner]), mint))
-
-
-async def _slash(world: World) -> None:
-    try:
-        await look_at_collaterals(world.market)
-        await advance_slashes(world.market)
-    except ChainUnavailable:
-        pass
-
-
-async def _reconcile(world: World) -> None:
-    try:
-        differences = await reconcile(world.market)
-    except ChainUnavailable:
-        return
-    if differences:
-        raise AssertionError(f"books and chain differ: {'; '.join(map(str, differences))}")
 
 
 async def _stale_grant(world: World, node: SimulatedNode, chance: random.Random) -> None:
@@ -451,12 +400,12 @@ async def _finish(parties: Parties, plan: Plan) -> list[str]:
             if problems := await _problems(parties, Kind.MATCH):
                 return problems
             await verify_pending(world.market)
-            await _settle(world, hurry=True)
+            await settle(world, hurry=True)
             if problems := await _problems(parties, Kind.SWEEP):
                 return problems
             if not any(unfinished(parties, look(world.database))):
                 break
-        await _reconcile(world)
+        await reconcile_books(world)
         await _slash_in_the_end(world)
     except Exception:  # noqa: BLE001 - as above
         return [traceback.format_exc(limit=-6)]
@@ -484,10 +433,10 @@ async def _slash_in_the_end(world: World) -> None:
     for _ in range(len(look(world.database).all("SELECT 1 FROM slashes WHERE state IN ('wanted', 'proposed')"))):
         for _ in range(4):
             world.advance(RESEND_AFTER_MS)
-            await _slash(world)
+            await slash(world)
         world.advance(DISPUTE_DELAY_S * 1000)
         for _ in range(4):
-            await _slash(world)
+            await slash(world)
             world.advance(RESEND_AFTER_MS)
 
 
