@@ -15,9 +15,9 @@ import click
 
 from torg.cli.container_options import GPUS, IMAGE, MAX_DURATION
 from torg.cli.groups import Group
-from torg.cli.present import Coin, coin_of, duration, table
+from torg.cli.present import Coin, coin_of, duration, narrow_table
 from torg.cli.session import Session, command
-from torg.cli.terminal import say
+from torg.cli.terminal import columns, say
 from torg.rental import Closing, NodeApi, Renting, check_offer, find_node, new_row, packed
 from torg.rental_journal import RentalJournal, RentalRow
 from torg.rental_output import save_outputs
@@ -137,8 +137,9 @@ async def list_(session: Session) -> None:
         }
         for row in rows
     ]
-    text = table(("rental", "state", "node", "deposit", "authorised", "paid"), cells) if rows else "no rentals"
-    session.show(value, text)
+    headings = ("rental", "state", "node", "deposit", "authorised", "paid")
+    text, _ = narrow_table(headings, cells, columns(), ("authorised",), "node")
+    session.show(value, text if rows else "no rentals")
 
 
 @rentals.command()

@@ -158,10 +158,13 @@ class Objects:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning("%s: %s: %s", self.where, name, why)
             refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
+            is_full = os.strerror(errno.ENOSPC) in why  # the library passes the system's words on, and no number
+            says = "refuses this marketplace" if refused else "is full" if is_full else "does not answer"
+            when = "when its operator has made room" if is_full else "in a moment"
             raise Unavailable(
-                "the store of blobs refuses this marketplace" if refused else "the store of blobs does not answer",
+                f"the store of blobs {says}",
                 code="blob_store_unavailable",
-                hint="try again in a moment; what was stored is safe",
+                hint=f"try again {when}; what was stored is safe",
                 refused=refused or None,
             ) from error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +19,7 @@ from torg.blobs import BlobTransfer
 from torg.transport import Transport
 from torg_host.archive import pack
 from torg_marketplace.storage.blobs import StoredBlobs, bucket_blobs, local_blobs
-from torg_marketplace.storage.objects import bucket_objects
+from torg_marketplace.storage.objects import bucket_objects, folder_objects
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Invalid, NotFound, TooLarge, Unavailable
 from torg_protocol.jobspec import BlobRef
@@ -217,3 +219,10 @@ async def test_what_is_forgotten_is_gone(blobs: StoredBlobs) -> None:
         await blobs.forget(digest)
 
     assert await blobs.size(digest) is None
+
+
+async def test_a_full_disk_is_said_to_be_one(tmp_path: Path) -> None:
+    objects = folder_objects(tmp_path)
+    with pytest.raises(Unavailable) as full, objects._translated("ab/cd"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (full.value.message, full.value.code) == ("the store of blobs is full", "blob_store_unavailable")
