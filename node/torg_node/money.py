@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
-from torg_chain.errors import VaultNotFound
+from torg_chain.errors import ChainUnavailable, VaultNotFound
 from torg_chain.network import Network
 from torg_chain.orders import ensure_token_account, land_order
 from torg_chain.rpc import ChainClient
@@ -92,7 +92,13 @@ async def look_at_captures(chain: ChainClient, settings: Settings, journal: Jour
         if not debt.owed:
             continue
         since = journal.captured_until(debt.vault)
-        for capture in await chain.landed_captures(network.program_pubkey, debt.vault, from_settled=since):
+        try:
+            landed = await chain.landed_captures(network.program_pubkey, debt.vault, from_settled=since)
+        except ChainUnavailable as error:
+            if error.code == "vault_in_motion":
+                continue  # seen when it has come to rest; what others have paid counts now
+            raise
+        for capture in landed:
             paid = sum(
                 amount
                 for index, (account, amount) in enumerate(capture.arguments.payees)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from torg_node.allocation import Claim, NoRoom
@@ -360,16 +360,11 @@ class Rentals:
     # --- money ------------------------------------------------------------------------------------------------------
 
     async def _look_at_money(self) -> None:
-        try:
-            if not self._is_operator:
-                await self._money.become_operator()
-                self._is_operator = True
+        if not self._is_operator:
+            self._is_operator = await _tried(self._money.become_operator())
+        if self._is_operator:
             for entry in self._book.unclosed():
-                await self._look_at(entry)
-        except TorgError as error:
-            log.warning("rentals: %s", error)
-        except Exception:  # whatever an RPC node answers, the agent lives on
-            log.exception("rentals could not be looked at; trying again")
+                await _tried(self._look_at(entry))
 
     async def _look_at(self, entry: RentalEntry) -> None:
         vault = await self._money.chain.vault(entry.terms.vault)
@@ -427,6 +422,19 @@ def _no_room(error: NoRoom) -> Conflict:
     return Conflict(
         f"the node has no room now: {error}", code="no_room", field="spec.resources", hint="try again later"
     )
+
+
+async def _tried(work: Awaitable[object]) -> bool:
+    """Whether it was done. What one rental meets holds up no other, and whatever an RPC node answers, the agent lives on."""
+    try:
+        await work
+    except TorgError as error:
+        log.warning("rentals: %s", error)
+    except Exception:
+        log.exception("rentals could not be looked at; trying again")
+    else:
+        return True
+    return False
 
 
 def _unknown(rental_id: str) -> NotFound:
