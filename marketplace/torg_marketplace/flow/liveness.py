@@ -11,6 +11,7 @@ from typing import assert_never
 from sqlalchemy import and_, or_, select
 
 from torg_marketplace.flow.ending import end_lease, end_queued
+from torg_marketplace.flow.one_by_one import one_by_one
 from torg_marketplace.flow.rows import job_row, live_leases, lock_attempt, node_row, spec_of
 from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Market, Unit
@@ -41,7 +42,7 @@ async def on_startup(market: Market) -> None:
 
 
 async def sweep(market: Market) -> None:
-    """Ends what time has ended. Safe to call at any rate; each lease and job is its own transaction."""
+    """Ends what time has ended. Safe to call at any rate; each lease and job is its own transaction, and one that fails is met again."""
     async with market.transaction() as unit:
         pulse = await _pulse(unit)
         back_ms = rules.went_back_ms(pulse.awake_at_ms, unit.now_ms, market.policy)
@@ -51,13 +52,11 @@ async def sweep(market: Market) -> None:
         pulse.awake_at_ms = unit.now_ms
         await _sweep_nodes(unit)
         lease_ids = [lease.lease_id for lease in await live_leases(unit) if await _due(unit, lease) is not None]
-    for lease_id in lease_ids:
-        await _sweep_lease(market, lease_id)
+    await one_by_one(lease_ids, lambda lease_id: _sweep_lease(market, lease_id))
     async with market.reading() as unit:  # a grant that nobody answered may just have gone back beyond its deadline
         overdue = select(JobRow.job_id).where(JobRow.state == JobState.QUEUED, JobRow.queue_deadline_ms <= unit.now_ms)
         job_ids = (await unit.session.scalars(overdue)).all()
-    for job_id in job_ids:
-        await _expire(market, job_id)
+    await one_by_one(job_ids, lambda job_id: _expire(market, job_id))
 
 
 async def _pulse(unit: Unit) -> MarketRow:

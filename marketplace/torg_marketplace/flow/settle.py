@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
 from torg_marketplace.flow.landed import catch_up
+from torg_marketplace.flow.one_by_one import one_by_one
 from torg_marketplace.flow.refunds import work_credit_off
 from torg_marketplace.flow.settlement_moves import apply_finalized, bury, move_settlement, skipped_addresses
 from torg_marketplace.flow.settlement_plan import IN_FLIGHT, build, due_vaults, make_plan
@@ -51,15 +52,17 @@ async def settle_due(market: Market, *, hurry: bool = False) -> int:
 
 
 async def advance_settlements(market: Market) -> int:
-    """Moves every capture in flight one step. Returns how many moved. Raises ChainUnavailable; nothing is lost by that."""
+    """Moves every capture in flight one step, whatever happens to the others. Returns how many moved. Raises ChainUnavailable; nothing is lost by
+    that."""
     async with market.reading() as unit:
         query = select(SettlementRow.settlement_id).where(SettlementRow.state.in_(IN_FLIGHT))
         ids = (await unit.session.scalars(query.order_by(SettlementRow.created_at_ms))).all()
-    moved = 0
-    for settlement_id in ids:
+
+    async def advance(settlement_id: str) -> bool:
         with about(settlement_id=settlement_id):
-            moved += await _advance(market, settlement_id)
-    return moved
+            return await _advance(market, settlement_id)
+
+    return await one_by_one(ids, advance)
 
 
 async def _advance(market: Market, settlement_id: str) -> bool:

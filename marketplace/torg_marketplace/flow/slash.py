@@ -21,6 +21,7 @@ from torg_chain.collateral_operations import can_be_slashed
 from torg_chain.errors import TransactionExpired, TransactionRejected
 from torg_chain.transactions import sign_transaction
 from torg_chain.vault import DISPUTE_DELAY_S, VaultState, chained
+from torg_marketplace.flow.one_by_one import one_by_one
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.audit_models import CollateralRow, SlashRow
 from torg_marketplace.storage.models import JobRow, LeaseRow
@@ -77,7 +78,7 @@ async def advance_slashes(market: Market) -> int:
     async with market.reading() as unit:
         query = select(SlashRow.slash_id).where(SlashRow.state.in_(OPEN_SLASH_STATES)).order_by(SlashRow.created_at_ms)
         ids = (await unit.session.scalars(query)).all()
-    return sum([await _advance(market, slash_id) for slash_id in ids])
+    return await one_by_one(ids, lambda slash_id: _advance(market, slash_id))
 
 
 async def cancel_slash(market: Market, slash_id: str, *, because: str) -> None:
