@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from weakref import WeakValueDictionary
 
 NODE = "node:"  # what is free on it has changed: for the books of other processes
 
@@ -12,7 +13,8 @@ class Wakes:
     """Topics: "match", "verify", "webhooks" and "job:<id>"."""
 
     def __init__(self) -> None:
-        self._events: dict[str, asyncio.Event] = {}
+        # As long as somebody has a waiter: most jobs that are looked at have ended, and nothing wakes those any more.
+        self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self.others: Callable[[Collection[str]], Awaitable[None]] | None = None  # tells the other processes
 
     async def wake_all(self, topics: Collection[str]) -> None:
@@ -30,7 +32,10 @@ class Wakes:
 
     def arm(self, topic: str) -> Waiter:
         """Arm first, then look at the database, then wait: what happens in between is not missed."""
-        return Waiter(self._events.setdefault(topic, asyncio.Event()))
+        event = self._events.get(topic)
+        if event is None:
+            event = self._events[topic] = asyncio.Event()
+        return Waiter(event)
 
 
 class Waiter:
