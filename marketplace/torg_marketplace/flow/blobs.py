@@ -149,6 +149,12 @@ async def use_blob(unit: Unit, digest: Digest, job_id: JobId, *, client_may_read
         row.client_may_read = True
 
 
+async def unseal_outputs(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
+    """Its client may read what the lease made, now that it is paid for."""
+    for output in lease.outputs:
+        await use_blob(unit, Digest(output["digest"]), job.id, client_may_read=True)
+
+
 async def note_upload(unit: Unit, account: str, digest: Digest, size_bytes: int) -> None:
     """Notes who uploaded a blob (a client or a node), once its bytes are there. Safe to repeat."""
     if await unit.session.get(BlobUploadRow, (digest, account)) is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import exists, select
 
-from torg_marketplace.flow.rows import demand_of, job_row, node_snapshots
+from torg_marketplace.flow.rows import demand_of, job_row, node_snapshots, spec_of
 from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.backlog import Waiting
@@ -25,7 +25,7 @@ from torg_marketplace.matching.snapshot import NodeSnapshot, units_needed
 from torg_marketplace.storage.models import JobRow, LeaseRow, NodeRow
 from torg_marketplace.storage.moves import MovedMeanwhile
 from torg_protocol.ids import NodeId
-from torg_protocol.jobspec import JobSpec, Resources
+from torg_protocol.jobspec import Resources
 from torg_protocol.money import cost
 from torg_protocol.states import LIVE_LEASE_STATES, EndReason, JobState, LeaseState
 
@@ -117,7 +117,7 @@ async def _preemptible(unit: Unit) -> dict[str, list[_Found]]:
         if set(lease.gpu_uuids).intersection(gpus_out):
             continue  # its end would make nothing free
         if not is_protected(lease.started_at_ms, job.preemptions, unit.now_ms, unit.policy.spot_protected_ms):
-            found[lease.node_id].append(_Found(lease, JobSpec.model_validate(job.spec).resources))
+            found[lease.node_id].append(_Found(lease, spec_of(job).resources))
     return found
 
 

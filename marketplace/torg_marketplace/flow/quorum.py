@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from torg_marketplace.flow.blobs import use_blob
+from torg_marketplace.flow.blobs import unseal_outputs
 from torg_marketplace.flow.collateral import put_stake_behind
 from torg_marketplace.flow.ending import close_if_over, conclude, reject_replica
 from torg_marketplace.flow.rows import leases_of_job, spec_of, vote_on
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules.outcomes import is_own_failure
 from torg_marketplace.rules.quorum import is_vote, majority, verdict_on
-from torg_marketplace.storage.models import JobRow, LeaseRow
+from torg_marketplace.storage.models import JobRow
 from torg_marketplace.storage.moves import move_job, move_lease
 from torg_protocol.states import EndReason, JobState, LeaseState
-from torg_protocol.usage import OutputFile
 
 
 async def decide_quorum(unit: Unit, job: JobRow) -> None:
@@ -27,7 +26,7 @@ async def decide_quorum(unit: Unit, job: JobRow) -> None:
         lease.verify_at_ms = None
         match verdict.result:
             case "passed":
-                await _unseal(unit, lease, job)
+                await unseal_outputs(unit, lease, job)
                 await move_lease(unit.session, lease, job, LeaseState.VERIFIED, at_ms=unit.now_ms)
                 await conclude(unit, lease, job, verdict, passed=True)
             case "failed":
@@ -50,8 +49,3 @@ async def decide_quorum(unit: Unit, job: JobRow) -> None:
     await close_if_over(unit, job)
     unit.wake("match")
     unit.wake(f"job:{job.job_id}")
-
-
-async def _unseal(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
-    for item in map(OutputFile.model_validate, lease.outputs):
-        await use_blob(unit, item.digest, job.id, client_may_read=True)

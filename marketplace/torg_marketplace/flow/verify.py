@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, select
 
 from torg_marketplace.flow.audit import Drawn, draw_audit
-from torg_marketplace.flow.blobs import use_blob
+from torg_marketplace.flow.blobs import unseal_outputs
 from torg_marketplace.flow.ending import decide_reported
 from torg_marketplace.flow.evidence import SEED
 from torg_marketplace.flow.planted import advance_planted
@@ -24,7 +24,7 @@ from torg_marketplace.logs import about
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed
 from torg_marketplace.rules.replay import replay_impossible
 from torg_marketplace.rules.verification import inconclusive, judge, not_drawn
-from torg_marketplace.storage.models import JobRow, LeaseRow
+from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.errors import Unavailable
 from torg_protocol.ids import Digest, LeaseId
 from torg_protocol.jobspec import VerifyActivation, VerifyMetric, VerifyQuorum, VerifyReplay
@@ -142,7 +142,7 @@ async def _apply(market: Market, lease_id: str, verdict: VerdictSummary) -> bool
         job = await job_row(unit, lease.job_id)
         lease.verify_at_ms = None
         if verdict.result in ("passed", "not_checked"):
-            await _unseal(unit, lease, job)
+            await unseal_outputs(unit, lease, job)
         await decide_reported(unit, lease, job, verdict)
         return True
 
@@ -176,11 +176,6 @@ async def _retry_or_give_up(market: Market, lease_id: str, detail: str) -> bool:
         await give_up_checks(unit, lease, detail)
         await decide_reported(unit, lease, job, verdict)
         return True
-
-
-async def _unseal(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
-    for item in map(OutputFile.model_validate, lease.outputs):
-        await use_blob(unit, item.digest, job.id, client_may_read=True)
 
 
 def _is_due(unit: Unit) -> tuple[ColumnElement[bool], ...]:

@@ -186,7 +186,8 @@ async def record_answer(market: Market, delivery_id: str, answer: str, *, delive
         elif row.tries > len(PAUSES_S):
             row.state = "failed"
         else:
-            row.next_try_at_ms = unit.now_ms + PAUSES_S[row.tries - 1] * 1000
+            tries = max(row.tries, 1)  # none yet, if it was asked for again while this one was sent
+            row.next_try_at_ms = unit.now_ms + PAUSES_S[tries - 1] * 1000
 
 
 def _due(unit: Unit, room: Room) -> tuple[ColumnElement[bool], ...]:

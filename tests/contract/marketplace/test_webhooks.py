@@ -23,7 +23,7 @@ from tests.support.scripted_server import Answer, Request, ScriptedServer, scrip
 from tests.support.waiting import until
 from torg_host.addresses import is_public
 from torg_marketplace.flow.unit import Market
-from torg_marketplace.flow.webhooks import PAUSES_S
+from torg_marketplace.flow.webhooks import PAUSES_S, Room, due_deliveries, enqueue_deliveries, record_answer
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.rules.webhook_targets import check_target, target_of
 from torg_marketplace.storage.webhook_models import DeliveryRow
@@ -363,3 +363,18 @@ async def test_a_receiver_refuses_what_is_old_or_changed_and_the_pages_receiver_
     exec(code_of_page, names)  # noqa: S102 - the page's own example
     assert names["verified"](made["secret"], request.headers, request.body) == json.loads(request.body)
     assert names["verified"](made["secret"], request.headers, request.body + b" ") is None
+
+
+async def test_what_is_asked_for_again_while_it_is_sent_waits_no_day(served: ServedWorld, receiver: Receiver) -> None:
+    async with hooked(served, receiver.url) as (http, made):
+        path, market = f"/v1/webhooks/{made['webhook']['webhook_id']}", served.world.market
+        await http.post("/v1/jobs", json={"spec": spec(limits={"max_duration": "1h", "max_cost": "1"})})
+        await enqueue_deliveries(market)
+        (sending,) = await due_deliveries(
+            market, Room(tries=1, of_account=1, under_way={}, of_slow=1, slow=frozenset())
+        )
+        asked = await http.post(f"{path}/replay", json={"delivery_ids": [sending.delivery_id]})
+        assert asked.json() == {"deliveries": 1}
+        await record_answer(market, sending.delivery_id, "status 503", delivered=False)
+        (waits,) = (await http.get(f"{path}/deliveries")).json()["deliveries"]
+        assert waits["next_try_at_ms"] == market.clock.now_ms() + PAUSES_S[0] * 1000
