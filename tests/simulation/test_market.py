@@ -46,7 +46,8 @@ def test_what_a_crowd_says_shares_transactions() -> None:
 
 
 def _calls() -> list[int]:
-    return [STAGES[name].calls for name in ("shared transactions", "lease events", "submit", "receipts")]
+    names = ("shared transactions", "lease events", "submit", "receipts")
+    return [STAGES[name].calls if name in STAGES else 0 for name in names]
 
 
 def test_it_leaves_the_log_of_others_alone() -> None:
