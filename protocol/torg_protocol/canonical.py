@@ -15,7 +15,8 @@ from torg_protocol.ids import Digest
 
 
 def canonical_json(value: object) -> bytes:
-    _check(value, "$")
+    if not _is_plain(value):
+        _check(value, "$")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -25,6 +26,16 @@ def digest_of(value: object) -> Digest:
 
 def sha256_digest(data: bytes) -> Digest:
     return Digest("sha256:" + hashlib.sha256(data).hexdigest())
+
+
+def _is_plain(value: object) -> bool:
+    """The usual case, told quickly: nothing but JSON's own types, no floats. Others may have a canonical form all the same."""
+    kind = type(value)
+    if kind is str or kind is int or value is None or kind is bool:
+        return True
+    if kind is dict:
+        return all(type(key) is str and _is_plain(item) for key, item in value.items())  # type: ignore[attr-defined]
+    return (kind is list or kind is tuple) and all(map(_is_plain, value))  # type: ignore[call-overload]
 
 
 def _check(value: object, path: str) -> None:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from solders.keypair import Keypair
-from sqlalchemy import Executable, inspect
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy import Executable
+from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from torg_host import tracing
 from torg_host.tracing import Span
@@ -30,8 +30,9 @@ from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evalu
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.base import Base
-from torg_marketplace.storage.engine import READ_ONLY, KeepingSession, answering
+from torg_marketplace.storage.engine import READ_ONLY, answering
 from torg_marketplace.storage.events import collected, write_collected
+from torg_marketplace.storage.sessions import KeepingAsyncSession
 from torg_protocol.ids import Ids, NodeId
 from torg_protocol.messages import ToNode
 
@@ -55,7 +56,7 @@ class Vitals:
 class Market:
     """Everything that a flow may use, built once by the composition root."""
 
-    sessions: async_sessionmaker[AsyncSession]
+    sessions: async_sessionmaker[KeepingAsyncSession]
     clock: Clock
     random: Randomness
     identity: Keypair  # signs grants, commitments, usage and receipts
@@ -122,7 +123,7 @@ class Market:
 class Unit:
     """One transaction. `now_ms` is the same for everything that happens in it."""
 
-    def __init__(self, session: AsyncSession, market: Market) -> None:
+    def __init__(self, session: KeepingAsyncSession, market: Market) -> None:
         self.session = session
         self.market = market
         self.now_ms = market.clock.now_ms()
@@ -142,22 +143,19 @@ class Unit:
 
     def known(self, table: type[R], key: str | tuple[object, ...]) -> R | None:
         """A row that this transaction has loaded or added before, as it stands; None asks for a look into the database."""
-        session = self.session.sync_session
-        return session.known(table, key) if isinstance(session, KeepingSession) else None
+        return self.session.sync_session.known(table, key)
 
     def note_absent(self, table: type[R], key: str | tuple[object, ...]) -> None:
         """A row that the database does not hold: asking for it is no question any more. Who adds one finds it all the same."""
-        session = self.session.sync_session
-        if isinstance(session, KeepingSession):
-            session.note_absent(table, key)
+        self.session.sync_session.note_absent(table, key)
 
     def loaded(self, table: type[R]) -> list[R]:
         """Rows that this transaction has read, as they stand."""
-        return [row for row in self.session if isinstance(row, table) and not inspect(row).expired]
+        return self.session.sync_session.loaded(table)
 
     def added(self, table: type[R]) -> list[R]:
         """Rows that this transaction has added and not written yet: what a query that does not flush cannot see."""
-        return [row for row in self.session.new if isinstance(row, table)]
+        return self.session.sync_session.added(table)
 
     def post(self, *, key: str, cause: str, entries: Sequence[ledger.Entry]) -> None:
         """Once, with the commit. Raises LedgerError."""

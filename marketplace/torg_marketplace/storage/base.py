@@ -38,14 +38,20 @@ class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=_NAMING)
 
     def __init__(self, **values: Any) -> None:
-        defaults = _defaults(type(self))
-        if unknown := values.keys() - inspect(type(self)).columns.keys():
+        columns, defaults = _columns(type(self)), _defaults(type(self))
+        if unknown := values.keys() - columns:
             raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
+        # As loading a row does, and not one attribute after the other: nobody asks a new row what it was before.
+        row = self.__dict__
         for name, default in defaults:
             if name not in values:
-                setattr(self, name, default())
-        for name, value in values.items():
-            setattr(self, name, value)
+                row[name] = default()
+        row.update(values)
+
+
+@cache
+def _columns(table: type[Base]) -> frozenset[str]:
+    return frozenset(inspect(table).columns.keys())
 
 
 @cache

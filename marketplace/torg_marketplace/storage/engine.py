@@ -11,20 +11,18 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, bindparam, event, inspect, make_url, select
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, NoResultFound, OperationalError
+from sqlalchemy import Connection, event, make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session
-from sqlalchemy.orm.util import identity_key
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from torg_marketplace.storage import inline_sqlite
 from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.registry import know_parents
+from torg_marketplace.storage.sessions import KeepingAsyncSession
 from torg_marketplace.storage.silence import connection_class
 from torg_protocol.errors import Unavailable
 
@@ -114,75 +112,9 @@ def _commit_for_good(connection: Any, _record: object) -> None:
     connection.commit()
 
 
-def create_sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+def create_sessions(engine: AsyncEngine) -> async_sessionmaker[KeepingAsyncSession]:
     know_parents()
-    return async_sessionmaker(engine, expire_on_commit=False, sync_session_class=KeepingSession)
-
-
-class KeepingSession(Session):
-    """Keeps the rows that it has met until it is closed: asking for one again is no question to the database. SQLAlchemy's own sessions
-    forget a row as soon as nobody else holds it.
-
-    What a transaction changes is written at its end, or before a query that could see it; a row that is asked for by its key cannot, so
-    that asking writes nothing yet. Parents are written before their children, by the tables' foreign keys."""
-
-    def known(self, table: type[R], key: Any) -> R | None:
-        """A row that was loaded or added in this transaction."""
-        wanted = identity_key(table, key)
-        found: R | None = self.identity_map.get(wanted)
-        if found is not None:
-            return None if inspect(found).expired else found
-        mine = (row for row in self.new if isinstance(row, table))
-        return next((row for row in mine if _key_of(row) == wanted[1]), None)
-
-    def note_absent(self, table: type[R], key: Any) -> None:
-        """Of a row that was looked for in this transaction and is not there."""
-        self._absent.add(identity_key(table, key))
-
-    @property
-    def _absent(self) -> set[Any]:
-        absent: set[Any] = self.info.setdefault("torg_absent", set())
-        return absent
-
-    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
-        if not any(options.get(name) for name in ("populate_existing", "with_for_update")):
-            row = self.known(entity, ident)
-            if row is not None or identity_key(entity, ident) in self._absent:
-                return row
-            if not any(options.values()):
-                with self.no_autoflush:
-                    return self.scalars(_by_key(entity), _parameters(ident)).one_or_none()
-            with self.no_autoflush:
-                return super().get(entity, ident, **options)
-        return super().get(entity, ident, **options)
-
-    def get_one(self, entity: Any, ident: Any, **options: Any) -> Any:
-        row = self.get(entity, ident, **options)
-        if row is None:
-            raise NoResultFound(f"no {entity.__name__} {ident!r}")
-        return row
-
-
-@cache
-def _by_key(table: type[Base]) -> Select[Any]:
-    """Built once: to build it takes SQLAlchemy longer than to ask it, and its own `get` builds one each time."""
-    columns = enumerate(inspect(table).primary_key)
-    return select(table).where(*(column == bindparam(f"key_{number}") for number, column in columns))
-
-
-def _parameters(key: Any) -> dict[str, Any]:
-    parts = key if isinstance(key, tuple) else (key,)
-    return {f"key_{number}": part for number, part in enumerate(parts)}
-
-
-def _key_of(row: Any) -> tuple[Any, ...]:
-    return tuple(inspect(row).mapper.primary_key_from_instance(row))
-
-
-@event.listens_for(KeepingSession, "loaded_as_persistent")
-@event.listens_for(KeepingSession, "pending_to_persistent")
-def _keep(session: Session, row: object) -> None:
-    session.info.setdefault("torg_kept", []).append(row)
+    return async_sessionmaker(engine, class_=KeepingAsyncSession, expire_on_commit=False)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

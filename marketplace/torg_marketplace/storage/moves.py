@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CursorResult, insert, update
+from sqlalchemy import CursorResult, insert, inspect, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -55,7 +55,7 @@ async def move_job(
         values["waiting_for"] = None
     elif to is JobState.QUEUED:
         values["queued_at_ms"] = at_ms
-    await _write(session, job, JobRow.job_id == job.job_id, JobRow.state == current, values)
+    await _write(session, job, JobRow.state, current, values)
     data = {"state": to, "from": current, "reason": reason, "detail": detail}
     add_job_event(session, job_id=job.id, kind="job", data=data, at_ms=at_ms)
 
@@ -78,7 +78,7 @@ async def move_lease(
         values |= {"reason": reason, "detail": detail[:2_000]}
     if current in LIVE_LEASE_STATES and to not in LIVE_LEASE_STATES:
         values["ended_at_ms"] = at_ms
-    await _write(session, lease, LeaseRow.lease_id == lease.lease_id, LeaseRow.state == current, values)
+    await _write(session, lease, LeaseRow.state, current, values)
     data = {"state": to, "from": current, "node": lease.node_id, **which(lease)}
     if reason is not None:
         data |= {"reason": reason, "detail": detail[:2_000]}
@@ -88,7 +88,7 @@ async def move_lease(
 async def move_node(session: AsyncSession, node: NodeRow, to: NodeState, *, at_ms: int, detail: str = "") -> None:
     current = NodeState(node.state)
     check_move(NODE_MOVES, current, to)
-    await _write(session, node, NodeRow.node_id == node.node_id, NodeRow.state == current, {"state": to})
+    await _write(session, node, NodeRow.state, current, {"state": to})
     add_node_event(session, node_id=node.id, data={"state": to, "from": current, "detail": detail}, at_ms=at_ms)
 
 
@@ -96,7 +96,7 @@ async def move_slash(session: AsyncSession, slash: SlashRow, to: SlashState, *, 
     current = SlashState(slash.state)
     check_move(SLASH_MOVES, current, to)
     values = {"state": to, "moved_at_ms": at_ms, "sent_at_ms": 0, "detail": detail[:2_000]}
-    await _write(session, slash, SlashRow.slash_id == slash.slash_id, SlashRow.state == current, values)
+    await _write(session, slash, SlashRow.state, current, values)
     data = {"slash": to, "from": current, "lease_id": slash.lease_id, "amount": slash.amount, "detail": detail[:2_000]}
     add_node_event(session, node_id=NodeId(slash.node_id), data=data, at_ms=at_ms)
 
@@ -106,7 +106,7 @@ async def set_liveness(session: AsyncSession, node: NodeRow, to: Liveness, *, at
     current = Liveness(node.liveness)
     if current is to:
         return
-    await _write(session, node, NodeRow.node_id == node.node_id, NodeRow.liveness == current, {"liveness": to})
+    await _write(session, node, NodeRow.liveness, current, {"liveness": to})
     add_node_event(session, node_id=node.id, data={"liveness": to, "from": current}, at_ms=at_ms)
 
 
@@ -125,14 +125,19 @@ async def revive_nodes(session: AsyncSession, silent: Mapping[NodeId, Liveness],
     await session.execute(insert(NodeEventRow.metadata.tables[NodeEventRow.__tablename__]), rows)
 
 
-async def _write(session: AsyncSession, row: Any, is_row: Any, is_current: Any, values: dict[str, Any]) -> None:
+async def _write(session: AsyncSession, row: Any, column: Any, current: StrEnum, values: dict[str, Any]) -> None:
+    """`column`: what has to be `current` still."""
     if row in session:
         for name, value in values.items():
             setattr(row, name, value.value if isinstance(value, StrEnum) else value)
         return
+    is_row = (key == getattr(row, key.key) for key in inspect(type(row)).primary_key)
     with session.no_autoflush:
         result = await session.execute(
-            update(type(row)).where(is_row, is_current).values(**values).execution_options(synchronize_session=False)
+            update(type(row))
+            .where(*is_row, column == current)
+            .values(**values)
+            .execution_options(synchronize_session=False)
         )
     if not isinstance(result, CursorResult) or result.rowcount != 1:
         raise MovedMeanwhile(f"{type(row).__name__} was moved by somebody else meanwhile", to=str(values))
