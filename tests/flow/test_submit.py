@@ -12,6 +12,7 @@ from tests.support.market import World, open_world
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.views import jobs_page
 from torg_marketplace.rules.policy import MarketPolicy
+from torg_marketplace.storage.money_models import VaultRow
 from torg_protocol.errors import Conflict, Infeasible, Invalid, NotFound
 from torg_protocol.ids import QuoteId
 from torg_protocol.jobspec import load_job_spec
@@ -51,6 +52,19 @@ async def test_submissions_at_once_are_as_one_after_the_other(tmp_path: Path, da
     assert len({view.job_id for view in views[:3]}) == 1
     assert len({view.job_id for view in views}) == 4
     assert views[-1].client == other.account
+
+
+async def test_at_once_no_more_is_admitted_than_the_cap_covers(world: World) -> None:
+    await join(world, price=TUSD)
+    client = await make_client(world)
+    asked = spec(limits={"max_duration": "1h"})
+    cap = client.signed_cap(load_job_spec(asked), 2 * TUSD)  # of three jobs of one TUSD each, two
+    answers = await asyncio.gather(*(client.submit(asked, cap=cap) for _ in range(3)), return_exceptions=True)
+
+    assert [answer.code for answer in answers if isinstance(answer, Conflict)] == ["cap_stale"]
+    assert len([answer for answer in answers if not isinstance(answer, BaseException)]) == 2
+    async with world.market.reading() as unit:
+        assert (await unit.session.get_one(VaultRow, client.vault)).open_maximum == 2 * TUSD
 
 
 async def test_the_same_key_with_another_body_is_refused(world: World) -> None:

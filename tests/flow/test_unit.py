@@ -222,6 +222,29 @@ async def test_rows_are_written_at_the_end_parents_first_and_found_before(world:
         assert (await unit.session.get_one(HoldRow, "job")).vault == "new"
 
 
+async def test_what_a_savepoint_takes_back_is_not_known_any_more(world: World) -> None:
+    client = await make_client(world)
+    async with world.market.transaction() as unit:
+        row = await unit.session.get_one(VaultRow, client.vault)
+        with pytest.raises(RuntimeError):
+            await add_two_and_fail(unit, row)
+        assert unit.known(VaultRow, "written") is None
+        assert unit.known(VaultRow, "not written") is None
+        assert await unit.session.get(VaultRow, "written") is None
+        assert unit.added(VaultRow) == []
+        assert (await unit.session.get_one(VaultRow, client.vault)).address == client.vault
+
+
+async def add_two_and_fail(unit: Unit, row: VaultRow) -> None:
+    async with unit.savepoint():
+        unit.session.add(vault_like(row, "written"))
+        await unit.session.flush()
+        unit.session.add(vault_like(row, "not written"))
+        assert {each.address for each in unit.loaded(VaultRow)} == {row.address, "written", "not written"}
+        assert [each.address for each in unit.added(VaultRow)] == ["not written"]
+        raise RuntimeError("nothing of this stays")
+
+
 def vault_like(row: VaultRow, address: str) -> VaultRow:
     values = {column.key: getattr(row, column.key) for column in inspect(VaultRow).column_attrs}
     return VaultRow(**values | {"address": address})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from collections.abc import Collection
 from typing import Any
 
 from solders.pubkey import Pubkey
@@ -82,9 +83,11 @@ async def bans(unit: Unit) -> list[dict[str, Any]]:
 async def check_allowed(unit: Unit, account: AccountId, spec: JobSpec | None = None) -> None:
     """Raises Forbidden wallet_banned or image_banned, with the operator's reason."""
     image_of = {name: image for image in (spec.images if spec is not None else ()) for name in names_of(image)}
-    with unit.session.no_autoflush:
-        found = (await unit.session.scalars(_AMONG, {"wallet": account, "images": list(image_of)})).all()
-    because = {(row.kind, row.subject): row.because for row in found}
+    subjects = bans_on(account, spec)
+    if unasked := [subject for subject in subjects if not unit.is_settled(BanRow, subject)]:
+        await read_bans(unit, unasked)
+    rows = [row for subject in subjects if (row := unit.known(BanRow, subject)) is not None]
+    because = {(row.kind, row.subject): row.because for row in rows}
     if (why := because.get(("wallet", account))) is not None:
         raise Forbidden(
             f"this marketplace takes no jobs of this wallet: {why}",
@@ -104,9 +107,24 @@ async def check_allowed(unit: Unit, account: AccountId, spec: JobSpec | None = N
             )
 
 
+def bans_on(account: AccountId, spec: JobSpec | None) -> list[tuple[BanKind, str]]:
+    """What `check_allowed` asks about, for `read_bans`."""
+    images: tuple[str, ...] = spec.images if spec is not None else ()
+    return [("wallet", account), *(("image", name) for image in images for name in names_of(image))]
+
+
+async def read_bans(unit: Unit, subjects: Collection[tuple[BanKind, str]]) -> None:
+    of_kind = {"wallets": "wallet", "images": "image"}
+    asked = {name: [subject for kind, subject in subjects if kind == of_kind[name]] for name in of_kind}
+    with unit.session.no_autoflush:
+        found = (await unit.session.scalars(_AMONG, asked)).all()
+    for subject in set(subjects) - {(row.kind, row.subject) for row in found}:
+        unit.note_absent(BanRow, subject)
+
+
 _AMONG = select(BanRow).where(
     or_(
-        and_(BanRow.kind == "wallet", BanRow.subject == bindparam("wallet")),
+        and_(BanRow.kind == "wallet", BanRow.subject.in_(bindparam("wallets", expanding=True))),
         and_(BanRow.kind == "image", BanRow.subject.in_(bindparam("images", expanding=True))),
     )
 )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, select
+from collections.abc import Collection
 
+from sqlalchemy import bindparam, func, select
+from sqlalchemy.orm import aliased
+
+from torg_marketplace.flow.caps import remember_cap, remembered_caps, signed_cap
 from torg_marketplace.flow.credit import raised_credit_cap
 from torg_marketplace.flow.unit import Unit
-from torg_marketplace.flow.vaults import remember_cap, signer_of, vault_row
+from torg_marketplace.flow.vaults import read_vaults, signer_of, vault_row
 from torg_marketplace.rules.money import lowest_gap
 from torg_marketplace.storage.money_models import CapRow, CommitmentRow, VaultRow
 from torg_protocol.caps import Commitment, SignedCap
@@ -28,10 +32,9 @@ async def commit_lease(
         raise Conflict(
             "the vault is closing or blocked", code="vault_closing", field="vault", value=vault, hint=row.blocked
         )
-    with unit.session.no_autoflush:  # the grant is written as a whole
-        stored = (await unit.session.execute(_TAKEN, {"vault": vault})).all()
-    taken = [(row[0], row[1]) for row in stored]
-    taken += [(each.lower, each.upper) for each in unit.added(CommitmentRow) if each.vault == vault]
+    if (_TAKEN, vault) not in unit.noted:
+        await read_commitments(unit, [vault])
+    taken: list[tuple[int, int]] = unit.noted[_TAKEN, vault]
     end = row.chain_settled + row.chain_balance
     lower = lowest_gap(taken, start=row.chain_settled, size=max_amount, end=end)
     cap = None if lower is None else await _covering_cap(unit, row, lower + max_amount)
@@ -42,6 +45,7 @@ async def commit_lease(
             field="vault",
             value=vault,
         )
+    taken.append((lower, lower + max_amount))
     row.commitments += 1
     commitment = Commitment(
         vault=VaultAddress(vault),
@@ -57,9 +61,35 @@ async def commit_lease(
     return commitment, commitment.sign(unit.market.identity), cap
 
 
-_TAKEN = select(CommitmentRow.lower, CommitmentRow.upper).where(
-    CommitmentRow.vault == bindparam("vault"), CommitmentRow.released.is_(False)
+_TAKEN = "taken ranges"  # of a vault, as pairs, those of this transaction included
+_CAPS = "caps"  # of a vault, those that live longest first: at most `_CAPS_READ`
+_CAPS_READ = 16
+
+
+async def read_commitments(unit: Unit, vaults: Collection[str]) -> None:
+    """What `commit_lease` decides on, for all these vaults at once. Safe to repeat: what this transaction has committed since stays."""
+    vaults = [vault for vault in vaults if (_TAKEN, vault) not in unit.noted]
+    unit.noted |= {(_TAKEN, vault): [] for vault in vaults} | {(_CAPS, vault): [] for vault in vaults}
+    with unit.session.no_autoflush:  # grants are written as a whole
+        await read_vaults(unit, vaults)
+        for vault, lower, upper in await unit.session.execute(_RANGES, {"vaults": list(vaults)}):
+            unit.noted[_TAKEN, vault].append((lower, upper))
+        asked = {"vaults": list(vaults), "now_s": unit.now_ms // 1000}
+        for cap in await unit.session.scalars(_NEWEST, asked):
+            unit.noted[_CAPS, cap.vault].append(cap)
+
+
+_RANGES = select(CommitmentRow.vault, CommitmentRow.lower, CommitmentRow.upper).where(
+    CommitmentRow.vault.in_(bindparam("vaults", expanding=True)), CommitmentRow.released.is_(False)
 )
+_ORDER = (CapRow.valid_until_s.desc(), CapRow.cap)
+_RANKED = (
+    select(CapRow, func.row_number().over(partition_by=CapRow.vault, order_by=_ORDER).label("rank"))
+    .where(CapRow.vault.in_(bindparam("vaults", expanding=True)), CapRow.valid_until_s > bindparam("now_s"))
+    .subquery()
+)
+_Ranked = aliased(CapRow, _RANKED)
+_NEWEST = select(_Ranked).where(_RANKED.c.rank <= _CAPS_READ).order_by(_RANKED.c.vault, _RANKED.c.rank)
 _COVERING = (
     select(CapRow)
     .where(
@@ -68,28 +98,27 @@ _COVERING = (
         CapRow.cap >= bindparam("at_least"),
         CapRow.valid_until_s > bindparam("now_s"),
     )
-    .order_by(CapRow.valid_until_s.desc(), CapRow.cap)
+    .order_by(*_ORDER)
     .limit(1)
 )
 
 
 async def _covering_cap(unit: Unit, vault: VaultRow, committed_after: int) -> SignedCap | None:
-    asked = {"vault": vault.address, "at_least": committed_after, "now_s": unit.now_ms // 1000}
-    asked["signer"] = signer_of(vault, unit.now_ms)  # of a key that was replaced the program takes none
+    signer = signer_of(vault, unit.now_ms)  # of a key that was replaced the program takes none
+    newest: list[CapRow] = unit.noted[_CAPS, vault.address]
+    covering = next((cap for cap in newest if cap.cap >= committed_after and cap.signer == signer), None)
+    if covering is None and len(newest) >= _CAPS_READ:  # one that does not live as long, perhaps
+        asked = {"vault": vault.address, "at_least": committed_after, "now_s": unit.now_ms // 1000, "signer": signer}
+        with unit.session.no_autoflush:
+            covering = (await unit.session.scalars(_COVERING, asked)).one_or_none()
+    remembered = remembered_caps(unit, vault.address)
+    of_now = [cap for cap in remembered if cap.cap >= committed_after and cap.signer == signer]
+    if covering is not None:
+        of_now.append(signed_cap(covering))
+    if of_now:
+        return min(of_now, key=lambda cap: (-cap.valid_until_s, cap.cap))
     with unit.session.no_autoflush:
-        row = (await unit.session.scalars(_COVERING, asked)).one_or_none()
-        if row is not None:
-            return signed_cap(row)
-        if (raised := await raised_credit_cap(unit, vault, committed_after)) is not None:
-            await remember_cap(unit, raised)
-        return raised
-
-
-def signed_cap(row: CapRow) -> SignedCap:
-    return SignedCap(
-        vault=VaultAddress(row.vault),
-        cap=row.cap,
-        valid_until_s=row.valid_until_s,
-        signer=row.signer,
-        signature=row.signature,
-    )
+        raised = await raised_credit_cap(unit, vault, committed_after)
+    if raised is not None:
+        remember_cap(unit, raised)
+    return raised

@@ -11,6 +11,7 @@ from solders.pubkey import Pubkey
 from sqlalchemy import CursorResult, Update, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from torg_marketplace.flow.caps import remembered_caps
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.account_models import ApiKeyRow, CreditHoldRow, CreditRow, CreditVaultRow
 from torg_marketplace.storage.money_models import CapRow, HoldRow, RefundRow, VaultRow
@@ -90,8 +91,9 @@ async def raised_credit_cap(unit: Unit, vault: VaultRow, at_least: int) -> Signe
         or await unit.session.get(CreditVaultRow, vault.address) is None
     ):
         return None
-    newest = await unit.session.scalar(select(func.max(CapRow.valid_until_s)).where(CapRow.vault == vault.address))
-    if newest is None or newest * 1000 <= unit.now_ms:
+    stored = await unit.session.scalar(select(func.max(CapRow.valid_until_s)).where(CapRow.vault == vault.address))
+    newest = max([stored or 0, *(cap.valid_until_s for cap in remembered_caps(unit, vault.address))])
+    if newest * 1000 <= unit.now_ms:
         return None
     return _signed(unit, key, VaultAddress(vault.address), at_least, newest)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,8 +29,8 @@ _MOST = 32  # in one transaction: what it holds of the database, others wait for
 class Reads:
     """Rows that a piece of work will ask for: `load` is called once for the keys of all pieces that name it, and work finds them in the session."""
 
-    load: Callable[[Unit, Collection[str]], Coroutine[Any, Any, None]]
-    keys: Collection[str]
+    load: Callable[[Unit, Collection[Any]], Coroutine[Any, Any, None]]
+    keys: Collection[Hashable]
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +51,11 @@ class Crowd:
         self._most = most
         self._waiting: list[_Piece] = []  # in the order in which they came, as the lock serves them
         self._turn = asyncio.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """Pieces whose turn has not come, or is not over."""
+        return len(self._waiting)
 
     async def run(
         self, market: Market, work: Callable[[Unit], Coroutine[Any, Any, R]], stage: str, reads: Sequence[Reads]
@@ -101,7 +106,7 @@ class Crowd:
 
 
 async def _read_ahead(unit: Unit, together: Sequence[_Piece]) -> None:
-    keys: dict[Callable[[Unit, Collection[str]], Coroutine[Any, Any, None]], dict[str, None]] = {}
+    keys: dict[Callable[[Unit, Collection[Any]], Coroutine[Any, Any, None]], dict[Hashable, None]] = {}
     for each in together:
         for reads in each.reads:
             keys.setdefault(reads.load, {}).update(dict.fromkeys(reads.keys))

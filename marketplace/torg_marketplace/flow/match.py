@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from torg_marketplace.flow.book import Queued
+from torg_marketplace.flow.commitments import read_commitments
 from torg_marketplace.flow.ending import end_queued
 from torg_marketplace.flow.grant import NotGrantable, NothingLeft, SameOwner, claim_nodes, grant, grant_on
 from torg_marketplace.flow.live import live_engine
@@ -138,6 +139,7 @@ async def _refused_together(market: Market, jobs: Mapping[str, Sequence[NodeId]]
         async with market.transaction() as unit:
             waiting = await _queued_jobs(unit, jobs)
             claims = await claim_nodes(unit, chain.from_iterable(jobs[job_id] for job_id in waiting))
+            await read_commitments(unit, {job.vault for job in waiting.values()})
             for job_id, job in waiting.items():
                 with about(job_id=job_id):
                     await grant_on(unit, claims, job, jobs[job_id])

@@ -19,7 +19,7 @@ from torg_chain.errors import TransactionTooLarge
 from torg_chain.transactions import SignedTransaction
 from torg_chain.vault import VaultState, token_account_of
 from torg_chain.vault_operations import PriorityFee
-from torg_marketplace.flow.commitments import signed_cap
+from torg_marketplace.flow.caps import signed_cap
 from torg_marketplace.flow.earnings import FEE_ADDRESS
 from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit

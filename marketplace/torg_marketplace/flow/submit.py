@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import assert_never
 
 from sqlalchemy import bindparam, func, select
 
 from torg_marketplace.flow import vaults
-from torg_marketplace.flow.bans import check_allowed
+from torg_marketplace.flow.bans import bans_on, check_allowed, read_bans
 from torg_marketplace.flow.blobs import check_readable, check_stored, use_blob
 from torg_marketplace.flow.credit import hold_credit, sign_credit_cap
+from torg_marketplace.flow.crowd import Reads
 from torg_marketplace.flow.data import note_data_used, pin_data
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.quotas import check_quotas, check_undecided
@@ -107,7 +109,17 @@ async def submit(
         unit.wake("match")
         return await view_of(unit, job)
 
-    return await market.shared(admit, stage="submit")
+    reads = _reads(account, spec, request.cap, idempotency_key)
+    return await market.shared(admit, stage="submit", reads=reads)
+
+
+def _reads(account: AccountId, spec: JobSpec, cap: SignedCap | None, key: str | None) -> list[Reads]:
+    return [
+        Reads(_read_keys, [(account, key)] if key is not None else []),
+        Reads(read_bans, bans_on(account, spec)),
+        Reads(_count_open_jobs, [account]),
+        Reads(vaults.read_vaults, [cap.vault] if cap is not None else []),
+    ]
 
 
 async def _check_data(market: Market, account: AccountId, spec: JobSpec) -> None:
@@ -155,6 +167,21 @@ async def _known(unit: Unit, account: AccountId, key: str | None, body_digest: s
     return await view_of(unit, await job_row(unit, row.job_id))
 
 
+async def _read_keys(unit: Unit, keys: Collection[tuple[AccountId, str]]) -> None:
+    """Of submissions that may be repeated."""
+    asked = {"accounts": [account for account, _ in keys], "keys": [key for _, key in keys]}
+    with unit.session.no_autoflush:
+        found = (await unit.session.scalars(_KEYS, asked)).all()
+    for key in set(keys) - {(AccountId(row.account), row.key) for row in found}:
+        unit.note_absent(IdempotencyRow, key)
+
+
+_KEYS = select(IdempotencyRow).where(
+    IdempotencyRow.account.in_(bindparam("accounts", expanding=True)),
+    IdempotencyRow.key.in_(bindparam("keys", expanding=True)),
+)
+
+
 def _check_verification(market: Market, spec: JobSpec) -> None:
     match spec.verify:
         case VerifyMetric():
@@ -192,15 +219,29 @@ def _facts(entry: CatalogueEntry) -> CatalogueFacts:
     )
 
 
-_OPEN_JOBS = select(func.count()).where(JobRow.client == bindparam("account"), JobRow.state.in_(OPEN_JOB_STATES))
+async def _count_open_jobs(unit: Unit, accounts: Collection[AccountId]) -> None:
+    with unit.session.no_autoflush:
+        found = (await unit.session.execute(_OPEN_JOBS, {"accounts": list(accounts)})).all()
+    counts = {row[0]: row[1] for row in found}
+    unit.noted |= {(_OPEN, account): counts.get(account, 0) for account in accounts}
+
+
+_OPEN = "open jobs"  # of an account, those of this transaction included
+_OPEN_JOBS = (
+    select(JobRow.client, func.count())
+    .where(JobRow.client.in_(bindparam("accounts", expanding=True)), JobRow.state.in_(OPEN_JOB_STATES))
+    .group_by(JobRow.client)
+)
 
 
 async def _check_open_jobs(unit: Unit, account: AccountId) -> None:
+    """Room for one more, which counts from now on."""
     most = unit.policy.max_open_jobs_per_account
-    with unit.session.no_autoflush:
-        stored = await unit.session.scalar(_OPEN_JOBS, {"account": account}) or 0
-    if stored + sum(job.client == account for job in unit.added(JobRow)) >= most:
+    if (_OPEN, account) not in unit.noted:
+        await _count_open_jobs(unit, [account])
+    if unit.noted[_OPEN, account] >= most:
         raise Conflict(f"you have {most} open jobs", code="too_many_jobs", hint="wait for some to end, or cancel some")
+    unit.noted[_OPEN, account] += 1
 
 
 async def _terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, quote_id: QuoteId | None) -> _Terms:

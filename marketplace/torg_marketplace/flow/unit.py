@@ -127,6 +127,7 @@ class Unit:
         self.session = session
         self.market = market
         self.now_ms = market.clock.now_ms()
+        self.noted: dict[tuple[str, str], Any] = {}  # what was read ahead that is no row: its name, and what it is of
         self._outbox: list[tuple[NodeId, ToNode]] = []
         self._wakes: set[str] = set()
         self._touched: set[NodeId] = set()
@@ -144,6 +145,10 @@ class Unit:
     def known(self, table: type[R], key: str | tuple[object, ...]) -> R | None:
         """A row that this transaction has loaded or added before, as it stands; None asks for a look into the database."""
         return self.session.sync_session.known(table, key)
+
+    def is_settled(self, table: type[R], key: str | tuple[object, ...]) -> bool:
+        """Whether `get` of such a row needs no look into the database: it is known, or known not to be there."""
+        return self.known(table, key) is not None or self.session.sync_session.is_absent(table, key)
 
     def note_absent(self, table: type[R], key: str | tuple[object, ...]) -> None:
         """A row that the database does not hold: asking for it is no question any more. Who adds one finds it all the same."""
@@ -202,6 +207,7 @@ class Unit:
         spans = len(self._spans)
         postings = dict(ledger.collected(self.session))
         later = {statement: list(parameters) for statement, parameters in self._later.items()}
+        noted = {key: list(value) if isinstance(value, list) else value for key, value in self.noted.items()}
         try:
             async with self.session.begin_nested():
                 yield
@@ -210,7 +216,7 @@ class Unit:
             del self._spans[spans:]
             del collected(self.session)[events:]
             self.session.info[ledger.COLLECTED] = postings
-            self._wakes, self._later = woken, later
+            self._wakes, self._later, self.noted = woken, later, noted
             raise
 
     async def deliver(self) -> None:

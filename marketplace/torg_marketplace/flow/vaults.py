@@ -1,16 +1,19 @@
 """Vaults: what the chain says of them, what of them is committed, and to whom.
 
-A job is admitted by one conditional UPDATE of the vault's row; nothing else may raise what is committed.
+A job is admitted here or not at all: nothing else may raise what is committed. Writers take turns (`storage/engine.py`), so that the row that is
+decided on still is as it was read when it is written.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from solders.pubkey import Pubkey
-from sqlalchemy import BigInteger, BindParameter, CursorResult, bindparam, func, select, update
+from sqlalchemy import BigInteger, bindparam, func, select, update
 
 from torg_chain.vault import VaultState
+from torg_marketplace.flow.caps import remember_cap
 from torg_marketplace.flow.credit import close_credit
 from torg_marketplace.flow.cursors import id_in
 from torg_marketplace.flow.landed import catch_up
@@ -18,7 +21,6 @@ from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.money import Refusal, VaultFacts, refusal
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.account_models import CreditHoldRow
-from torg_marketplace.storage.inserts import insert_if_new
 from torg_marketplace.storage.money_models import CapRow, HoldRow, PayoutRow, SettlementRow, VaultRow
 from torg_protocol.api import PayoutView, SettlementPage, SettlementView, VaultView
 from torg_protocol.caps import CapStatement, SignedCap
@@ -135,30 +137,10 @@ async def _commit(unit: Unit, account: AccountId, cap: SignedCap, max_amount: in
     if row.depositor != account:
         raise Forbidden("this vault is somebody else's", code="vault_not_yours", field="cap.vault", value=cap.vault)
     _check_cap(unit, row, cap, lease_end_latest_s)
-    with unit.session.no_autoflush:  # the job may be written with its hold
-        admitted = await unit.session.execute(_ADMIT, {"vault": cap.vault, "cap_signed": cap.cap, "more": max_amount})
-        if not isinstance(admitted, CursorResult) or admitted.rowcount != 1:
-            await unit.session.refresh(row)
-            raise await _refused(unit, row, cap, max_amount)
-        unit.session.expire(row, ["open_maximum"])
-        await remember_cap(unit, cap)
-
-
-_MORE: BindParameter[int] = bindparam("more", type_=BigInteger)
-_COMMITTED = VaultRow.final_total + VaultRow.open_maximum + _MORE
-_ADMIT = (
-    update(VaultRow)
-    .where(
-        VaultRow.address == bindparam("vault"),
-        VaultRow.blocked.is_(None),
-        VaultRow.close_at_s == 0,
-        VaultRow.closed.is_(False),
-        bindparam("cap_signed", type_=BigInteger) >= _COMMITTED,
-        VaultRow.chain_settled + VaultRow.chain_balance >= _COMMITTED,
-    )
-    .values(open_maximum=VaultRow.open_maximum + _MORE)
-    .execution_options(synchronize_session=False)
-)
+    if (why := refusal(_facts(row), cap.cap, max_amount)) is not None:
+        raise _refused(unit, row, cap, max_amount, why)
+    row.open_maximum += max_amount
+    remember_cap(unit, cap)
 
 
 async def close_job(unit: Unit, *, job_id: JobId) -> None:
@@ -304,20 +286,8 @@ def signer_of(row: VaultRow, now_ms: int) -> str:
     return row.next_signer if rotated else row.signer
 
 
-async def remember_cap(unit: Unit, cap: SignedCap) -> None:
-    """Captures and grants find it from now on. Safe to repeat."""
-    values = {
-        "vault": cap.vault,
-        "cap": cap.cap,
-        "valid_until_s": cap.valid_until_s,
-        "signer": cap.signer,
-        "signature": cap.signature,
-    }
-    await unit.session.execute(insert_if_new(CapRow, unit.session.get_bind().dialect.name), values)
-
-
-async def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int) -> Conflict:
-    facts = VaultFacts(
+def _facts(row: VaultRow) -> VaultFacts:
+    return VaultFacts(
         settled=row.chain_settled,
         balance=row.chain_balance,
         final_total=row.final_total,
@@ -325,8 +295,12 @@ async def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int) -
         closing=row.close_at_s != 0 or row.closed,
         blocked=row.blocked is not None,
     )
+
+
+def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int, why: Refusal) -> Conflict:
+    facts = _facts(row)
     needed = facts.committed + max_amount
-    match refusal(facts, cap.cap, max_amount):
+    match why:
         case Refusal.BLOCKED:
             return Conflict(
                 "payouts of this vault are stopped",
@@ -353,7 +327,7 @@ async def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int) -
                 hint=f"deposit at least {missing} base units more",
                 missing=missing,
             )
-        case Refusal.CAP_STALE | None:
+        case Refusal.CAP_STALE:
             statement = CapStatement(
                 vault=VaultAddress(row.address),
                 at_ms=unit.now_ms,
@@ -386,6 +360,14 @@ async def vault_row(unit: Unit, address: str) -> VaultRow:
             hint="PUT /v1/vaults/ADDRESS first",
         )
     return row
+
+
+async def read_vaults(unit: Unit, addresses: Collection[str]) -> None:
+    with unit.session.no_autoflush:
+        (await unit.session.scalars(_VAULTS, {"addresses": list(addresses)})).all()
+
+
+_VAULTS = select(VaultRow).where(VaultRow.address.in_(bindparam("addresses", expanding=True)))
 
 
 async def _view(unit: Unit, row: VaultRow) -> VaultView:

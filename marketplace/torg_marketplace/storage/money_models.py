@@ -13,7 +13,7 @@ from torg_marketplace.storage.base import Amount, Base, DigestText, JsonList, Ke
 class VaultRow(Base):
     """A client's vault. `chain_*` are the finalized figures of the newest look at the chain.
 
-    `final_total` + `open_maximum` is what is committed; one conditional UPDATE of this row admits a job. `blocked` names the
+    `final_total` + `open_maximum` is what is committed; who admits a job raises it, one writer after the other. `blocked` names the
     difference that stopped payouts and admissions, until a person has cleared it.
     """
 
