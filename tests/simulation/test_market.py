@@ -23,6 +23,20 @@ def test_promises_hold_whatever_happens(first: int) -> None:
         assert report.failure is None, str(report.failure)
 
 
+@pytest.mark.parametrize("first", range(1000, 1200, 25))
+def test_promises_hold_in_many_short_lives(first: int) -> None:
+    for seed in range(first, first + 25):
+        report = simulate(seed, steps=20)
+        assert report.failure is None, str(report.failure)
+
+
+@pytest.mark.parametrize("seed", [47, 48])
+def test_a_marketplace_that_slept_gives_every_lease_a_fresh_grace(seed: int) -> None:
+    """Its pauses are its own, also those that no restart ends: the promises about time count from there."""
+    report = simulate(seed)
+    assert report.failure is None, str(report.failure)
+
+
 def test_the_same_seed_does_the_same() -> None:
     first, second = simulate(5, steps=40), simulate(5, steps=40)
 

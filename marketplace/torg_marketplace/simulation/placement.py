@@ -58,7 +58,9 @@ def deadlines(tables: Tables) -> Iterator[str]:
         left_ms = job["queue_deadline_ms"] - job["queued_at_ms"]
         if left_ms > timeout_ms or (left_ms < timeout_ms and not declined):
             yield f"{job['job_id']} may wait for {left_ms} ms, its queue_timeout is {timeout_ms} ms"
-        if leases and leases[-1] in declined and left_ms == timeout_ms and job["queued_at_ms"] > job["created_at_ms"]:
+        last = [lease["reason"] for lease in leases if lease["attempt"] == leases[-1]["attempt"]]  # of a gang, several
+        was_declined = "declined" in last and {"declined", "gang_ended"}.issuperset(last)
+        if was_declined and left_ms == timeout_ms and job["queued_at_ms"] > job["created_at_ms"]:
             yield f"{job['job_id']} was declined, and may wait for all of {timeout_ms} ms again"
 
 

@@ -39,6 +39,7 @@ class Parties:
     nodes: list[SimulatedNode]
     clients: list[SimulatedClient]
     started_ms: int = 0  # when the marketplace last came up
+    awake_ms: int = 0  # when it last knew what time it is
     swept_ms: int = 0  # when it last looked at silent nodes
     known_leases: set[str] = field(default_factory=set)
     ended_leases: set[str] = field(default_factory=set)

@@ -20,6 +20,7 @@ from torg_marketplace.flow.liveness import on_startup, sweep
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.slash import RESEND_AFTER_MS
 from torg_marketplace.flow.verify import verify_pending
+from torg_marketplace.rules.leases import was_down
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.simulation.books import MOST_PAYEES
 from torg_marketplace.simulation.cases import decide, given_back, object_to
@@ -186,7 +187,8 @@ async def _assemble(world: World, plan: Plan) -> Parties:
     for client in clients:
         for _ in range(3):
             await client.submit(chance)
-    return Parties(world, nodes, clients, started_ms=world.clock.time_ms, swept_ms=world.clock.time_ms)
+    now_ms = world.clock.time_ms
+    return Parties(world, nodes, clients, started_ms=now_ms, awake_ms=now_ms, swept_ms=now_ms)
 
 
 async def _checked(parties: Parties, step: Step) -> list[str]:
@@ -216,8 +218,11 @@ async def _sweep_if_due(parties: Parties, after_ms: int) -> Kind | None:
 
 
 async def _sweep(parties: Parties) -> Kind:
+    now_ms = parties.world.clock.time_ms
+    if was_down(parties.awake_ms, now_ms, parties.world.market.policy):
+        parties.started_ms = now_ms  # it slept, as far as it knows, and every lease has a fresh grace
     await sweep(parties.world.market)
-    parties.swept_ms = parties.world.clock.time_ms
+    parties.swept_ms = parties.awake_ms = now_ms
     return Kind.SWEEP
 
 
@@ -378,7 +383,7 @@ async def _outage(parties: Parties, chance: random.Random) -> None:
         parties.world.links.disconnect(node.id)
     parties.world.restart()
     await on_startup(parties.world.market)
-    parties.started_ms = parties.world.clock.time_ms
+    parties.started_ms = parties.awake_ms = parties.world.clock.time_ms
 
 
 async def _finish(parties: Parties, plan: Plan) -> list[str]:
