@@ -211,6 +211,15 @@ async def test_a_grant_that_nobody_answers_until_after_the_queue_timeout_ends_in
     assert (view.state, view.leases[0].reason) == (JobState.EXPIRED, EndReason.DECLINED)
 
 
+async def test_nobody_gets_a_job_after_its_queue_timeout_also_where_no_sweep_has_ended_it_yet(world: World) -> None:
+    client, node = await make_client(world), await join(world)
+    await client.submit(spec(limits={"queue_timeout": "60s"}))
+    world.advance(seconds=60)
+    await node.heartbeat()
+
+    assert await match_pending(world.market) == 0
+
+
 async def test_who_declined_for_good_is_not_asked_again(world: World) -> None:
     client, node = await make_client(world), await join(world)
     await client.submit(spec(limits={"queue_timeout": "1h"}))

@@ -153,7 +153,7 @@ async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
     first time teaches the engine what is asked for."""
     query = (
         select(JobRow.job_id, JobRow.generation)
-        .where(JobRow.state == JobState.QUEUED)
+        .where(JobRow.state == JobState.QUEUED, JobRow.queue_deadline_ms > unit.now_ms)
         .order_by(*strongest_first(unit.now_ms))
         .limit(BACKLOG)
     )

@@ -96,11 +96,7 @@ def _new_leases(parties: Parties, tables: Tables) -> Iterator[str]:
         asked = None if asked is None else int(asked * share)
         if lease["price_per_gpu_hour"] != asked:
             yield f"{lease['lease_id']} pays {lease['price_per_gpu_hour']}, the offer says {asked}"
-        if (
-            job["queue_deadline_ms"] < parties.swept_ms
-            and job["state"] == "leased"
-            and lease["granted_at_ms"] == now_ms
-        ):
+        if job["queue_deadline_ms"] <= now_ms and job["state"] == "leased" and lease["granted_at_ms"] == now_ms:
             yield f"{lease['lease_id']} was granted after its job's queue deadline"
         yield from _covered(tables, lease)
         grant = tables.all("SELECT json_extract(grant, '$.grant') FROM leases WHERE lease_id = ?", lease["lease_id"])
