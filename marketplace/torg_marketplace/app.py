@@ -37,6 +37,8 @@ from torg_marketplace.storage.nonces import NonceStore
 from torg_marketplace.storage.shared_admission import SharedAdmission
 
 _SHUTDOWN_S = 3
+# Longer than clients and proxies keep theirs (15 and 60 s are usual): who closes first must be who sends, or a request meets a closed line.
+KEEP_ALIVE_S = 75
 
 
 @asynccontextmanager
@@ -187,6 +189,7 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
         access_log=False,
         http=GatheringProtocol,
         timeout_graceful_shutdown=_SHUTDOWN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         ws="websockets-sansio",
         ws_max_size=4 << 20,
         lifespan="off",
