@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 
 from torg_marketplace.flow.bans import banned
 from torg_marketplace.flow.storage_quota import storage_quota
@@ -53,13 +54,14 @@ async def check_undecided(unit: Unit, account: AccountId) -> None:
         return
     used, oldest_ms = await _undecided(unit, account)
     if used >= most:
-        raise RateLimited(
+        raise _reached(
+            unit,
             f"{used} of your jobs within a day came to no verdict, and their nodes were not paid, which is the most",
-            code="undecided_per_day_reached",
+            "undecided_per_day_reached",
+            oldest_ms + DAY_MS,
+            used,
             field="verify.policy",
-            value=used,
             hint="find out why with verify: {policy: none}, where work is paid as it is done; torg account show says what is left",
-            retry_after_s=_wait_s(unit, oldest_ms + DAY_MS),
         )
 
 
@@ -76,30 +78,17 @@ async def account_view(unit: Unit, account: AccountId) -> AccountView:
         banned=await banned(unit, "wallet", account),
         quotas=(
             QuotaView(name="open_jobs", unit="jobs", used=open_jobs or 0, limit=policy.max_open_jobs_per_account),
-            QuotaView(
-                name="submissions_per_day",
-                unit="jobs",
-                used=submitted,
-                limit=policy.max_submissions_per_day or None,
-                frees_at_ms=first_of_day_ms + DAY_MS if submitted else None,
-            ),
-            QuotaView(
-                name="spend_per_hour",
-                unit="base_units",
-                used=spent,
-                limit=policy.max_spend_per_hour or None,
-                frees_at_ms=first_of_hour_ms + HOUR_MS if spent else None,
-            ),
-            QuotaView(
-                name="undecided_per_day",
-                unit="jobs",
-                used=undecided,
-                limit=policy.max_undecided_per_day or None,
-                frees_at_ms=first_undecided_ms + DAY_MS if undecided else None,
-            ),
+            _within("submissions_per_day", "jobs", submitted, policy.max_submissions_per_day, first_of_day_ms + DAY_MS),
+            _within("spend_per_hour", "base_units", spent, policy.max_spend_per_hour, first_of_hour_ms + HOUR_MS),
+            _within("undecided_per_day", "jobs", undecided, policy.max_undecided_per_day, first_undecided_ms + DAY_MS),
             await storage_quota(unit, account),
         ),
     )
+
+
+def _within(name: str, unit: str, used: int, limit: int, frees_at_ms: int) -> QuotaView:
+    """Of what is counted within a time."""
+    return QuotaView(name=name, unit=unit, used=used, limit=limit or None, frees_at_ms=frees_at_ms if used else None)
 
 
 async def _submitted(unit: Unit, account: AccountId, within_ms: int) -> tuple[int, int]:
@@ -107,8 +96,7 @@ async def _submitted(unit: Unit, account: AccountId, within_ms: int) -> tuple[in
     query = select(func.count(), func.min(JobRow.created_at_ms)).where(
         JobRow.client == account, JobRow.created_at_ms > unit.now_ms - within_ms
     )
-    count, oldest_ms = (await unit.session.execute(query)).one()
-    return int(count), int(oldest_ms or unit.now_ms)
+    return await _total(unit, query)
 
 
 async def _committed(unit: Unit, account: AccountId) -> tuple[int, int]:
@@ -116,8 +104,7 @@ async def _committed(unit: Unit, account: AccountId) -> tuple[int, int]:
     query = select(func.sum(JobRow.max_amount), func.min(JobRow.created_at_ms)).where(
         JobRow.client == account, JobRow.created_at_ms > unit.now_ms - HOUR_MS
     )
-    total, oldest_ms = (await unit.session.execute(query)).one()
-    return int(total or 0), int(oldest_ms or unit.now_ms)
+    return await _total(unit, query)
 
 
 async def _undecided(unit: Unit, account: AccountId) -> tuple[int, int]:
@@ -132,21 +119,19 @@ async def _undecided(unit: Unit, account: AccountId) -> tuple[int, int]:
             LeaseRow.state == LeaseState.INCONCLUSIVE,
         )
     )
-    count, oldest_ms = (await unit.session.execute(query)).one()
-    return int(count), int(oldest_ms or unit.now_ms)
+    return await _total(unit, query)
 
 
-def _wait_s(unit: Unit, frees_at_ms: int) -> int:
-    return max(1, math.ceil((frees_at_ms - unit.now_ms) / 1000))
+async def _total(unit: Unit, query: Select[Any, Any]) -> tuple[int, int]:
+    """How much, and since when; of nothing, since now."""
+    total, oldest_ms = (await unit.session.execute(query)).one()
+    return int(total or 0), int(oldest_ms or unit.now_ms)
 
 
-def _reached(unit: Unit, message: str, code: str, frees_at_ms: int, value: int) -> RateLimited:
-    wait_s = _wait_s(unit, frees_at_ms)
-    return RateLimited(
-        message,
-        code=code,
-        field="account",
-        value=value,
-        hint=f"try again in {wait_s} s, submit a smaller job, or ask the operator; torg account show says what is left",
-        retry_after_s=wait_s,
-    )
+def _reached(
+    unit: Unit, message: str, code: str, frees_at_ms: int, value: int, *, field: str = "account", hint: str = ""
+) -> RateLimited:
+    """`hint`: the way out, where it is another than to wait."""
+    wait_s = max(1, math.ceil((frees_at_ms - unit.now_ms) / 1000))
+    to_wait = f"try again in {wait_s} s, submit a smaller job, or ask the operator; torg account show says what is left"
+    return RateLimited(message, code=code, field=field, value=value, hint=hint or to_wait, retry_after_s=wait_s)
