@@ -62,28 +62,34 @@ async def _register(served: ServedWorld, offers: list[Offer]) -> None:
 async def _timed(served: ServedWorld, quotes: int) -> tuple[list[float], list[float], int]:
     chance, auth = random.Random(0), WalletAuth(served.client.key)
     bodies = [json.dumps({"spec": demand(chance).spec.wire()}).encode() for _ in range(256)]
-    headers = {"content-type": "application/json"}
-    taken, floor, feasible = [], [], 0
+    await _pairs(served, auth, [chance.choice(bodies) for _ in range(_WARM_UP)])
+    if (loading := served.world.market.book.compiling) is not None:
+        await loading  # for longer than the server keeps an idle connection: what is timed has one of its own
+    pairs = await _pairs(served, auth, [chance.choice(bodies) for _ in range(quotes)])
+    taken, floor, answers = zip(*pairs, strict=True)
+    return list(taken), list(floor), sum(json.loads(answer)["feasible"] for answer in answers)
+
+
+async def _pairs(served: ServedWorld, auth: WalletAuth, bodies: list[bytes]) -> list[tuple[float, float, bytes]]:
+    """For each body: milliseconds of its quote, of a GET /healthz just before, and the quote's answer."""
     address = urlsplit(served.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    for number in range(quotes + _WARM_UP):
+    pairs = []
+    for body in bodies:
         served.world.clock.time_ms = time.time_ns() // 1_000_000
-        body = chance.choice(bodies)
-        signed = next(auth.auth_flow(httpx.Request("POST", f"{served.url}/v1/quotes", content=body, headers=headers)))
+        quote = httpx.Request(
+            "POST", f"{served.url}/v1/quotes", content=body, headers={"content-type": "application/json"}
+        )
+        signed = next(auth.auth_flow(quote))
         healthz = httpx.Request("GET", f"{served.url}/healthz")
         began = time.perf_counter()
         await _exchange(reader, writer, healthz)
         between = time.perf_counter()
         answer = await _exchange(reader, writer, signed)
         ended = time.perf_counter()
-        if number == _WARM_UP and (loading := served.world.market.book.compiling) is not None:
-            await loading
-        if number >= _WARM_UP:
-            feasible += json.loads(answer)["feasible"]
-            floor.append((between - began) * 1000)
-            taken.append((ended - between) * 1000)
+        pairs.append(((ended - between) * 1000, (between - began) * 1000, answer))
     writer.close()
-    return taken, floor, feasible
+    return pairs
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: httpx.Request) -> bytes:
