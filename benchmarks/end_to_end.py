@@ -35,7 +35,7 @@ from tests.support.postgres import Postgres, running_postgres
 from tests.support.small_market import TUSD, SmallMarket, running_market
 from torg.submission import cap_lifetime_s
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 from torg_marketplace.storage.models import JobRow
 from torg_protocol.jobspec import load_job_spec
 from torg_protocol.states import JobState
@@ -147,7 +147,7 @@ async def _audit(url: str, settled: int) -> None:
     """Every job succeeded, and the books add up."""
     engine = create_engine(url)
     try:
-        async with create_sessions(engine)() as session:
+        async with Sessions(engine)() as session:
             rows = await session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
             found = {row[0]: int(row[1]) for row in rows.all()}
             if found != {JobState.SUCCEEDED: settled}:

@@ -23,7 +23,7 @@ from benchmarks.load.nodes import LoadNode, join_all, leave_all
 from benchmarks.load.processors import processor_s, resident_bytes, stages
 from benchmarks.report import Figure, conclude
 from tests.support.small_market import running_market
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 from torg_marketplace.storage.models import NodeRow
 from torg_protocol.states import Liveness
 
@@ -72,7 +72,7 @@ def _no_work(job_id: str) -> None:
 async def _not_alive(database: Path) -> int:
     engine = create_engine(f"sqlite:///{database}")
     try:
-        async with create_sessions(engine)() as session:
+        async with Sessions(engine)() as session:
             query = select(func.count()).select_from(NodeRow).where(NodeRow.liveness != Liveness.ALIVE)
             return int(await session.scalar(query) or 0)
     finally:

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from benchmarks.report import Figure, conclude
 from tests.support.postgres import running_postgres
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 from torg_marketplace.storage.money_models import EntryRow, PostingRow
 from torg_marketplace.storage.schema import upgrade
 
@@ -62,7 +62,7 @@ async def measure(url: str, database: str, *, count: int, rounds: int) -> list[F
     engine = create_engine(url)
     try:
         await upgrade(engine)
-        sessions, figures = create_sessions(engine), []
+        sessions, figures = Sessions(engine), []
         for label, group in GROUPS.items():
             rates: dict[str, list[float]] = {"checked": [], "bare": []}
             for number in range(rounds + 1):

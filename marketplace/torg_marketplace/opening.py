@@ -28,7 +28,7 @@ from torg_marketplace.clock import HostClock
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.blobs import StoredBlobs, bucket_blobs, local_blobs
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 from torg_marketplace.storage.schema import upgrade
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
@@ -122,7 +122,7 @@ async def _open(settings: Settings, url: str, find_network: _FindNetwork) -> Asy
             bus = await stack.enter_async_context(open_bus(settings.bus_url, str(identity.pubkey())))
         links = BusLinks(hub, bus) if bus is not None else None
         market = Market(
-            sessions=create_sessions(engine),
+            sessions=Sessions(engine),
             clock=HostClock(),
             random=SystemRandomness(),
             identity=identity,

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from torg_marketplace.api.context import Edge
 from torg_marketplace.settings import Settings
 from torg_marketplace.workers.leader import lead
-from torg_marketplace.workers.loops import matcher_loops, pulse_loop, run_loops, worker_loops
+from torg_marketplace.workers.loops import api_loops, matcher_loops, run_loops, worker_loops
 from torg_protocol.errors import Invalid
 
 
@@ -56,9 +56,9 @@ async def _work(edge: Edge, settings: Settings) -> None:
     market, url = edge.market, settings.database_url or ""
     match settings.role:
         case "all":
-            await run_loops(market, [*matcher_loops(), *worker_loops(market), pulse_loop(market, edge.pulse)])
+            await run_loops(market, [*matcher_loops(), *worker_loops(market), *api_loops(market, edge.pulse)])
         case "api":
-            await run_loops(market, [pulse_loop(market, edge.pulse)])
+            await run_loops(market, api_loops(market, edge.pulse))
         case "matcher":
             await lead(url, "matcher", lambda: run_loops(market, matcher_loops()))
         case "worker":

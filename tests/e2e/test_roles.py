@@ -24,7 +24,7 @@ from scripts.market_processes import Running, script, start
 from tests.support.nats import running_nats
 from tests.support.postgres import Postgres, postgres
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 
 __all__ = ["postgres"]
 OPTIONS = ("--heartbeat", "2s", "--settlement-age", "10m")
@@ -162,7 +162,7 @@ async def _assert_books(database_url: str) -> None:
     assert all(before["upper"] <= after["lower"] for before, after in pairwise(ranges))
     engine = create_engine(database_url)
     try:
-        async with create_sessions(engine)() as session:
+        async with Sessions(engine)() as session:
             assert await ledger.problems(session) == []
     finally:
         await engine.dispose()

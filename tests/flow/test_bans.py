@@ -67,6 +67,22 @@ async def test_a_banned_wallet_submits_nothing_until_it_is_lifted(world: World) 
     await client.submit(job)
 
 
+async def test_a_quote_may_not_know_the_newest_ban_for_a_moment_and_a_submit_does(world: World) -> None:
+    await join(world)
+    client, job = await make_client(world), spec(image="a/b")
+    quoted = await client.quote(job)
+    async with world.market.transaction() as unit:
+        await ban(unit, "wallet", client.account, because="chargebacks")
+    world.advance(ms=world.market.policy.book_check_ms - 1)
+    await client.quote(job)
+    with pytest.raises(Forbidden):
+        await client.submit(job, quote=quoted)
+    world.advance(ms=1)
+    with pytest.raises(Forbidden) as caught:
+        await client.quote(job)
+    assert caught.value.code == "wallet_banned"
+
+
 async def test_a_banned_node_ends_what_it_runs_and_no_resume_brings_it_back(world: World) -> None:
     node, client = await join(world), await make_client(world)
     await client.submit(spec())

@@ -11,13 +11,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from torg_marketplace.storage import inline_sqlite
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 
 
 async def test_a_writer_waits_for_another_process_while_the_loop_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "market.sqlite"
     engine = create_engine(f"sqlite:///{path}")
-    sessions = create_sessions(engine)
+    sessions = Sessions(engine)
     try:
         async with sessions() as session, session.begin():
             await session.execute(text("CREATE TABLE numbers (number INTEGER)"))
@@ -45,7 +45,7 @@ async def test_a_writer_waits_for_another_process_while_the_loop_goes_on(tmp_pat
 
 async def test_it_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'market.sqlite'}")
-    sessions = create_sessions(engine)
+    sessions = Sessions(engine)
     try:
         async with sessions() as session, session.begin():
             await session.execute(text("CREATE TABLE numbers (number INTEGER)"))

@@ -16,7 +16,7 @@ from tests.support.market import World, open_world
 from tests.support.postgres import Postgres, postgres
 from torg_marketplace.simulation.world import SeededRandomness
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 from torg_marketplace.storage.ledger import Entry, LedgerError
 from torg_marketplace.storage.money_models import VaultRow
 from torg_protocol.errors import Conflict
@@ -139,7 +139,7 @@ async def test_three_replicas_on_one_database_never_admit_more_than_the_vault_ho
                 world,
                 market=replace(
                     world.market,
-                    sessions=create_sessions(engine),
+                    sessions=Sessions(engine),
                     writer=asyncio.Lock(),
                     random=SeededRandomness(100 + number),
                 ),

@@ -12,7 +12,7 @@ from tests.support.market import World
 from torg_marketplace.flow import match
 from torg_marketplace.flow.ending import end_queued
 from torg_marketplace.flow.grant import NothingLeft
-from torg_marketplace.flow.live import live_engine
+from torg_marketplace.flow.live import keep_fresh, live_engine
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.models import AllocationRow, JobRow, NodeRow
@@ -134,6 +134,27 @@ async def test_the_book_learns_of_what_other_processes_changed(world: World) -> 
     world.advance(ms=world.market.policy.book_check_ms)
     assert len((await live_engine(world.market)).fleet) == 0
     assert node.read() == []
+
+
+async def test_whoever_asks_often_does_not_wait_for_the_look_at_the_whole_fleet(world: World) -> None:
+    await join(world)
+    await live_engine(world.market)
+    async with world.market.sessions() as session, session.begin():  # behind this process's back
+        await session.execute(update(NodeRow).values(state=NodeState.SUSPENDED))
+    check_ms, looked_ms = world.market.policy.book_check_ms, world.market.book.checked_at_ms
+    world.advance(ms=check_ms // 2)
+    await keep_fresh(world.market)
+    assert world.market.book.checked_at_ms == looked_ms
+    world.advance(ms=check_ms // 4)
+    await keep_fresh(world.market)
+    looked_ms = world.market.book.checked_at_ms
+    assert looked_ms == world.clock.now_ms()
+    world.advance(ms=check_ms // 2)
+    assert len((await live_engine(world.market)).fleet) == 0
+    assert world.market.book.checked_at_ms == looked_ms
+    world.advance(ms=60_000 + check_ms)
+    await keep_fresh(world.market)  # nobody has asked for a while: nothing is read
+    assert world.market.book.checked_at_ms == looked_ms
 
 
 async def test_a_rolled_back_change_leaves_the_book_as_the_database_is(world: World) -> None:

@@ -18,7 +18,7 @@ from torg_marketplace.flow.prove import advance_windows, on_proof_answer, open_w
 from torg_marketplace.flow.rows import node_row
 from torg_marketplace.flow.views import node_view
 from torg_marketplace.rules.walk_limit import LEAST_OWNERS
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 from torg_marketplace.storage.proof_models import HardwareProofRow
 from torg_protocol.api import NodeView
 from torg_protocol.errors import Conflict, NotFound
@@ -277,7 +277,7 @@ async def test_two_workers_at_once_open_one_window(world: World, database_url: s
     world.advance(seconds=61)
     engine = create_engine(database_url)
     try:
-        other = dataclasses.replace(world.market, sessions=create_sessions(engine), writer=asyncio.Lock())
+        other = dataclasses.replace(world.market, sessions=Sessions(engine), writer=asyncio.Lock())
         opened = await asyncio.gather(*(open_windows(market) for market in (world.market, other, world.market, other)))
     finally:
         await engine.dispose()

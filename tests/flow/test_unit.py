@@ -17,7 +17,7 @@ from torg_marketplace.flow.blobs import may_read_blob, note_upload
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 from torg_marketplace.storage.models import BlobUploadRow, JobRow
 from torg_marketplace.storage.money_models import HoldRow, VaultRow
 from torg_marketplace.storage.moves import MovedMeanwhile, move_job
@@ -195,7 +195,7 @@ async def test_a_writer_that_has_fallen_silent_is_ended(postgres: Postgres, tmp_
 
 async def test_a_database_that_is_not_there_is_said_so(world: World, tmp_path: Path) -> None:
     engine = create_engine(f"postgresql+asyncpg://nobody@/nothing?host={tmp_path}")
-    away = dataclasses.replace(world.market, sessions=create_sessions(engine))
+    away = dataclasses.replace(world.market, sessions=Sessions(engine))
     try:
         for opened in (away.reading, away.transaction):
             with pytest.raises(Unavailable) as gone:

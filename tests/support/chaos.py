@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 from torg.client import AsyncClient
 from torg.errors import TorgError
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 
 OPTIONS = ("--heartbeat", "1s", "--settlement-age", "2s", "--proof-interval", "0s")
 PROCESSES = {
@@ -171,7 +171,7 @@ async def assert_all_is_well(market: RolesMarket, jobs: set[str]) -> None:
     assert all(before["upper"] <= after["lower"] for before, after in pairwise(ranges)), "promised twice"
     engine = create_engine(market.database_url or "")
     try:
-        async with create_sessions(engine)() as session:
+        async with Sessions(engine)() as session:
             assert await ledger.problems(session) == []
     finally:
         await engine.dispose()

@@ -16,7 +16,7 @@ from torg_marketplace.flow.unit import Market
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed, Measurement
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.simulation.world import Blobs, Links, SeededRandomness, VirtualClock, made_up_network
-from torg_marketplace.storage.engine import create_engine, create_sessions
+from torg_marketplace.storage.engine import Sessions, create_engine
 from torg_marketplace.storage.registry import metadata
 from torg_protocol.ids import Digest, NodeId
 from torg_protocol.messages import OrderIssued
@@ -107,7 +107,7 @@ async def open_world(
         clock, links, blobs = VirtualClock(), RecordingLinks(), Blobs()
         evaluator, catalogue, chain = ScriptedEvaluator(), FakeCatalogue(), FakeChain()
         market = Market(
-            sessions=create_sessions(engine),
+            sessions=Sessions(engine),
             clock=clock,
             random=randomness,
             identity=randomness.keypair(),

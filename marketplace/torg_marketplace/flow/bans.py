@@ -24,6 +24,7 @@ from torg_protocol.jobspec import JobSpec
 from torg_protocol.states import NodeState
 
 log = logging.getLogger(__name__)
+_ALLOWED_KEPT = 10_000  # wallets and images that are remembered not to be banned
 _OPEN_REPORTS = 20  # of one reporter: more is not read anyway
 
 
@@ -105,6 +106,19 @@ async def check_allowed(unit: Unit, account: AccountId, spec: JobSpec | None = N
                 value=image,
                 hint="use another image; write to the operator if this is wrong",
             )
+
+
+async def check_allowed_lately(unit: Unit, account: AccountId, spec: JobSpec) -> None:
+    """`check_allowed` for an answer that promises nothing: whom and what no ban named within `book_check_ms` is not asked about again."""
+    book, subjects = unit.market.book, bans_on(account, spec)
+    for subject in subjects:
+        if 0 <= unit.now_ms - book.allowed_at_ms.get(subject, 0) < unit.policy.book_check_ms:
+            unit.note_absent(BanRow, subject)
+    asked = [subject for subject in subjects if not unit.is_settled(BanRow, subject)]
+    await check_allowed(unit, account, spec)
+    if len(book.allowed_at_ms) > _ALLOWED_KEPT:
+        book.allowed_at_ms.clear()
+    book.allowed_at_ms.update(dict.fromkeys(asked, unit.now_ms))
 
 
 def bans_on(account: AccountId, spec: JobSpec | None) -> list[tuple[BanKind, str]]:

@@ -45,11 +45,12 @@ class Book:
         self.notes: dict[str, str] = {}  # job -> what it was last told that it waits for
         self.explained: dict[Hashable, tuple[int, str]] = {}  # wish -> when and what that was worked out
         self.reservation: Reservation | None = None  # nodes that are kept for the gang that is first
+        self.allowed_at_ms: dict[tuple[str, str], int] = {}  # kind and subject -> when no ban of it was found
         self.history: History | None = None  # what leases did lately
         self.reference_prices: tuple[ReferencePrice, ...] | None = None  # of the newest minute; None: to be read
         self.matcher_seen_ms: int | None = None  # when the matcher last said that it works
         self.matcher_asked_at_ms = 0
-        self.checked_at_ms = self.history_at_ms = self.reference_at_ms = 0
+        self.asked_at_ms = self.checked_at_ms = self.history_at_ms = self.reference_at_ms = 0
         self.loading = asyncio.Lock()
         self.compiling: asyncio.Task[bool] | None = None  # of the search, for a large fleet
         self._known: dict[NodeId, Fingerprint] = {}

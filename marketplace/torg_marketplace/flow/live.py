@@ -26,16 +26,18 @@ from torg_protocol.states import LIVE_LEASE_STATES
 _MIX_FROM_JOBS = 512  # newest jobs that teach a fresh engine what is asked for
 _PAGE = 500  # nodes whose fingerprints are read together
 _READ_AT_ONCE = 200  # nodes; more are cheaper read all together
+_ASKED_LATELY_MS = 60_000
 
 
 async def live_engine(market: Market, *, but_for_room: bool = False) -> Engine:
     """The engine, told of everything that has been committed here before; or of everything but what is free where, for who only asks which nodes
     there are and what they cost. Call outside of transactions."""
     book = market.book
+    book.asked_at_ms = market.clock.now_ms()
     async with book.loading:
         if book.engine is None:
             await _build(market, book)
-    await _look_elsewhere(market, book)
+    await _look_elsewhere(market, book, market.policy.book_check_ms)
     async with book.loading:
         engine = book.engine if book.engine is not None else await _build(market, book)
         touched = book.take_touched(
@@ -51,10 +53,17 @@ async def live_engine(market: Market, *, but_for_room: bool = False) -> Engine:
         return engine
 
 
-async def _look_elsewhere(market: Market, book: Book) -> None:
+async def keep_fresh(market: Market) -> None:
+    """Looks a little before it is time, so that nobody who asks waits for a look at the whole fleet. At a book that is not asked, not at all."""
+    book = market.book
+    if book.engine is not None and 0 <= market.clock.now_ms() - book.asked_at_ms < _ASKED_LATELY_MS:
+        await _look_elsewhere(market, book, market.policy.book_check_ms * 3 // 4)
+
+
+async def _look_elsewhere(market: Market, book: Book, check_ms: int) -> None:
     """Marks what other processes changed, when it is time. Others go on meanwhile with the book as it is."""
     now_ms, before_ms = market.clock.now_ms(), book.checked_at_ms
-    if 0 <= now_ms - before_ms < market.policy.book_check_ms:
+    if 0 <= now_ms - before_ms < check_ms:
         return
     book.checked_at_ms = now_ms
     try:

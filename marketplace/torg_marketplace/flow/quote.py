@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torg_marketplace.flow.bans import check_allowed
+from torg_marketplace.flow.bans import check_allowed_lately
 from torg_marketplace.flow.data import pin_data
 from torg_marketplace.flow.estimate import start_estimate
 from torg_marketplace.flow.live import live_engine
@@ -41,7 +41,7 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
     stand for now: a job that is submitted after one has moved needs another quote. Raises Invalid for malformed amounts, `data_unknown`."""
     engine = await live_engine(market)
     async with market.reading() as unit:
-        await check_allowed(unit, account, spec)
+        await check_allowed_lately(unit, account, spec)
         spec = await pin_data(unit, account, spec)
         appraisal = appraise(engine, account, spec, market.policy.decimals)
         explanation, ceiling = appraisal.explanation, appraisal.ceiling

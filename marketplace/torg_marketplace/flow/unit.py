@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from solders.keypair import Keypair
 from sqlalchemy import Executable
-from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from torg_host import tracing
 from torg_host.tracing import Span
@@ -30,7 +29,7 @@ from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evalu
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.base import Base
-from torg_marketplace.storage.engine import READ_ONLY, answering
+from torg_marketplace.storage.engine import Sessions, answering
 from torg_marketplace.storage.events import collected, write_collected
 from torg_marketplace.storage.sessions import KeepingAsyncSession
 from torg_protocol.ids import Ids, NodeId
@@ -56,7 +55,7 @@ class Vitals:
 class Market:
     """Everything that a flow may use, built once by the composition root."""
 
-    sessions: async_sessionmaker[KeepingAsyncSession]
+    sessions: Sessions
     clock: Clock
     random: Randomness
     identity: Keypair  # signs grants, commitments, usage and receipts
@@ -113,10 +112,10 @@ class Market:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Unit]:
-        """A transaction that writes nothing: it waits for no writer and sees one moment of the database."""
+        """A transaction that writes nothing: it waits for no writer and sees one moment of the database, that of its first question. Who asks
+        nothing takes no connection."""
         with answering():
-            async with self.sessions() as session, session.begin():
-                await session.connection(execution_options={READ_ONLY: True})
+            async with self.sessions.reading() as session, session.begin():
                 yield Unit(session, self)
 
 

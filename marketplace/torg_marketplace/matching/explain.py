@@ -11,7 +11,7 @@ from torg_marketplace.matching import words
 from torg_marketplace.matching.constraints import Constraint, constraints
 from torg_marketplace.matching.engine import Decision
 from torg_marketplace.matching.fleet import Fleet, Mask, Rows
-from torg_marketplace.matching.gangs import enough, most_together
+from torg_marketplace.matching.gangs import cheapest_first, enough, most_together
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_protocol.api import ConstraintFailure
 from torg_protocol.jobspec import Gang
@@ -31,7 +31,7 @@ class Explanation:
     paused: Rows
     at_once: int  # nodes of a gang; fewer than these are as good as none
     free_alone: int  # nodes that are free, also when they are too few
-    fitting_prices: tuple[int, ...]  # per GPU-hour, cheapest first
+    fitting_prices: Sequence[int]  # per GPU-hour, cheapest first
     failures: tuple[ConstraintFailure, ...]
     hint: str | None
     spot: bool = False
@@ -79,7 +79,7 @@ def explain(nodes: Fleet | Iterable[NodeSnapshot], demand: Demand, decimals: int
         paused=everybody[live & ~passes["declined"]] if "declined" in passes else everybody[:0],
         at_once=demand.spec.nodes_at_once,
         free_alone=int(np.count_nonzero(free)),
-        fitting_prices=tuple(np.sort(fleet.price[everybody[fitting]]).tolist()),
+        fitting_prices=cheapest_first(fleet, everybody[fitting]),
         failures=failures,
         hint=_no_node_hint(demand) if not everybody.size else _hint(failures, demand),
         spot=demand.spec.spot,
@@ -125,13 +125,17 @@ def _failures(
 ) -> tuple[ConstraintFailure, ...]:
     """Each constraint counted by itself. Lasting ones come before those of the moment, then by how much they remove."""
     found = []
+    missed = np.zeros(rows.size, dtype=np.int16)  # lasting constraints, by node
     for rule in rules:
-        removed = int(rows.size - np.count_nonzero(passes[rule.name]))
+        if rule.permanent:
+            missed += ~passes[rule.name]
+    for rule in rules:
+        fails = ~passes[rule.name]
+        removed = int(np.count_nonzero(fails))
         if not removed:
             continue
-        others = [other for other in rules if other is not rule and other.permanent]
-        near = _all(passes, others, rows.size)
-        gained = rows[near & ~passes[rule.name]] if rule.permanent else rows[:0]
+        near = missed == fails if rule.permanent else missed == 0  # passes all others
+        gained = rows[near & fails] if rule.permanent else rows[:0]
         failure = ConstraintFailure(
             constraint=rule.name,
             asked=rule.asked(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -56,13 +56,18 @@ def most_together(fleet: Fleet, rows: Rows, gang: Gang) -> int:
     return int(np.unique(fleet.region[rows], return_counts=True)[1].max(initial=0))
 
 
-def group_prices(fleet: Fleet, rows: Rows, gang: Gang | None) -> tuple[int, ...]:
+def cheapest_first(fleet: Fleet, rows: Rows) -> Sequence[int]:
+    """Their prices; read out as ints one by one, where they are looked at."""
+    return np.sort(fleet.price[rows]).data
+
+
+def group_prices(fleet: Fleet, rows: Rows, gang: Gang | None) -> Sequence[int]:
     """Prices that a gang of these rows pays, cheapest first: of all of them, or of the region where its members are cheapest."""
     if gang is None or not gang.same_region or not rows.size:
-        return tuple(np.sort(fleet.price[rows]).tolist())
-    by_region = [np.sort(fleet.price[rows[fleet.region[rows] == code]]) for code in np.unique(fleet.region[rows])]
-    large = [prices for prices in by_region if prices.size >= gang.size]
-    return tuple(min(large, key=lambda prices: int(prices[gang.size - 1])).tolist()) if large else ()
+        return cheapest_first(fleet, rows)
+    by_region = [cheapest_first(fleet, rows[fleet.region[rows] == code]) for code in np.unique(fleet.region[rows])]
+    large = [prices for prices in by_region if len(prices) >= gang.size]
+    return min(large, key=lambda prices: prices[gang.size - 1], default=())
 
 
 def _members(engine: Engine, demand: Demand, size: int) -> tuple[Decision, ...]:

@@ -25,7 +25,7 @@ from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.rules.replay import Distance, Segment
 from torg_marketplace.simulation.chain import SimulatedChain
 from torg_marketplace.simulation.memory_database import empty_market
-from torg_marketplace.storage.engine import create_sessions
+from torg_marketplace.storage.engine import Sessions
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import Digest, NodeId
@@ -240,7 +240,7 @@ def open_world(seed: int, policy: MarketPolicy) -> World:
     evaluator = SimulatedEvaluator(blobs, chance)
     entry = CatalogueEntry(WORKLOAD, workspace.digest, "accuracy", "0.90", required_outputs=("model.safetensors",))
     market = Market(
-        sessions=create_sessions(engine),
+        sessions=Sessions(engine),
         clock=clock,
         random=randomness,
         identity=randomness.keypair(),

@@ -112,9 +112,16 @@ def _commit_for_good(connection: Any, _record: object) -> None:
     connection.commit()
 
 
-def create_sessions(engine: AsyncEngine) -> async_sessionmaker[KeepingAsyncSession]:
-    know_parents()
-    return async_sessionmaker(engine, class_=KeepingAsyncSession, expire_on_commit=False)
+class Sessions(async_sessionmaker[KeepingAsyncSession]):
+    """Called: a session that may write. `reading`: one that writes nothing, waits for no writer, and begins with its first question."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        know_parents()
+        super().__init__(engine, class_=KeepingAsyncSession, expire_on_commit=False)
+        self._read_only = engine.execution_options(**{READ_ONLY: True})
+
+    def reading(self) -> KeepingAsyncSession:
+        return self(bind=self._read_only)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from torg_marketplace.flow.collateral import look_at_collaterals
 from torg_marketplace.flow.garbage import collect_garbage
 from torg_marketplace.flow.judge_proof import judge_opened
+from torg_marketplace.flow.live import keep_fresh
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.matching_pulse import BEAT_S, note_matching
@@ -70,9 +71,12 @@ def worker_loops(market: Market) -> list[Loop]:
     ]
 
 
-def pulse_loop(market: Market, pulse: Pulse) -> Loop:
-    """Of every process that nodes connect to."""
-    return Loop("heartbeats", pulse.renew, min(1.0, market.policy.heartbeat_ms / 10_000))
+def api_loops(market: Market, pulse: Pulse) -> list[Loop]:
+    """Of every process that nodes connect to, and that answers quotes."""
+    return [
+        Loop("heartbeats", pulse.renew, min(1.0, market.policy.heartbeat_ms / 10_000)),
+        Loop("live book", keep_fresh, market.policy.book_check_ms / 8_000),
+    ]
 
 
 async def run_loops(market: Market, wanted: Sequence[Loop]) -> None:
