@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from torg_marketplace.flow.notes import Note
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.inserts import insert_if_new
 from torg_marketplace.storage.money_models import CapRow
 from torg_protocol.caps import SignedCap
 from torg_protocol.ids import VaultAddress
 
-_REMEMBERED = "remembered caps"  # of a vault, in this transaction
+_REMEMBERED = Note[list[SignedCap]]()  # of a vault, in this transaction
 
 
 def remember_cap(unit: Unit, cap: SignedCap) -> None:
@@ -21,13 +22,12 @@ def remember_cap(unit: Unit, cap: SignedCap) -> None:
         "signature": cap.signature,
     }
     unit.later(insert_if_new(CapRow, unit.session.get_bind().dialect.name), values)
-    unit.noted.setdefault((_REMEMBERED, cap.vault), []).append(cap)
+    unit.noted[_REMEMBERED, cap.vault] = [*remembered_caps(unit, cap.vault), cap]
 
 
 def remembered_caps(unit: Unit, vault: str) -> list[SignedCap]:
     """In this transaction: what the database does not show yet."""
-    caps: list[SignedCap] = unit.noted.get((_REMEMBERED, vault), [])
-    return caps
+    return unit.noted.get((_REMEMBERED, vault), [])
 
 
 def signed_cap(row: CapRow) -> SignedCap:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import aliased
 
 from torg_marketplace.flow.caps import remember_cap, remembered_caps, signed_cap
 from torg_marketplace.flow.credit import raised_credit_cap
+from torg_marketplace.flow.notes import Note
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.vaults import read_vaults, signer_of, vault_row
 from torg_marketplace.rules.money import lowest_gap
@@ -34,7 +35,7 @@ async def commit_lease(
         )
     if (_TAKEN, vault) not in unit.noted:
         await read_commitments(unit, [vault])
-    taken: list[tuple[int, int]] = unit.noted[_TAKEN, vault]
+    taken = unit.noted[_TAKEN, vault]
     end = row.chain_settled + row.chain_balance
     lower = lowest_gap(taken, start=row.chain_settled, size=max_amount, end=end)
     cap = None if lower is None else await _covering_cap(unit, row, lower + max_amount)
@@ -61,15 +62,16 @@ async def commit_lease(
     return commitment, commitment.sign(unit.market.identity), cap
 
 
-_TAKEN = "taken ranges"  # of a vault, as pairs, those of this transaction included
-_CAPS = "caps"  # of a vault, those that live longest first: at most `_CAPS_READ`
+_TAKEN = Note[list[tuple[int, int]]]()  # ranges of a vault, those of this transaction included
+_CAPS = Note[list[CapRow]]()  # of a vault, those that live longest first: at most `_CAPS_READ`
 _CAPS_READ = 16
 
 
 async def read_commitments(unit: Unit, vaults: Collection[str]) -> None:
     """What `commit_lease` decides on, for all these vaults at once. Safe to repeat: what this transaction has committed since stays."""
     vaults = [vault for vault in vaults if (_TAKEN, vault) not in unit.noted]
-    unit.noted |= {(_TAKEN, vault): [] for vault in vaults} | {(_CAPS, vault): [] for vault in vaults}
+    for vault in vaults:
+        unit.noted[_TAKEN, vault], unit.noted[_CAPS, vault] = [], []
     with unit.session.no_autoflush:  # grants are written as a whole
         await read_vaults(unit, vaults)
         for vault, lower, upper in await unit.session.execute(_RANGES, {"vaults": list(vaults)}):
@@ -105,7 +107,7 @@ _COVERING = (
 
 async def _covering_cap(unit: Unit, vault: VaultRow, committed_after: int) -> SignedCap | None:
     signer = signer_of(vault, unit.now_ms)  # of a key that was replaced the program takes none
-    newest: list[CapRow] = unit.noted[_CAPS, vault.address]
+    newest = unit.noted[_CAPS, vault.address]
     covering = next((cap for cap in newest if cap.cap >= committed_after and cap.signer == signer), None)
     if covering is None and len(newest) >= _CAPS_READ:  # one that does not live as long, perhaps
         asked = {"vault": vault.address, "at_least": committed_after, "now_s": unit.now_ms // 1000, "signer": signer}

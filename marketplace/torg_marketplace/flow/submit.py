@@ -15,6 +15,7 @@ from torg_marketplace.flow.credit import hold_credit, sign_credit_cap
 from torg_marketplace.flow.crowd import Reads
 from torg_marketplace.flow.data import note_data_used, pin_data
 from torg_marketplace.flow.live import live_engine
+from torg_marketplace.flow.notes import Note
 from torg_marketplace.flow.quotas import check_quotas, check_undecided
 from torg_marketplace.flow.quote import appraise
 from torg_marketplace.flow.rows import job_row
@@ -223,10 +224,11 @@ async def _count_open_jobs(unit: Unit, accounts: Collection[AccountId]) -> None:
     with unit.session.no_autoflush:
         found = (await unit.session.execute(_OPEN_JOBS, {"accounts": list(accounts)})).all()
     counts = {row[0]: row[1] for row in found}
-    unit.noted |= {(_OPEN, account): counts.get(account, 0) for account in accounts}
+    for account in accounts:
+        unit.noted[_OPEN, account] = counts.get(account, 0)
 
 
-_OPEN = "open jobs"  # of an account, those of this transaction included
+_OPEN = Note[int]()  # jobs of an account, those of this transaction included
 _OPEN_JOBS = (
     select(JobRow.client, func.count())
     .where(JobRow.client.in_(bindparam("accounts", expanding=True)), JobRow.state.in_(OPEN_JOB_STATES))

@@ -24,6 +24,7 @@ from torg_host import tracing
 from torg_host.tracing import Span
 from torg_marketplace.flow.book import Book
 from torg_marketplace.flow.crowd import Crowd, Reads
+from torg_marketplace.flow.notes import Notes
 from torg_marketplace.flow.wakes import NODE, Wakes
 from torg_marketplace.ports import BlobStore, Catalogue, ChainPort, Clock, Evaluator, NodeLinks, Randomness, Replayer
 from torg_marketplace.rules.policy import MarketPolicy
@@ -126,7 +127,7 @@ class Unit:
         self.session = session
         self.market = market
         self.now_ms = market.clock.now_ms()
-        self.noted: dict[tuple[str, str], Any] = {}  # what was read ahead that is no row: its name, and what it is of
+        self.noted = Notes()
         self._outbox: list[tuple[NodeId, ToNode]] = []
         self._wakes: set[str] = set()
         self._touched: set[NodeId] = set()
@@ -206,7 +207,7 @@ class Unit:
         spans = len(self._spans)
         postings = dict(ledger.collected(self.session))
         later = {statement: list(parameters) for statement, parameters in self._later.items()}
-        noted = {key: list(value) if isinstance(value, list) else value for key, value in self.noted.items()}
+        noted = self.noted.copied()
         try:
             async with self.session.begin_nested():
                 yield
