@@ -18,7 +18,7 @@ from typing import Any
 
 from torg.importers.translation import Translation
 from torg.spec_file import read_spec_file
-from torg.spec_source import parse_source
+from torg.spec_source import parse_documents
 from torg_protocol.errors import TorgError
 
 _FOLDERS = ("nosana-jobs", "compose", "kubernetes", "akash", "dstack")
@@ -94,9 +94,11 @@ def main() -> int:
 
 def read(path: Path, scores: dict[str, Score]) -> Score | None:
     """None: of no format that is known. Raises TorgError for a file that is refused; it counts as one that was not translated."""
-    from torg.importers.registry import format_of
+    from torg.importers.registry import format_of, jobs_among
 
-    raw, _ = parse_source(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    documents = [document.raw for document in parse_documents(text, str(path))]
+    raw = documents[jobs_among(documents)[0]]
     name = format_of(raw)
     if name is None:
         return None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torg.importers.translation import Translation
 from torg.secret_sources import SecretSource, sources_of
-from torg.spec_source import Source, parse_source
+from torg.spec_source import Parsed, Source, parse_documents, several
 from torg.workloads import names_a_workload, workload_file
 from torg_host.archive import sha256_file
 from torg_protocol.errors import Invalid
@@ -127,15 +128,34 @@ def read_spec_file(path: Path) -> SpecFile:
             value=name,
             hint=f"it must be UTF-8; byte {error.start} is not",
         ) from error
-    raw, source = parse_source(text, name)
-    return spec_from_mapping(raw, base=path.parent, source=source, foreign_allowed=True)
+    documents = parse_documents(text, name)
+    return _of_documents(documents, name, path.parent)
+
+
+def _of_documents(documents: Sequence[Parsed], name: str, base: Path) -> SpecFile:
+    """One is the job; what may stand beside it, the importers know. Raises Invalid `spec_several_documents`."""
+    jobs = [0]
+    if len(documents) > 1:
+        from torg.importers.registry import jobs_among
+
+        jobs = jobs_among([document.raw for document in documents])
+    if len(jobs) > 1:
+        raise several(name, documents[jobs[1]].line)
+    chosen = documents[jobs[0]]
+    others = [document for document in documents if document is not chosen]
+    return spec_from_mapping(chosen.raw, base=base, source=chosen.source, foreign_allowed=True, beside=others)
 
 
 def spec_from_mapping(
-    raw: dict[str, Any], *, base: Path, source: Source | None = None, foreign_allowed: bool = False
+    raw: dict[str, Any],
+    *,
+    base: Path,
+    source: Source | None = None,
+    foreign_allowed: bool = False,
+    beside: Sequence[Parsed] = (),
 ) -> SpecFile:
-    """`base`: what a relative workspace is relative to. `foreign_allowed`: it may be in another platform's format."""
-    if foreign_allowed and (translation := _translated(raw, source, base)) is not None:
+    """`base`: what a relative workspace is relative to. `foreign_allowed`: it may be in another platform's format; `beside`: with these documents."""
+    if foreign_allowed and (translation := _translated(raw, source, base, beside)) is not None:
         return replace(spec_from_mapping(translation.spec, base=base, source=source), translation=translation)
     if raw.get("secrets") is not None and not _is_sealed(raw["secrets"]):
         plain = {name: value for name, value in raw.items() if name != "secrets"}
@@ -181,12 +201,13 @@ def _secrets(written: object, base: Path, source: Source | None) -> tuple[Secret
         raise error if source is None else source.explain(error) from None
 
 
-def _translated(raw: dict[str, Any], source: Source | None, base: Path) -> Translation | None:
+def _translated(raw: dict[str, Any], source: Source | None, base: Path, beside: Sequence[Parsed]) -> Translation | None:
+    from torg.importers.kubernetes_objects import Other
     from torg.importers.registry import translation_of
     from torg.importers.surroundings import around
 
     try:
-        return translation_of(raw, around(base))
+        return translation_of(raw, around(base), [Other(document.raw, document.line) for document in beside])
     except Invalid as error:
         raise error if source is None else source.explain(error) from error
 

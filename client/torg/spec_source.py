@@ -70,8 +70,18 @@ class Source:
         }
 
 
-def parse_source(text: str, name: str) -> tuple[dict[str, Any], Source]:
-    """Raises Invalid: spec_too_large, spec_not_json, spec_not_yaml, spec_key_twice, spec_invalid."""
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """One document of a file, and the line in which it begins."""
+
+    raw: dict[str, Any]
+    source: Source
+    line: int = 1
+
+
+def parse_documents(text: str, name: str) -> list[Parsed]:
+    """All that YAML's `---` parts, but for empty ones; of JSON always one. Raises Invalid: spec_too_large, spec_not_json, spec_not_yaml, spec_key_twice,
+    spec_invalid."""
     if len(text) > _LONGEST_FILE:
         raise Invalid(
             "this is too long for a job file",
@@ -82,17 +92,19 @@ def parse_source(text: str, name: str) -> tuple[dict[str, Any], Source]:
         )
     is_json = name.endswith(".json")
     raw = _parse_json(text, name) if is_json else None
-    raw_yaml, places = _parse_yaml(text.replace("\t", " ") if is_json else text, name, is_json=is_json)
-    raw = raw if is_json else raw_yaml
-    if not isinstance(raw, dict):
-        raise Invalid(
-            "a job file is a mapping",
-            code="spec_invalid",
-            field="$",
-            value=type(raw).__name__,
-            hint="start with: version: 1, or let `torg init` write one",
-        )
-    return raw, Source(name, places)
+    found = _parse_yaml(text.replace("\t", " ") if is_json else text, name, is_json=is_json)
+    if is_json:
+        found = [(raw, found[0][1] if found else {}, 1)]
+    for document in [document for document, *_ in found] or [None]:
+        if not isinstance(document, dict):
+            raise Invalid(
+                "a job file is a mapping",
+                code="spec_invalid",
+                field="$",
+                value=type(document).__name__,
+                hint="start with: version: 1, or let `torg init` write one",
+            )
+    return [Parsed(document, Source(name, places), line) for document, places, line in found]
 
 
 def _parse_json(text: str, name: str) -> Any:
@@ -110,24 +122,28 @@ def _parse_json(text: str, name: str) -> Any:
         ) from error
 
 
-def _parse_yaml(text: str, name: str, *, is_json: bool) -> tuple[Any, dict[str, Place]]:
+def _parse_yaml(text: str, name: str, *, is_json: bool) -> list[tuple[Any, dict[str, Place], int]]:
+    """Each document with its places and its first line; of JSON only the places are of use."""
     import yaml
 
     loader: Any = None
-    places: dict[str, Place] = {}
+    found: list[tuple[Any, dict[str, Place], int]] = []
     try:
         loader = yaml.SafeLoader(text)  # which refuses control characters already
-        node = loader.get_single_node()
-        if node is None:
-            return None, places
-        _walk(node, "", places, _refuse_twice(name), _refuse_too_many(name))
-        return (None if is_json else loader.construct_document(node)), places
+        noted = 0
+        while loader.check_node():
+            line, node = loader.peek_event().start_mark.line + 1, loader.get_node()
+            if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+                continue  # nothing between two `---`, or after the last one
+            places: dict[str, Place] = {}
+            _walk(node, "", places, _refuse_twice(name), _refuse_too_many(name), _MOST_VALUES - noted)
+            noted += len(places)
+            found.append((None if is_json else loader.construct_document(node), places, line))
+        return found
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if is_json:
-            return None, places  # JSON that YAML cannot read: the problems are named without lines
+            return found  # JSON that YAML cannot read: the problems are named without lines
         mark = getattr(error, "problem_mark", None)
-        if mark and "another document" in str(getattr(error, "problem", "")):
-            raise _several(name, mark.line + 1) from error
         raise Invalid(
             "the job file is not YAML" + (f", line {mark.line + 1}" if mark else ""),
             code="spec_not_yaml",
@@ -142,7 +158,8 @@ def _parse_yaml(text: str, name: str, *, is_json: bool) -> tuple[Any, dict[str, 
             loader.dispose()
 
 
-def _several(name: str, line: int) -> Invalid:
+def several(name: str, line: int) -> Invalid:
+    """What is told of a file that would be more than one job."""
     return Invalid(
         f"{name}, line {line}: a second document begins here (---), and a job file is one job",
         code="spec_several_documents",
@@ -160,17 +177,18 @@ def _walk(
     places: dict[str, Place],
     refuse_twice: Callable[[str, Place, Place], None],
     refuse_too_many: Callable[[Place], None],
+    most: int,
 ) -> None:
-    """Notes the place of each key and of each item. Aliases are walked through as often as they are used, so that few lines
-    may stand for very many values: beyond a bound the file is refused."""
+    """Notes the place of each key and of each item, at most so many. Aliases are walked through as often as they are used, so that few lines
+    may stand for very many values: beyond the bound the file is refused."""
     import yaml
 
     places.setdefault(path, _place(node))
-    if len(places) > _MOST_VALUES:
+    if len(places) > most:
         refuse_too_many(places[path])
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            _walk(item, f"{path}.{number}" if path else str(number), places, refuse_twice, refuse_too_many)
+            _walk(item, f"{path}.{number}" if path else str(number), places, refuse_twice, refuse_too_many, most)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, Place] = {}
@@ -185,7 +203,7 @@ def _walk(
         is_new = inner not in places
         places[inner] = place
         if is_new:
-            _walk(value, inner, places, refuse_twice, refuse_too_many)
+            _walk(value, inner, places, refuse_twice, refuse_too_many, most)
 
 
 def _place(node: Any, value: Any = None) -> Place:

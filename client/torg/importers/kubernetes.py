@@ -1,17 +1,18 @@
-"""A Kubernetes Job, or a Pod: its containers are a job's container or tasks, its init containers stages before them."""
+"""A Kubernetes Job, Pod or Deployment: its containers are a job's container or tasks, its init containers stages before them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torg.importers.amounts import cores, size
 from torg.importers.assembly import Container, assembled
+from torg.importers.kubernetes_objects import WORKLOADS, Other, Settings, environment_of, settings_of, tell
 from torg.importers.reading import Part, Reading
 from torg.importers.references import expanded
 from torg.importers.translation import Translation
 
-TITLE = "Kubernetes Job"
+TITLE = "Kubernetes file"
 APART = "each task has a network of its own: containers of this pod do not reach each other on localhost"
 GPUS = ("nvidia.com/gpu", "amd.com/gpu")
 _OF_A_CLUSTER = ("creationTimestamp", "uid", "resourceVersion", "generation", "managedFields", "selfLink", "clusterName", "deletionTimestamp", "deletionGracePeriodSeconds")  # fmt: skip
@@ -20,19 +21,20 @@ _AMOUNTS = {*_AMOUNTS_OF, *GPUS}
 _MOST_TRIES = 10
 _DEFAULT_BACKOFF = 6
 _POD_HABITS = ("dnsPolicy", "enableServiceLinks", "priorityClassName", "schedulerName", "terminationGracePeriodSeconds", "tolerations", "automountServiceAccountToken", "hostname", "subdomain", "preemptionPolicy", "setHostnameAsFQDN", "priority", "overhead", "readinessGates", "schedulingGates", "os", "hostUsers")  # fmt: skip
+_ROLLOUT = ("strategy", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds", "paused")
 _CONTAINER_HABITS = ("imagePullPolicy", "terminationMessagePath", "terminationMessagePolicy", "stdin", "stdinOnce", "tty", "resizePolicy")  # fmt: skip
 
 
-def translate(raw: dict[str, Any]) -> Translation:
-    """Raises Invalid (code "spec_invalid") with all problems."""
+def translate(raw: dict[str, Any], others: Sequence[Other] = ()) -> Translation:
+    """`others`: the other objects of the file. Raises Invalid (code "spec_invalid") with all problems."""
     reading = Reading(TITLE)
     top = Part(reading, raw)
     version, kind = top.text("apiVersion", needed=True), top.text("kind", needed=True)
     reading.refuse()
-    if (version, kind) not in {("batch/v1", "Job"), ("v1", "Pod")}:
+    if (version, kind) not in WORKLOADS:
         reading.wrong(
             "kind",
-            "only a batch/v1 Job or a v1 Pod becomes a job",
+            "only a batch/v1 Job, a v1 Pod or an apps/v1 Deployment becomes a job",
             f"{version} {kind}",
             "give its pod template as a Job",
         )
@@ -44,11 +46,15 @@ def translate(raw: dict[str, Any]) -> Translation:
     metadata.finish()
     top.raw("status")
     around: dict[str, Any] = {}
-    job = top.part("spec")
-    pod = job if kind == "Pod" else _job(job, around)
+    pod = top.part("spec")
+    if kind == "Job":
+        pod = _job(pod, around)
+    elif kind == "Deployment":
+        pod = _deployment(pod)
     claims: dict[str, str] = {}
-    containers = _pod(pod, around, claims)
+    containers = _pod(pod, around, claims, settings_of(others))
     top.finish()
+    tell(others, reading.drops)
     reading.refuse()
     volumes = [volume["volume"] for container in containers for volume in container.volumes]
     return assembled(
@@ -92,15 +98,29 @@ def _job(job: Part, around: dict[str, Any]) -> Part:
     )
     job.remark("the marketplace keeps jobs as long as it keeps all", "ttlSecondsAfterFinished", "podReplacementPolicy")
     job.remark("there is no cluster", "selector", "manualSelector", "managedBy")
-    template = job.part("template")
+    return _template(job)
+
+
+def _deployment(deployment: Part) -> Part:
+    """What is to run for ever; returns the pod's part."""
+    if (deployment.whole("replicas") or 1) > 1:
+        deployment.lose("a job runs once; submit it as often as it shall run", "replicas")
+    deployment.reading.drops.remark("kind", "Deployment", "it runs until limits.max_duration is over: torg extend")
+    deployment.remark("there is no cluster", "selector")
+    deployment.remark("a job is not replaced while it runs", *_ROLLOUT)
+    return _template(deployment)
+
+
+def _template(owner: Part) -> Part:
+    template = owner.part("template")
     template.part("metadata")
     pod = template.part("spec")
     template.finish()
-    job.finish()
+    owner.finish()
     return pod
 
 
-def _pod(pod: Part, around: dict[str, Any], claims: dict[str, str]) -> list[Container]:
+def _pod(pod: Part, around: dict[str, Any], claims: dict[str, str], settings: Settings) -> list[Container]:
     policy = pod.text("restartPolicy") or "Always"
     retries = around.pop("retry", {"on_failure": 0})["on_failure"]
     if policy == "OnFailure":
@@ -112,8 +132,8 @@ def _pod(pod: Part, around: dict[str, Any], claims: dict[str, str]) -> list[Cont
     if (seconds := pod.whole("activeDeadlineSeconds")) is not None:
         around.setdefault("limits", {"max_duration": f"{seconds}s"})
     volumes = dict(_volumes(pod, claims))
-    before = [_container(part, volumes) for part in pod.parts("initContainers")]
-    main = [_container(part, volumes) for part in pod.parts("containers")]
+    before = [_container(part, volumes, settings) for part in pod.parts("initContainers")]
+    main = [_container(part, volumes, settings) for part in pod.parts("containers")]
     if not main:
         pod.reading.wrong(pod.at("containers"), "is missing")
     for container in main:
@@ -174,9 +194,9 @@ def _volumes(pod: Part, claims: dict[str, str]) -> Iterator[tuple[str, str | Non
         volume.finish()
 
 
-def _container(part: Part, volumes: dict[str, str | None]) -> Container:
+def _container(part: Part, volumes: dict[str, str | None], settings: Settings) -> Container:
     name, here = part.text("name", needed=True) or "", part.path
-    env = _environment(part)
+    env = environment_of(part, settings)
     fields: dict[str, Any] = {
         "image": part.text("image", needed=True) or "",
         "workdir": part.text("workingDir") or "image",
@@ -209,20 +229,6 @@ def _container(part: Part, volumes: dict[str, str | None]) -> Container:
     part.remark("without effect on what the job computes", *_CONTAINER_HABITS)
     part.finish()
     return container
-
-
-def _environment(part: Part) -> dict[str, str]:
-    env: dict[str, str] = {}
-    for item in part.parts("env"):
-        name = item.text("name", needed=True) or ""
-        if item.has("valueFrom"):
-            item.lose("what a cluster knows, or keeps secret, is not known here", "valueFrom")
-        else:
-            env[name] = expanded(str(item.raw("value") or ""), env)
-        item.raw("valueFrom"), item.raw("value")
-        item.finish()
-    part.lose("what a cluster keeps is not known here", "envFrom")
-    return env
 
 
 def _amounts(part: Part, container: Container) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torg.importers.kubernetes_objects import Other, workloads_in
 from torg.importers.network import network_of
 from torg.importers.root import root_of
 from torg.importers.surroundings import Surroundings
 from torg.importers.translation import Translation
 
-KNOWN = "Nosana job definitions, docker-compose files, Kubernetes Jobs, Akash SDL, dstack tasks"
+KNOWN = "Nosana job definitions, docker-compose files, Kubernetes Jobs, Pods and Deployments, Akash SDL, dstack tasks"
 _DSTACK_TYPES = {"task", "service", "dev-environment", "fleet", "volume", "gateway"}
 
 
@@ -42,15 +44,25 @@ def _is_operation(op: object) -> bool:
     return isinstance(op, dict) and str(op.get("type", "")).startswith("container/")
 
 
-def translation_of(raw: dict[str, Any], surroundings: Surroundings | None = None) -> Translation | None:
-    """None for a job file of our own. `surroundings`: what a compose file may name. Raises Invalid (code "spec_invalid") with all problems of a
-    foreign file."""
+def jobs_among(raws: Sequence[dict[str, Any]]) -> list[int]:
+    """Of the documents of one file those that are jobs. Only Kubernetes puts what belongs to a job into documents beside it."""
+    if all(format_of(raw) == "kubernetes" for raw in raws):
+        return workloads_in(raws)
+    return list(range(len(raws)))
+
+
+def translation_of(
+    raw: dict[str, Any], surroundings: Surroundings | None = None, others: Sequence[Other] = ()
+) -> Translation | None:
+    """None for a job file of our own. `surroundings`: what a compose file may name; `others`: what stands beside it in a Kubernetes file. Raises
+    Invalid (code "spec_invalid") with all problems of a foreign file."""
     name = format_of(raw)
     if name is None:
         return None
     raw = _with_texts_for_keys(raw)
     module = importlib.import_module(f"torg.importers.{name}")
-    translation: Translation = module.translate(raw, surroundings) if name == "compose" else module.translate(raw)
+    around = {"compose": surroundings, "kubernetes": others}
+    translation: Translation = module.translate(raw, around[name]) if name in around else module.translate(raw)
     network, remark = network_of(translation.spec)
     is_root, about_root = root_of(translation.spec)
     spec = {**translation.spec, **({"network": network} if network else {}), **({"root": True} if is_root else {})}

@@ -274,7 +274,7 @@ def test_a_defect_is_a_sentence_and_its_traceback_is_for_those_who_ask(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("nobody thought of this")
 
-    monkeypatch.setattr("torg.spec_file.parse_source", broken)
+    monkeypatch.setattr("torg.spec_file.parse_documents", broken)
     (tmp_path / "job.yaml").write_text("version: 1")
 
     result = torg("validate", "job.yaml")
@@ -294,7 +294,7 @@ def test_a_full_disk_is_no_defect(torg: Torg, monkeypatch: pytest.MonkeyPatch, t
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("torg.spec_file.parse_source", full)
+    monkeypatch.setattr("torg.spec_file.parse_documents", full)
     (tmp_path / "job.yaml").write_text("version: 1")
     result = torg("validate", "job.yaml")
     assert result.code == 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.image_files import layer, write_image
 from torg.spec_file import read_spec_file, spec_from_mapping
-from torg.spec_source import parse_source
+from torg.spec_source import parse_documents
 from torg_protocol.errors import Invalid, TorgError
 
 GOOD = """\
@@ -181,10 +181,10 @@ def test_whatever_is_in_the_file_the_answer_is_an_error_of_the_tree(raw: dict[st
 
     text = yaml.safe_dump(raw)
     try:
-        parsed, source = parse_source(text, "job.yaml")
+        (parsed,) = parse_documents(text, "job.yaml")
         from torg.spec_file import spec_from_mapping
 
-        spec_from_mapping(parsed, base=Path(), source=source).check()
+        spec_from_mapping(parsed.raw, base=Path(), source=parsed.source).check()
     except TorgError:
         event("refused")
 
@@ -193,7 +193,7 @@ def test_whatever_is_in_the_file_the_answer_is_an_error_of_the_tree(raw: dict[st
 def test_whatever_the_text_the_answer_is_an_error_of_the_tree(text: str) -> None:
     for name in ("job.yaml", "job.json"):
         try:
-            parse_source(text, name)
+            parse_documents(text, name)
         except TorgError:
             event("refused")
 
@@ -247,5 +247,11 @@ def test_a_file_of_several_documents_is_refused_where_the_second_begins(tmp_path
     error = refused(tmp_path, f"{GOOD}---\n{GOOD}")
     assert (error.code, error.data["line"]) == ("spec_several_documents", 3)
     assert "submit them one after the other" in str(error.hint)
-    (tmp_path / "job.yaml").write_text(f"---\n{GOOD}...\n")  # one document with its marks is one document
-    assert read_spec_file(tmp_path / "job.yaml").check().command == ("python", "train.py")
+    for one in (f"---\n{GOOD}...\n", f"---\n---\n{GOOD}---\n# the end\n"):  # with its marks, and with nothing beside it
+        (tmp_path / "job.yaml").write_text(one)
+        assert read_spec_file(tmp_path / "job.yaml").check().command == ("python", "train.py")
+
+
+def test_aliases_of_many_documents_together_are_bounded(tmp_path: Path) -> None:
+    large = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: [*b, *b, *b, *b, *b, *b, *b, *b]\n"
+    assert refused(tmp_path, f"---\n{large}" * 30).code == "spec_too_large"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.importers.formats import lost, problems, spec_of
+from tests.unit.importers.formats import left_out, lost, problems, spec_of
+from torg.spec_file import SpecFile, read_spec_file
+from torg_protocol.errors import Invalid
 
 
 def job(*containers: dict[str, Any], pod: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
@@ -21,6 +24,18 @@ def job(*containers: dict[str, Any], pod: dict[str, Any] | None = None, **spec: 
 
 def container(name: str = "main", **fields: Any) -> dict[str, Any]:
     return {"name": name, "image": "debian", **fields}
+
+
+def deployment(*containers: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web"},
+        "spec": {
+            **spec,
+            "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": list(containers)}},
+        },
+    }
 
 
 def test_a_job_of_one_container() -> None:
@@ -108,7 +123,15 @@ def test_a_pod_with_a_port_and_a_readiness_check() -> None:
     [
         (job(container(), completions=5), "spec.completions"),
         (job(container(), parallelism=2), "spec.parallelism"),
-        (job(container(envFrom=[{"secretRef": {"name": "s"}}])), "spec.template.spec.containers.0.envFrom"),
+        (
+            job(container(envFrom=[{"secretRef": {"name": "s"}}])),
+            "spec.template.spec.containers.0.envFrom.0.secretRef",
+        ),
+        (
+            job(container(envFrom=[{"configMapRef": {"name": "elsewhere"}}])),
+            "spec.template.spec.containers.0.envFrom.0.configMapRef",
+        ),
+        (deployment(container(), replicas=3), "spec.replicas"),
         (
             job(container(env=[{"name": "K", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}])),
             "spec.template.spec.containers.0.env.0.valueFrom",
@@ -149,9 +172,9 @@ def test_what_has_no_counterpart_is_lost_by_name(raw: dict[str, Any], path: str)
         ),
         (job(container(), backoffLimit="often"), "spec.backoffLimit", "a whole number is expected"),
         (
-            {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {}},
+            {"apiVersion": "apps/v1", "kind": "StatefulSet", "spec": {}},
             "kind",
-            "only a batch/v1 Job or a v1 Pod becomes a job",
+            "only a batch/v1 Job, a v1 Pod or an apps/v1 Deployment becomes a job",
         ),
     ],
 )
@@ -207,3 +230,104 @@ def test_an_init_container_and_one_container_never_run_at_once() -> None:
     assert lost(job(container("a"), container("b"), pod={"initContainers": [container("first")]}), "kubernetes") == [
         "spec.template.spec.containers"
     ]
+
+
+def test_a_deployment_runs_until_its_time_is_over() -> None:
+    serving = container(ports=[{"containerPort": 80}])
+    raw = deployment(serving, replicas=1, selector={"matchLabels": {"app": "web"}}, strategy={"type": "Recreate"})
+
+    (task,) = spec_of(raw, "kubernetes").tasks
+
+    assert (task.restart.policy, [port.port for port in task.ports]) == ("always", [80])
+    assert lost(raw, "kubernetes") == []
+    assert "kind" in left_out(raw, "kubernetes")
+
+
+# --- files of several documents -----------------------------------------------------------------------------------------
+
+BESIDE = """\
+---
+# Source: chart/templates/settings.yaml
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {EPOCHS: "3", MODEL: small, app.properties: "a=b"}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: token}
+stringData: {TOKEN: hush}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: train}
+spec:
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+        - name: main
+          image: debian
+          args: [$(RUN_EPOCHS)]
+          envFrom: [{prefix: RUN_, configMapRef: {name: settings}}]
+          env:
+            - {name: RUN_MODEL, value: large}
+            - {name: SIZE, valueFrom: {configMapKeyRef: {name: settings, key: MODEL}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {ports: [{port: 80}]}
+---
+"""
+
+
+def file_of(tmp_path: Path, text: str) -> SpecFile:
+    (tmp_path / "all.yaml").write_text(text)
+    return read_spec_file(tmp_path / "all.yaml")
+
+
+def test_of_several_objects_the_job_is_taken_with_its_settings_and_the_others_are_named(tmp_path: Path) -> None:
+    read = file_of(tmp_path, BESIDE)
+    assert read.translation is not None
+    spec, dropped = read.check(), {item.path: item for item in read.translation.dropped}
+
+    assert (spec.name, spec.args) == ("train", ("3",))
+    assert spec.env == {"RUN_EPOCHS": "3", "RUN_MODEL": "large", "SIZE": "small"}
+    assert read.translation.lost == ()
+    assert [dropped[path].value for path in ("ConfigMap/settings", "Secret/token", "Service/web")] == [
+        "line 1",
+        "line 7",
+        "line 28",
+    ]
+    assert dropped["spec.template.spec.containers.0.envFrom.0.configMapRef"].value == "RUN_app.properties"
+    assert "hush" not in str(read.translation)
+
+
+def test_an_object_that_nobody_makes_here_is_lost_by_name(tmp_path: Path) -> None:
+    read = file_of(tmp_path, BESIDE + "apiVersion: kueue.x-k8s.io/v1beta1\nkind: LocalQueue\nmetadata: {name: q}\n")
+    assert read.translation is not None
+    assert [item.path for item in read.translation.lost] == ["LocalQueue/q"]
+
+
+def test_a_mistake_in_the_job_of_several_objects_is_on_its_line(tmp_path: Path) -> None:
+    with pytest.raises(Invalid) as refused:
+        file_of(tmp_path, BESIDE.replace("image: debian", "imagee: debian"))
+    assert {(item["line"], item["field"].rpartition(".")[2]) for item in refused.value.data["problems"]} == {
+        (21, "image"),
+        (22, "imagee"),
+    }
+
+
+def test_two_jobs_in_a_file_are_refused_at_the_second(tmp_path: Path) -> None:
+    second = BESIDE.split("---\n")[3]
+    with pytest.raises(Invalid) as refused:
+        file_of(tmp_path, BESIDE + second)
+    assert (refused.value.code, refused.value.data["line"]) == ("spec_several_documents", 33)
+
+
+def test_objects_without_a_job_are_refused_by_the_kind_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(Invalid) as refused:
+        file_of(tmp_path, BESIDE.replace("kind: Job", "kind: StatefulSet"))
+    assert (refused.value.field, refused.value.value) == ("kind", "batch/v1 StatefulSet")
+    assert refused.value.data["problems"][0]["line"] == 14
