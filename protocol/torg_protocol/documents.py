@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict
 from solders.keypair import Keypair
@@ -32,6 +32,14 @@ class View(Wire):
     @classmethod
     def __pydantic_on_complete__(cls) -> None:
         open_words(cls)
+
+    def __iter__(self) -> NoReturn:
+        """pydantic would give pairs of a field's name and its value, which nobody means who writes `for job in client.jobs()`."""
+        fields = type(self).model_fields
+        lists = [f".{name}" for name, field in fields.items() if get_origin(field.annotation) is tuple]
+        where = f"go through its {', '.join(lists)}" if lists else "ask for its members by their names"
+        more = "; next_cursor says whether there is another page" if "next_cursor" in fields else ""
+        raise TypeError(f"a {type(self).__name__} is no list: {where}{more}")
 
 
 class Document(Wire):

@@ -11,6 +11,8 @@ import torg
 from tests.unit.client.test_top import job, lease
 from torg.cli.jobs import _last_words
 from torg.functions import function_job
+from torg_protocol.api import JobPage
+from torg_protocol.cases import QuotaView
 from torg_protocol.errors import NotFound
 from torg_protocol.states import EndReason, JobState
 
@@ -24,6 +26,16 @@ def test_a_value_in_the_place_of_a_function_is_refused_before_anything_is_sent(t
     with pytest.raises(torg.Invalid, match=r"client\.run") as refused:
         function_job(tmp_path, 3, (), {}, {})  # type: ignore[arg-type]
     assert (refused.value.code, refused.value.value) == ("function_not_callable", "3")
+
+
+def test_a_page_is_no_list_and_says_what_to_go_through() -> None:
+    """pydantic gives pairs of names and values: `for job in client.jobs()` ran twice, with nothing that is a job."""
+    page = JobPage(jobs=(job("job_1", JobState.QUEUED),), next_cursor="job_1")
+    for use in (iter, list, dict):
+        with pytest.raises(TypeError, match=r"JobPage is no list: go through its \.jobs; next_cursor says"):
+            use(page)
+    with pytest.raises(TypeError, match="ask for its members by their names"):
+        list(QuotaView(name="storage", unit="bytes", used=1, limit=None))
 
 
 class Logs:
