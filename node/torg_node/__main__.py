@@ -28,14 +28,14 @@ from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.executors.probes import check_walls, with_egress, with_own_root
-from torg_node.hardware.detect import open_lent, unknown
+from torg_node.hardware.detect import all_told, open_lent, unknown
 from torg_node.hardware.gpus import GpuFacts, GpuLibrary
 from torg_node.hardware.health import KernelLog
 from torg_node.hardware.heat import HeatRule
 from torg_node.hardware.inventory import capacity_of, take_inventory
 from torg_node.hardware.rapl import Rapl
 from torg_node.hardware.sensors import Sensors
-from torg_node.hardware.survey import describe, disagreements
+from torg_node.hardware.survey import describe, disagreements, not_here
 from torg_node.init_options import add_init_options, full_path
 from torg_node.journal import Journal
 from torg_node.logs import LogFormat, set_up_logging
@@ -124,6 +124,8 @@ def _init(arguments: argparse.Namespace) -> int:
     node = str(load_keypair(settings.key_path).pubkey())
     if plan is not None:  # named on the command line, by whoever may name it
         confirm_plan(settings, plan)
+    if settings.gpus and (missing := not_here(settings.gpus, all_told())) is not None:
+        print(missing, file=sys.stderr, flush=True)  # noqa: T201
     made = {"node": node, "payout_address": settings.payout_address, "data": str(settings.data)}
     if arguments.json:
         _print(json.dumps(made))

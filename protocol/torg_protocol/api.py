@@ -384,6 +384,8 @@ class NodeView(View):
     liveness: Liveness
     gpu_class: str
     gpus: int
+    gpus_free: int | None = None  # whole ones, for a job now; None: the marketplace is older and does not say
+    gpus_out: int = 0  # that nobody holds and that get no lease now: broken, or too hot
     cpu_millis: int
     memory_bytes: int
     disk_bytes: int

@@ -10,6 +10,7 @@ from tests.support.market import World
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.nodes import on_hello
 from torg_marketplace.flow.pulse import Pulse
+from torg_marketplace.flow.views import node_views
 from torg_protocol.messages import Granted, Heartbeat
 from torg_protocol.states import JobState
 
@@ -32,6 +33,21 @@ async def test_a_job_does_not_go_to_a_node_whose_only_free_gpu_is_too_hot(world:
     assert await match_pending(world.market) == 2
     near.expect(Granted)
     far.expect(Granted)
+
+
+async def test_an_offer_says_how_many_gpus_are_free_and_how_many_are_out(world: World) -> None:
+    _, node = await running_on_the_hot_gpu(world)
+
+    async def offered() -> tuple[int, int | None, int]:
+        async with world.market.reading() as unit:
+            (offer,) = await node_views(unit)
+        return offer.gpus, offer.gpus_free, offer.gpus_out
+
+    assert await offered() == (2, 1, 0)  # a lease holds the one that is out
+    await say(node, "GPU-0", "GPU-1")
+    assert await offered() == (2, 0, 1)
+    await say(node)
+    assert await offered() == (2, 1, 0)
 
 
 async def test_what_waits_begins_when_the_gpu_is_back(world: World) -> None:

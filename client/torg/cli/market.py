@@ -19,7 +19,7 @@ from torg_protocol.states import Liveness, NodeState
 _SPARE = ("region", "disk", "reference", "spot", "memory", "cpus")  # where a terminal is too narrow
 _ORDERS: dict[str, Callable[[NodeView], Any]] = {
     "price": lambda node: (node.price_per_gpu_hour, node.node),
-    "free": lambda node: (-node.slots_free, node.price_per_gpu_hour),
+    "free": lambda node: (-(node.gpus_free or 0), -node.slots_free, node.price_per_gpu_hour),
     "memory": lambda node: (-node.memory_bytes, node.price_per_gpu_hour),
     "gpus": lambda node: (-node.gpus, node.price_per_gpu_hour),
     "class": lambda node: (node.gpu_class, node.price_per_gpu_hour),
@@ -63,13 +63,13 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
             money.text(node.price_per_gpu_hour),
             "-" if node.spot_price_per_gpu_hour is None else money.text(node.spot_price_per_gpu_hour),
             money.text(reference.get(node.gpu_class)),
-            f"{node.slots_free}/{node.slots}",
+            _free(node),
             format_cpu_millis(node.cpu_millis),
             size(node.memory_bytes),
             size(node.disk_bytes),
             ",".join(node.isolation) + ("+root" if node.own_root else ""),
             node.region or "-",
-            _state(node) + _behind(node, market),
+            _state(node) + _out(node) + _behind(node, market),
         )
         for node in found
     ]
@@ -92,6 +92,8 @@ async def offers(session: Session, order: str, max_price: str | None, memory: st
     session.show(answer, text)
     if left_out and not session.as_json:
         session.hint(not_shown(left_out, columns(), "torg offers"))
+    if any(node.gpus_out for node in found):
+        session.hint("out: GPUs that are broken or too hot; torg-node doctor on that machine says why")
     if any(price is not None for price in reference.values()):
         session.hint("reference: what the class was worth in the newest minute's auction; jobs pay their node's price")
 
@@ -106,14 +108,28 @@ def _fits(node: NodeView, max_price: int | None, least_memory: int, wanted: dict
         and (node.own_root or not wanted["root"])
         and (wanted["isolation"] is None or wanted["isolation"] in node.isolation)
         and (wanted["region"] is None or wanted["region"] == node.region)
-        and (not wanted["free"] or (node.slots_free > 0 and _state(node) == "ready"))
+        and (not wanted["free"] or (_state(node) == "ready" and _gpus_free(node) >= (wanted["gpus"] or 0)))
     )
 
 
 def _state(node: NodeView) -> str:
     if node.state is NodeState.ACTIVE and node.liveness is Liveness.ALIVE:
-        return "ready" if node.slots_free else "busy"
+        return "ready" if node.slots_free or node.gpus_free else "busy"
     return str(node.state) if node.state is not NodeState.ACTIVE else f"silent ({node.liveness})"
+
+
+def _free(node: NodeView) -> str:
+    """GPUs, where there are any, and slots for jobs without one."""
+    slots = f"{node.slots_free}/{node.slots}"
+    return slots if not node.gpus or node.gpus_free is None else f"{node.gpus_free}/{node.gpus} GPUs, {slots}"
+
+
+def _gpus_free(node: NodeView) -> int:
+    return node.gpus if node.gpus_free is None else node.gpus_free
+
+
+def _out(node: NodeView) -> str:
+    return f", {node.gpus_out} out" if node.gpus_out else ""
 
 
 def _behind(node: NodeView, market: MarketInfo) -> str:

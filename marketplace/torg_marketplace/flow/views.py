@@ -240,6 +240,8 @@ def _node_view(node: NodeSnapshot) -> NodeView:
         liveness=node.liveness,
         gpu_class=inventory.gpu_class,
         gpus=node.gpus,
+        gpus_free=len(node.free_gpus()),
+        gpus_out=node.gpus_out,
         cpu_millis=inventory.cpu_millis,
         memory_bytes=inventory.memory_bytes,
         disk_bytes=inventory.disk_bytes,

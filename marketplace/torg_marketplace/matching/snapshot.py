@@ -78,16 +78,22 @@ class NodeSnapshot:
 
     def free_units(self, resources: Resources) -> list[str]:
         """Units of the kind that this job takes: whole GPUs, or slots when it wants none."""
-        kind, count = ("gpu", self.gpus) if resources.gpus else ("slot", self.offer.slots)
-        taken = self._units_taken()
-        free = [unit for unit in (f"{kind}:{number}" for number in range(count)) if unit not in taken]
-        return free[: max(0, len(free) - self.gpus_out)] if resources.gpus else free
+        return self.free_gpus() if resources.gpus else self._not_taken("slot", self.offer.slots)
+
+    def free_gpus(self) -> list[str]:
+        """Without `gpus_out`, and without those that are shared."""
+        free = self._not_taken("gpu", self.gpus)
+        return free[: max(0, len(free) - self.gpus_out)]
 
     def gpus_withheld(self) -> list[int]:
         """Numbers of `gpus_out`. Which of the free ones they are only the node knows, and it chooses: here they are the last ones."""
         taken = self._units_taken() if self.gpus_out else frozenset()
         free = [number for number in range(self.gpus) if f"gpu:{number}" not in taken]
         return free[max(0, len(free) - self.gpus_out) :]
+
+    def _not_taken(self, kind: str, count: int) -> list[str]:
+        taken = self._units_taken()
+        return [unit for unit in (f"{kind}:{number}" for number in range(count)) if unit not in taken]
 
     def _units_taken(self) -> frozenset[str]:
         return self.units_in_use.union(f"gpu:{share.gpu}" for share in self.shares)

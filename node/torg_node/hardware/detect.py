@@ -52,6 +52,16 @@ def open_lent(wanted: Sequence[str]) -> tuple[GpuLibrary | None, tuple[GpuFacts,
     return library, lent(library.units(), wanted) if library is not None else ()
 
 
+def all_told(openers: Sequence[Open] = (Nvidia.open, Amd.open)) -> tuple[GpuFacts, ...]:
+    """What the libraries of all vendors tell of."""
+    found: list[GpuFacts] = []
+    for opener in openers:
+        if (library := opener()) is not None:
+            found += library.units()
+            library.close()
+    return tuple(found)
+
+
 def lent(units: Sequence[GpuFacts], wanted: Sequence[str]) -> tuple[GpuFacts, ...]:
     """`wanted`: a vendor, a model or a UUID each, in any case; of a GPU that is cut into slices its UUID means all of them. Empty: all."""
     asked = {name.lower() for name in wanted}

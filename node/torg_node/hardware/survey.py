@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from torg_node.hardware.detect import unknown
 from torg_node.hardware.gpus import GpuFacts
 from torg_node.hardware.kfd import kfd_doubts
 from torg_node.hardware.rapl import Rapl
@@ -60,6 +61,28 @@ def _why_not_offered(maker: str, offered: Collection[str]) -> str:
             f" --gpus {name} --data DIR, both with one reservations_path"
         )
     return "no driver tells of it" if maker == "NVIDIA" else "pip install 'torg[amd]', and ROCm's libamd_smi.so"
+
+
+def not_here(wanted: Sequence[str], told: Sequence[GpuFacts], root: Path = _ROOT) -> str | None:
+    """For an owner who names GPUs to lend: what was looked for, and the way out. `told`: all that drivers tell of. None: each name is one of them."""
+    lacking = unknown(told, wanted)
+    if not lacking:
+        return None
+    seen = [f"{maker} at {address}" for address, maker in _gpus_of_kernel(root)]
+    if told:
+        way = "name one of those that are there: a vendor, a model or a UUID"
+    elif seen:
+        way = "install its driver: nvidia-smi must list it; for AMD's also pip install 'torg[amd]' and ROCm's libamd_smi.so"
+    else:
+        way = "is the card in this machine? a virtual machine or a container must be given it"
+    return "\n".join(
+        [
+            f"no GPU here is called {', '.join(lacking)}: looked for NVIDIA's by NVML (libnvidia-ml.so.1) and for AMD's by /dev/kfd and amdsmi",
+            f"  drivers tell of  {', '.join(f'{unit.info.model} ({unit.info.uuid})' for unit in told) or 'none'}",
+            f"  the kernel sees  {', '.join(seen) or 'none'}",
+            f"  {way}; then torg-node doctor. Until then it is not offered",
+        ]
+    )
 
 
 def disagreements(units: Sequence[GpuFacts], root: Path = _ROOT) -> list[str]:

@@ -90,6 +90,23 @@ async def test_offers_say_which_nodes_are_a_release_behind(tmp_path: Path) -> No
     assert "protocol" not in next(line for line in said.splitlines() if line.startswith("22222222"))
 
 
+async def test_offers_say_which_gpus_are_free_and_which_are_out(tmp_path: Path) -> None:
+    kept = node_view("1" * 32, 2).model_copy(update={"gpus": 2, "gpus_free": 1, "gpus_out": 1, "slots_free": 0})
+    older = node_view("2" * 32, 2).model_copy(update={"gpus": 2})
+    answers = ANSWERS | {"/v1/offers": OfferPage(offers=(kept, older))}
+    async with scripted_server(lambda request: as_json(answers[request.path.partition("?")[0]].wire())) as server:
+        code, said = await torg(tmp_path, server.url, "offers")
+        _, two_free = await torg(tmp_path, server.url, "offers", "--free", "--gpus", "2")
+
+    assert code == 0, said
+    line = next(line for line in said.splitlines() if line.startswith("11111111"))
+    assert "1/2 GPUs, 0/1" in line
+    assert "ready, 1 out" in line
+    assert "torg-node doctor on that machine" in said
+    assert "11111111" not in two_free
+    assert "22222222" in two_free
+
+
 async def torg(home: Path, url: str, *arguments: str) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "torg.cli.__main__", "--home", str(home), "--marketplace", url, *arguments),

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from torg_node.allocation import Capacity, Claim, NoRoom, allocate
-from torg_node.hardware.detect import Open, lent, open_gpus, unknown
+from torg_node.hardware.detect import Open, all_told, lent, open_gpus, unknown
 from torg_node.hardware.gpus import GpuFacts, GpuLibrary, GpuReading
 from torg_node.hardware.inventory import take_inventory
-from torg_node.hardware.survey import describe
+from torg_node.hardware.survey import describe, not_here
 from torg_protocol.errors import Invalid
 from torg_protocol.offers import GpuInfo
 
@@ -134,3 +134,24 @@ def test_a_lease_gets_the_class_that_it_asks_for_on_a_host_with_several(
     two = Claim("anna", 2, 1000, 1, 1, gpu_class="RTX 4090")
     with pytest.raises(NoRoom, match="2 GPUs asked, 1 free that fit"):
         allocate(two, has, (), node="n", cordoned={})
+
+
+def test_a_name_that_is_no_gpus_here_is_told_with_what_was_looked_for_and_the_way_out(tmp_path: Path) -> None:
+    told = all_told(vendors(Library(LARGE), Library(INSTINCT)))
+    assert [unit.info.uuid for unit in told] == ["GPU-1", "51ff"]
+    assert not_here(["amd", "rtx 4090"], told, tmp_path) is None
+    assert "name one of those that are there" in str(not_here(["H100"], told, tmp_path))
+    assert "RTX 4090 (GPU-1), Instinct MI210 (51ff)" in str(not_here(["H100"], told, tmp_path))
+
+    nothing = str(not_here(["nvidia"], (), tmp_path))
+    assert "no GPU here is called nvidia: looked for NVIDIA's by NVML" in nothing
+    assert "the kernel sees  none" in nothing
+    assert "is the card in this machine?" in nothing
+
+    device = tmp_path / "sys/bus/pci/devices/0000:3b:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x030200\n")
+    driverless = str(not_here(["nvidia"], (), tmp_path))
+    assert "the kernel sees  NVIDIA at 0000:3b:00.0" in driverless
+    assert "install its driver" in driverless
