@@ -36,6 +36,7 @@ T = TypeVar("T")
 _RETRIES = 4
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 5.0
+_LONGEST_ASKED_S = 30.0  # a server that asks for more patience than this is told of, not waited for
 _RECONNECTS = 60  # about five minutes of silence
 _TRY_LATER = frozenset({429, 502, 503, 504})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -47,7 +48,7 @@ class Transport:
 
     Retried (5 tries, about 6 s in all) after a broken connection or 429, 502, 503, 504: GET, PUT, POST with an idempotency key,
     and what the caller says is safe to repeat, because the server applies them once. Anything else is repeated only when it
-    provably was not sent.
+    provably was not sent. Retry-After is obeyed up to 30 s; what shall wait for longer (a quota of a day) is refused at once.
     """
 
     def __init__(
@@ -162,7 +163,8 @@ class Transport:
                     raise self._unreachable(error) from error
                 if failures == 1 and on_gap is not None:
                     on_gap(str(error) or type(error).__name__)
-                await asyncio.sleep(min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**failures))
+                asked_s = getattr(error, "data", {}).get("retry_after_s", 0.0)
+                await asyncio.sleep(max(asked_s, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**failures)))
 
     async def upload(
         self, url: str, source: Path, offset: int, size_bytes: int, on_sent: Callable[[int], None] | None = None
@@ -234,9 +236,11 @@ class Transport:
             wait_s = _FIRST_BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
             try:
                 response = await self._http.send(self._signed(method, path, query, headers, content))
-                if not may_repeat or response.status_code not in _TRY_LATER or attempt == _RETRIES:
+                asked_s = _retry_after_s(response)
+                is_worth_it = response.status_code in _TRY_LATER and asked_s <= _LONGEST_ASKED_S
+                if not (may_repeat and is_worth_it) or attempt == _RETRIES:
                     return response
-                wait_s = max(wait_s, _retry_after_s(response))
+                wait_s = max(wait_s, asked_s)
             except httpx.RequestError as error:
                 if attempt == _RETRIES or not (may_repeat or isinstance(error, _NOT_SENT)):
                     raise self._unreachable(error) from error
@@ -252,10 +256,13 @@ class Transport:
         try:
             if response.status_code != 200:
                 await response.aread()
-                if response.status_code in _TRY_LATER:
-                    raise Unavailable(f"the marketplace answers {response.status_code}")
+                asked_s = _retry_after_s(response)
+                if response.status_code in _TRY_LATER and asked_s <= _LONGEST_ASKED_S:
+                    raise Unavailable(f"the marketplace answers {response.status_code}", retry_after_s=asked_s)
                 _parse(response)
             async for event in _parse_events(response):
+                if event.get("kind") == "problem":  # why the stream ends before its job
+                    raise from_problem(event)
                 yield event
         finally:
             await response.aclose()
@@ -333,7 +340,7 @@ def _not_ours(response: httpx.Response) -> TorgError:
 
 def _retry_after_s(response: httpx.Response) -> float:
     text = response.headers.get("retry-after", "")
-    return min(float(text), 30.0) if text.isdecimal() else 0.0
+    return float(text) if text.isdecimal() else 0.0
 
 
 def _continues_at(response: httpx.Response, offset: int) -> bool:

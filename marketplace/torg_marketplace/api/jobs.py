@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ from torg_marketplace.api.auth import Caller, DataReader, JobsReader, JobsWriter
 from torg_marketplace.api.context import Edge, TheEdge
 from torg_marketplace.api.pages import Cursor, IfNoneMatch, Limit, Wait, answer
 from torg_marketplace.api.strict import StrictRoute
+from torg_marketplace.flow.api_keys import why_over
 from torg_marketplace.flow.cancel import cancel
 from torg_marketplace.flow.credit import credit_vault
 from torg_marketplace.flow.extend import extend
@@ -29,7 +31,7 @@ from torg_marketplace.storage.money_models import VaultRow
 from torg_protocol.api import ExtendRequest, JobPage, JobReceipts, JobView, Quote, QuoteRequest, SubmitRequest
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import NotFound
-from torg_protocol.ids import AccountId, JobId
+from torg_protocol.ids import JobId
 from torg_protocol.jobspec import load_job_spec
 from torg_protocol.states import JobState
 
@@ -189,18 +191,23 @@ async def get_events(
     last_event_id: Annotated[int, Header(ge=0, le=MAX_I64, description="go on after this event")] = 0,
     follow: Annotated[bool, Query(description="false: end at the end of what is there")] = True,
 ) -> StreamingResponse:
-    """Server-sent events of a job. Ends by itself when the job is closed."""
+    """Server-sent events of a job. Ends by itself when the job is closed; before that with an event `problem`, if the API key that asked is over."""
     async with edge.market.reading() as unit:
         await job_of(unit, caller.account, JobId(job_id))
-    events = _events(edge, caller.account, JobId(job_id), last_event_id, follow=follow)
+    events = _events(edge, caller, JobId(job_id), last_event_id, follow=follow)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
-async def _events(edge: Edge, account: AccountId, job_id: JobId, after: int, *, follow: bool) -> AsyncIterator[str]:
+async def _events(edge: Edge, caller: Caller, job_id: JobId, after: int, *, follow: bool) -> AsyncIterator[str]:
     while True:
         waiter = edge.market.wakes.arm(f"job:{job_id}")
         async with edge.market.reading() as unit:
-            events, over = await events_after(unit, account, job_id, after)
+            refusal = await why_over(unit, caller.key_id) if caller.key_id is not None else None
+            events, over = await events_after(unit, caller.account, job_id, after)
+        if refusal is not None:
+            problem = {"id": after, "kind": "problem", **refusal.to_problem()}
+            yield f"id: {after}\nevent: problem\ndata: {json.dumps(problem)}\n\n"
+            return
         for event in events:
             after = event.id
             yield f"id: {event.id}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"

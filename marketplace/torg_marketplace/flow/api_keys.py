@@ -70,15 +70,24 @@ async def authenticate(market: Market, secret: str) -> KeyIdentity:
     if row is None or not hmac.compare_digest(row.secret_sha256, _hash(secret)):
         hint = "is it whole? it begins with torgkey_ and is shown once, when it is made; make another if it is lost"
         raise Unauthorized("no such API key", code="api_key_unknown", field="authorization", hint=hint)
-    if row.revoked_at_ms is not None:
-        raise _over(row, "was revoked", "api_key_revoked")
-    if row.expires_at_ms <= now_ms:
-        raise _over(row, "has expired", "api_key_expired")
+    if (refusal := _refusal(row, now_ms)) is not None:
+        raise refusal
     if row.last_used_at_ms is None or now_ms - row.last_used_at_ms > _NOTE_USE_EVERY_MS:
         async with market.transaction() as unit:
             used = update(ApiKeyRow).where(ApiKeyRow.key_id == row.key_id).values(last_used_at_ms=now_ms)
             await unit.session.execute(used)
     return KeyIdentity(row.key_id, AccountId(row.account), frozenset(Scope(scope) for scope in row.scopes))
+
+
+async def why_over(unit: Unit, key_id: str) -> Unauthorized | None:
+    """Of a key that was good: whether it still is. For what lasts longer than a request."""
+    return _refusal(await unit.session.get_one(ApiKeyRow, key_id), unit.now_ms)
+
+
+def _refusal(row: ApiKeyRow, now_ms: int) -> Unauthorized | None:
+    if row.revoked_at_ms is not None:
+        return _over(row, "was revoked", "api_key_revoked")
+    return _over(row, "has expired", "api_key_expired") if row.expires_at_ms <= now_ms else None
 
 
 def _over(row: ApiKeyRow, how: str, code: str) -> Unauthorized:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -18,7 +19,16 @@ from torg.blobs import BlobTransfer
 from torg.errors import DigestMismatch
 from torg.transport import Transport
 from torg_protocol.api import MarketInfo, OfferPage
-from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, TorgError, Unavailable
+from torg_protocol.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    RateLimited,
+    TorgError,
+    Unauthorized,
+    Unavailable,
+)
 from torg_protocol.httpsig import RequestParts, verify_request
 
 
@@ -200,6 +210,60 @@ async def test_events_of_an_unknown_job_are_an_error_and_not_a_wait() -> None:
             _ = [item async for item in both.client.events("/e")]
         assert refused.value.code == "job_unknown"
         assert len(both.server.requests) == 1
+
+
+async def test_a_stream_that_ends_with_a_problem_ends_in_that_error_and_is_not_asked_for_again() -> None:
+    problem = {
+        "id": 1,
+        "kind": "problem",
+        "title": "this API key was revoked",
+        "status": 401,
+        "code": "api_key_revoked",
+    }
+    stream = f"id: 1\ndata: {json.dumps({'id': 1})}\n\nid: 1\nevent: problem\ndata: {json.dumps(problem)}\n\n"
+    async for both in talking_to(lambda request: Answer(200, stream.encode())):
+        events = both.client.events("/e")
+        assert (await anext(events))["id"] == 1
+        with pytest.raises(Unauthorized) as refused:
+            await anext(events)
+        assert refused.value.code == "api_key_revoked"
+        assert len(both.server.requests) == 1
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For how long the transport waited each time; it does not."""
+    times: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        times.append(seconds)
+
+    monkeypatch.setattr(transport.asyncio, "sleep", sleep)
+    return times
+
+
+def limited(seconds: int) -> Answer:
+    problem = {"title": "no more today", "status": 429, "code": "submissions_per_day_reached", "retry_after_s": seconds}
+    return replace(as_json(problem, 429), headers={"retry-after": str(seconds)})
+
+
+async def test_a_server_that_asks_for_patience_is_waited_for(slept: list[float]) -> None:
+    async for both in talking_to(times(2, limited(20), as_json({}))):
+        await both.client.request("GET", "/x")
+    async for both in talking_to(times(1, limited(20), Answer(200, b'id: 1\ndata: {"id": 1}\n\n'))):
+        assert [item["id"] async for item in both.client.events("/e")] == [1]
+    assert slept == [20, 20, 20]
+
+
+async def test_a_quota_of_a_day_is_told_at_once(slept: list[float]) -> None:
+    """Four times half a minute went by before the refusal was shown."""
+    async for both in talking_to(lambda request: limited(40_000)):
+        for ask in (both.client.request("POST", "/v1/jobs", idempotency_key="k"), anext(both.client.events("/e"))):
+            with pytest.raises(RateLimited) as refused:
+                await ask
+            assert refused.value.code == "submissions_per_day_reached"
+        assert len(both.server.requests) == 2
+    assert slept == []
 
 
 # --- transfers ----------------------------------------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from tests.support.api_server import ServedWorld, served_world
 from torg.client import AsyncClient
 from torg.config import ClientConfig, load_config
 from torg.spec_file import spec_from_mapping
+from torg_marketplace.flow.api_keys import revoke_api_key
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.storage import ledger
 from torg_protocol.accounts import Scope
-from torg_protocol.errors import Conflict, Forbidden, Invalid
+from torg_protocol.errors import Conflict, Forbidden, Invalid, Unauthorized
 from torg_protocol.states import JobState
 
 HOUR_MS = 3_600_000
@@ -94,6 +95,29 @@ async def test_what_a_key_cannot_do_is_said(served: ServedWorld, tmp_path: Path)
             await client.submit(file)
     assert capped.value.code == "spend_cap_reached"
     assert (walletless.value.code, scope.value.code) == ("wallet_needed", "api_key_scope")
+
+
+@pytest.mark.parametrize("end", ["api_key_revoked", "api_key_expired"])
+async def test_a_key_that_is_over_follows_no_longer(
+    served: ServedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A stream lasts as long as its job, which may be days: who had the key read on for as long."""
+    monkeypatch.setattr("torg_marketplace.api.jobs._COMMENT_EVERY_S", 0.05)
+    await join(served.world)
+    key = await served.api_key(expires_in_s=3600)
+    async with by_key(served, tmp_path / "home", key.secret) as client:
+        job = await client.submit(spec_from_mapping(spec(), base=tmp_path))
+        events = client.follow(job.job_id)
+        assert (await anext(events)).kind == "job"
+        if end == "api_key_revoked":
+            async with served.world.market.transaction() as unit:
+                await revoke_api_key(unit, None, key.key.key_id)
+        else:
+            served.world.clock.time_ms += HOUR_MS
+        with pytest.raises(Unauthorized) as refused:
+            async for _ in events:
+                pass
+        assert refused.value.code == end
 
 
 @pytest.mark.parametrize(
