@@ -7,7 +7,6 @@ end with 125 when torg itself failed.
 
 from __future__ import annotations
 
-import errno
 import gc
 import importlib
 import keyword
@@ -173,13 +172,6 @@ def _defect(error: Exception) -> int:
         return 1
     if os.environ.get("TORG_DEBUG"):
         raise error
-    if isinstance(error, OSError) and error.strerror:
-        where = f" (path = {str(error.filename)!r})" if error.filename else ""
-        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        say(f"torg: {error.strerror}{where} [{'disk_full' if is_full else 'os_error'}]", err=True)
-        if is_full:
-            say("  make room and run it again: what is whole is kept, and a download goes on where it was", err=True)
-        return 1
     say(
         f"torg: this should not have happened: {type(error).__name__}: {error} [defect]\n"
         "  nothing is lost: your journal and your jobs are safe. TORG_DEBUG=1 shows the traceback; please report it",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import json
+import os
 import signal
 import sys
 import time
@@ -19,7 +21,7 @@ import click
 
 from torg.cli.terminal import say
 from torg.config import ClientConfig, load_config
-from torg_protocol.errors import Infeasible, NotFound, TorgError
+from torg_protocol.errors import Conflict, Infeasible, NotFound, TorgError
 
 if TYPE_CHECKING:
     from torg.client import AsyncClient
@@ -117,8 +119,27 @@ def command(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...,
         except TorgError as error:
             explain(error, as_json=as_json)
             raise click.exceptions.Exit(session.failure_code if session else FAILED) from error
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or not error.strerror or os.environ.get("TORG_DEBUG"):
+                raise
+            explain(_of_system(error), as_json=as_json)
+            raise click.exceptions.Exit(session.failure_code if session else FAILED) from error
 
     return run
+
+
+def _of_system(error: OSError) -> TorgError:
+    """What this computer refused."""
+    place = {"field": "path", "value": str(error.filename)} if error.filename else {}
+    code, hint = "os_error", None
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        code, hint = (
+            "disk_full",
+            "make room and run it again: what is whole is kept, and a download goes on where it was",
+        )
+    elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        hint = "name another place, or get the right to write there"
+    return Conflict(error.strerror or str(error), code=code, hint=hint, **place)
 
 
 def explain(error: TorgError, *, as_json: bool) -> None:

@@ -299,6 +299,8 @@ def test_a_full_disk_is_no_defect(torg: Torg, monkeypatch: pytest.MonkeyPatch, t
     result = torg("validate", "job.yaml")
     assert result.code == 1
     assert "torg: No space left on device [disk_full]\n  make room" in result.err
+    assert json.loads(torg("validate", "job.yaml", "--json").err)["code"] == "disk_full"
+    assert torg("run", "job.yaml").code == 125  # 1 could be the job's own
 
 
 def test_a_home_that_cannot_be_written_is_explained(torg: Torg, home: Path) -> None:
