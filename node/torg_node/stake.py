@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from solders.pubkey import Pubkey
@@ -41,9 +42,7 @@ def stake_command(arguments: argparse.Namespace, say: Callable[[str], None]) -> 
         else:
             state = asyncio.run(unstake(settings, journal, arguments.wallet or settings.key_path))
             words = (
-                "the rest is back"
-                if state.balance == 0
-                else f"closing: run this again after {state.close_at} (unix time)"
+                "the rest is back" if state.balance == 0 else f"closing: run this again after {_moment(state.close_at)}"
             )
     finally:
         journal.close()
@@ -52,6 +51,10 @@ def stake_command(arguments: argparse.Namespace, say: Callable[[str], None]) -> 
     else:
         say(words)
     return 0
+
+
+def _moment(at_s: int) -> str:
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 async def stake(settings: Settings, journal: Journal, wallet: Path, amount: int) -> VaultState:

@@ -105,10 +105,12 @@ def environment_of(container: Part, settings: Settings) -> dict[str, str]:
 
 
 def _named(source: Part, values: Mapping[str, str]) -> dict[str, str]:
-    """Without what can be no variable, as a cluster leaves it out."""
+    """Without what can be no variable here: mostly files, which a cluster hands over as variables too."""
     fit = {name: value for name, value in values.items() if name.isascii() and name.isidentifier()}
     for name in sorted(values.keys() - fit.keys()):
-        source.reading.drops.remark(source.at("configMapRef"), name, "not a variable's name, and left out there too")
+        source.reading.drops.remark(
+            source.at("configMapRef"), name, "a job's variables have names of letters, digits and _"
+        )
     return fit
 
 
