@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from torg_host.durable_files import sync
 from torg_host.sandbox.watch import used_bytes
 from torg_node.executors.port import LoadedImage, PreparedImage
 from torg_node.journal import Journal
@@ -85,6 +86,7 @@ class Cache:
             return
         kept = self._place("blob", digest)
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync(source)  # or the next job would be given what a power cut has left of it
         try:
             os.link(source, kept)
         except FileExistsError:

@@ -183,6 +183,9 @@ async def test_postgresql_by_its_own_tools(tmp_path: Path, postgres: Postgres) -
     back_up(url, file)
     async with open_world(tmp_path, database_url=url) as world:
         await make_client(world)
+        with pytest.raises(Conflict) as beside_a_running_market:
+            restore(url, file)
+        assert beside_a_running_market.value.code == "database_in_use"
     restore(url, file)
     async with open_world(tmp_path, database_url=url) as world, world.market.reading() as unit:
         vaults = (await unit.session.execute(VaultRow.__table__.select())).all()

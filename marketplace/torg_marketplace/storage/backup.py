@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
+from torg_host.durable_files import move_for_good, sync
 from torg_protocol.errors import Conflict, Invalid, NotFound, Unavailable
 
 _TOOL_S = 3_600
@@ -26,6 +27,7 @@ def back_up(database_url: str, file: Path) -> None:
         )
     if (path := _sqlite_path(database_url)) is None:
         _run("pg_dump", "--format=custom", f"--file={file}", _postgres_url(database_url))
+        sync(file)
         return
     if not path.exists():
         raise NotFound("there is no database yet", code="database_missing", field="--data", value=str(path))
@@ -34,7 +36,7 @@ def back_up(database_url: str, file: Path) -> None:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
             source.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
-        partial.replace(file)
+        move_for_good(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -47,6 +49,7 @@ def restore(database_url: str, file: Path) -> Path | None:
     if not file.is_file():
         raise NotFound("no such backup", code="backup_missing", field="file", value=str(file))
     if (path := _sqlite_path(database_url)) is None:
+        _check_alone(_postgres_url(database_url))
         options = ("--clean", "--if-exists", "--single-transaction", "--no-owner")
         _run("pg_restore", *options, f"--dbname={_postgres_url(database_url)}", str(file))
         return None
@@ -61,8 +64,24 @@ def restore(database_url: str, file: Path) -> Path | None:
         if aside is not None and beside.exists():
             beside.rename(aside.with_name(aside.name + leftover))
         beside.unlink(missing_ok=True)
-    shutil.copyfile(file, path)
+    copied = path.with_name(path.name + ".partial")
+    shutil.copyfile(file, copied)
+    move_for_good(copied, path)
     return aside
+
+
+def _check_alone(url: str) -> None:
+    """A running marketplace is always connected. It would go on with what it remembers of the database that was."""
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    count = int(_run("psql", "--no-psqlrc", "-At", "-c", f"SELECT count(*) {others}", url))
+    if count:
+        raise Conflict(
+            f"{count} connections to this database are open",
+            code="database_in_use",
+            field="DATABASE_URL",
+            hint="stop all processes of the marketplace first, and whoever else is connected: "
+            "SELECT pid, client_addr, query FROM pg_stat_activity",
+        )
 
 
 def _check_unused(path: Path) -> None:
@@ -113,7 +132,7 @@ def _postgres_url(database_url: str) -> str:
     return make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def _run(tool: str, *arguments: str) -> None:
+def _run(tool: str, *arguments: str) -> str:
     try:
         done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=_TOOL_S, check=False)
     except FileNotFoundError as error:
@@ -122,3 +141,4 @@ def _run(tool: str, *arguments: str) -> None:
         ) from error
     if done.returncode != 0:
         raise Unavailable(f"{tool} failed: {done.stderr.strip()[-500:]}", code="backup_failed", field="file")
+    return done.stdout

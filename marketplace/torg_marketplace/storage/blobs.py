@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
-from torg_marketplace.storage.objects import Hash, Objects, bucket_objects, folder_objects, write_all
+from torg_marketplace.storage.objects import Hash, Objects, bucket_objects, folder_objects, forget_unfinished, write_all
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import Forbidden, Invalid, NotFound, TooLarge
 from torg_protocol.ids import Digest, hex_of, is_digest, names_pieces
@@ -46,6 +46,7 @@ class StoredBlobs:
         self.base_url = ""
         self.probe = objects.probe
         scratch.mkdir(parents=True, exist_ok=True)
+        forget_unfinished(scratch)
 
     async def size(self, digest: Digest) -> int | None:
         size = None if names_pieces(digest) else await self._objects.size(_path(digest))
@@ -82,7 +83,7 @@ class StoredBlobs:
         """Takes an upload. Raises Invalid (blob_digest_mismatch, blob_size_mismatch) or TooLarge; then nothing is stored."""
         if size_bytes <= _IN_MEMORY_BYTES:
             async for data in _blocks(pieces, size_bytes, size_bytes):
-                await self._objects.put_checked(_path(digest), data, partial(_check_parts, digest, data), self._scratch)
+                await self._objects.put_checked(_path(digest), data, partial(_check_parts, digest, data))
             return
         hasher = hashlib.sha256()
         descriptor, name = await asyncio.to_thread(tempfile.mkstemp, dir=self._scratch)

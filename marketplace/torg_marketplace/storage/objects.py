@@ -11,9 +11,11 @@ import asyncio
 import errno
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -23,12 +25,15 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
+from torg_host.durable_files import move_for_good
 from torg_protocol.errors import Invalid, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
 _RANGE_BYTES = 4 << 20  # of one request; the next one is asked for while it is used
 _BLOCK_BYTES = 1 << 20
 _PROBE = "probe"
+_FRESH = ".fresh"  # folder of what is being written; no object's name begins so
+_UNFINISHED_FOR_S = 86_400  # far longer than anything is written for
 _RETRIES: Any = {
     "max_retries": 10,
     "retry_timeout": timedelta(seconds=10),
@@ -57,28 +62,31 @@ class Objects:
         except NotFound:
             return None
 
-    async def put(self, name: str, data: bytes | IO[bytes]) -> None:
-        """All or nothing. A large file goes in parts, several at a time."""
+    async def put(self, name: str, data: bytes) -> None:
+        """All or nothing, and in a folder on the disk: so are the other two."""
         with self._translated(name):
-            await obstore.put_async(self._store, name, data)
+            if self._folder is None:
+                await obstore.put_async(self._store, name, data)
+            else:
+                await asyncio.to_thread(_write, [data], self._folder / _FRESH, self._folder / name)
 
     async def take(self, name: str, file: Path) -> None:
-        """Puts a file that nobody needs afterwards; in a folder it is only renamed. All or nothing."""
+        """Puts a file that nobody needs afterwards; in a folder it is only renamed. A bucket gets a large one in parts, several at a time."""
         with self._translated(name):
-            if self._folder is not None and await asyncio.to_thread(_renamed, file, self._folder / name):
+            if self._folder is not None:
+                await asyncio.to_thread(_take, file, self._folder / _FRESH, self._folder / name)
                 return
             with await asyncio.to_thread(file.open, "rb") as opened:
                 await obstore.put_async(self._store, name, opened)
 
-    async def put_checked(self, name: str, data: list[bytes], check: Callable[[], None], scratch: Path) -> None:
-        """Puts a small object unless `check`, which is called in a thread, raises. All or nothing. `scratch`: on the folder's file system, if
-        there is one."""
+    async def put_checked(self, name: str, data: list[bytes], check: Callable[[], None]) -> None:
+        """Puts a small object unless `check`, which is called in a thread, raises."""
         with self._translated(name):
             if self._folder is None:
                 await asyncio.to_thread(check)
-            elif await asyncio.to_thread(_written, data, check, scratch, self._folder / name):
-                return
-            await obstore.put_async(self._store, name, b"".join(data))
+                await obstore.put_async(self._store, name, b"".join(data))
+            else:
+                await asyncio.to_thread(_write, data, self._folder / _FRESH, self._folder / name, check)
 
     async def hash_into(self, name: str, hasher: Hash) -> None:
         """Feeds all bytes of a small object to `hasher`."""
@@ -169,38 +177,36 @@ class Objects:
             ) from error
 
 
-def _move(file: Path, target: Path) -> None:
+def _take(file: Path, fresh: Path, target: Path) -> None:
     try:
-        file.replace(target)
-    except FileNotFoundError:  # the first of its folder
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(target)
-
-
-def _renamed(file: Path, target: Path) -> bool:
-    try:
-        _move(file, target)
+        move_for_good(file, target)
     except OSError as error:
-        if error.errno != errno.EXDEV:  # the two are on different file systems: a copy then
+        if error.errno != errno.EXDEV:
             raise
-        return False
-    return True
+        with _new_file(fresh) as (_, copied):  # the two are on different file systems
+            shutil.copyfile(file, copied)
+            move_for_good(copied, target)
 
 
-def _written(data: list[bytes], check: Callable[[], None], scratch: Path, target: Path) -> bool:
-    """One visit to a thread for all that a piece of an upload needs. False when it could only be copied to its place."""
-    check()
-    descriptor, name = tempfile.mkstemp(dir=scratch)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
+def _write(data: list[bytes], fresh: Path, target: Path, check: Callable[[], None] | None = None) -> None:
+    """One visit to a thread for all that a piece of an upload needs."""
+    if check is not None:
+        check()
+    with _new_file(fresh) as (descriptor, written):
+        with os.fdopen(descriptor, "wb", buffering=0, closefd=False) as file:
             write_all(file, data)
-        is_there = _renamed(Path(name), target)
-    except BaseException:
+        move_for_good(written, target)
+
+
+@contextmanager
+def _new_file(fresh: Path) -> Iterator[tuple[int, Path]]:
+    """Beside the objects, on their file system. Gone afterwards unless it was moved."""
+    descriptor, name = tempfile.mkstemp(dir=fresh)
+    try:
+        yield descriptor, Path(name)
+    finally:
+        os.close(descriptor)
         Path(name).unlink(missing_ok=True)
-        raise
-    if not is_there:
-        Path(name).unlink()
-    return is_there
 
 
 def write_all(file: IO[bytes], data: list[bytes]) -> None:
@@ -218,8 +224,17 @@ def _read_into(file: Path, hasher: Hash) -> None:
 
 
 def folder_objects(folder: Path) -> Objects:
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _FRESH).mkdir(parents=True, exist_ok=True)
+    forget_unfinished(folder / _FRESH)
     return Objects(LocalStore(folder), str(folder), folder)
+
+
+def forget_unfinished(folder: Path) -> None:
+    """What processes that were killed have left half-written there. Others may write there now: what is young stays."""
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            if file.stat().st_mtime < time.time() - _UNFINISHED_FOR_S:
+                file.unlink()
 
 
 def bucket_objects(url: str, endpoint: str | None) -> Objects:

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -226,3 +227,66 @@ async def test_a_full_disk_is_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as full, objects._translated("ab/cd"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert (full.value.message, full.value.code) == ("the store of blobs is full", "blob_store_unavailable")
+
+
+def noted_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is forced to the disk, and what gets a name, in this order."""
+    steps: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        steps.append(("sync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        fsync(descriptor)
+
+    def noting_replace(file: Path, target: Path) -> Path:
+        moved = replace(file, target)
+        steps.append((str(file), str(target)))
+        return moved
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(Path, "replace", noting_replace)
+    return steps
+
+
+@pytest.mark.parametrize("data", [b"a few", LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("how", ["received", "written", "put together"])
+async def test_what_is_said_to_be_stored_is_there_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, how: str
+) -> None:
+    """Checkpoints are called durable and their nodes forget them: bytes before the name, and the name before the answer."""
+    blobs = local_blobs(tmp_path, b"secret", max_bytes=1 << 30)
+    if how == "put together":
+        pieces = (await blobs.write(data[:3]), await blobs.write(data[3:]))
+        refs = [BlobRef(digest=pieces[0], size_bytes=3), BlobRef(digest=pieces[1], size_bytes=len(data) - 3)]
+    steps = noted_disk(monkeypatch)
+
+    match how:
+        case "received":
+            await blobs.receive(sha256_digest(data), len(data), sent(data))
+        case "written":
+            await blobs.write(data)
+        case _:
+            await blobs.put_together(ref(data), refs)
+
+    (named,) = [number for number, (what, _) in enumerate(steps) if what != "sync"]
+    source, target = steps[named]
+    assert ("sync", source) in steps[:named]
+    assert steps[-1] == ("sync", str(Path(target).parent))
+    above = [str(folder) for folder in Path(target).parents[1:4]]  # made for this one
+    assert [folder for folder in above if ("sync", folder) in steps]
+
+
+async def test_what_killed_processes_left_half_written_goes_after_a_day(tmp_path: Path) -> None:
+    local_blobs(tmp_path, b"secret", max_bytes=1 << 30)
+    young, old = [], []
+    for folder in (tmp_path / "incoming", tmp_path / "objects" / ".fresh"):
+        young.append(folder / "of a moment ago")
+        old.append(folder / "of two days ago")
+        for file in (young[-1], old[-1]):
+            file.write_bytes(b"half")
+        os.utime(old[-1], (0, time.time() - 2 * 86_400))
+
+    local_blobs(tmp_path, b"secret", max_bytes=1 << 30)
+
+    assert all(file.exists() for file in young)
+    assert not any(file.exists() for file in old)
