@@ -31,7 +31,6 @@ from torg.spec_file import SpecFile
 from torg.transport import ByteProgress, Transport
 from torg_chain.wallet import load_keypair
 from torg_protocol.api import (
-    EventKind,
     JobEvent,
     JobPage,
     JobView,
@@ -44,6 +43,7 @@ from torg_protocol.api import (
 )
 from torg_protocol.cases import AbuseView, AccountView, DisputePage, DisputeView, ErasureView
 from torg_protocol.errors import Conflict, Invalid, NotFound, TorgError
+from torg_protocol.event_kinds import EventKind
 from torg_protocol.ids import AccountId, Digest, hex_of
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.refunds import RefundPage, RefundView

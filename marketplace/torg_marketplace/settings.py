@@ -15,8 +15,15 @@ from torg_protocol.quantities import DurationMs
 ROLES = ("api", "matcher", "worker", "gateway")  # `roles.py` says what each does
 
 
+_POLICY = MarketPolicy()
+
+
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="TORG_MARKETPLACE_", frozen=True, extra="forbid")
+    """What has a counterpart in the policy has its default there, and what it means."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TORG_MARKETPLACE_", frozen=True, extra="forbid", validate_default=False
+    )
 
     data: Path
     host: str = "127.0.0.1"
@@ -28,50 +35,35 @@ class Settings(BaseSettings):
     database_url: str | None = None  # default: SQLite in the data folder
     blobs: str | None = None  # s3://bucket/prefix; default: files in the data folder
     blobs_endpoint: str | None = None  # of an S3 service that is not Amazon's
-    name: str = "torg"
+    name: str = _POLICY.name
     workloads: Path | None = None
-    heartbeat: DurationMs = Field(default="10s", validate_default=True)
-    settlement_age: DurationMs = Field(default="10m", validate_default=True)
-    usage_interval: DurationMs = Field(default="10m", validate_default=True)
-    proof_interval: DurationMs = Field(default="1h", validate_default=True)  # mean; "0s": nobody is asked
-    preempt_grace: DurationMs = Field(default="2m", validate_default=True)  # from a spot job's signal to its kill
-    spot_protected: DurationMs = Field(
-        default="1m", validate_default=True
-    )  # of running, before a spot job may be preempted; doubles with each time that it was
-    keep_history: DurationMs = Field(
-        default="0s", validate_default=True
-    )  # logs and events of closed jobs; 0s: for good
-    keep_blobs: DurationMs = Field(default="0s", validate_default=True)  # what closed jobs read and wrote; 0s: for good
-    # Segments that took less are replayed by this process; others by nodes, paid out of the credit vault where there is one.
-    replay_here_below: DurationMs = Field(default="5s", validate_default=True)
-    planted_permille: int = Field(
-        default=100, ge=0, le=1000
-    )  # of replays by nodes are followed by one whose answer is known
-    # Of the first segments of a lease, which cannot be planted: below this by this process, else by nodes of so many owners.
-    unplanted_here_below: DurationMs = Field(default="5m", validate_default=True)
-    unplanted_owners: int = Field(default=2, ge=1, le=2)
-    keep_unused: DurationMs = Field(
-        default="0s", validate_default=True
-    )  # named data and volumes that no job uses; 0s: for good
-    max_kept_bytes: int = Field(default=0, ge=0)  # of one account's named data and volumes; 0: no limit
-    keep_evidence: DurationMs = Field(
-        default="30d", validate_default=True
-    )  # files of jobs whose work was looked at, where others go sooner
-    fee_basis_points: int = Field(default=200, ge=0, le=10_000)
-    min_vault_grace_s: int = Field(default=3_600, ge=3_600)
+    heartbeat: DurationMs = _POLICY.heartbeat_ms
+    settlement_age: DurationMs = _POLICY.settlement_max_age_ms
+    usage_interval: DurationMs = _POLICY.usage_interval_ms
+    proof_interval: DurationMs = _POLICY.proof_every_ms  # mean; "0s": nobody is asked
+    preempt_grace: DurationMs = _POLICY.preempt_grace_ms
+    spot_protected: DurationMs = _POLICY.spot_protected_ms
+    replay_here_below: DurationMs = _POLICY.replay_here_below_ms
+    planted_permille: int = Field(default=_POLICY.planted_permille, ge=0, le=1000)
+    unplanted_here_below: DurationMs = _POLICY.unplanted_here_below_ms
+    unplanted_owners: int = Field(default=_POLICY.unplanted_owners, ge=1, le=2)
+    keep_history: DurationMs = _POLICY.keep_history_ms
+    keep_deliveries: DurationMs = _POLICY.keep_deliveries_ms
+    keep_blobs: DurationMs = _POLICY.keep_blobs_ms
+    keep_unused: DurationMs = _POLICY.keep_unused_ms
+    keep_evidence: DurationMs = _POLICY.keep_evidence_ms
+    max_kept_bytes: int = Field(default=_POLICY.max_kept_bytes_per_account, ge=0)
+    fee_basis_points: int = Field(default=_POLICY.fee_basis_points, ge=0, le=10_000)
+    min_vault_grace_s: int = Field(default=_POLICY.min_vault_grace_s, ge=3_600)
     max_blob_bytes: int = 16 << 30
     requests_per_minute: int = Field(default=6_000, ge=0)  # of one account, API key or address; 0: no limit
-    max_submissions_per_day: int = Field(default=0, ge=0)  # of one account; 0: no limit
-    max_spend_per_hour: int = Field(default=0, ge=0)  # base units, of one account's jobs; 0: no limit
-    max_undecided_per_day: int = Field(
-        default=20, ge=0
-    )  # of one account, unpaid because nothing could be verified; 0: no limit
-    dispute_window: DurationMs = Field(default="14d", validate_default=True)  # after a job's end
+    max_submissions_per_day: int = Field(default=_POLICY.max_submissions_per_day, ge=0)
+    max_spend_per_hour: int = Field(default=_POLICY.max_spend_per_hour, ge=0)
+    max_undecided_per_day: int = Field(default=_POLICY.max_undecided_per_day, ge=0)
+    dispute_window: DurationMs = _POLICY.dispute_window_ms
     sign_in_domains: tuple[str, ...] = ()  # JSON list; of pages elsewhere that may sign wallets in and call this API
     webhook_networks: tuple[IPvAnyNetwork, ...] = ()  # JSON list; private networks that webhooks may reach
-    drain: DurationMs = Field(
-        default="0s", validate_default=True
-    )  # from SIGTERM on: not ready any more, and serving still
+    drain: DurationMs = 0  # from SIGTERM on: not ready any more, and serving still
     role: str = Field(default="all", pattern=f"^(all|{'|'.join(ROLES)})$")  # of this process
     bus_url: str | None = None  # of a NATS server; processes with one role each need it
     metrics_port: int | None = Field(default=None, ge=0, le=65535)  # on loopback; None: no metrics, 0: any free port
@@ -109,6 +101,7 @@ class Settings(BaseSettings):
             preempt_grace_ms=self.preempt_grace,
             spot_protected_ms=self.spot_protected,
             keep_history_ms=self.keep_history,
+            keep_deliveries_ms=self.keep_deliveries,
             keep_blobs_ms=self.keep_blobs,
             keep_unused_ms=self.keep_unused,
             max_kept_bytes_per_account=self.max_kept_bytes,

@@ -73,6 +73,7 @@ _LOOK_AT_GPUS_EVERY_S, _LOOKS_IN_A_WINDOW = 10.0, 6
 _MONEY_EVERY_S = 10.0
 _EXPOSURE_EVERY_S = 1.0
 _TRIM_EVERY_S = 60.0
+_DAY_MS, _FORGET_EVERY_MS = 86_400_000, 3_600_000
 
 
 class Agent:
@@ -422,13 +423,17 @@ class Agent:
             await self._send_unacknowledged()
 
     async def _trim_cache(self) -> None:
+        forgot_ms = 0
         while True:
             in_use = names_in_use(self._settings.journal_path)
             try:
                 await trim(self._node.cache, self._executor.forget_image, in_use)
                 await forget_private_marks(self._node.cache, self._executor.must_pull)
-            except (OSError, TorgError) as error:
-                log.warning("the cache stays over its budget for now: %s", error)
+                if (days := self._settings.keep_history_days) and wall_ms() - forgot_ms > _FORGET_EVERY_MS:
+                    forgot_ms = wall_ms()
+                    self._journal.forget_old(forgot_ms - days * _DAY_MS)
+            except (OSError, TorgError, sqlite3.OperationalError) as error:
+                log.warning("more is kept than should be, for now: %s", error)
             await asyncio.sleep(_TRIM_EVERY_S)
 
     async def _watch_money(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from torg_node import sweep_journal, task_journal
 from torg_node.durable import exclusively, open_durable
 from torg_node.executors.port import Handle
+from torg_node.old_leases import forget_old_leases
 from torg_node.sweep_journal import SweepJournal
 from torg_node.task_journal import TaskJournal
 from torg_protocol.caps import SignedOrder
@@ -184,6 +185,10 @@ class Journal:
                 (lease_id,),
             )
         self._db.execute("UPDATE events SET acknowledged = 1 WHERE lease_id = ?", (lease_id,))
+
+    def forget_old(self, before_ms: int) -> int:
+        """Of leases that were granted before then and are over, all but what was earned; of how many. The rest of very many another time."""
+        return forget_old_leases(self._db, before_ms)
 
     # --- events -----------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class Settings(BaseModel):
     max_image_bytes: int = Field(default=20 << 30, gt=0)  # of an image of an archive or a registry, packed and unpacked
     private_registries: tuple[str, ...] = ()  # "host:port" in private networks, from which jobs' images may be pulled
     cache_bytes: int = Field(default=10 << 30, ge=0)  # of inputs and images that are kept for the next job; 0: none
+    keep_history_days: int = Field(default=30, ge=0)  # what the journal knows of leases besides money; 0: for good
     rules: OwnerRules = OwnerRules()
     sweep: SweepPlan | None = None  # of what this node's own key holds, to a cold wallet
     rental_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")  # None: not rented directly
@@ -196,6 +197,8 @@ land_orders_after_s = {settings.land_orders_after_s}
 offered_disk_bytes = {settings.offered_disk_bytes}
 # Inputs and images that are kept for the next job that wants them (torg-node cache); 0 keeps none.
 cache_bytes = {settings.cache_bytes}
+# How long the journal keeps what was said about leases and their tasks; 0: for good. What they earned, and the proof of it, stays.
+keep_history_days = {settings.keep_history_days}
 # The largest image that a job may bring along as an archive, or that is pulled for it, packed and unpacked.
 max_image_bytes = {settings.max_image_bytes}
 """

@@ -12,6 +12,7 @@ from torg_protocol.caps import SignedCap
 from torg_protocol.data import InputFile
 from torg_protocol.documents import View, Wire
 from torg_protocol.errors import NotFound
+from torg_protocol.event_kinds import EventKind
 from torg_protocol.ids import DIGEST, AccountId, Digest, JobId, LeaseId, NodeId, QuoteId, VaultAddress
 from torg_protocol.jobspec import MAX_DURATION_MS, BlobRef, JobSpec
 from torg_protocol.open_values import read_what_is_known
@@ -275,13 +276,10 @@ class JobPage(View):
     next_cursor: str | None = None
 
 
-EventKind = Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "volume", "log", "receipt"]
-
-
 class JobEvent(View):
     """One event of GET /v1/jobs/{id}/events (SSE; the id is resumable by Last-Event-ID).
 
-    kind: job (state moves), lease (state moves), task (state moves), preparing, progress, ports, checkpoint, volume, log, receipt.
+    job, lease, task: moves of states. removed: some of what comes after the id that was asked for is not kept any more.
     """
 
     id: int

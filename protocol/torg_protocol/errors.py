@@ -6,6 +6,7 @@
     ├── Forbidden          403      signed by somebody who may not
     ├── NotFound           404
     ├── Conflict           409      right request, wrong moment: state, idempotency key, stale cap
+    ├── Gone               410      was there, and is not kept any more
     ├── TooLarge           413
     ├── RateLimited        429      too many requests; Retry-After says when
     ├── Unavailable        503      try again later; says when
@@ -87,6 +88,11 @@ class Conflict(TorgError):
     default_code = "conflict"
 
 
+class Gone(TorgError):
+    status = 410
+    default_code = "gone"
+
+
 class TooLarge(TorgError):
     status = 413
     default_code = "too_large"
@@ -113,6 +119,7 @@ _BY_STATUS: dict[int, type[TorgError]] = {
     403: Forbidden,
     404: NotFound,
     409: Conflict,
+    410: Gone,
     413: TooLarge,
     422: Invalid,
     429: RateLimited,

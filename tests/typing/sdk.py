@@ -46,6 +46,16 @@ def blocking() -> None:
             assert_type(
                 event.kind,
                 Literal[
-                    "job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "volume", "log", "receipt"
+                    "job",
+                    "lease",
+                    "task",
+                    "preparing",
+                    "progress",
+                    "ports",
+                    "checkpoint",
+                    "volume",
+                    "log",
+                    "receipt",
+                    "removed",
                 ],
             )

@@ -20,7 +20,7 @@ from torg.client import AsyncClient
 from torg.kept import StageProgress
 from torg_protocol.api import JobEvent, JobView
 from torg_protocol.errors import TorgError
-from torg_protocol.states import JobState
+from torg_protocol.states import OPEN_JOB_STATES, JobState
 from torg_protocol.task_lines import TaskLines, rank_name
 
 _WAITING_EVERY_S = 2.0
@@ -154,6 +154,7 @@ class _Lines:
         self._states = states
         self.tells_states = states and not session.as_json
         self.is_queued = False
+        self._is_over = job.state not in OPEN_JOB_STATES
         self._filters = log_text_for(sys.stdout), log_text_for(sys.stderr)
         self._bar: Any = None
         self._task: Any = None
@@ -184,11 +185,13 @@ class _Lines:
             case "preparing":
                 if self._states and not data.get("done_bytes"):
                     say(f"· preparing: {data.get('step', '')}", err=True)
-            case "ports":
-                if self._states:
-                    say(f"· {ports_line(data['ports'])}", err=True)
-            case "receipt":
-                pass  # the closing line says what it cost
+            case "ports" if self._states:
+                say(f"· {ports_line(data['ports'])}", err=True)
+            case "removed" if self._is_over:  # of one that runs only old progress, which is shown as a bar
+                say(
+                    "· the marketplace keeps this job's live log no more; whole, if that is kept: torg logs -o FILE",
+                    err=True,
+                )
 
     def _log(self, data: dict[str, Any]) -> None:
         stream = sys.stderr if data.get("stream") == "stderr" else sys.stdout

@@ -79,7 +79,7 @@ class Story:
                     self.states.append(f"· preparing: {data.get('step', '')}")
             case "ports":
                 self.states.append(f"· {ports_line(data['ports'])}")
-            case "receipt":
+            case "receipt" | "removed":
                 pass
 
     def _progress(self, data: dict[str, Any]) -> None:

@@ -25,10 +25,10 @@ from torg_marketplace.flow.receipts import receipts
 from torg_marketplace.flow.rows import job_of
 from torg_marketplace.flow.submit import submit
 from torg_marketplace.flow.vaults import refresh_vault
-from torg_marketplace.flow.views import JobFilter, events_after, job_log, job_view, jobs_page
+from torg_marketplace.flow.views import JobFilter, events_after, job_log, job_view, jobs_page, removed_after
 from torg_marketplace.stages import measured
 from torg_marketplace.storage.money_models import VaultRow
-from torg_protocol.api import ExtendRequest, JobPage, JobReceipts, JobView, Quote, QuoteRequest, SubmitRequest
+from torg_protocol.api import ExtendRequest, JobEvent, JobPage, JobReceipts, JobView, Quote, QuoteRequest, SubmitRequest
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import JobId
@@ -193,12 +193,16 @@ async def get_events(
 ) -> StreamingResponse:
     """Server-sent events of a job. Ends by itself when the job is closed; before that with an event `problem`, if the API key that asked is over."""
     async with edge.market.reading() as unit:
-        await job_of(unit, caller.account, JobId(job_id))
-    events = _events(edge, caller, JobId(job_id), last_event_id, follow=follow)
+        removed = await removed_after(unit, caller.account, JobId(job_id), last_event_id)
+    events = _events(edge, caller, JobId(job_id), last_event_id, removed, follow=follow)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
-async def _events(edge: Edge, caller: Caller, job_id: JobId, after: int, *, follow: bool) -> AsyncIterator[str]:
+async def _events(
+    edge: Edge, caller: Caller, job_id: JobId, after: int, removed: JobEvent | None, *, follow: bool
+) -> AsyncIterator[str]:
+    if removed is not None:
+        yield _sent(removed)
     while True:
         waiter = edge.market.wakes.arm(f"job:{job_id}")
         async with edge.market.reading() as unit:
@@ -210,11 +214,15 @@ async def _events(edge: Edge, caller: Caller, job_id: JobId, after: int, *, foll
             return
         for event in events:
             after = event.id
-            yield f"id: {event.id}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
+            yield _sent(event)
         if over or (not follow and not events):
             return
         if not events and not await waiter.wait(_COMMENT_EVERY_S):
             yield ": still here\n\n"
+
+
+def _sent(event: JobEvent) -> str:
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
 
 
 async def _look_at_vault(edge: Edge, address: str) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, select, update
 
+from torg_marketplace.flow.leaving import in_chunks, is_leaving, leaving
 from torg_marketplace.flow.rows import leases_of_job, spec_of
 from torg_marketplace.flow.unit import Market, Unit
-from torg_marketplace.storage.inserts import insert_if_new
+from torg_marketplace.storage.inserts import insert_or_update
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow, LeaseRow
 from torg_marketplace.storage.volume_models import VolumeRow
 from torg_protocol.api import BlobPieces, BlobUpload, BlobUploadRequest, MissingPiece, MissingPieces
@@ -19,8 +20,6 @@ from torg_protocol.ids import Digest, JobId, names_pieces
 from torg_protocol.jobspec import BlobRef
 from torg_protocol.states import LIVE_LEASE_STATES
 
-T = TypeVar("T")
-_ASKED_AT_ONCE = 10_000  # what databases take as parameters of one query is about three times that
 _IN_PIECES = 0  # bytes of a blob of which each piece is counted already
 
 
@@ -39,9 +38,8 @@ async def check_stored(market: Market, party: str, blob: BlobRef, *, field: str)
 
 async def check_readable(market: Market, party: str, digest: Digest, *, field: str) -> int:
     """The blob's size. Raises Invalid `blob_missing`. Only what the party may read counts as stored: to know a blob's name must not be
-    enough to have it."""
-    async with market.reading() as unit:
-        size = await market.blobs.size(digest) if await may_read_blob(unit, party, digest) else None
+    enough to have it. What is found stays for `blob_grace_ms` / 2 at least: long enough to be named in a job."""
+    size = await market.blobs.size(digest) if await _stays(market, party, digest) else None
     if size is None:
         raise Invalid("this blob is not stored", code="blob_missing", field=field, value=digest, hint="upload it first")
     return size
@@ -50,19 +48,11 @@ async def check_readable(market: Market, party: str, digest: Digest, *, field: s
 async def plan_upload(market: Market, account: str, request: BlobUploadRequest) -> BlobUpload:
     """What `account` has still to send of a blob. When all its pieces are there, puts them together."""
     blob = BlobRef(digest=request.digest, size_bytes=request.size_bytes)
-    async with market.reading() as unit:
-        is_known = await may_read_blob(unit, account, blob.digest)
-        sent, is_old = await _sent(unit, account, [*request.pieces, blob])
-        based_on = request.based_on
-        if based_on is not None and not await may_read_blob(unit, account, based_on):
-            based_on = None
-    old = sorted(sent) if is_old else []
-    if based_on is not None:
-        known = set(await market.blobs.pieces_of(based_on))
+    sent = await _sent(market, account, [*request.pieces, blob])
+    if request.based_on is not None and await _stays(market, account, request.based_on):
+        known = set(await market.blobs.pieces_of(request.based_on))
         sent |= {piece.digest for piece in request.pieces if piece in known}
-    if old or based_on is not None:
-        await _renew(market, account, old, based_on)
-    if is_known and await market.blobs.size(blob.digest) is not None:
+    if await _stays(market, account, blob.digest) and await market.blobs.size(blob.digest) is not None:
         return BlobUpload(digest=blob.digest, url=None)
     now_ms = market.clock.now_ms()
     if not request.pieces:
@@ -78,17 +68,13 @@ async def plan_upload(market: Market, account: str, request: BlobUploadRequest) 
     if missing := await _missing(market, account, request.pieces, sent):
         return BlobUpload(digest=blob.digest, url=None, missing=missing)
     await market.blobs.put_together(blob, request.pieces)
-    async with market.transaction() as unit:
-        await note_upload(unit, account, blob.digest, _IN_PIECES)
+    await note_stored(market, account, blob.digest, _IN_PIECES)
     return BlobUpload(digest=blob.digest, url=None)
 
 
 async def plan_pieces(market: Market, account: str, request: BlobPieces) -> MissingPieces:
     """Which of these pieces `account` has still to send."""
-    async with market.reading() as unit:
-        sent, is_old = await _sent(unit, account, request.pieces)
-    if is_old:
-        await _renew(market, account, sorted(sent))
+    sent = await _sent(market, account, request.pieces)
     return MissingPieces(missing=await _missing(market, account, request.pieces, sent))
 
 
@@ -101,43 +87,68 @@ async def _missing(
     return tuple(MissingPiece(digest=digest, url=url) for digest, url in zip(unsent, urls, strict=True))
 
 
-async def _sent(unit: Unit, account: str, blobs: Sequence[BlobRef]) -> tuple[frozenset[Digest], bool]:
-    """What of these the account has sent; and whether some of it may be taken away soon (`flow.garbage`). Raises Invalid
-    `blob_size_mismatch` for a piece that has another size than is said here."""
-    found, is_old = set[Digest](), False
-    old_ms = unit.now_ms - unit.policy.blob_grace_ms // 2
-    for some in _chunks(blobs):
-        sizes = {blob.digest: blob.size_bytes for blob in some}
-        query = select(BlobUploadRow.digest, BlobUploadRow.at_ms, BlobUploadRow.size_bytes)
-        query = query.where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(sizes))
-        for name, at_ms, size_bytes in await unit.session.execute(query):
-            digest = Digest(name)
-            found.add(digest)
-            is_old = is_old or at_ms < old_ms
-            if size_bytes not in {sizes[digest], _IN_PIECES}:
-                raise Invalid(
-                    "this piece has another size",
-                    code="blob_size_mismatch",
-                    field="pieces",
-                    value=sizes[digest],
-                    hint=f"{digest} has {size_bytes} bytes",
-                )
-    return frozenset(found), is_old
+async def _sent(market: Market, account: str, blobs: Sequence[BlobRef]) -> set[Digest]:
+    """What of these the account has sent, and will find here for a while: it relies on it in a moment. Raises Invalid `blob_size_mismatch` for a
+    piece that has another size than is said here."""
+    found, old = set[Digest](), list[Digest]()
+    async with market.reading() as unit:
+        for some in in_chunks(blobs):
+            sizes = {blob.digest: blob.size_bytes for blob in some}
+            query = select(BlobUploadRow.digest, BlobUploadRow.at_ms, BlobUploadRow.size_bytes)
+            query = query.where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(sizes))
+            for name, at_ms, size_bytes in await unit.session.execute(query):
+                digest = Digest(name)
+                if at_ms < _goes_soon(unit):
+                    old.append(digest)
+                else:
+                    found.add(digest)
+                if size_bytes not in {sizes[digest], _IN_PIECES}:
+                    raise Invalid(
+                        "this piece has another size",
+                        code="blob_size_mismatch",
+                        field="pieces",
+                        value=sizes[digest],
+                        hint=f"{digest} has {size_bytes} bytes",
+                    )
+    if old:
+        async with market.transaction() as unit:
+            found |= await _renew(unit, old, BlobUploadRow.account == account)
+    return found
 
 
-async def _renew(market: Market, account: str, digests: Sequence[Digest], based_on: Digest | None = None) -> None:
-    """Who is told that the store has something will rely on it in a moment. `based_on`: whoever sent it; its pieces stay as long as it does."""
+async def _stays(market: Market, party: str, digest: Digest) -> bool:
+    """Whether the party may read it, and will be able to for a while: what may be taken away soon (`flow.garbage`) is kept longer, with its pieces,
+    whoever sent them. False also for what is just being taken away."""
+    async with market.reading() as unit:
+        if not await may_read_blob(unit, party, digest):
+            return False
+        newest_ms = await unit.session.scalar(
+            select(func.max(BlobUploadRow.at_ms)).where(BlobUploadRow.digest == digest)
+        )
+        if newest_ms is None or newest_ms >= _goes_soon(unit):
+            return True
+    parts = [digest, *(piece.digest for piece in await market.blobs.pieces_of(digest))]
     async with market.transaction() as unit:
-        for some in _chunks(digests):
-            mine = update(BlobUploadRow).where(BlobUploadRow.account == account, BlobUploadRow.digest.in_(some))
-            await unit.session.execute(mine.values(at_ms=unit.now_ms).execution_options(synchronize_session=False))
-        if based_on is not None:
-            rows = update(BlobUploadRow).where(BlobUploadRow.digest == based_on).values(at_ms=unit.now_ms)
-            await unit.session.execute(rows.execution_options(synchronize_session=False))
+        if not await may_read_blob(unit, party, digest) or await leaving(unit, parts):
+            return False
+        without_row = set(parts) - await _renew(unit, parts)
+    return None not in [await market.blobs.size(part) for part in without_row]
 
 
-def _chunks(of: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (of[start : start + _ASKED_AT_ONCE] for start in range(0, len(of), _ASKED_AT_ONCE))
+def _goes_soon(unit: Unit) -> int:
+    """What was sent or asked about before then."""
+    return unit.now_ms - unit.policy.blob_grace_ms // 2
+
+
+async def _renew(unit: Unit, digests: Sequence[Digest], *whose: ColumnElement[bool]) -> set[Digest]:
+    """Those of them that somebody has sent, and that are still there."""
+    there: set[Digest] = set()
+    for some in in_chunks(digests):
+        rows = (BlobUploadRow.digest.in_(some), *whose)
+        renewed = update(BlobUploadRow).where(*rows).values(at_ms=unit.now_ms)
+        await unit.session.execute(renewed.execution_options(synchronize_session=False))
+        there |= {Digest(digest) for digest in await unit.session.scalars(select(BlobUploadRow.digest).where(*rows))}
+    return there
 
 
 async def use_blob(unit: Unit, digest: Digest, job_id: JobId, *, client_may_read: bool) -> None:
@@ -156,39 +167,76 @@ async def unseal_outputs(unit: Unit, lease: LeaseRow, job: JobRow) -> None:
 
 
 async def note_upload(unit: Unit, account: str, digest: Digest, size_bytes: int) -> None:
-    """Notes who uploaded a blob (a client or a node), once its bytes are there. Safe to repeat."""
-    if await unit.session.get(BlobUploadRow, (digest, account)) is None:
+    """Notes who uploaded a blob, once its bytes are there. Safe to repeat. Of what comes from elsewhere `note_stored`."""
+    row = await unit.session.get(BlobUploadRow, (digest, account))
+    if row is None:
         unit.session.add(BlobUploadRow(digest=digest, account=account, size_bytes=size_bytes, at_ms=unit.now_ms))
+    else:
+        row.at_ms = unit.now_ms
+
+
+async def note_stored(market: Market, account: str, digest: Digest, size_bytes: int) -> None:
+    """`note_upload` of bytes that were just stored. Raises Unavailable `blob_leaving` when they were being deleted meanwhile."""
+    async with market.transaction() as unit:
+        if await leaving(unit, [digest]):
+            raise is_leaving(digest)
+        await _note_uploads(unit, [(digest, account, size_bytes)])
+    await _check_there(market, account, digest)
+
+
+async def _check_there(market: Market, account: str, digest: Digest) -> None:
+    """From now on nobody takes it away; but somebody may have, after it was stored and before that was noted."""
+    if await market.blobs.size(digest) is None:
+        async with market.transaction() as unit:
+            mine = delete(BlobUploadRow).where(BlobUploadRow.digest == digest, BlobUploadRow.account == account)
+            await unit.session.execute(mine.execution_options(synchronize_session=False))
+        raise is_leaving(digest)
+
+
+@dataclass(eq=False, slots=True)
+class _Note:
+    upload: tuple[Digest, str, int]
+    is_taken: bool | None = None  # None: not asked yet
 
 
 class UploadNotes:
-    """`note_upload` for many uploads at once: those that arrive while a transaction waits for its turn go with it."""
+    """`note_stored` for many uploads at once: those that arrive while a transaction waits for its turn go with it."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[Digest, str], int] = {}
+        self._waiting: list[_Note] = []
         self._turn = asyncio.Lock()
 
     async def note(self, market: Market, account: str, digest: Digest, size_bytes: int) -> None:
         """Returns once it is committed. Safe to repeat."""
-        self._waiting[digest, account] = size_bytes
+        note = _Note((digest, account, size_bytes))
+        self._waiting.append(note)
         async with self._turn:
-            if (digest, account) not in self._waiting:
-                return
-            batch, self._waiting = self._waiting, {}
-            try:
-                async with market.transaction() as unit:
-                    await _note_uploads(unit, batch)
-            except BaseException:
-                self._waiting = batch | self._waiting  # each of them tries by itself
-                raise
+            if note.is_taken is None:
+                await self._take_all(market)
+        if not note.is_taken:
+            raise is_leaving(digest)
+        await _check_there(market, account, digest)
+
+    async def _take_all(self, market: Market) -> None:
+        batch, self._waiting = self._waiting, []
+        try:
+            async with market.transaction() as unit:
+                gone = await leaving(unit, [note.upload[0] for note in batch])
+                await _note_uploads(unit, [note.upload for note in batch if note.upload[0] not in gone])
+        except BaseException:
+            self._waiting = batch + self._waiting  # each of them tries by itself
+            raise
+        for note in batch:
+            note.is_taken = note.upload[0] not in gone
 
 
-async def _note_uploads(unit: Unit, batch: Mapping[tuple[Digest, str], int]) -> None:
-    rows = [
-        {"digest": digest, "account": account, "size_bytes": size_bytes, "at_ms": unit.now_ms}
-        for (digest, account), size_bytes in batch.items()
-    ]
-    await unit.session.execute(insert_if_new(BlobUploadRow, unit.session.get_bind().dialect.name), rows)
+async def _note_uploads(unit: Unit, uploads: Sequence[tuple[Digest, str, int]]) -> None:
+    """Of what was noted before, it is the newest time that counts."""
+    if uploads:
+        columns = ("digest", "account", "size_bytes")
+        rows = [dict(zip(columns, upload, strict=True)) | {"at_ms": unit.now_ms} for upload in dict.fromkeys(uploads)]
+        noted = insert_or_update(BlobUploadRow, unit.session.get_bind().dialect.name, ("at_ms",))
+        await unit.session.execute(noted, rows)
 
 
 async def may_read_blob(unit: Unit, party: str, digest: Digest) -> bool:

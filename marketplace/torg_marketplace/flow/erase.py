@@ -14,17 +14,18 @@ from typing import Any
 from sqlalchemy import ColumnElement, CursorResult, and_, delete, or_, select, update
 from sqlalchemy.orm import aliased
 
+from torg_marketplace.flow.leaving import begin_leaving, forget_bytes
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.account_models import ApiKeyRow
 from torg_marketplace.storage.audit_models import ReplayAnswerRow, ReplayCheckRow
 from torg_marketplace.storage.case_models import AbuseReportRow, DisputeRow
 from torg_marketplace.storage.data_models import DataRow
 from torg_marketplace.storage.erasure import empty_log, erasing
+from torg_marketplace.storage.events import remove_events
 from torg_marketplace.storage.models import (
     BlobUploadRow,
     BlobUseRow,
     IdempotencyRow,
-    JobEventRow,
     JobRow,
     LeaseEventRow,
     LeaseRow,
@@ -54,9 +55,11 @@ async def erase_account(market: Market, account: AccountId) -> ErasureView:
     async with market.reading() as unit:
         kept, neighbours = await _others(unit, account, digests, runners)
     kept |= {piece.digest for digest in neighbours for piece in await market.blobs.pieces_of(digest)}
-    mine = digests - kept
-    for digest in sorted(mine):
-        await market.blobs.forget(digest)
+    async with market.transaction() as unit:  # somebody may have sent one of them since
+        mine = digests - kept
+        mine -= await _sent_by_others(unit, account, mine, runners)
+        await begin_leaving(unit, mine)
+    await forget_bytes(market, mine)
     async with market.transaction() as unit:
         await erasing(unit.session)
         await _check_over(unit, account)
@@ -115,13 +118,19 @@ async def _others(
     """Of these blobs those that somebody else has too; and what the same nodes sent for others, whose pieces may be the same."""
     elsewhere = select(BlobUseRow.digest).join(JobRow, JobRow.job_id == BlobUseRow.job_id).where(~_is_of(account))
     kept = {Digest(digest) for digest in await unit.session.scalars(elsewhere.where(BlobUseRow.digest.in_(digests)))}
-    senders = select(BlobUploadRow.digest).where(
-        BlobUploadRow.digest.in_(digests), BlobUploadRow.account != account, BlobUploadRow.account.not_in(runners)
-    )
-    kept |= {Digest(digest) for digest in await unit.session.scalars(senders)}
+    kept |= await _sent_by_others(unit, account, digests, runners)
     sent_by_runners = select(BlobUploadRow.digest).where(BlobUploadRow.account.in_(runners))
     neighbours = await unit.session.scalars(elsewhere.where(BlobUseRow.digest.in_(sent_by_runners)))
     return kept, {Digest(digest) for digest in neighbours}
+
+
+async def _sent_by_others(
+    unit: Unit, account: AccountId, digests: Collection[Digest], runners: Collection[str]
+) -> set[Digest]:
+    senders = select(BlobUploadRow.digest).where(
+        BlobUploadRow.digest.in_(digests), BlobUploadRow.account != account, BlobUploadRow.account.not_in(runners)
+    )
+    return {Digest(digest) for digest in await unit.session.scalars(senders)}
 
 
 async def _blank_jobs(unit: Unit, account: AccountId) -> list[str]:
@@ -145,9 +154,8 @@ async def _delete_rows(unit: Unit, account: AccountId, jobs: list[str]) -> int:
     leases = select(LeaseRow.lease_id).where(LeaseRow.job_id.in_(jobs))
     checks = select(ReplayCheckRow.check_id).where(ReplayCheckRow.lease_id.in_(leases))
     hooks = select(WebhookRow.webhook_id).where(WebhookRow.account == account)
-    total = 0
+    total = await remove_events(unit.session, jobs)
     for statement in (
-        delete(JobEventRow).where(JobEventRow.job_id.in_(jobs)),
         delete(LeaseEventRow).where(LeaseEventRow.lease_id.in_(leases)),
         delete(BlobUseRow).where(BlobUseRow.job_id.in_(jobs)),
         delete(BlobUploadRow).where(BlobUploadRow.account == account),

@@ -13,7 +13,7 @@ from typing import assert_never
 
 from torg_marketplace.flow import vaults
 from torg_marketplace.flow.credit import hold_more_credit, sign_credit_cap
-from torg_marketplace.flow.quotas import check_quotas
+from torg_marketplace.flow.quotas import check_spend, note_extension
 from torg_marketplace.flow.rows import job_of, max_duration_ms_of, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.views import view_of
@@ -39,10 +39,11 @@ async def extend(unit: Unit, account: AccountId, job_id: JobId, request: ExtendR
     spec = spec_of(job)
     _check_state(job, spec)
     more = _further_amount(unit, job, spec, request.max_duration)
-    await check_quotas(unit, account, more)
+    await check_spend(unit, account, more)
     cap = await _hold(unit, job, spec, request, more)
     job.max_duration_ms = request.max_duration
     job.max_amount += more
+    note_extension(unit, job, request.max_duration, more)
     job.cap, job.cap_from_ms = cap.wire(), unit.now_ms
     unit.market.book.waiting.pop(job.job_id, None)  # it is worked out anew what it asks for
     unit.wake("match")

@@ -2,8 +2,8 @@
 
 Needed is what an account has named or has in a volume, what a job uses that is open, or was closed less than `keep_blobs_ms` ago (0: every job's, for good; `keep_evidence_ms` for what was verified), what
 was sent or asked about within `blob_grace_ms`, and the pieces of all that. The rest goes: first who may read it, then the bytes, so that what
-is on its way out already counts as not there, and is sent again by who wants it. A process that is killed in between leaves bytes without a
-reader behind, and nothing worse.
+is on its way out already counts as not there, and is sent again by who wants it, once it is gone (`flow/leaving.py`). A process that is killed in
+between leaves bytes without a reader behind, which the next pass deletes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, tuple_
 
+from torg_marketplace.flow.leaving import begin_leaving, forget_bytes, forget_left_over
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.data_models import DataRow
 from torg_marketplace.storage.models import BlobUploadRow, BlobUseRow, JobRow
@@ -30,11 +31,11 @@ class _Batch:
 
 async def collect_garbage(market: Market) -> int:
     """Returns how many blobs left. Safe to call at any rate, and beside uploads and submissions."""
+    await forget_left_over(market)
     kept_pieces = await _pieces_of_what_is_kept(market)
     total, after = 0, ("", "")
     while (batch := await _forget_some(market, after, kept_pieces)) is not None:
-        for digest in batch.gone:
-            await market.blobs.forget(digest)
+        await forget_bytes(market, batch.gone)
         total, after = total + len(batch.gone), batch.last
     return total
 
@@ -79,7 +80,9 @@ async def _forget_some(market: Market, after: tuple[str, str], kept_pieces: set[
         if gone:
             uses = delete(BlobUseRow).where(BlobUseRow.digest.in_(gone))
             await unit.session.execute(uses.execution_options(synchronize_session=False))
-    return _Batch(rows[-1], tuple(Digest(digest) for digest in gone))
+        leaving = tuple(Digest(digest) for digest in gone)
+        await begin_leaving(unit, leaving)
+    return _Batch(rows[-1], leaving)
 
 
 def _is_used(unit: Unit) -> ColumnElement[bool]:

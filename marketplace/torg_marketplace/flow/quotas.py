@@ -10,7 +10,7 @@ from sqlalchemy import Select, func, select
 from torg_marketplace.flow.bans import banned
 from torg_marketplace.flow.storage_quota import storage_quota
 from torg_marketplace.flow.unit import Unit
-from torg_marketplace.storage.models import JobRow, LeaseRow
+from torg_marketplace.storage.models import ExtensionRow, JobRow, LeaseRow
 from torg_protocol.cases import AccountView, QuotaView
 from torg_protocol.errors import RateLimited
 from torg_protocol.ids import AccountId
@@ -19,31 +19,46 @@ from torg_protocol.states import OPEN_JOB_STATES, JobState, LeaseState
 DAY_MS, HOUR_MS = 86_400_000, 3_600_000
 
 
-async def check_quotas(unit: Unit, account: AccountId, max_amount: int) -> None:
-    """Raises RateLimited submissions_per_day_reached, spend_per_hour_reached, each with when there is room again."""
-    policy = unit.policy
-    if policy.max_submissions_per_day:
-        used, oldest_ms = await _submitted(unit, account, DAY_MS)
-        if used >= policy.max_submissions_per_day:
-            raise _reached(
-                unit,
-                f"you have submitted {used} jobs within a day, which is the most",
-                "submissions_per_day_reached",
-                oldest_ms + DAY_MS,
-                used,
-            )
-    if policy.max_spend_per_hour:
-        spent, oldest_ms = await _committed(unit, account)
-        if spent + max_amount > policy.max_spend_per_hour:
-            if max_amount > policy.max_spend_per_hour:
-                oldest_ms = unit.now_ms  # no time helps: only a smaller job
-            raise _reached(
-                unit,
-                f"this job may cost {max_amount} base units, and those of the last hour {spent}, of {policy.max_spend_per_hour}",
-                "spend_per_hour_reached",
-                oldest_ms + HOUR_MS,
-                max_amount,
-            )
+async def check_submissions(unit: Unit, account: AccountId) -> None:
+    """Raises RateLimited submissions_per_day_reached, with when there is room again."""
+    most = unit.policy.max_submissions_per_day
+    if not most:
+        return
+    used, oldest_ms = await _submitted(unit, account, DAY_MS)
+    if used >= most:
+        raise _reached(
+            unit,
+            f"you have submitted {used} jobs within a day, which is the most",
+            "submissions_per_day_reached",
+            oldest_ms + DAY_MS,
+            used,
+        )
+
+
+async def check_spend(unit: Unit, account: AccountId, more: int) -> None:
+    """Whether a job, or a job that is extended, may cost so much (more). What is taken within any hour stays within the limit, whichever of the two
+    it was. Raises RateLimited spend_per_hour_reached, with when there is room again."""
+    most = unit.policy.max_spend_per_hour
+    if not most:
+        return
+    spent, oldest_ms = await _committed(unit, account)
+    if more and spent + more > most:
+        if more > most:
+            oldest_ms = unit.now_ms  # no time helps: only less
+        raise _reached(
+            unit,
+            f"this may cost {more} base units, and what you asked for within an hour {spent}, of {most}",
+            "spend_per_hour_reached",
+            oldest_ms + HOUR_MS,
+            more,
+        )
+
+
+def note_extension(unit: Unit, job: JobRow, max_duration_ms: int, more: int) -> None:
+    """Counts against the hour in which it was asked for, however old the job is."""
+    row = ExtensionRow(job_id=job.job_id, max_duration_ms=max_duration_ms, account=job.client, amount=more)
+    row.at_ms = unit.now_ms
+    unit.session.add(row)
 
 
 async def check_undecided(unit: Unit, account: AccountId) -> None:
@@ -100,11 +115,18 @@ async def _submitted(unit: Unit, account: AccountId, within_ms: int) -> tuple[in
 
 
 async def _committed(unit: Unit, account: AccountId) -> tuple[int, int]:
-    """Base units of the maxima of the last hour's jobs."""
-    query = select(func.sum(JobRow.max_amount), func.min(JobRow.created_at_ms)).where(
-        JobRow.client == account, JobRow.created_at_ms > unit.now_ms - HOUR_MS
+    """Base units of the maxima of the last hour's jobs, in which their extensions are, and of the last hour's extensions of older ones."""
+    since_ms = unit.now_ms - HOUR_MS
+    of_jobs = select(func.sum(JobRow.max_amount), func.min(JobRow.created_at_ms)).where(
+        JobRow.client == account, JobRow.created_at_ms > since_ms
     )
-    return await _total(unit, query)
+    longer = select(func.sum(ExtensionRow.amount), func.min(ExtensionRow.at_ms)).join(JobRow)
+    longer = longer.where(
+        ExtensionRow.account == account, ExtensionRow.at_ms > since_ms, JobRow.created_at_ms <= since_ms
+    )
+    new, oldest_ms = await _total(unit, of_jobs)
+    added, oldest_added_ms = await _total(unit, longer)
+    return new + added, min(oldest_ms, oldest_added_ms)
 
 
 async def _undecided(unit: Unit, account: AccountId) -> tuple[int, int]:

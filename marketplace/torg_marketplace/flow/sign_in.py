@@ -30,6 +30,7 @@ from torg_protocol.sign_in import (
     SignInSession,
 )
 
+SESSION_NAMES = "siws-"  # what the names of keys begin with that are sessions
 _RANDOM_HEX = 32  # of a nonce's 64 digits; the others are the code
 _CHAINS = {
     "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d": "mainnet",
@@ -94,7 +95,7 @@ async def open_session(market: Market, sign_in: SignIn, proof: SignInProof) -> S
         raise _refused("this message has expired", "sign_in_expired")
     if not _is_signed(message, proof.signature):
         raise _refused("the signature is not the wallet's over this message", "sign_in_signature_invalid")
-    name, account = f"siws-{message.nonce[:_RANDOM_HEX]}", AccountId(message.address)
+    name, account = f"{SESSION_NAMES}{message.nonce[:_RANDOM_HEX]}", AccountId(message.address)
     async with market.transaction() as unit:
         used = select(ApiKeyRow.key_id).where(ApiKeyRow.account == account, ApiKeyRow.name == name)
         if await unit.session.scalar(used) is not None:

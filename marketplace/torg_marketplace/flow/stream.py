@@ -8,9 +8,10 @@ from typing import Any
 from torg_marketplace.flow.rows import job_row, node_row, spec_of
 from torg_marketplace.flow.tasks import check_task, keep_log_position, log_position
 from torg_marketplace.flow.unit import Unit
-from torg_marketplace.storage.events import EventKind, add_job_event, prune_events, which
+from torg_marketplace.storage.events import add_job_event, prune_events, which
 from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.errors import Conflict, NotFound, TooLarge
+from torg_protocol.event_kinds import WrittenKind
 from torg_protocol.ids import NodeId
 from torg_protocol.messages import LogLines, PortsState, Progress
 from torg_protocol.states import LIVE_LEASE_STATES
@@ -29,11 +30,11 @@ async def on_progress(unit: Unit, node_id: NodeId, progress: Progress) -> None:
     (await node_row(unit, node_id)).last_seen_ms = unit.now_ms
     job = await job_row(unit, lease.job_id)
     job.progress = {"kind": progress.kind, **which(lease), **progress.data}
-    kind: EventKind = "preparing" if progress.kind == "preparing" else "progress"
+    kind: WrittenKind = "preparing" if progress.kind == "preparing" else "progress"
     add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind=kind, data=progress.data, at_ms=unit.now_ms)
     lease.progress_rows += 1
     if lease.progress_rows % _PRUNE_EVERY == 0:
-        await prune_events(unit.session, lease.id, kind, unit.policy.progress_rows)
+        await prune_events(unit.session, lease, kind, unit.policy.progress_rows)
     unit.wake(f"job:{job.job_id}")
 
 
@@ -50,7 +51,7 @@ async def on_ports(unit: Unit, node_id: NodeId, state: PortsState) -> None:
     add_job_event(unit.session, job_id=job.id, lease_id=lease.id, kind="ports", data=data, at_ms=unit.now_ms)
     lease.progress_rows += 1
     if lease.progress_rows % _PRUNE_EVERY == 0:
-        await prune_events(unit.session, lease.id, "ports", unit.policy.progress_rows)
+        await prune_events(unit.session, lease, "ports", unit.policy.progress_rows)
     unit.wake(f"job:{job.job_id}")
 
 

@@ -16,7 +16,7 @@ from torg_marketplace.flow.crowd import Reads
 from torg_marketplace.flow.data import note_data_used, pin_data
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.notes import Note
-from torg_marketplace.flow.quotas import check_quotas, check_undecided
+from torg_marketplace.flow.quotas import check_spend, check_submissions, check_undecided
 from torg_marketplace.flow.quote import appraise
 from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.unit import Market, Unit
@@ -92,7 +92,8 @@ async def submit(
         await check_allowed(unit, account, spec)
         await _check_open_jobs(unit, account)
         terms = await _terms(unit, engine, account, spec, request.quote_id)
-        await check_quotas(unit, account, terms.max_amount)
+        await check_submissions(unit, account)
+        await check_spend(unit, account, terms.max_amount)
         if spec.verify.policy != "none":
             await check_undecided(unit, account)
         job = await _admit(unit, account, spec, request.cap, terms, api_key)

@@ -24,7 +24,7 @@ from torg_marketplace.flow.volumes import volumes_of_job
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow
 from torg_protocol.api import JobEvent, JobPage, JobView, LeaseView, NodeView, OfferPage
-from torg_protocol.errors import Invalid, NotFound
+from torg_protocol.errors import Gone, Invalid, NotFound
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
 from torg_protocol.jobspec import BlobRef
 from torg_protocol.ports import PortState
@@ -97,17 +97,40 @@ async def events_after(
     return tuple(_event(row) for row in rows), job.closed_at_ms is not None and len(rows) < limit
 
 
+async def removed_after(unit: Unit, account: AccountId, job_id: JobId, after_id: int) -> JobEvent | None:
+    """What to tell a reader first of whose events some are not kept any more. It has the id from which he reads on: nothing else is skipped."""
+    job = await job_of(unit, account, job_id)
+    if job.removed_event_id <= after_id:
+        return None
+    data = {
+        "code": "events_removed",
+        "until_id": job.removed_event_id,
+        "until_ms": job.removed_until_ms,
+        "hint": "some events up to until_id, of until_ms at the latest, are not kept any more: logs, progress, what only helped at the time. "
+        f"Where the job stands: GET /v1/jobs/{job_id}. What it wrote, while that is kept: GET /v1/jobs/{job_id}/logs/whole",
+    }
+    return JobEvent(id=after_id, at_ms=unit.now_ms, kind="removed", data=data)
+
+
 async def job_log(
     unit: Unit, account: AccountId, job_id: JobId, stream: str, offset: int = 0, task: str | None = None
 ) -> str:
     """The live log of all attempts, one after the other, from a byte offset. Of a job of several tasks: of one as it wrote it, or of all
-    with the task's name before each line; of a gang with the rank. Raises NotFound, Invalid stream_unknown or Invalid task_unknown."""
+    with the task's name before each line; of a gang with the rank. Raises NotFound, Invalid stream_unknown, Invalid task_unknown; Gone log_removed."""
     if stream not in {"stdout", "stderr"}:
         raise Invalid("no such stream", code="stream_unknown", field="stream", value=stream, hint="stdout or stderr")
     job = await job_of(unit, account, job_id)
     query = select(JobEventRow).where(JobEventRow.job_id == job.job_id, JobEventRow.kind == "log")
     rows = await unit.session.scalars(query.order_by(JobEventRow.id))
     chunks = [row.data for row in rows if row.data["stream"] == stream]
+    if not chunks and job.removed_event_id and await _has_written(unit, job, stream):
+        raise Gone(
+            "the live log of this job is not kept any more",
+            code="log_removed",
+            field="job_id",
+            value=job_id,
+            hint=f"the whole log, while that is kept: torg logs -o FILE {job_id}, GET /v1/jobs/{job_id}/logs/whole",
+        )
     if task is not None:
         check_task(job, task)
         text = "".join(str(data["text"]) for data in chunks if data.get("task") == task)
@@ -120,6 +143,13 @@ async def job_log(
     else:
         text = "".join(str(data["text"]) for data in chunks)
     return text.encode()[offset:].decode(errors="replace")
+
+
+async def _has_written(unit: Unit, job: JobRow, stream: str) -> bool:
+    """Whether any of it came in while the job ran."""
+    leases = await leases_of_job(unit, job.job_id)
+    of_tasks = (where for lease in leases for where in lease.task_log_bytes if where.endswith(f"/{stream}"))
+    return any(of_tasks) or any(getattr(lease, f"{stream}_bytes") for lease in leases)
 
 
 async def node_views(unit: Unit) -> tuple[NodeView, ...]:

@@ -72,15 +72,17 @@ class MarketPolicy(BaseModel):
         default=50_000, ge=0
     )  # of one capture, on top of the fees for signatures
     fee_payer_low_lamports: int = Field(default=20_000_000, ge=0)  # below it the operator is warned: captures need fees
-    min_vault_grace_s: int = Field(default=3 * 3_600, gt=0)
+    # The program's own least. Whoever earns has so long after a vault began to close: an interval of usage, a verdict, a settlement.
+    min_vault_grace_s: int = Field(default=3_600, gt=0)
 
     # bounds of what is kept of a lease's stream
     live_log_bytes: int = Field(default=4 << 20, gt=0)  # per lease and stream; the whole log is a blob of the report
     progress_rows: int = Field(default=1_000, gt=0)  # per lease; the newest are kept
     progress_bytes: int = Field(default=16 << 10, gt=0)  # of one progress object
 
+    # What is kept how long: docs/reference/what-is-kept.md
     keep_history_ms: int = Field(default=0, ge=0)  # logs, progress and nodes' words, after a job is closed; 0: for good
-
+    keep_deliveries_ms: int = Field(default=30 * _DAY_MS, ge=0)  # of webhooks, delivered or given up; 0: for good
     keep_blobs_ms: int = Field(default=0, ge=0)  # what jobs read and wrote, after they are closed; 0: for good
     keep_unused_ms: int = Field(default=0, ge=0)  # named data and volumes that no job uses; 0: for good
     max_kept_bytes_per_account: int = Field(default=0, ge=0)  # named data and volumes; 0: no limit

@@ -1,4 +1,4 @@
-"""Table of the names that accounts give to blobs."""
+"""Tables of the names that accounts give to blobs, and of blobs that are about to be deleted."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ class DataRow(Base):
     size_bytes: Mapped[Ms]
     named_at_ms: Mapped[Ms]
     used_at_ms: Mapped[Ms]  # named, or read by a job that was submitted then
+
+
+class LeavingBlobRow(Base):
+    """Its bytes are being deleted: see flow/leaving.py."""
+
+    __tablename__ = "leaving_blobs"
+
+    digest: Mapped[DigestText] = mapped_column(primary_key=True)

@@ -5,25 +5,26 @@ Events of jobs are collected while a transaction runs and written by one stateme
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import ColumnElement, CursorResult, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseRow, NodeEventRow
+from torg_protocol.event_kinds import WrittenKind
 from torg_protocol.ids import JobId, LeaseId, NodeId
 
 _JOB_EVENTS = JobEventRow.metadata.tables[JobEventRow.__tablename__]  # the table itself: rows without objects
 _INSERT_JOB_EVENTS = insert(_JOB_EVENTS)
 _COLLECTED = "torg_events"
-EventKind = Literal["job", "lease", "task", "preparing", "progress", "ports", "checkpoint", "volume", "log", "receipt"]
 
 
 def add_job_event(
     session: AsyncSession,
     *,
     job_id: JobId,
-    kind: EventKind,
+    kind: WrittenKind,
     data: dict[str, Any],
     at_ms: int,
     lease_id: LeaseId | None = None,
@@ -63,12 +64,23 @@ def add_node_event(session: AsyncSession, *, node_id: NodeId, data: dict[str, An
     session.add(NodeEventRow(node_id=node_id, at_ms=at_ms, data=data))
 
 
-async def prune_events(session: AsyncSession, lease_id: LeaseId, kind: EventKind, keep: int) -> None:
+async def remove_events(session: AsyncSession, jobs: Sequence[str], *which: ColumnElement[bool]) -> int:
+    """Deletes events of these jobs; how many. Their rows then say how far, for those who read on from before."""
+    for column, newest in ((JobRow.removed_event_id, JobEventRow.id), (JobRow.removed_until_ms, JobEventRow.at_ms)):
+        last = select(func.max(newest)).where(JobEventRow.job_id == JobRow.job_id, *which).scalar_subquery()
+        marked = update(JobRow).where(JobRow.job_id.in_(jobs), last > column).values({column: last})
+        await session.execute(marked.execution_options(synchronize_session=False))
+    doomed = delete(JobEventRow).where(JobEventRow.job_id.in_(jobs), *which)
+    result = await session.execute(doomed.execution_options(synchronize_session=False))
+    return result.rowcount if isinstance(result, CursorResult) else 0
+
+
+async def prune_events(session: AsyncSession, lease: LeaseRow, kind: WrittenKind, keep: int) -> None:
     """Deletes all but the newest `keep` events of one kind of a lease."""
     await write_collected(session)
-    mine = (JobEventRow.lease_id == lease_id, JobEventRow.kind == kind)
+    mine = (JobEventRow.lease_id == lease.lease_id, JobEventRow.kind == kind)
     oldest_kept = await session.scalar(
         select(JobEventRow.id).where(*mine).order_by(JobEventRow.id.desc()).offset(keep - 1).limit(1)
     )
     if oldest_kept is not None:
-        await session.execute(delete(JobEventRow).where(*mine, JobEventRow.id < oldest_kept))
+        await remove_events(session, [lease.job_id], *mine, JobEventRow.id < oldest_kept)

@@ -86,6 +86,8 @@ class JobRow(Base):
     queue_deadline_ms: Mapped[Ms]
     ended_at_ms: Mapped[Ms | None]
     closed_at_ms: Mapped[Ms | None]  # hold released, all receipts issued
+    removed_event_id: Mapped[Ms] = mapped_column(default=0)  # up to this one some of its events are not kept any more,
+    removed_until_ms: Mapped[Ms] = mapped_column(default=0)  # the newest of which was of then
 
     @property
     def id(self) -> JobId:
@@ -258,12 +260,26 @@ class ReferencePriceRow(Base):
 
 class IdempotencyRow(Base):
     __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("ix_idempotency_keys_created", "created_at_ms"),)
 
     account: Mapped[Key] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     body_digest: Mapped[str] = mapped_column(String(128))
     job_id: Mapped[Key] = mapped_column(ForeignKey("jobs.job_id"))
     created_at_ms: Mapped[Ms]
+
+
+class ExtensionRow(Base):
+    """A job that may last longer, and cost so much more. Kept for a day: what an account may commit within an hour is counted from it."""
+
+    __tablename__ = "extensions"
+    __table_args__ = (Index("ix_extensions_account_at", "account", "at_ms"),)
+
+    job_id: Mapped[Key] = mapped_column(ForeignKey("jobs.job_id"), primary_key=True)
+    max_duration_ms: Mapped[Ms] = mapped_column(primary_key=True)  # rises with each
+    account: Mapped[Key]
+    amount: Mapped[Amount]
+    at_ms: Mapped[Ms]
 
 
 class JobEventRow(Base):

@@ -22,7 +22,7 @@ from torg_marketplace.flow.prices import publish_prices
 from torg_marketplace.flow.prove import advance_windows, open_windows
 from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.reconcile import reconcile, watch_fee_payer, watch_vaults
-from torg_marketplace.flow.retention import forget_history, forget_unused
+from torg_marketplace.flow.retention import FORGETTING
 from torg_marketplace.flow.settle import advance_settlements, settle_due
 from torg_marketplace.flow.slash import advance_slashes
 from torg_marketplace.flow.unit import Market
@@ -63,8 +63,7 @@ def worker_loops(market: Market) -> list[Loop]:
         Loop("slash", advance_slashes, 5.0, "slash"),
         Loop("prove", _prove, pulse_s, "proof"),
         Loop("webhooks", WebhookSender().deliver, 1.0, "webhooks"),
-        Loop("forget history", forget_history, 600.0),
-        Loop("forget what is unused", forget_unused, 600.0),
+        *(Loop(f"forget {what}", forget, 600.0) for what, forget in FORGETTING.items()),
         Loop("collect garbage", collect_garbage, 3_600.0),
         Loop("reconcile", _reconcile, 60.0),
         Loop("fee payer", watch_fee_payer, 60.0),

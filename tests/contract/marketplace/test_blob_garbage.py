@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from tests.support.actors import join, make_client, spec
 from tests.support.api_server import ServedWorld, served_world
 from torg.client import AsyncClient
 from torg.config import ClientConfig
-from torg_marketplace.flow.blobs import may_read_blob, plan_upload
+from torg_marketplace.flow import garbage
+from torg_marketplace.flow.blobs import UploadNotes, check_readable, may_read_blob, plan_upload
 from torg_marketplace.flow.garbage import collect_garbage
+from torg_marketplace.flow.leaving import begin_leaving
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.storage.blobs import StoredBlobs
 from torg_marketplace.storage.models import BlobUploadRow
 from torg_protocol.api import BlobUploadRequest
 from torg_protocol.canonical import sha256_digest
+from torg_protocol.errors import Invalid, Unavailable
 from torg_protocol.ids import Digest
 from torg_protocol.jobspec import BlobRef
 from torg_protocol.pieces import digest_of_pieces
@@ -186,6 +191,169 @@ def noted(
                 now.remove(unit)
 
     return opened
+
+
+def at_each_deletion(
+    monkeypatch: pytest.MonkeyPatch, market: Market, then: Callable[[Digest], Awaitable[None]]
+) -> None:
+    """`then` happens when somebody has seen that nobody needs the blob, and has not deleted it yet."""
+    forget = market.blobs.forget
+
+    async def slowly(digest: Digest) -> None:
+        await then(digest)
+        await forget(digest)
+
+    monkeypatch.setattr(market.blobs, "forget", slowly)
+
+
+async def stored(served: ServedWorld, account: str, data: bytes) -> Digest:
+    """As PUT does it."""
+    digest = sha256_digest(data)
+    await received(served, data)
+    await UploadNotes().note(served.world.market, account, digest, len(data))
+    return digest
+
+
+async def received(served: ServedWorld, data: bytes) -> None:
+    blobs = served.world.market.blobs
+    assert isinstance(blobs, StoredBlobs)
+    await blobs.receive(sha256_digest(data), len(data), a_stream(data))
+
+
+async def a_stream(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def test_bytes_that_are_sent_while_they_are_deleted_are_sent_again_and_stay(
+    served: ServedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was deleted then, after its sender was told that it was stored, was what he had sent."""
+    market, account, data = served.world.market, served.client.account, b"a workspace of yesterday"
+    digest = await stored(served, account, data)
+    served.world.clock.time_ms += DAY_MS + 1
+    said: list[str] = []
+
+    async def sent_again(_: Digest) -> None:
+        answer = await plan_upload(market, account, BlobUploadRequest(digest=digest, size_bytes=len(data)))
+        assert answer.url is not None, "it is on its way out, and so not there"
+        with pytest.raises(Unavailable) as refused:
+            await stored(served, account, data)
+        said.append(refused.value.code)
+
+    with monkeypatch.context() as during:
+        at_each_deletion(during, market, sent_again)
+        assert await collect_garbage(market) == 1
+    assert said == ["blob_leaving"]
+    assert await market.blobs.size(digest) is None
+
+    await stored(served, account, data)
+    assert await collect_garbage(market) == 0
+    assert await market.blobs.read(digest) == data
+
+
+async def test_an_upload_that_began_before_its_bytes_were_deleted_and_ended_after_is_made_again(
+    served: ServedWorld,
+) -> None:
+    market, data = served.world.market, b"the same of two accounts"
+    digest = await stored(served, "one", data)
+    served.world.clock.time_ms += DAY_MS + 1
+    await received(served, data)  # of another one, which is not noted yet
+    assert await collect_garbage(market) == 1
+    with pytest.raises(Unavailable) as refused:
+        await UploadNotes().note(market, "other", digest, len(data))
+
+    assert refused.value.code == "blob_leaving"
+    async with market.reading() as unit:
+        assert not await may_read_blob(unit, "other", digest)
+
+
+async def test_what_a_killed_process_has_begun_to_delete_is_deleted_by_the_next(
+    served: ServedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market, data = served.world.market, b"nobody needs it"
+    digest = await stored(served, "one", data)
+    served.world.clock.time_ms += DAY_MS + 1
+
+    async def killed(_: Digest) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as during:
+        at_each_deletion(during, market, killed)
+        with pytest.raises(ConnectionError):
+            await collect_garbage(market)
+    assert await market.blobs.size(digest) == len(data)
+    await collect_garbage(market)
+    assert await market.blobs.size(digest) is None
+    assert await stored(served, "one", data) == digest
+
+
+async def test_who_is_told_that_a_blob_of_a_job_of_his_is_there_can_rely_on_it(
+    served: ServedWorld, client: AsyncClient, tmp_path: Path
+) -> None:
+    """Whoever has sent it: a node, say."""
+    await join(served.world)
+    data = await client.put_data("set", a_folder(tmp_path / "set", a=b"rows"))
+    raw = {**spec(inputs=[{"data": "set", "path": "/data"}]), "workspace": None}
+    job = await served.client.submit(raw)
+    await client.remove_data("set")
+    await served.client.cancel(job.job_id)
+    market = market_with(served, keep_blobs_ms=2 * DAY_MS)
+    async with market.transaction() as unit:
+        theirs = update(BlobUploadRow).where(BlobUploadRow.digest == data.digest)
+        await unit.session.execute(theirs.values(account="a node"))
+    served.world.clock.time_ms += 2 * DAY_MS
+
+    request = BlobUploadRequest(digest=data.digest, size_bytes=data.size_bytes)
+    assert (await plan_upload(market, served.client.account, request)).url is None
+    served.world.clock.time_ms += DAY_MS // 2 - 1
+    await collect_garbage(market)
+
+    assert await market.blobs.size(data.digest) == data.size_bytes
+
+
+async def test_the_pieces_of_a_whole_stay_that_is_asked_about_during_a_pass(
+    served: ServedWorld, client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the pass has seen that nobody needs the whole, and before it comes to its pieces."""
+    market, account = served.world.market, served.client.account
+    put = await client.put_data("set", a_folder(tmp_path / "set", a=os.urandom(3 << 20), b=os.urandom(2 << 20)))
+    pieces = await market.blobs.pieces_of(put.digest)
+    await client.remove_data("set")
+    served.world.clock.time_ms += DAY_MS + 1
+    look = garbage._pieces_of_what_is_kept
+
+    async def then_asked(market: Market) -> set[bytes]:
+        found = await look(market)
+        assert await check_readable(market, account, put.digest, field="workspace") == put.size_bytes
+        return found
+
+    monkeypatch.setattr(garbage, "_pieces_of_what_is_kept", then_asked)
+
+    assert await collect_garbage(market) == 0
+    assert None not in [await market.blobs.size(piece.digest) for piece in pieces]
+
+
+async def test_a_whole_whose_pieces_have_begun_to_go_is_not_there(
+    served: ServedWorld, client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market, account = served.world.market, served.client.account
+    put = await client.put_data("set", a_folder(tmp_path / "set", a=os.urandom(3 << 20), b=os.urandom(2 << 20)))
+    await client.remove_data("set")
+    served.world.clock.time_ms += DAY_MS + 1
+    asked: list[bool] = []
+
+    async def ask(_: Digest) -> None:
+        with contextlib.suppress(Invalid):
+            await check_readable(market, account, put.digest, field="workspace")
+            asked.append(True)
+
+    async with market.transaction() as unit:  # the whole is older, and its turn comes later
+        pieces = [piece.digest for piece in await market.blobs.pieces_of(put.digest)]
+        await begin_leaving(unit, pieces[:1])
+    at_each_deletion(monkeypatch, market, ask)
+    await collect_garbage(market)
+
+    assert not asked
 
 
 async def test_how_much_is_kept_is_shown_without_counting_pieces_twice(

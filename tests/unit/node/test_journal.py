@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from solders.keypair import Keypair
 
+from tests.support.receipts import make_receipt
 from torg_node.journal import Journal
 from torg_protocol.caps import SignedCap, SignedOrder
 from torg_protocol.ids import Digest, LeaseId, VaultAddress
 from torg_protocol.messages import Accepted, Started
+from torg_protocol.tasks import TaskState
 
 LEASE = LeaseId("lease_1")
 
@@ -76,3 +81,47 @@ def test_an_older_order_does_not_take_the_place_of_a_newer_one(journal: Journal)
     assert journal.orders() == [(order(100, "1"), 3)]
     journal.keep_order(order(101), now_ms=4)
     assert journal.orders() == [(order(101), 4)]
+
+
+def test_words_about_leases_go_after_a_while_and_what_was_earned_stays(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path)
+    receipt = make_receipt(Keypair(), Keypair(), 0, vault="vault")
+    paid, runs, untold, declined, waits, taken_away, new = (LeaseId(f"lease_{number}") for number in range(7))
+    every = (paid, runs, untold, declined, waits, taken_away, new)
+    with sqlite3.connect(path) as db:
+        for lease in every:
+            state = {runs: "running", declined: "released", taken_away: "revoked"}.get(lease, "reported")
+            row = (lease, json.dumps({"grant": {"commitment": {"vault": "vault"}}}), state, lease != runs, lease == new)
+            db.execute(
+                "INSERT INTO leases (lease_id, grant_json, state, done, granted_at_ms) VALUES (?, ?, ?, ?, ?)", row
+            )
+    for lease in every:
+        journal.add_event(lease, 7, 1, Accepted())
+        journal.add_checkpoint(lease, "step-1")
+        journal.tasks.set_state(lease, "prepare", TaskState.SUCCEEDED)
+        if lease != untold:
+            journal.acknowledge(lease, 1)
+    for lease in (paid, untold, new):
+        for record in receipt.usage:
+            journal.add_usage(
+                record.model_copy(update={"record": record.record.model_copy(update={"lease_id": lease})})
+            )
+        journal.set_receipt(lease, receipt)
+    journal.forget_undecided(taken_away)
+    earned = journal.earned(0)
+
+    assert journal.forget_old(0) == 0
+    assert journal.forget_old(1) == 3
+    assert journal.forget_old(1) == 0
+
+    assert {lease for lease in every if journal.has_said(lease, ["accepted"])} == {runs, untold, waits, new}
+    assert {lease for lease in every if journal.checkpoints(lease)} == {runs, untold, waits, new}
+    assert {lease for lease in every if journal.tasks.states(lease)} == {runs, untold, waits, new}
+    with sqlite3.connect(path) as db:
+        kept = {lease for (lease,) in db.execute("SELECT lease_id FROM leases")}
+    assert kept == set(every) - {declined, taken_away}, "grants that came to nothing"
+    assert journal.usage(paid)
+    assert journal.earned(0) == earned != {}
+    assert len(journal.usage_with_receipts()) == 3 * len(receipt.usage)
+    journal.close()
