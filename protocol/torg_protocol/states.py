@@ -107,9 +107,10 @@ LEASE_MOVES: Mapping[LeaseState, frozenset[LeaseState]] = {
     LeaseState.INCONCLUSIVE: frozenset({LeaseState.VERIFIED, LeaseState.REJECTED}),
     LeaseState.VERIFIED: frozenset(),
     LeaseState.REJECTED: frozenset(),
-    LeaseState.RELEASED: frozenset(),
-    LeaseState.LOST: frozenset(),
-    LeaseState.REVOKED: frozenset(),
+    # REJECTED: over before its job was, and what it had handed over for others to go on from was not the job's work.
+    LeaseState.RELEASED: frozenset({LeaseState.REJECTED}),
+    LeaseState.LOST: frozenset({LeaseState.REJECTED}),
+    LeaseState.REVOKED: frozenset({LeaseState.REJECTED}),
 }
 
 PAYOUT_MOVES: Mapping[PayoutState, frozenset[PayoutState]] = {

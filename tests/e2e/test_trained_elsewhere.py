@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.market_processes import remove_containers
+from scripts.market_processes import remove_containers, start
 from tests.support.small_market import SmallMarket, running_market
 from tests.support.workload_runs import WORKLOADS
 from torg.client import AsyncClient
@@ -51,6 +51,39 @@ async def test_a_killed_training_ends_in_the_same_weights_elsewhere_and_is_verif
     verdict = receipts[-1].receipt.verdict
     assert (verdict.policy, verdict.result, verdict.measured["distance"]) == ("replay", "passed", "0.000e+00")
 
+    (model,) = [path for path in outputs if path.name == "model.safetensors"]
+    assert model.read_bytes() == (await uninterrupted(tmp_path / "uninterrupted")).read_bytes()
+
+
+async def test_a_liar_that_leaves_is_found_before_an_honest_node_goes_on_from_it(tmp_path: Path) -> None:
+    async with running_market(tmp_path / "market") as market, market.client() as client:
+        assert market.node is not None
+        await market.node.stop()
+        argv = [sys.executable, "-m", "tests.support.lying_node", "start", "--data", str(market.folder / "node")]
+        market.node = await start("liar", argv, market.folder / "liar.log", env={"LIES_ABOUT": "checkpoints"})
+        raw = yaml.safe_load((WORKLOADS / "health/job.yaml").read_text())
+        raw |= {"command": ["python", "train.py", "--epochs", EPOCHS], "lease_grace": "5s", "name": "lied-about"}
+        raw |= {"verify": {"policy": "replay", "catalogue": "health"}}
+        job = await client.submit(spec_from_mapping(raw, base=WORKLOADS / "health"))
+        await until_checkpoint(client, job.job_id)
+        await market.node.kill()
+        await remove_containers(market.folder / "node")
+
+        other = SmallMarket(tmp_path / "other", url=market.url, rpc_url=market.rpc_url)
+        try:
+            await other.start_node()
+            ended = await client.wait(job.job_id)
+            outputs = await client.pull(job.job_id, tmp_path / "outputs")
+            receipts = await client.receipts(job.job_id)
+        finally:
+            await other.stop()
+
+    liar, honest = ended.leases
+    assert (ended.state, liar.state, honest.state) == (JobState.SUCCEEDED, LeaseState.REJECTED, LeaseState.VERIFIED)
+    assert (honest.resumed_from, liar.newest_checkpoint is None) == (None, False)
+    verdicts = {receipt.receipt.node: receipt.receipt for receipt in receipts}
+    assert (verdicts[liar.node].verdict.result, verdicts[liar.node].amount) == ("failed", 0)
+    assert (verdicts[honest.node].verdict.result, verdicts[honest.node].amount > 0) == ("passed", True)
     (model,) = [path for path in outputs if path.name == "model.safetensors"]
     assert model.read_bytes() == (await uninterrupted(tmp_path / "uninterrupted")).read_bytes()
 

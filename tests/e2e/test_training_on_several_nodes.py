@@ -48,38 +48,41 @@ async def test_two_nodes_learn_what_one_does(tmp_path: Path) -> None:
     assert_same_weights(results / "model.safetensors", tmp_path / "alone/outputs/model.safetensors")
 
 
-async def test_three_go_on_when_the_fourth_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "rank"), [(2, 1), (4, 2)])
+async def test_the_others_go_on_when_one_is_lost(tmp_path: Path, size: int, rank: int) -> None:
+    """Down to rank 0 by itself."""
     options = ("--epochs", "30")
-    with star("client", "one", "two", "three", "four") as (middle, client, *places):
+    with star("client", *("one", "two", "three", "four")[:size]) as (middle, client, *places):
         async with star_market(tmp_path / "market", middle, *places) as market:
             torg, results = await market.client(client), tmp_path / "results"
-            job_file = elastic_job(tmp_path, options)
+            job_file = elastic_job(tmp_path, size, options)
             job_id = json.loads((await call([*torg, "--json", "submit", str(job_file)]))[1])["job_id"]
             running = await until(torg, job_id, lambda job: bool(job["leases"][0]["newest_checkpoint"]))
-            lost = next(lease for lease in running["leases"] if lease["rank"] == 2)
+            lost = running["leases"][rank]
             place = next(place for place in places if market.nodes[place.name].ready["node"] == lost["node"])
             await market.lose(place)
             await call([*torg, "wait", job_id])
             ended = json.loads((await call([*torg, "--json", "show", job_id]))[1])
             await call([*torg, "pull", job_id, "-o", str(results)])
             said = (await call([*torg, "logs", job_id]))[1]
-    assert [(lease["attempt"], lease["state"]) for lease in ended["leases"]] == [
-        *((1, "verified"), (1, "verified"), (1, "lost"), (1, "verified"))
+    assert [(lease["attempt"], lease["rank"], lease["state"]) for lease in ended["leases"]] == [
+        (1, number, "lost" if number == rank else "verified") for number in range(size)
     ]
     assert "resumed from step" in said
     billed = [lease["billed_ms"] for lease in ended["leases"]]
-    assert 0 < billed[2] < min(billed[0], billed[1], billed[3])
+    assert 0 < billed.pop(rank) < min(billed)
     metrics = json.loads((results / "metrics.json").read_text())
-    assert (metrics["nodes"], metrics["epochs"]) == (3, 30)
+    assert (metrics["nodes"], metrics["epochs"]) == (size - 1, 30)
     assert metrics["resumed_from_step"] > 0
     assert_same_course(metrics, await alone(tmp_path / "alone", *options))
 
 
-def elastic_job(folder: Path, options: tuple[str, ...]) -> Path:
-    """The shipped one with other options, and less patience with a lost node."""
+def elastic_job(folder: Path, size: int, options: tuple[str, ...]) -> Path:
+    """The shipped one with other options, and less patience with a lost node, of which there may be one."""
     raw = yaml.safe_load((WORKLOADS / "distributed/elastic.yaml").read_text())
     raw |= {
         "command": [*raw["command"][:4], *options],
+        "gang": {"size": size, "min_size": size - 1},
         "lease_grace": "6s",
         "workspace": str(WORKLOADS / "distributed"),
     }

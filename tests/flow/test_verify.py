@@ -126,7 +126,7 @@ async def test_an_evaluator_that_recovers_decides(world: World) -> None:
 async def test_a_verdict_has_a_deadline(world: World) -> None:
     client, node, job = await reported(world)
     world.evaluator.will_fail("no sandbox")
-    await let_pass(world, seconds=600, nodes=(node,))
+    await let_pass(world, seconds=world.market.policy.verification_window_s, nodes=(node,))
     await verify_pending(world.market)
     node.read()
 

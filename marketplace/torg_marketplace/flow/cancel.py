@@ -3,7 +3,7 @@
 QUEUED      cancelled at once, nothing is charged
 LEASED      the container is stopped with grace; the job is cancelled when the lease has reported, useful seconds are billed
             (node not heard of: cancelled at once; the hold stays until the lease ends)
-VERIFYING   too late: the work is done (Conflict already_reported)
+VERIFYING   too late: the work is done (Conflict already_reported); while only checkpoints are looked at: cancelled with the verdict on them
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ async def cancel(unit: Unit, account: AccountId, job_id: JobId) -> JobView:
             await end_queued(unit, job, EndReason.CANCELLED)
         case JobState.LEASED:
             await _cancel_leased(unit, job)
+        case JobState.VERIFYING if job.reason != EndReason.COMPLETED:
+            job.cancel_requested_at_ms = unit.now_ms
         case JobState.VERIFYING:
             raise Conflict(
                 "the work is done and being verified; it will be billed",

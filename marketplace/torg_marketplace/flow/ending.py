@@ -8,14 +8,15 @@ end_queued  a job ends without a lease
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Any, assert_never
 
 from sqlalchemy import bindparam, delete, select
 
 from torg_marketplace.flow import earnings, vaults
 from torg_marketplace.flow.leavers import goes_on_without
 from torg_marketplace.flow.receipts import issue_receipt
-from torg_marketplace.flow.rows import attempt_of, has_live_lease, leases_of_job, node_row, spec_of, vote_on
+from torg_marketplace.flow.rows import attempt_of, grant_of, has_live_lease, leases_of_job, node_row, spec_of, vote_on
+from torg_marketplace.flow.segments import is_handed_over, look_first
 from torg_marketplace.flow.slash import want_slash
 from torg_marketplace.flow.slowness import refund_if_slow
 from torg_marketplace.flow.stopping import stop_lease
@@ -24,7 +25,16 @@ from torg_marketplace.flow.usage import record_usage
 from torg_marketplace.flow.volumes import end_of_attempt, free_volumes
 from torg_marketplace.rules import declines
 from torg_marketplace.rules.gangs import attempt_reason, leaver_billing, member_billing
-from torg_marketplace.rules.outcomes import Ending, JobHistory, ending, is_fault_of_node, is_paid_unseen
+from torg_marketplace.rules.outcomes import (
+    Ending,
+    JobHistory,
+    ending,
+    ending_of_look,
+    is_fault_of_node,
+    is_judged_by_itself,
+    is_looked_at_first,
+    is_paid_unseen,
+)
 from torg_marketplace.rules.quorum import goes_on, is_vote
 from torg_marketplace.rules.reputation import counted, reputation_permille
 from torg_marketplace.rules.verification import inconclusive, not_checked
@@ -32,7 +42,7 @@ from torg_marketplace.storage.events import add_node_event
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_marketplace.storage.moves import move_job, move_lease
 from torg_protocol.job_cost import verification_price
-from torg_protocol.jobspec import VerifyQuorum
+from torg_protocol.jobspec import VerifyQuorum, VerifyReplay
 from torg_protocol.messages import Abandon
 from torg_protocol.states import OPEN_JOB_STATES, OUTCOMES, EndReason, Exclusion, JobState, LeaseState
 from torg_protocol.usage import VerdictSummary
@@ -103,24 +113,43 @@ async def _end_attempt(unit: Unit, job: JobRow, leases: Sequence[LeaseRow]) -> N
     if decision.job is JobState.VERIFYING and job.state in OPEN_JOB_STATES:
         await _ask_verdict(unit, leases[0], job)
         return
-    policy = spec_of(job).verify.policy
-    is_paid = is_paid_unseen(policy, cancel_requested=cancelled)
+    cause = _cause(in_order, reason)
+    if await _waits_for_look(unit, leases[0], job, decision):
+        detail = f"{_LOOK}; {cause}" if cause else _LOOK
+        await move_job(unit.session, job, JobState.VERIFYING, at_ms=unit.now_ms, reason=reason, detail=detail)
+        return
     for each in leases:
-        if each.state == LeaseState.REPORTED:
-            to = LeaseState.VERIFIED if is_paid else LeaseState.INCONCLUSIVE
-            await move_lease(unit.session, each, job, to, at_ms=unit.now_ms)
-        if _is_held_back(each, job, decision):
-            price = verification_price(spec_of(job), each.amount)
-            await earnings.keep_pending(unit, lease_id=each.id, verification=price)
-        elif not is_paid:
-            await conclude(unit, each, job, inconclusive(policy, "", _UNSEEN), passed=False)
-        else:
-            paid = job.checks_job is None  # a replay that came to nothing is no use to anybody
-            await conclude(unit, each, job, not_checked(policy), passed=paid)
-    await _move_on(unit, job, decision, reason, decision.detail or _cause(in_order, reason))
+        await _hold_or_conclude(unit, each, job, decision.job)
+    await _move_on(unit, job, decision, reason, decision.detail or cause)
 
 
+_LOOK = "its checkpoints are looked at before another node goes on from them"
 _UNSEEN = "it led to nothing that could be verified: nobody is charged for it"
+
+
+async def _waits_for_look(unit: Unit, lease: LeaseRow, job: JobRow, decision: Ending) -> bool:
+    policy = spec_of(job).verify
+    first = is_looked_at_first(policy.policy, decision.job, has_checkpoint=lease.checkpoint is not None)
+    if not first or not isinstance(policy, VerifyReplay) or job.state not in OPEN_JOB_STATES:
+        return False
+    return await look_first(unit, lease, job, policy)
+
+
+async def _hold_or_conclude(unit: Unit, lease: LeaseRow, job: JobRow, to: JobState) -> None:
+    """Of a lease that no verdict of the job's result is waited for; `to`: where its job goes."""
+    policy = spec_of(job).verify.policy
+    is_paid = is_paid_unseen(policy, cancel_requested=job.cancel_requested_at_ms is not None)
+    if lease.state == LeaseState.REPORTED:
+        state = LeaseState.VERIFIED if is_paid else LeaseState.INCONCLUSIVE
+        await move_lease(unit.session, lease, job, state, at_ms=unit.now_ms)
+    if _is_held_back(lease, job, to):
+        price = verification_price(spec_of(job), lease.amount)
+        await earnings.keep_pending(unit, lease_id=lease.id, verification=price)
+    elif not is_paid:
+        await conclude(unit, lease, job, inconclusive(policy, "", _UNSEEN), passed=False)
+    else:
+        paid = job.checks_job is None  # a replay that came to nothing is no use to anybody
+        await conclude(unit, lease, job, _verdict_so_far(lease, policy), passed=paid)
 
 
 def _reason_of(lease: LeaseRow) -> EndReason:
@@ -135,8 +164,17 @@ def _cause(leases: Sequence[LeaseRow], reason: EndReason) -> str:
 
 async def decide_reported(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
     """Applies a verdict to a lease, and to all others of its attempt, whose job is VERIFYING: passed and not_checked pay, failed does not and
-    tries elsewhere, inconclusive neither pays nor blames."""
+    tries elsewhere, inconclusive neither pays nor blames. One that was over before its job has handed its checkpoints over: see `_decide_handed_over`."""
     unit.trace("verify", job.job_id, lease.reported_at_ms, lease_id=lease.lease_id, verdict=verdict.result)
+    if is_handed_over(lease, job):
+        await _decide_handed_over(unit, lease, job, verdict)
+    else:
+        await _decide_result(unit, lease, job, verdict)
+    unit.wake("match")
+    unit.wake(f"job:{job.job_id}")
+
+
+async def _decide_result(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
     match verdict.result:
         case "passed" | "not_checked":
             for each in await attempt_of(unit, lease):
@@ -155,8 +193,27 @@ async def decide_reported(unit: Unit, lease: LeaseRow, job: JobRow, verdict: Ver
             detail = f"the marketplace could not verify the work, nobody is charged for it: {verdict.detail}"
             await move_job(unit.session, job, JobState.FAILED, at_ms=unit.now_ms, detail=detail)
             await close_if_over(unit, job)
-    unit.wake("match")
-    unit.wake(f"job:{job.job_id}")
+
+
+async def _decide_handed_over(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
+    """What is right is gone on from, and paid with the job's result. What is not, or cannot be told, nobody is charged for, and nobody goes on
+    from: the job is again where the lease found it."""
+    ended_for, failed = EndReason(lease.reason or EndReason.NODE_LOST), verdict.result == "failed"
+    decision = ending_of_look(ended_for, spec_of(job).retry, _history(job), failed=failed)
+    if verdict.result in ("passed", "not_checked"):
+        lease.verdict, lease.stake = verdict.wire(), 0
+        await _hold_or_conclude(unit, lease, job, decision.job)
+    else:
+        job.checkpoint = _began_from(lease)
+        if failed:
+            await _leave(unit, lease, job, EndReason.VERIFICATION_REJECTED, verdict.detail)
+            await want_slash(unit, lease, job, verdict)
+        elif lease.state == LeaseState.REPORTED:
+            await move_lease(unit.session, lease, job, LeaseState.INCONCLUSIVE, at_ms=unit.now_ms)
+        await conclude(unit, lease, job, verdict, passed=False)
+    _remember(job, decision)
+    reason = EndReason.VERIFICATION_REJECTED if failed else ended_for
+    await _move_on(unit, job, decision, reason, decision.detail or (verdict.detail if failed else lease.detail))
 
 
 async def reject_replica(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSummary) -> None:
@@ -230,8 +287,16 @@ async def _was_extended(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndRea
 
 
 def _decide(job: JobRow, reason: EndReason, *, was_extended: bool = False) -> Ending:
-    history = JobHistory(job.attempts, job.own_failures, job.cancel_requested_at_ms is not None, was_extended)
-    return ending(reason, spec_of(job).retry, history, spec_of(job).verify.policy)
+    return ending(reason, spec_of(job).retry, _history(job, was_extended=was_extended), spec_of(job).verify.policy)
+
+
+def _history(job: JobRow, *, was_extended: bool = False) -> JobHistory:
+    return JobHistory(job.attempts, job.own_failures, job.cancel_requested_at_ms is not None, was_extended)
+
+
+def _began_from(lease: LeaseRow) -> dict[str, Any] | None:
+    checkpoint = grant_of(lease).resume_from
+    return None if checkpoint is None else checkpoint.wire()
 
 
 def _remember(job: JobRow, decision: Ending) -> None:
@@ -272,12 +337,12 @@ async def _count(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason) ->
         add_node_event(unit.session, node_id=lease.node, data=because, at_ms=unit.now_ms)
 
 
-def _is_held_back(lease: LeaseRow, job: JobRow, decision: Ending) -> bool:
+def _is_held_back(lease: LeaseRow, job: JobRow, to: JobState) -> bool:
     """Seconds up to a checkpoint of a job whose result will be measured wait for that verdict: a node must not be paid for
     a checkpoint that leads nowhere."""
     return (
         spec_of(job).verify.policy != "none"
-        and decision.job is JobState.QUEUED
+        and to is JobState.QUEUED
         and OUTCOMES[_reason_of(lease)].lease is not LeaseState.REPORTED
         and lease.amount > 0
     )
@@ -322,7 +387,10 @@ async def _reject(unit: Unit, lease: LeaseRow, job: JobRow, verdict: VerdictSumm
         await want_slash(unit, each, job, verdict)
         await conclude(unit, each, job, verdict, passed=False)
     _remember(job, decision)
-    await _release_held_back(unit, job, passed=False)
+    if is_judged_by_itself(spec_of(job).verify.policy):
+        job.checkpoint = _began_from(lease)  # others made it, who answer for it themselves
+    else:
+        await _release_held_back(unit, job, passed=False)
     await _move_on(unit, job, decision, reason, decision.detail or verdict.detail)
 
 
@@ -338,7 +406,6 @@ async def _release_held_back(unit: Unit, job: JobRow, *, passed: bool) -> None:
     policy = spec_of(job).verify.policy
     if policy == "none":
         return  # nothing is ever held back then
-    verdict = not_checked(policy)
     for lease in await leases_of_job(unit, job.job_id):
         if lease.decided_at_ms is None and lease.ended_at_ms is not None:
             paid = passed
@@ -347,4 +414,9 @@ async def _release_held_back(unit: Unit, job: JobRow, *, passed: bool) -> None:
                 to = LeaseState.VERIFIED if paid else LeaseState.INCONCLUSIVE
                 await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms)
             verified = job.state == JobState.SUCCEEDED
-            await conclude(unit, lease, job, verdict, passed=paid, verified=verified)
+            await conclude(unit, lease, job, _verdict_so_far(lease, policy), passed=paid, verified=verified)
+
+
+def _verdict_so_far(lease: LeaseRow, policy: str) -> VerdictSummary:
+    """On what it has handed over, if that was looked at."""
+    return not_checked(policy) if lease.verdict is None else VerdictSummary.model_validate(lease.verdict)

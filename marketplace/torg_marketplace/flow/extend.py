@@ -25,7 +25,7 @@ from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Invalid
 from torg_protocol.ids import AccountId, JobId, VaultAddress
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.states import JobState
+from torg_protocol.states import EndReason, JobState
 
 
 async def extend(unit: Unit, account: AccountId, job_id: JobId, request: ExtendRequest) -> JobView:
@@ -58,6 +58,8 @@ def _check_state(job: JobRow, spec: JobSpec) -> None:
             pass
         case JobState.LEASED:
             _check_can_go_on(job, spec)
+        case JobState.VERIFYING if job.reason != EndReason.COMPLETED:
+            pass  # it will be queued again
         case JobState.VERIFYING:
             raise Conflict(
                 "the work is done and being verified", code="already_reported", field="job_id", value=job.job_id

@@ -17,9 +17,9 @@ from torg_marketplace.flow.replay_checks import (
     answers_so_far,
     close_check,
     segment_of,
-    segments_of_lease,
 )
 from torg_marketplace.flow.rows import job_row, spec_of
+from torg_marketplace.flow.segments import segments_of_lease
 from torg_marketplace.flow.unit import Market
 from torg_marketplace.flow.verifiers import ask_a_node
 from torg_marketplace.ports import EvaluationFailed, Planted

@@ -14,7 +14,8 @@ from sqlalchemy import select
 import torg_marketplace.replay_segment as script
 from torg_marketplace.flow.collateral import put_stake_behind
 from torg_marketplace.flow.ending import decide_reported
-from torg_marketplace.flow.rows import grant_of, job_row
+from torg_marketplace.flow.rows import job_row
+from torg_marketplace.flow.segments import segments_of_lease
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.verifiers import ask_a_node
 from torg_marketplace.ports import EvaluationFailed, Replayer
@@ -28,13 +29,12 @@ from torg_marketplace.rules.replay import (
     next_step,
     over_after_ms,
     replay_impossible,
-    segments_of,
 )
 from torg_marketplace.storage.audit_models import ReplayAnswerRow, ReplayCheckRow
-from torg_marketplace.storage.models import JobRow, LeaseEventRow, LeaseRow
+from torg_marketplace.storage.models import JobRow, LeaseRow
 from torg_protocol.ids import Digest, LeaseId
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.messages import CheckpointRef, CheckpointStored, LeaseEvent
+from torg_protocol.messages import CheckpointRef
 from torg_protocol.states import OPEN_JOB_STATES, LeaseState
 from torg_protocol.usage import OutputFile, VerdictSummary
 
@@ -256,21 +256,6 @@ async def _perhaps_plant(unit: Unit, check: ReplayCheckRow) -> None:
     by_nodes = any(row.node_id is not None for row in await answers_of(unit, check.check_id))
     if by_nodes and unit.market.random.bits(64) % _PERMILLE < unit.policy.planted_permille:
         _check(unit, check.lease_id, PLANTED, segment_of(check), Digest(check.model) if check.model else None)
-
-
-async def segments_of_lease(unit: Unit, lease: LeaseRow) -> list[Segment]:
-    return segments_of(grant_of(lease).resume_from, await stored_checkpoints(unit, lease))
-
-
-async def stored_checkpoints(unit: Unit, lease: LeaseRow) -> list[CheckpointRef]:
-    """In their order, which is what the lease has committed to."""
-    query = (
-        select(LeaseEventRow)
-        .where(LeaseEventRow.lease_id == lease.lease_id, LeaseEventRow.refusal.is_(None))
-        .order_by(LeaseEventRow.sequence)
-    )
-    bodies = [LeaseEvent.model_validate(row.event).body for row in await unit.session.scalars(query)]
-    return [body.checkpoint for body in bodies if isinstance(body, CheckpointStored)]
 
 
 def _of_verifier(result: str, detail: str) -> VerdictSummary:

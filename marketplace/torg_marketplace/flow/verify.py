@@ -19,6 +19,7 @@ from torg_marketplace.flow.quorum import decide_quorum
 from torg_marketplace.flow.replay import ReplayTask, replay_task, verdict_of
 from torg_marketplace.flow.replay_checks import give_up_checks, on_replay_reported
 from torg_marketplace.flow.rows import job_row, spec_of
+from torg_marketplace.flow.segments import is_handed_over
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.logs import about
 from torg_marketplace.ports import CatalogueEntry, EvaluationFailed
@@ -33,6 +34,8 @@ from torg_protocol.usage import OutputFile, VerdictSummary
 
 log = logging.getLogger(__name__)
 SEED_BITS = 63
+# The last three: of a lease that was over before its job, and handed its checkpoints over.
+_WAIT = (LeaseState.REPORTED, LeaseState.INCONCLUSIVE, LeaseState.RELEASED, LeaseState.LOST, LeaseState.REVOKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ async def _apply(market: Market, lease_id: str, verdict: VerdictSummary) -> bool
             return False
         job = await job_row(unit, lease.job_id)
         lease.verify_at_ms = None
-        if verdict.result in ("passed", "not_checked"):
+        if verdict.result in ("passed", "not_checked") and not is_handed_over(lease, job):
             await unseal_outputs(unit, lease, job)
         await decide_reported(unit, lease, job, verdict)
         return True
@@ -180,7 +183,7 @@ async def _retry_or_give_up(market: Market, lease_id: str, detail: str) -> bool:
 
 def _is_due(unit: Unit) -> tuple[ColumnElement[bool], ...]:
     return (
-        LeaseRow.state.in_([LeaseState.REPORTED, LeaseState.INCONCLUSIVE]),
+        LeaseRow.state.in_(_WAIT),
         LeaseRow.decided_at_ms.is_(None),
         LeaseRow.verify_at_ms <= unit.now_ms,
     )

@@ -39,9 +39,9 @@ class JobHistory:
 class Ending:
     job: JobState
     counts: bool  # as one of retry.max_attempts
-    own_failure: bool
+    own_failure: int  # -1: one that was counted was none
     renews_queue_timeout: bool  # when it goes back into the queue
-    drops_checkpoint: bool
+    drops_checkpoint: bool  # all there is; where a lease is judged by itself, only what was stored since it began
     detail: str = ""
 
 
@@ -50,11 +50,11 @@ def ending(reason: EndReason, retry: Retry, history: JobHistory, policy: str = "
     up; a job's own non-zero exit becomes QUEUED while `retry.on_failure` lasts. In a quorum a failure is a vote like a result."""
     if policy == "quorum" and is_own_failure(reason):
         return Ending(
-            JobState.VERIFYING, counts=False, own_failure=False, renews_queue_timeout=True, drops_checkpoint=False
+            JobState.VERIFYING, counts=False, own_failure=0, renews_queue_timeout=True, drops_checkpoint=False
         )
     outcome = OUTCOMES[reason]
     counts = reason not in _NOT_COUNTED
-    own_failure = reason is EndReason.FAILED_EXIT
+    own_failure = reason is EndReason.FAILED_EXIT  # counts one
     job, detail = outcome.job, ""
     if (reason is EndReason.MAX_DURATION and history.was_extended) or (
         own_failure and history.own_failures < retry.on_failure
@@ -67,10 +67,39 @@ def ending(reason: EndReason, retry: Retry, history: JobHistory, policy: str = "
     return Ending(
         job=job,
         counts=counts,
-        own_failure=own_failure,
+        own_failure=int(own_failure),
         renews_queue_timeout=reason is not EndReason.DECLINED,
         # Work that did not pass, and whatever it was built upon, is not built upon again.
         drops_checkpoint=reason is EndReason.VERIFICATION_REJECTED,
+        detail=detail,
+    )
+
+
+def is_judged_by_itself(policy: str) -> bool:
+    """Whether a verdict says which of a job's leases did its part: a segment is some lease's own. What a model is worth, all have made together."""
+    return policy == "replay"
+
+
+def is_looked_at_first(policy: str, to: JobState, *, has_checkpoint: bool) -> bool:
+    """Whether a lease that has ended before its job did is judged before another node goes on from what it has stored."""
+    return is_judged_by_itself(policy) and to is JobState.QUEUED and has_checkpoint
+
+
+def ending_of_look(ended_for: EndReason, retry: Retry, history: JobHistory, *, failed: bool) -> Ending:
+    """Where a job goes when that was done. `history`: with the lease that ended. One that has failed counts as an attempt, once, and what it said
+    of the job does not count."""
+    counts, lied_about_job = failed and ended_for in _NOT_COUNTED, failed and ended_for is EndReason.FAILED_EXIT
+    job, detail = JobState.QUEUED, ""
+    if failed and history.attempts + counts >= retry.max_attempts + history.own_failures - lied_about_job:
+        job, detail = JobState.FAILED, f"all {retry.max_attempts} attempts are used up"
+    elif history.cancel_requested:
+        job = JobState.CANCELLED
+    return Ending(
+        job=job,
+        counts=counts,
+        own_failure=-1 if lied_about_job else 0,
+        renews_queue_timeout=True,
+        drops_checkpoint=False,
         detail=detail,
     )
 

@@ -43,7 +43,8 @@ class MarketPolicy(BaseModel):
     dispute_window_ms: int = Field(default=14 * _DAY_MS, gt=0)  # after a job is closed
 
     # verification
-    verification_window_s: int = Field(default=600, gt=0)
+    # Nodes are waited for in the first half, which leaves room for the longest replay of our own (`rules/replay.py`).
+    verification_window_s: int = Field(default=1_800, gt=0)
     verify_attempts: int = Field(default=5, ge=1)
     verify_retry_ms: int = Field(default=5 * _SECOND_MS, gt=0)
     # Segments that took less are executed again by ourselves: a node would take longer to start.

@@ -86,6 +86,12 @@ def over_after_ms(spec: JobSpec, claimed: int) -> int | None:
     return None if spec.resources.gpus else longest_replay_ms(claimed)
 
 
+def ours_from_ms(deadline_ms: int, window_ms: int, claimed: int) -> int:
+    """From when on no node is waited for: what is left of the verification window is for a replay of our own."""
+    one_replay_ms = min(longest_replay_ms(claimed), LONGEST_MS)
+    return deadline_ms - max(window_ms // 4, min(one_replay_ms, window_ms // 2))
+
+
 def may_be_beyond_us(claimed: int) -> bool:
     """Whether we could run out of time before the node's own word is refuted, so that nobody could be blamed. A lease with such a segment is looked at
     just there, always: else who stores few checkpoints would be paid whenever no audit is drawn, and lose nothing by one."""

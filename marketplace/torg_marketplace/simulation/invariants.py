@@ -109,7 +109,11 @@ def _gangs(leases: list[sqlite3.Row], least_size: int | None) -> Iterator[str]:
 
 
 def _waits_for_verdict(tables: Tables, job_id: str) -> bool:
-    return any(lease["state"] == "reported" and lease["verify_at_ms"] for lease in tables.leases_of_job[job_id])
+    """Its result, or what a lease has handed over that was over before it."""
+    waits = [
+        lease for lease in tables.leases_of_job[job_id] if lease["verify_at_ms"] and lease["decided_at_ms"] is None
+    ]
+    return any(lease["state"] in {"reported", "released", "lost", "revoked"} for lease in waits)
 
 
 def _capacity(tables: Tables) -> Iterator[str]:
@@ -250,6 +254,8 @@ def _places(tables: Tables) -> Iterator[str]:
 def _preemptions(tables: Tables) -> Iterator[str]:
     """Only spot leases make room, only for jobs at the full price, and not before they have run for a while."""
     spot = {job_id: bool(json.loads(job["spec"]).get("spot")) for job_id, job in tables.jobs.items()}
+    said = "SELECT lease_id FROM job_events WHERE kind = 'lease' AND json_extract(data, '$.reason') = 'preempted'"
+    preempted = {lease_id for (lease_id,) in tables.all(said)}  # also whoever was found lying afterwards
     for job_id, leases in tables.leases_of_job.items():
         suffered = 0
         for lease in leases:
@@ -262,7 +268,7 @@ def _preemptions(tables: Tables) -> Iterator[str]:
                 ran_ms = lease["stop_requested_at_ms"] - started
                 if ran_ms < SPOT_PROTECTED_MS << min(suffered, 4):
                     yield f"{name} made room after {ran_ms} ms, its job's preemption number {suffered + 1}"
-            suffered += lease["reason"] == "preempted"
+            suffered += name in preempted
         if tables.jobs[job_id]["preemptions"] != suffered:
             yield f"{job_id} was preempted {suffered} times, and remembers {tables.jobs[job_id]['preemptions']}"
 

@@ -73,10 +73,20 @@ def resumes_from_newest(tables: Tables, lease: sqlite3.Row, resumed: str | None)
     )
     stored = tables.all(query, lease["job_id"], lease["fence"])
     before = [other for other in tables.leases_of_job[lease["job_id"]] if other["fence"] < lease["fence"]]
-    rejected = max((other["fence"] for other in before if other["reason"] == "verification_rejected"), default=0)
-    newest = [name for name, fence in stored if fence > rejected][-1:]
+    rejected = {other["fence"] for other in before if other["reason"] == "verification_rejected"}
+    if (
+        _policy(tables, lease["job_id"]) == "replay"
+    ):  # where each answers for its own; what nobody can tell is not built upon
+        dropped = rejected | {other["fence"] for other in before if '"inconclusive"' in (other["verdict"] or "")}
+    else:
+        dropped = set(range(max(rejected, default=-1) + 1))
+    newest = [name for name, fence in stored if fence not in dropped][-1:]
     if newest != [resumed] and (newest or resumed is not None):
         yield f"{lease['lease_id']} resumes from {resumed}, the newest checkpoint is {newest}"
+
+
+def _policy(tables: Tables, job_id: str) -> str:
+    return str(json.loads(tables.jobs[job_id]["spec"])["verify"]["policy"])
 
 
 def idle_room(tables: Tables, now_ms: int) -> set[tuple[str, int]]:

@@ -159,9 +159,6 @@ def _covered(tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
         yield f"{lease['lease_id']} may earn {lease['max_amount']} in a range of {after - before}"
     if valid_until_s * 1000 < lease["granted_at_ms"] + lease["max_duration_ms"]:
         yield f"{lease['lease_id']} may outlive its cap"
-    earlier = [other for other in tables.leases_of_job[lease["job_id"]] if other["attempt"] < lease["attempt"]]
-    if any(other["reason"] == "verification_rejected" for other in earlier[-1:]) and resumed is not None:
-        yield f"{lease['lease_id']} resumes from work that was rejected"
     yield from resumes_from_newest(tables, lease, resumed)
 
 
@@ -297,7 +294,7 @@ def _verdict(parties: Parties, tables: Tables, lease: sqlite3.Row) -> Iterator[s
     drawn = '"not_checked"' not in (lease["verdict"] or "")  # a replay is not drawn each time
     if lease["state"] == "verified" and lease["reason"] == "completed" and drawn and not truth.good:
         yield f"{lease['lease_id']} was verified, and its result is wrong"
-    if lease["state"] == "rejected" and truth.good:
+    if lease["state"] == "rejected" and truth.good and not truth.made_up:
         yield f"{lease['lease_id']} was rejected, and its result is right"
 
 
@@ -360,6 +357,14 @@ def _seals(tables: Tables) -> Iterator[str]:
         "SELECT l.lease_id, l.reason FROM leases l JOIN jobs j USING (job_id) WHERE l.amount > 0 AND j.cancel_requested_at_ms IS NULL "
         "AND json_extract(j.spec, '$.verify.policy') IN ('metric', 'replay') AND j.state IN ('failed', 'expired')"
     )
+    undrawn = (
+        "SELECT l.lease_id, l.reason FROM leases l JOIN jobs j USING (job_id) WHERE l.amount > 0 AND l.decided_at_ms IS NOT NULL "
+        "AND l.state IN ('released', 'lost', 'revoked') AND j.cancel_requested_at_ms IS NULL "
+        "AND json_extract(j.spec, '$.verify.policy') = 'replay' "
+        "AND json_extract(l.verdict, '$.measured.audit_permille') IS NULL"
+    )
+    for lease_id, reason in tables.all(undrawn):
+        yield f"{lease_id} ({reason}) is paid for checkpoints of which none was drawn to be looked at"
     for lease_id, reason in tables.all(unseen):
         yield f"{lease_id} ({reason}) is paid for work of which nothing was verified"
 
@@ -393,7 +398,7 @@ def _slashes(parties: Parties, tables: Tables) -> Iterator[str]:
         lease, truth = leases[row["lease_id"]], parties.node(row["node_id"]).truth[row["lease_id"]]
         if row["amount"] > lease["stake"]:
             yield f"{row['slash_id']} takes {row['amount']}, and {lease['stake']} stood behind {row['lease_id']}"
-        if lease["state"] != "rejected" or truth.good:
+        if lease["state"] != "rejected" or (truth.good and not truth.made_up):
             yield f"{row['slash_id']} takes {row['amount']} of {row['node_id']}, whose work was right"
     for (collateral, root), times in Counter((item[0], item[1]) for item in chain.collaterals.executed).items():
         found = by_root.get(f"sha256:{root.hex()}")

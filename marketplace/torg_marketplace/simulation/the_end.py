@@ -26,6 +26,8 @@ def unpaid_work(parties: Parties, tables: Tables) -> Iterator[str]:
         is_verified = json.loads(job["spec"])["verify"]["policy"] != "none"
         if lease["reason"] in UP_TO_CHECKPOINT and is_verified and job["state"] != "succeeded":
             continue  # a checkpoint that led nowhere
+        if '"inconclusive"' in (lease["verdict"] or ""):
+            continue  # handed over, and nobody could tell
         if lease["billed_ms"] < due_ms:
             yield f"{lease['lease_id']} ({lease['reason']}) worked {due_ms} ms and is paid for {lease['billed_ms']} ms"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from solders.keypair import Keypair
 
 from torg_marketplace.simulation.volumes import snapshots
-from torg_marketplace.simulation.world import BAD, GOOD, UNREADABLE, World
+from torg_marketplace.simulation.world import BAD, GOOD, MADE_UP, UNREADABLE, World
 from torg_protocol.ids import LeaseId, NodeId
 from torg_protocol.messages import (
     Accepted,
@@ -68,6 +68,7 @@ class Truth:
     reconnected: bool = False  # there was a time in which the marketplace could not see it
     lied: bool = False
     good: bool = True  # what its output is
+    made_up: bool | None = None  # whether its checkpoints are; None: it has none
 
 
 @dataclass
@@ -188,7 +189,10 @@ class Worker:
     def _checkpoint(self, held: Held, chance: random.Random) -> None:
         now_ms, truth = self._clock_ms(), self.truth[held.grant.lease_id]
         useful_ms = self._ran_ms(held) + (chance.randrange(60_000) if self._lies(chance, truth) else 0)
-        blob = self.world.blobs.put(f"checkpoint {held.grant.lease_id} {now_ms}".encode())
+        if truth.made_up is None:
+            truth.made_up = self.character is Character.LIAR and chance.random() < 0.5
+        what = MADE_UP if truth.made_up else b"checkpoint"
+        blob = self.world.blobs.put(what + f" {held.grant.lease_id} {now_ms}".encode())
         ref = CheckpointRef(name=f"at-{now_ms}", blob=blob, useful_ms=useful_ms, written_at_ms=now_ms)
         self._say(held, CheckpointStored(checkpoint=ref))
 

@@ -39,6 +39,7 @@ GOOD, BAD, UNREADABLE = (
     b"bad",
     b"unreadable",
 )  # how a model file begins, which is all that the evaluator looks at
+MADE_UP = b"made up"  # how a checkpoint begins that is not what the job makes of what was before
 
 
 @dataclass
@@ -165,6 +166,9 @@ class SimulatedEvaluator:
         return Measurement(values={metric: "0.97" if data.startswith(GOOD) else "0.5"})
 
 
+_ANOTHER = Distance(None, detail="another model")
+
+
 @dataclass
 class SimulatedReplayer:
     """Executes a segment by looking at what the model is; fails as the evaluator does."""
@@ -172,20 +176,29 @@ class SimulatedReplayer:
     evaluator: SimulatedEvaluator
 
     async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
-        del spec, segment
+        del spec
         evaluator = self.evaluator
         if evaluator.chance.random() < evaluator.failing:
             raise EvaluationFailed("no sandbox")
-        data = b"" if model is None else await evaluator.blobs.read(model)
-        return Distance(0.0, bit_equal=True) if data.startswith(GOOD) else Distance(None, detail="another model")
+        return Distance(0.0, bit_equal=True) if await self._is_right(segment, model) else _ANOTHER
 
     async def compare(self, segment: Segment, model: Digest | None, answer: Digest) -> Distance:
         """Right answers are alike, and wrong ones like nothing else."""
-        del segment
         blobs = self.evaluator.blobs
-        mine, theirs = await blobs.read(answer), b"" if model is None else await blobs.read(model)
-        same = mine == theirs or (mine.startswith(GOOD) and theirs.startswith(GOOD))
-        return Distance(0.0, bit_equal=True) if same else Distance(None, detail="another model")
+        mine = await blobs.read(answer)
+        same = mine.startswith(GOOD) and await self._is_right(segment, model)
+        if model is not None:
+            same = same or mine == await blobs.read(model)
+        return Distance(0.0, bit_equal=True) if same else _ANOTHER
+
+    async def _is_right(self, segment: Segment, model: Digest | None) -> bool:
+        """`model` None: of a lease that handed its checkpoints over, or of one without a result."""
+        blobs = self.evaluator.blobs
+        if segment.end is not None and (await blobs.read(segment.end.blob.digest)).startswith(MADE_UP):
+            return False
+        if model is None:
+            return segment.end is not None
+        return (await blobs.read(model)).startswith(GOOD)
 
     async def plant(self, spec: JobSpec, before: Segment, segment: Segment, model: Digest | None, seed: int) -> Planted:
         del spec, before, model

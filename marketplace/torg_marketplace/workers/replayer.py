@@ -10,7 +10,8 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,16 @@ LEAST_PLANTED = 10 * TOLERANCE  # that the wrong answer differs from the right o
 class SandboxReplayer:
     """The Replayer port. `timeout_s` bounds one segment."""
 
-    def __init__(self, blobs: BlobStore, *, timeout_s: float = LONGEST_MS / 1000) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        *,
+        timeout_s: float = LONGEST_MS / 1000,
+        kept_waiting_s: Callable[[], float | None] | None = None,
+    ) -> None:
         self._blobs = blobs
         self._timeout_s = timeout_s
+        self._kept_waiting_s = kept_waiting_s or kept_waiting_s_of_host
 
     async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
         with _scratch() as root:
@@ -64,8 +72,7 @@ class SandboxReplayer:
     async def compare(self, segment: Segment, model: Digest | None, answer: Digest) -> Distance:
         with _scratch() as root:
             try:
-                if segment.start is not None:
-                    await self._fetch_checkpoint(segment.start, root / "start")
+                await self._fetch_start(segment, root / "start")
                 file = await self._fetch_claim(segment, model, root)
             except _Unreadable as problem:
                 return problem.distance
@@ -141,11 +148,24 @@ class SandboxReplayer:
         (root / "inside/checkpoints").mkdir()
         (root / "inside/outputs").mkdir()
         if segment.start is not None:
-            await self._fetch_checkpoint(segment.start, root / "start")
+            await self._fetch_start(segment, root / "start")
             try:
                 shutil.copytree(root / "start", root / "inside/checkpoints" / segment.start.name)
             except (OSError, shutil.Error) as error:  # a link that leads nowhere, say
                 raise _Unreadable(f"a checkpoint cannot be laid out: {error}") from error
+
+    async def _fetch_start(self, segment: Segment, to: Path) -> None:
+        """Where the lease itself began, others made: what is wrong there is not its fault. Raises _Unreadable, EvaluationFailed."""
+        if segment.start is None:
+            return
+        try:
+            await self._fetch_checkpoint(segment.start, to)
+            if not segment.number:
+                await asyncio.to_thread(check_sound, to / _STATE)
+        except _Unreadable as problem:
+            if segment.number:
+                raise
+            raise EvaluationFailed(f"where the lease began: {problem.distance.detail}") from problem
 
     async def _fetch_claim(self, segment: Segment, model: Digest | None, root: Path) -> Path:
         """The file with the claimed weights. Raises _Unreadable."""
@@ -197,38 +217,64 @@ class SandboxReplayer:
     async def _run(self, spec: JobSpec, segment: Segment, root: Path) -> Path | Distance:
         """The file with the weights that it came to; or that it came to none."""
         inside, replayed = root / "inside", root / "replayed"
-        for path in [root, inside, *inside.rglob("*")]:
+        wanted = inside / "checkpoints" / segment.end.name if segment.end is not None else None
+        over_after_s = None if segment.over_after_ms is None else segment.over_after_ms / 1000
+        watch = _Stopwatch(self._kept_waiting_s)
+        async with self._running(spec, inside) as running:
+            while True:
+                ended = running.done()
+                if wanted is not None and await _taken(wanted, replayed):
+                    return replayed / _STATE
+                if ended:
+                    break
+                if over_after_s is not None and watch.worked_s() >= over_after_s:
+                    words = f"after {over_after_s:.0f} s, of which it should take a third, it leads to no such one"
+                    return Distance(None, detail=words)
+                await asyncio.wait({running}, timeout=_POLL_S)
+            run = await running
+        if run.succeeded and wanted is None:
+            (inside / "outputs").rename(replayed)
+            return replayed / _MODEL
+        if run.reason == "max_duration":
+            raise EvaluationFailed(f"{segment.words} took longer than {self._timeout_s:.0f} s")
+        return await self._came_to_nothing(spec, run, segment, root)
+
+    @contextlib.asynccontextmanager
+    async def _running(self, spec: JobSpec, inside: Path) -> AsyncIterator[asyncio.Task[CompletedRun]]:
+        """The job, in these folders; stopped at the end. Raises EvaluationFailed where there is no sandbox."""
+        for path in [inside.parent, inside, *inside.rglob("*")]:
             if not path.is_symlink():
                 path.chmod(0o777 if path.is_dir() else 0o644)
-        running = asyncio.create_task(self._start(spec, inside, self._limit_s(segment)))
+        running = asyncio.create_task(self._start(spec, inside, self._timeout_s))
         try:
-            if segment.end is not None:
-                await _until_there(inside / "checkpoints" / segment.end.name, replayed, running)
-            if not replayed.exists():
-                run = await running
-                if run.succeeded and segment.end is None:
-                    (inside / "outputs").rename(replayed)
-                elif run.reason == "max_duration":
-                    return self._not_there(segment)
-                else:
-                    return _came_to_nothing(run, segment)
+            yield running
         except SandboxUnavailable as error:
             raise EvaluationFailed(error.message) from error
         finally:
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError, SandboxUnavailable):
                 await running
-        return replayed / (_STATE if segment.end is not None else _MODEL)
 
-    def _limit_s(self, segment: Segment) -> float:
-        return self._timeout_s if segment.over_after_ms is None else min(self._timeout_s, segment.over_after_ms / 1000)
+    async def _came_to_nothing(self, spec: JobSpec, run: CompletedRun, segment: Segment, root: Path) -> Distance:
+        """From a claimed checkpoint an honest run goes on: if it can be run here at all. Raises EvaluationFailed."""
+        said = run.stderr[-300:].decode(errors="replace")
+        failed = f"{run.reason}, code {run.code}: {said}"
+        if not run.succeeded:
+            begins_here = segment.start is None and segment.number == 0
+            if begins_here or not await self._begins(spec, root / "control"):
+                raise EvaluationFailed(f"the job cannot be run here: {failed}")
+        return Distance(None, detail=f"the claimed checkpoint leads to no such one: {failed}")
 
-    def _not_there(self, segment: Segment) -> Distance:
-        """Raises EvaluationFailed when our own time was over before the node's word was refuted."""
-        limit_s = self._limit_s(segment)
-        if segment.over_after_ms is None or limit_s < segment.over_after_ms / 1000:
-            raise EvaluationFailed(f"{segment.words} took longer than {limit_s:.0f} s")
-        return Distance(None, detail=f"after {limit_s:.0f} s, of which it should take a third, it leads to no such one")
+    async def _begins(self, spec: JobSpec, root: Path) -> bool:
+        """Whether the job, from nothing, comes to a first checkpoint, or to its end."""
+        await self._prepare(spec, Segment(0, None, None), root)
+        checkpoints = root / "inside/checkpoints"
+        async with self._running(spec, root / "inside") as running:
+            while not running.done():
+                if any(not path.name.startswith(".") for path in checkpoints.iterdir()):
+                    return True
+                await asyncio.wait({running}, timeout=_POLL_S)
+            return (await running).succeeded
 
     async def _start(self, spec: JobSpec, inside: Path, timeout_s: float) -> CompletedRun:
         asked = spec.resources
@@ -352,24 +398,49 @@ def _weights(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return floating
 
 
-async def _until_there(wanted: Path, to: Path, running: asyncio.Task[CompletedRun]) -> None:
-    """Copies the checkpoint as soon as it is complete; returns without when the run has ended."""
-    while True:
-        ended = running.done()
-        if wanted.is_dir():
-            with contextlib.suppress(
-                OSError, shutil.Error
-            ):  # the job is tidying up just now: it is gone, or there in a moment
-                await asyncio.to_thread(shutil.copytree, wanted, to, dirs_exist_ok=True)
-                return
-        if ended:
-            return
-        await asyncio.wait({running}, timeout=_POLL_S)
+async def _taken(wanted: Path, to: Path) -> bool:
+    """Copies the checkpoint if it is complete."""
+    if not wanted.is_dir():
+        return False
+    half = to.with_name(f".{to.name}")
+    try:
+        await asyncio.to_thread(shutil.copytree, wanted, half, dirs_exist_ok=True)
+    except (OSError, shutil.Error):  # the job is tidying up just now: it is gone, or there in a moment
+        return False
+    half.rename(to)
+    return True
 
 
-def _came_to_nothing(run: CompletedRun, segment: Segment) -> Distance:
-    """From a claimed checkpoint an honest run goes on. From nothing it is no node's fault that it does not."""
-    said = run.stderr[-300:].decode(errors="replace")
-    if segment.start is None and segment.number == 0 and not run.succeeded:
-        raise EvaluationFailed(f"the job cannot be run here: {run.reason}, code {run.code}: {said}")
-    return Distance(None, detail=f"the claimed checkpoint leads to no such one: {run.reason}, code {run.code}: {said}")
+class _Stopwatch:
+    """Runs while our machine works, and not while it keeps anybody waiting for a core: what is late by that is not the node's fault."""
+
+    def __init__(self, kept_waiting_s: Callable[[], float | None]) -> None:
+        self._kept_waiting_s, self._began_s = kept_waiting_s, time.monotonic()
+        self._waited_before_s = kept_waiting_s()
+
+    def worked_s(self) -> float:
+        """0 where nobody can tell."""
+        waited_s = self._kept_waiting_s()
+        if waited_s is None or self._waited_before_s is None:
+            return 0.0
+        return time.monotonic() - self._began_s - (waited_s - self._waited_before_s)
+
+
+def kept_waiting_s_of_host() -> float | None:
+    """Since it was started, how long anything on this host was ready to run and had no core (Linux, pressure stall information). None: it does not
+    count that."""
+    try:
+        first = Path("/proc/pressure/cpu").read_text().splitlines()[0]
+        return int(first.rpartition("total=")[2]) / 1e6
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def check_sound(state: Path) -> None:
+    """That a checkpoint can be gone on from at all. Raises _Unreadable."""
+    try:
+        with safe_open(state, framework="numpy") as file:
+            if not all(np.isfinite(_floats(file, name)).all() for name in _names(file).values()):
+                raise _Unreadable("its weights are not all numbers")
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise _Unreadable(f"its weights cannot be read: {error}") from error

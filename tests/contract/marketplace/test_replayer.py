@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import pytest
 
 from tests.support.trained import Trained, train
 from torg_marketplace.ports import EvaluationFailed
 from torg_marketplace.rules.replay import Segment
-from torg_marketplace.workers.replayer import SandboxReplayer
+from torg_marketplace.workers.replayer import SandboxReplayer, kept_waiting_s_of_host
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -54,9 +57,43 @@ async def test_an_end_that_is_not_reached_in_three_times_what_it_took_is_the_nod
     segment = trained.segments[0]
     assert segment.end is not None
     made_up = Segment(0, None, segment.end.model_copy(update={"name": "made-up"}), over_after_ms=500)
-    found = await SandboxReplayer(trained.blobs).replay(trained.spec, made_up, trained.model)
+    idle = SandboxReplayer(trained.blobs, kept_waiting_s=lambda: 0.0)
+    found = await idle.replay(trained.spec, made_up, trained.model)
     assert (found.value, found.passes) == (None, False)
     assert "after 0 s" in found.detail
 
     with pytest.raises(EvaluationFailed, match="took longer"):  # our own time is over before
         await SandboxReplayer(trained.blobs, timeout_s=0.4).replay(trained.spec, made_up, trained.model)
+
+
+@pytest.mark.parametrize("kept_waiting_s", [time.monotonic, lambda: None], ids=["busy", "cannot tell"])
+async def test_a_machine_that_keeps_the_replay_waiting_blames_nobody(
+    trained: Trained, kept_waiting_s: Callable[[], float | None]
+) -> None:
+    segment = trained.segments[-1]
+    slow = Segment(segment.number, segment.start, None, over_after_ms=1)
+    replayer = SandboxReplayer(trained.blobs, kept_waiting_s=kept_waiting_s)
+    found = await replayer.replay(trained.spec, slow, trained.model)
+    assert found.bit_equal, found.detail
+
+    hasty = SandboxReplayer(trained.blobs, kept_waiting_s=kept_waiting_s, timeout_s=0.4)
+    with pytest.raises(EvaluationFailed, match="took longer"):
+        await hasty.replay(trained.spec, slow, trained.model)
+
+
+async def test_a_machine_that_cannot_run_the_job_at_all_blames_nobody(trained: Trained) -> None:
+    """Its first segment said so, every other one blamed the node: from a claimed checkpoint the job came to nothing."""
+    small = trained.spec.model_copy(
+        update={"resources": trained.spec.resources.model_copy(update={"memory": 32 << 20})}
+    )
+    with pytest.raises(EvaluationFailed, match="cannot be run here"):
+        await SandboxReplayer(trained.blobs).replay(small, trained.segments[2], trained.model)
+
+
+def test_how_long_this_host_keeps_others_waiting_is_told_and_never_falls() -> None:
+    first = kept_waiting_s_of_host()
+    if first is None:
+        pytest.skip("this kernel does not count it")
+    second = kept_waiting_s_of_host()
+    assert second is not None
+    assert 0 <= first <= second

@@ -14,7 +14,7 @@ from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.verify import verify_pending
-from torg_marketplace.rules.outcomes import JobHistory, ending
+from torg_marketplace.rules.outcomes import JobHistory, ending, ending_of_look, is_looked_at_first
 from torg_protocol.jobspec import Retry
 from torg_protocol.messages import Declined, Granted, Released
 from torg_protocol.states import OUTCOMES, Billing, EndReason, Exclusion, Fault, JobState, LeaseState
@@ -223,6 +223,48 @@ def test_nothing_is_tried_again_after_a_cancel(reason: EndReason) -> None:
 @pytest.mark.parametrize("reason", EndReason)
 def test_only_work_that_did_not_pass_is_never_gone_on_from(reason: EndReason) -> None:
     assert ending(reason, Retry(), history()).drops_checkpoint == (reason is EndReason.VERIFICATION_REJECTED)
+
+
+@pytest.mark.parametrize(
+    ("policy", "to", "has_checkpoint", "looked"),
+    [
+        ("replay", JobState.QUEUED, True, True),
+        ("replay", JobState.QUEUED, False, False),
+        ("replay", JobState.CANCELLED, True, False),
+        ("metric", JobState.QUEUED, True, False),
+        ("none", JobState.QUEUED, True, False),
+    ],
+)
+def test_only_a_replay_can_tell_of_checkpoints_before_there_is_a_result(
+    policy: str, to: JobState, has_checkpoint: bool, looked: bool
+) -> None:
+    assert is_looked_at_first(policy, to, has_checkpoint=has_checkpoint) is looked
+
+
+@pytest.mark.parametrize("reason", [reason for reason in EndReason if OUTCOMES[reason].job is JobState.QUEUED])
+def test_a_lie_about_a_checkpoint_is_one_attempt_however_its_lease_ended(reason: EndReason) -> None:
+    was = ending(reason, Retry(max_attempts=2), history())
+    look = ending_of_look(reason, Retry(max_attempts=2), history(was.counts), failed=True)
+    assert (was.counts + look.counts, look.job) == (1, JobState.QUEUED)
+    last = ending_of_look(reason, Retry(max_attempts=1), history(was.counts), failed=True)
+    assert last.job is JobState.FAILED
+
+
+def test_who_lied_about_a_checkpoint_is_not_believed_about_the_job_either() -> None:
+    retry = Retry(max_attempts=3, on_failure=1)
+    assert ending(EndReason.FAILED_EXIT, retry, history()).own_failure == 1
+    look = ending_of_look(EndReason.FAILED_EXIT, retry, history(1, 1), failed=True)
+    assert (look.own_failure, look.counts, look.job) == (-1, False, JobState.QUEUED)
+    assert ending_of_look(EndReason.FAILED_EXIT, retry, history(1, 1), failed=False).own_failure == 0
+    assert (
+        ending_of_look(EndReason.FAILED_EXIT, Retry(max_attempts=1), history(1, 1), failed=True).job is JobState.FAILED
+    )
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_after_a_cancel_a_look_ends_the_job(failed: bool) -> None:
+    look = ending_of_look(EndReason.NODE_LOST, Retry(), history(1, cancel_requested=True), failed=failed)
+    assert look.job is JobState.CANCELLED
 
 
 @pytest.mark.parametrize("reason", [reason for reason in EndReason if OUTCOMES[reason].fault is Fault.NODE])

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.rules.replay import (
+    LONGEST_MS,
     TOLERANCE,
     Answer,
     Ask,
@@ -17,6 +19,7 @@ from torg_marketplace.rules.replay import (
     longest_replay_ms,
     next_step,
     next_step_of_planted,
+    ours_from_ms,
     segments_of,
 )
 from torg_protocol.ids import Digest
@@ -123,6 +126,15 @@ def test_what_a_node_may_take_grows_with_what_was_claimed() -> None:
     assert claimed_ms(Segment(2, end, None), useful_ms=20_000) == 11_000
     assert claimed_ms(Segment(0, end, None), useful_ms=20_000) == 20_000, "another lease's useful time does not count"
     assert longest_replay_ms(10_000) - longest_replay_ms(5_000) == 3 * 5_000
+
+
+def test_the_window_has_room_for_the_longest_replay_of_our_own_after_nodes_were_waited_for() -> None:
+    """It was ten minutes, and one replay may take fifteen: no second try was left when the first one broke off."""
+    window_ms = MarketPolicy().verification_window_s * 1000
+    assert window_ms - ours_from_ms(window_ms, window_ms, 10**9) == LONGEST_MS
+    assert ours_from_ms(window_ms, window_ms, 10**9) >= LONGEST_MS
+    assert ours_from_ms(window_ms, window_ms, 0) == window_ms * 3 // 4
+    assert 0 < ours_from_ms(10_000, 10_000, 10**9) < 10_000, "a short window is shared out, too"
 
 
 def said(step: VerdictSummary | Ask | None) -> str | Ask | None:

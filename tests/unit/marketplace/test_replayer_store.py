@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
 from torg_host.archive import pack
 from torg_marketplace.ports import EvaluationFailed
@@ -62,6 +62,28 @@ async def test_a_checkpoint_that_cannot_be_unpacked_is_its_nodes_fault() -> None
     found = await SandboxReplayer(blobs).compare(segment, blobs.put(b"").digest, blobs.put(b"x").digest)
     assert found.value is None
     assert found.detail.startswith("a checkpoint cannot be read")
+
+
+def state(tmp_path: Path, **tensors: np.ndarray) -> bytes:
+    """A packed checkpoint with these weights."""
+    (tmp_path / "tree").mkdir()
+    save_file(tensors, tmp_path / "tree/state.safetensors")
+    pack(tmp_path / "tree", tmp_path / "tree.tar.zst")
+    return (tmp_path / "tree.tar.zst").read_bytes()
+
+
+@pytest.mark.parametrize("bad", ["no archive", "not numbers", "nothing in it"])
+async def test_what_an_earlier_lease_handed_over_is_not_the_fault_of_who_went_on_from_it(
+    tmp_path: Path, bad: str
+) -> None:
+    """It was: an honest node that was given weights which are no numbers came to no numbers, and lost its stake."""
+    blobs, weights = Blobs(), np.full(3, np.nan, dtype=np.float32)
+    data = {"no archive": b"no archive", "not numbers": state(tmp_path, **{"model.w": weights}), "nothing in it": b""}
+    start, answer = checkpoint(blobs.put(data[bad])), blobs.put(save({"w": weights})).digest
+    with pytest.raises(EvaluationFailed, match="where the lease began"):
+        await SandboxReplayer(blobs).compare(Segment(0, start, None), answer, answer)
+    found = await SandboxReplayer(blobs).compare(Segment(1, start, None), answer, answer)
+    assert not found.passes, "of its own making"
 
 
 async def test_an_archive_that_unpacks_to_more_than_any_checkpoint_is_its_nodes_fault(tmp_path: Path) -> None:
