@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sqlalchemy import event
+
 from tests.support.actors import Client, Node, join, let_pass, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.liveness import on_startup, sweep
@@ -31,6 +33,34 @@ async def running(world: World, **changes: object) -> tuple[Client, Node, JobVie
 async def seen(world: World, node: Node) -> NodeView:
     async with world.market.reading() as unit:
         return await node_view(unit, node.id)
+
+
+async def test_a_sweep_asks_as_much_of_many_leases_as_of_one(world: World) -> None:
+    node, client = await join(world, slots=6), await make_client(world)
+    await sweep(world.market)
+    asked: list[int] = []
+    for number in range(6):
+        await client.submit(spec(env={"NUMBER": str(number)}))
+        await match_pending(world.market)
+        if number in {0, 5}:
+            asked.append(await statements_of_a_sweep(world))
+    assert len(node.read()) >= 6
+    assert asked[0] == asked[1]
+
+
+async def statements_of_a_sweep(world: World) -> int:
+    statements: list[str] = []
+    engine = world.market.sessions.kw["bind"].sync_engine
+
+    def note(*arguments: object) -> None:
+        statements.append(str(arguments[2]))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        await sweep(world.market)
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    return len(statements)
 
 
 async def test_a_silent_node_is_unknown_then_lost_and_keeps_its_lease_for_the_grace(world: World) -> None:

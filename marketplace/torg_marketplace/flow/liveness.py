@@ -6,13 +6,13 @@ live lease gets a fresh grace. Unknown is not lost.
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, assert_never
 
 from sqlalchemy import and_, or_, select
 
 from torg_marketplace.flow.ending import end_lease, end_queued
 from torg_marketplace.flow.one_by_one import one_by_one
-from torg_marketplace.flow.rows import job_row, live_leases, lock_attempt, node_row, spec_of
+from torg_marketplace.flow.rows import job_row, known_spec, live_leases, lock_attempt, node_row, spec_of
 from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules import leases as rules
@@ -21,8 +21,9 @@ from torg_marketplace.rules.leases import End, LeaseClock, StopIt
 from torg_marketplace.storage.models import JobRow, LeaseRow, MarketRow, NodeRow
 from torg_marketplace.storage.moves import MovedMeanwhile, set_liveness
 from torg_marketplace.storage.webhook_models import DeliveryRow
+from torg_protocol.jobspec import JobSpec
 from torg_protocol.messages import Abandon
-from torg_protocol.states import EndReason, JobState, Liveness
+from torg_protocol.states import LIVE_LEASE_STATES, EndReason, JobState, LeaseState, Liveness
 
 _TIMES_OF_A_LEASE = (
     *("granted_at_ms", "started_at_ms", "useful_from_ms", "exited_at_ms", "left_at_ms", "stop_requested_at_ms"),
@@ -51,7 +52,8 @@ async def sweep(market: Market) -> None:
             await _refresh_grace(unit)
         pulse.awake_at_ms = unit.now_ms
         await _sweep_nodes(unit)
-        lease_ids = [lease.lease_id for lease in await live_leases(unit) if await _due(unit, lease) is not None]
+    async with market.reading() as unit:
+        lease_ids = await _leases_due(unit)
     await one_by_one(lease_ids, lambda lease_id: _sweep_lease(market, lease_id))
     async with market.reading() as unit:  # a grant that nobody answered may just have gone back beyond its deadline
         overdue = select(JobRow.job_id).where(JobRow.state == JobState.QUEUED, JobRow.queue_deadline_ms <= unit.now_ms)
@@ -151,18 +153,46 @@ async def _expire(market: Market, job_id: str) -> None:
         pass
 
 
+_CLOCKS = (  # of all live leases, every second: so columns and not rows
+    select(
+        *(LeaseRow.lease_id, LeaseRow.job_id, LeaseRow.state, LeaseRow.granted_at_ms, LeaseRow.started_at_ms),
+        *(LeaseRow.stop_requested_at_ms, LeaseRow.stop_reason, LeaseRow.acknowledged, LeaseRow.grace_from_ms),
+        *(LeaseRow.max_duration_ms, NodeRow.last_seen_ms, JobRow.spec_digest),
+    )
+    .join(NodeRow, NodeRow.node_id == LeaseRow.node_id)
+    .join(JobRow, JobRow.job_id == LeaseRow.job_id)
+    .where(LeaseRow.state.in_(LIVE_LEASE_STATES))
+    .order_by(LeaseRow.lease_id)
+)
+
+
+async def _leases_due(unit: Unit) -> list[str]:
+    """At this look; whether they still are is decided with each."""
+    found = []
+    for row in (await unit.session.execute(_CLOCKS)).all():
+        spec = known_spec(row.spec_digest) or spec_of(await job_row(unit, row.job_id))
+        if _decision(unit, row, row.last_seen_ms, spec) is not None:
+            found.append(row.lease_id)
+    return found
+
+
 async def _due(unit: Unit, lease: LeaseRow) -> End | StopIt | None:
     job, node = await job_row(unit, lease.job_id), await node_row(unit, lease.node_id)
+    return _decision(unit, lease, node.last_seen_ms, spec_of(job))
+
+
+def _decision(unit: Unit, lease: Any, node_seen_ms: int, spec: JobSpec) -> End | StopIt | None:
+    """`lease`: its row, or a line of `_CLOCKS`."""
     clock = LeaseClock(
-        state=lease.status,
+        state=LeaseState(lease.state),
         granted_ms=lease.granted_at_ms,
         started_ms=lease.started_at_ms,
         stop_requested_ms=lease.stop_requested_at_ms,
         stop_reason=EndReason(lease.stop_reason) if lease.stop_reason is not None else None,
         answered=lease.acknowledged > 0,
         grace_from_ms=lease.grace_from_ms,
-        node_seen_ms=node.last_seen_ms,
-        lease_grace_ms=spec_of(job).lease_grace,
+        node_seen_ms=node_seen_ms,
+        lease_grace_ms=spec.lease_grace,
         max_duration_ms=lease.max_duration_ms,
     )
     return rules.due(clock, unit.now_ms, unit.policy)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from sqlalchemy import bindparam, select
 
-from torg_marketplace.flow.rows import grant_of, job_of, spec_of
+from torg_marketplace.flow.rows import job_of, resumed_from, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.storage.events import add_job_event
 from torg_marketplace.storage.models import JobRow, LeaseRow, ReceiptRow, UsageRow
@@ -107,7 +107,7 @@ async def _billed_usage(unit: Unit, lease: LeaseRow) -> tuple[SignedUsage, ...]:
 
 
 def _receipt(unit: Unit, lease: LeaseRow, job: JobRow, usage: tuple[SignedUsage, ...]) -> Receipt:
-    spec, grant = spec_of(job), grant_of(lease)
+    spec, checkpoint = spec_of(job), resumed_from(lease)
     return Receipt(
         lease_id=LeaseId(lease.lease_id),
         job_id=job.id,
@@ -125,7 +125,7 @@ def _receipt(unit: Unit, lease: LeaseRow, job: JobRow, usage: tuple[SignedUsage,
         image_digest=lease.image_digest,
         input_digest=spec.workspace.digest if spec.workspace is not None else None,
         inputs=spec.input_files(),
-        resumed_from=grant.resume_from.blob.digest if grant.resume_from is not None else None,
+        resumed_from=checkpoint.blob.digest if checkpoint is not None else None,
         outputs=tuple(OutputFile.model_validate(item) for item in lease.outputs),
         executor=lease.executor,
         isolation=lease.isolation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -32,14 +32,17 @@ from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, Nod
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import AccountId, Digest, JobId, NodeId
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.messages import Grant, SignedGrant
+from torg_protocol.messages import CheckpointRef, Grant, SignedGrant
 from torg_protocol.offers import Offer
 from torg_protocol.states import LIVE_LEASE_STATES, Liveness, NodeState
 
 _NO_JOB = "GET /v1/jobs and `torg ps -a` list yours; one of another account is not shown"
 _NO_NODE = "GET /v1/offers and `torg offers` list those that are here"
-_SPECS_KEPT = 4_096
+K = TypeVar("K")
+V = TypeVar("V")
+_READ_KEPT = 4_096  # of each kind
 _specs: dict[str, JobSpec] = {}  # by digest, oldest first
+_offers: dict[tuple[str, str], Offer] = {}  # by node and signature, oldest first
 
 
 async def job_of(unit: Unit, account: AccountId, job_id: JobId) -> JobRow:
@@ -148,18 +151,35 @@ async def leases_of_job(unit: Unit, job_id: str) -> Sequence[LeaseRow]:
     return (await unit.session.scalars(query)).all()
 
 
+def known_spec(digest: str) -> JobSpec | None:
+    """One that was read lately, without its job's row."""
+    return _specs.get(digest)
+
+
 def spec_of(job: JobRow) -> JobSpec:
     """A spec never changes, and is asked for at every step of its job."""
-    spec = _specs.get(job.spec_digest)
+    spec = known_spec(job.spec_digest)
     if spec is None:
-        spec = _specs[job.spec_digest] = JobSpec.model_validate(job.spec)
-        if len(_specs) > _SPECS_KEPT:
-            del _specs[next(iter(_specs))]
+        spec = JobSpec.model_validate(job.spec)
+        _keep(_specs, job.spec_digest, spec)
     return spec
+
+
+def _keep(kept: dict[K, V], name: K, value: V) -> None:
+    """Of those that were read last."""
+    kept[name] = value
+    if len(kept) > _READ_KEPT:
+        del kept[next(iter(kept))]
 
 
 def grant_of(lease: LeaseRow) -> Grant:
     return signed_grant_of(lease).grant
+
+
+def resumed_from(lease: LeaseRow) -> CheckpointRef | None:
+    """As its grant says, which need not be read as a whole for that."""
+    checkpoint = lease.grant["grant"]["resume_from"]
+    return None if checkpoint is None else CheckpointRef.model_validate(checkpoint)
 
 
 def signed_grant_of(lease: LeaseRow) -> SignedGrant:
@@ -167,7 +187,13 @@ def signed_grant_of(lease: LeaseRow) -> SignedGrant:
 
 
 def offer_of(node: NodeRow) -> Offer:
-    return Offer.model_validate(node.offer)
+    """What a node has signed once stays as it is, and is asked for by every look at the node."""
+    name = node.node_id, node.offer_signature
+    offer = _offers.get(name)
+    if offer is None:
+        offer = Offer.model_validate(node.offer)
+        _keep(_offers, name, offer)
+    return offer
 
 
 def demand_of(job: JobRow, now_ms: int) -> Demand:

@@ -7,13 +7,13 @@ given back when the node is lost. What is left comes in the final record, when t
 from __future__ import annotations
 
 from torg_marketplace.flow import earnings
-from torg_marketplace.flow.rows import grant_of, node_row, spec_of
+from torg_marketplace.flow.rows import node_row, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules import metering
 from torg_marketplace.rules.metering import Meter, RecordFrame
 from torg_marketplace.storage.models import JobRow, LeaseRow, UsageRow
 from torg_protocol.errors import Invalid
-from torg_protocol.ids import LeaseId, NodeId, VaultAddress
+from torg_protocol.ids import JobId, LeaseId, NodeId, VaultAddress
 from torg_protocol.messages import UsageClaimed, UsageCountersigned
 from torg_protocol.states import Billing, JobState
 from torg_protocol.usage import SignedUsage, UsageRecord
@@ -151,7 +151,7 @@ def _own_record(lease: LeaseRow, job: JobRow, payable: int, *, final: bool) -> U
     template = UsageRecord(
         lease_id=LeaseId(lease.lease_id),
         sequence=1,
-        job_id=grant_of(lease).job_id,
+        job_id=JobId(lease.job_id),
         attempt=lease.attempt,
         node=NodeId(lease.node_id),
         vault=VaultAddress(job.vault),

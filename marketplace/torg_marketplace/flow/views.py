@@ -10,12 +10,12 @@ from sqlalchemy import ColumnElement, select
 from torg_marketplace.flow.cursors import id_in, party_in
 from torg_marketplace.flow.queue_place import queue_place
 from torg_marketplace.flow.rows import (
-    grant_of,
     job_of,
     leases_of_job,
     max_duration_ms_of,
     node_row,
     node_snapshots,
+    resumed_from,
     spec_of,
 )
 from torg_marketplace.flow.tasks import check_task, task_views
@@ -231,7 +231,7 @@ def _outputs(job: JobRow, leases: Sequence[LeaseRow]) -> tuple[OutputFile, ...]:
 
 
 def _lease_view(lease: LeaseRow, job: JobRow) -> LeaseView:
-    grant = grant_of(lease)
+    checkpoint = resumed_from(lease)
     return LeaseView(
         lease_id=LeaseId(lease.lease_id),
         attempt=lease.attempt,
@@ -254,7 +254,7 @@ def _lease_view(lease: LeaseRow, job: JobRow) -> LeaseView:
         unbilled_ms=lease.unbilled_ms,
         amount=lease.amount,
         verification_amount=lease.verification_amount,
-        resumed_from=grant.resume_from.name if grant.resume_from is not None else None,
+        resumed_from=checkpoint.name if checkpoint is not None else None,
         newest_checkpoint=str(lease.checkpoint["name"]) if lease.checkpoint is not None else None,
         tasks=task_views(lease, job),
         ports=tuple(PortState.model_validate(port) for port in lease.ports),

@@ -14,6 +14,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from urllib.parse import urlsplit
 
 import httpx
@@ -46,25 +47,30 @@ class WebhookSender:
     async def deliver(self, market: Market) -> None:
         """Until nothing is due and nothing under way; looks for new events meanwhile."""
         try:
-            async with httpx.AsyncClient(timeout=_TIMEOUT, limits=_LIMITS, trust_env=False) as http:
-                while True:
-                    while await enqueue_deliveries(market):
-                        pass
-                    await self._begin(market, http)
-                    if not self._under_way:
-                        return
-                    ended, _ = await asyncio.wait(self._under_way, timeout=_LOOK_AGAIN_S, return_when="FIRST_COMPLETED")
-                    self._forget(ended)
+            while True:
+                while await enqueue_deliveries(market):
+                    pass
+                await self._begin(market)
+                if not self._under_way:
+                    return
+                ended, _ = await asyncio.wait(self._under_way, timeout=_LOOK_AGAIN_S, return_when="FIRST_COMPLETED")
+                self._forget(ended)
         finally:
             for task in self._under_way:
                 task.cancel()
             await asyncio.gather(*self._under_way, return_exceptions=True)
             self._under_way.clear()
 
-    async def _begin(self, market: Market, http: httpx.AsyncClient) -> None:
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
+        """With the first delivery: to read the machine's certificates holds everybody up, for longer than many looks for something due take. It
+        keeps no connection, so that nothing of it has to be closed."""
+        return httpx.AsyncClient(timeout=_TIMEOUT, limits=_LIMITS, trust_env=False)
+
+    async def _begin(self, market: Market) -> None:
         while len(self._under_way) < _AT_ONCE and (due := await due_deliveries(market, self._room())):
             for item in due:
-                self._under_way[asyncio.create_task(self._try(market, http, item))] = item
+                self._under_way[asyncio.create_task(self._try(market, item))] = item
 
     def _room(self) -> Room:
         now_s = asyncio.get_running_loop().time()
@@ -83,11 +89,11 @@ class WebhookSender:
             del self._under_way[task]
             task.result()  # whatever fails here, a database that is away, is the loop's to try again
 
-    async def _try(self, market: Market, http: httpx.AsyncClient, due: Due) -> None:
+    async def _try(self, market: Market, due: Due) -> None:
         """Whatever goes wrong with one delivery is its answer: the others are other people's."""
         try:
             async with asyncio.timeout(_WHOLE_TRY_S):
-                status = await _send(http, due, market.policy.webhook_networks, market.clock.now_ms() // 1000)
+                status = await _send(self._http, due, market.policy.webhook_networks, market.clock.now_ms() // 1000)
             answer, delivered = f"status {status}", 200 <= status < 300
         except (httpx.HTTPError, TorgError, OSError, TimeoutError) as error:
             answer, delivered = str(error) or type(error).__name__, False

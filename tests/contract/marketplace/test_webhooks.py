@@ -39,6 +39,14 @@ async def deliver_webhooks(market: Market) -> None:
     await WebhookSender().deliver(market)
 
 
+async def test_a_look_that_finds_nothing_to_send_reads_no_certificates(tmp_path: Path) -> None:
+    """Each second of every marketplace, and everybody waits meanwhile."""
+    sender = WebhookSender()
+    async with served_world(tmp_path) as served:
+        await sender.deliver(served.world.market)
+    assert "_http" not in vars(sender)
+
+
 class Receiver:
     def __init__(self, server: ScriptedServer, statuses: list[int]) -> None:
         self.server, self.statuses = server, statuses
