@@ -19,6 +19,8 @@ LEFT_OUT = {
     "turtledemo",
     "__phello__",
     "this.py",
+    "sitecustomize.py",  # this machine's own, and on Debian a link out of what a job sees
+    "usercustomize.py",
 }
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
-CARTS, STEPS_EACH, PASSES, BATCH, EVALUATED = 8, 128, 4, 256, 100
+CARTS, STEPS_EACH, PASSES, BATCH, EVALUATED, RECENT = 8, 128, 4, 256, 100, 20
 LEARNING_RATE, DISCOUNT, TRACE, CLIP, ENTROPY = 2.5e-3, 0.99, 0.95, 0.2, 0.01
 
 
@@ -50,15 +50,18 @@ def main() -> None:
     carts = CartPoles(CARTS, chance)
     optimizer = torch.optim.Adam(agent.parameters(), LEARNING_RATE, eps=1e-5)
     history: list[dict[str, float]] = []
-    job.track(agent=agent, optimizer=optimizer, chance=chance, state=carts.state, age=carts.age, history=history)
+    recent: list[int] = []  # lengths of the episodes that ended last
+    job.track(agent=agent, optimizer=optimizer, chance=chance, state=carts.state, age=carts.age)
+    job.track(history=history, recent=recent)
 
     updates = int(settings["updates"])
     for step in job.steps(updates):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - (step - 1) / updates)
-        experience, episodes_ended = play(agent, carts, chance)
+        experience, lengths = play(agent, carts, chance)
         improve(agent, optimizer, experience, chance)
-        history.append({"episode_steps": CARTS * STEPS_EACH / max(1, episodes_ended)})
+        recent[:] = [*recent, *lengths][-RECENT:]
+        history.append({"episode_steps": sum(recent) / max(1, len(recent))})
         is_due = step % 10 == 0
         if is_due or step == updates:
             job.report(step, **history[-1])
@@ -78,19 +81,20 @@ def main() -> None:
 
 
 @torch.no_grad()
-def play(agent: Agent, carts: CartPoles, chance: torch.Generator) -> tuple[Experience, int]:
-    """128 steps of each cart, and how many episodes ended in them."""
-    steps, episodes_ended = [], 0
+def play(agent: Agent, carts: CartPoles, chance: torch.Generator) -> tuple[Experience, list[int]]:
+    """128 steps of each cart, and how long the episodes were that ended in them."""
+    steps, lengths = [], list[int]()
     for _ in range(STEPS_EACH):
         states = carts.state.clone()
         log_chances = functional.log_softmax(agent.policy(states), dim=1)
         actions = torch.multinomial(log_chances.exp(), 1, generator=chance)
+        age = carts.age + 1
         reached, fell, timed_out = carts.step(actions.squeeze(1))
         # An episode that only ran out of time would have gone on: its future is estimated, not taken for nothing.
         steps.append(
             (states, actions.squeeze(1), log_chances.gather(1, actions).squeeze(1), reached, fell, fell | timed_out)
         )
-        episodes_ended += int((fell | timed_out).sum())
+        lengths += age[fell | timed_out].tolist()
     states, actions, log_chances, reached, fell, over = (torch.stack(column) for column in zip(*steps, strict=True))
     worth = agent.worth(states.flatten(0, 1)).view(STEPS_EACH, CARTS)
     worth_after = agent.worth(reached.flatten(0, 1)).view(STEPS_EACH, CARTS) * ~fell
@@ -100,7 +104,7 @@ def play(agent: Agent, carts: CartPoles, chance: torch.Generator) -> tuple[Exper
         running = surprises[index] + DISCOUNT * TRACE * ~over[index] * running
         advantages[index] = running
     rows = (states, actions, log_chances, advantages, advantages + worth)
-    return Experience(*(column.flatten(0, 1) for column in rows)), episodes_ended
+    return Experience(*(column.flatten(0, 1) for column in rows)), lengths
 
 
 def improve(agent: Agent, optimizer: torch.optim.Optimizer, experience: Experience, chance: torch.Generator) -> None:
@@ -140,8 +144,8 @@ def draw(history: list[dict[str, float]], metrics: dict[str, object], steps_up: 
     curve.plot(played, [row["episode_steps"] for row in history], label="while it learns, with chance")
     for name, style in (("push_where_it_leans", "--"), ("at_random", ":")):
         curve.axhline(metrics[name], linestyle=style, color="grey", label=name.replace("_", " "))
-    curve.set(xlabel="steps played", ylabel="steps per episode")
-    curve.legend()
+    curve.set(xlabel="steps played", ylabel="mean steps of the last 20 episodes", ylim=(0, MAX_STEPS * 1.05))
+    curve.legend(loc="center right")
     poles.bar(range(len(steps_up)), steps_up.sort().values.numpy(), width=1.0)
     poles.set(xlabel="pole, evaluated without chance", ylabel="steps up", ylim=(0, MAX_STEPS * 1.05))
     return figure

@@ -3,6 +3,7 @@ weights, bit for bit."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import shutil
@@ -57,6 +58,18 @@ def test_it_learns_reports_and_delivers(name: str, finished: dict[str, Machine])
     assert (machine.outputs / "plot.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     for file in machine.outputs.glob("*.safetensors"):
         assert all(np.isfinite(tensor.astype(np.float64)).all() for tensor in load_file(file).values())
+
+
+def test_the_standard_library_of_a_node_is_read_without_what_a_job_cannot_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's sitecustomize.py is a link to /etc, which no sandbox has: embeddings and finetune failed on every such node."""
+    monkeypatch.syspath_prepend(str(WORKLOADS / "parts"))
+    docstrings = importlib.import_module("docstrings")
+    (tmp_path / "sitecustomize.py").symlink_to("/etc/python3/nowhere.py")
+    (tmp_path / "json.py").write_text('"""Reads   and writes."""')
+    monkeypatch.setattr(docstrings.sysconfig, "get_path", lambda _: str(tmp_path))
+    assert [(item.package, item.text) for item in docstrings.read_docstrings()] == [("json", "Reads and writes.")]
 
 
 @pytest.mark.parametrize("name", WITH_LIBRARY)
