@@ -156,6 +156,21 @@ async def test_an_answer_from_before_a_deposit_takes_nothing_back(
     assert await reconcile(world.market) == []
 
 
+async def test_an_answer_from_before_a_capture_stops_no_payouts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await _earn_and_send(world)
+    after = world.chain.vaults[client.vault]
+    await advance_settlements(world.market)
+
+    async def behind(_: str) -> VaultState | None:
+        return replace(after, settled=0, balance=after.settled + after.balance)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.chain, "vault", behind)
+        await watch_vaults(world.market)
+    assert await _blocked(world, client) is None
+    assert await reconcile(world.market) == []
+
+
 async def test_a_vault_that_is_opened_while_we_look_for_it_is_not_closed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 async def catch_up(market: Market, vault: str) -> bool:
     """True when the vault's total in the books is now the chain's, every step explained. Safe to repeat, and for two at once.
 
-    False while something is still in motion, or when the vault was blocked. Raises ChainUnavailable.
+    False while something is still in motion, when the chain's answer is older than the books, or when the vault was blocked. Raises
+    ChainUnavailable.
     """
     async with market.reading() as unit:
         booked = (await unit.session.get_one(VaultRow, vault)).chain_settled
@@ -45,8 +46,8 @@ async def catch_up(market: Market, vault: str) -> bool:
         row = await unit.session.get_one(VaultRow, vault)
         if state is None or state.settled == row.chain_settled:
             return True
-        if landed or row.active_settlement is not None:
-            return False
+        if landed or row.active_settlement is not None or state.settled < row.chain_settled:
+            return False  # of nodes behind one RPC address some have not seen yet what others called finalized
         _block(row, f"settled on chain is {state.settled}, in the books {row.chain_settled}, and no capture says why")
         return False
 
