@@ -244,6 +244,20 @@ async def test_a_member_that_invents_the_end_of_its_gang_is_at_fault(world: Worl
         node.read()
 
 
+async def test_a_member_that_has_completed_ends_nobodys_gang(world: World) -> None:
+    nodes = await nodes_of(world, 2)
+    client, job_id = await gang(world, nodes)
+    await all_start(nodes)
+    await let_pass(world, seconds=20, nodes=tuple(nodes))
+    await nodes[0].finish()
+    await nodes[1].ok(Released(reason=EndReason.GANG_ENDED))
+    view = await client.job(job_id)
+    assert [lease.reason for lease in view.leases] == [EndReason.COMPLETED, EndReason.HOST_PROTECTION]
+    assert view.state is JobState.QUEUED
+    for node in nodes:
+        node.read()
+
+
 async def test_one_busy_node_and_nobody_gets_anything(world: World) -> None:
     nodes = await nodes_of(world, 2)
     client = await make_client(world)

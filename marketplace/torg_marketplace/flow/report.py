@@ -95,7 +95,8 @@ async def _end(unit: Unit, lease: LeaseRow, job: JobRow, said: EndReason, detail
         asked_to_make_room=lease.preempted_for is not None,
         others_voted=any(is_vote(each.state) for each in await _replicas_before(unit, lease, job)),
         gang_ended=any(
-            each.ended_at_ms is not None and each.left_at_ms is None for each in await attempt_of(unit, lease)
+            each.ended_for not in {None, EndReason.COMPLETED} and each.left_at_ms is None
+            for each in await attempt_of(unit, lease)
         ),
     )
     reason = believed_reason(said, ran)

@@ -96,7 +96,7 @@ class Ran:
     asked_to_stop_for: EndReason | None
     cancel_requested: bool
     asked_to_make_room: bool = False  # a client's wish to cancel may have come after it
-    gang_ended: bool = False  # another lease of its attempt has ended
+    gang_ended: bool = False  # another lease of its attempt has ended, and not because it had completed
     others_voted: bool = False  # another replica of its quorum has run, of the same image and inputs
 
 
