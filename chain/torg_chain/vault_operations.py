@@ -31,9 +31,15 @@ from torg_chain.vault import (
     size_of,
     token_account_of,
 )
+from torg_protocol.errors import Conflict
+from torg_protocol.money import format_amount
 from torg_protocol.vault_messages import CapMessage, OrderMessage
 
 FINALIZED = TransactionStatus.FINALIZED
+
+
+_FEES_LAMPORTS = 10_000  # of an opening or a deposit, with some to spare
+_TOKEN_ACCOUNT_BYTES, _SOL_DECIMALS = 165, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,33 @@ async def ensure_operator_config(
             chain, [program.init_config(program_id, admin.pubkey(), capture_key, fee_owner, rent)], [admin], FINALIZED
         )
     return address
+
+
+async def check_wallet_has(
+    chain: ChainClient, network: Network, owner: Pubkey, amount: int, *, opens: VaultKind | None = None
+) -> None:
+    """Before a deposit, since a chain that refuses says only a number. `opens`: the vault that is made with it, and its rent paid. Raises Conflict
+    `wallet_underfunded`, `wallet_without_sol`."""
+    has = await chain.token_balance(owner, network.mint_pubkey)
+    if has < amount:
+        raise Conflict(
+            f"the wallet {owner} holds {format_amount(has, network.decimals)} of the market's token, and {format_amount(amount, network.decimals)} is to go into the vault",
+            code="wallet_underfunded",
+            field="amount",
+            value=format_amount(amount, network.decimals),
+            hint="less, or send tokens to that address first; on a localnet torg wallet faucet",
+        )
+    needed = _FEES_LAMPORTS
+    if opens is not None:
+        needed += await chain.rent(size_of(opens)) + await chain.rent(_TOKEN_ACCOUNT_BYTES)
+    if (lamports := await chain.lamports(owner)) < needed:
+        raise Conflict(
+            f"the wallet {owner} holds {format_amount(lamports, _SOL_DECIMALS)} SOL, and fees and rent take {format_amount(needed, _SOL_DECIMALS)}",
+            code="wallet_without_sol",
+            field="wallet",
+            value=str(owner),
+            hint="send SOL to that address first; the rent comes back when the vault is closed",
+        )
 
 
 async def open_vault(

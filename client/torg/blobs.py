@@ -157,7 +157,11 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
         descriptor = os.open(partial, flags, 0o666)
     except OSError as error:
         raise Conflict(
-            f"cannot write here: {error.strerror}", code="output_not_writable", field="path", value=str(partial)
+            f"cannot write here: {error.strerror}",
+            code="output_not_writable",
+            field="path",
+            value=str(partial),
+            hint="name another folder, or get the right to write there",
         ) from error
     with os.fdopen(descriptor, "r+b") as file:
         try:
@@ -170,4 +174,8 @@ def _alone(partial: Path) -> Iterator[IO[bytes]]:
                 value=str(partial),
                 hint="wait for it, or choose another folder",
             ) from None
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            error.filename = error.filename or str(partial)  # of a full disk: which
+            raise

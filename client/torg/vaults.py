@@ -17,12 +17,11 @@ from torg_chain import vault_operations
 from torg_chain.errors import TransactionExpired, TransactionRejected
 from torg_chain.network import Network
 from torg_chain.rpc import ChainClient
-from torg_chain.vault import SALT_WINDOW_SLOTS, VaultState
+from torg_chain.vault import SALT_WINDOW_SLOTS, VaultKind, VaultState
 from torg_protocol.api import MarketInfo, SettlementPage, SettlementView, Statement, VaultView
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from torg_protocol.ids import VaultAddress
-from torg_protocol.money import format_amount
 from torg_protocol.vault_messages import CapMessage, sign_message
 
 _HOUR_S = 3600
@@ -48,8 +47,7 @@ class Vaults:
         """Opens a vault under the marketplace's operator config and deposits `deposit` base units; waits until finalized.
 
         The cap signer is the session key, made here when there is none. The vault is in the journal before anything is sent. Raises
-        Conflict `vault_was_opened` when an earlier call that was cut off turns out to have opened one; the chain room's errors when
-        the wallet lacks tokens or lamports.
+        Conflict `vault_was_opened` when an earlier call that was cut off turns out to have opened one, `wallet_underfunded`, `wallet_without_sol`.
         """
         market = await self._market()
         if found := await self.find_cut_off():
@@ -71,7 +69,9 @@ class Vaults:
 
         try:
             async with ChainClient(network.rpc_url) as chain:
-                await self._check_wallet_has(chain, network, deposit)
+                await vault_operations.check_wallet_has(
+                    chain, network, self._keypair.pubkey(), deposit, opens=VaultKind.CLIENT
+                )
                 await vault_operations.open_vault(
                     chain,
                     network,
@@ -88,18 +88,6 @@ class Vaults:
         self._journal.vault_opened(entries[0].address)
         await self._registered(entries[0].address)
         return entries[0]
-
-    async def _check_wallet_has(self, chain: ChainClient, network: Network, amount: int) -> None:
-        """A chain that refuses says only a number. Raises Conflict `wallet_underfunded`."""
-        has = await chain.token_balance(self._keypair.pubkey(), Pubkey.from_string(network.mint))
-        if has < amount:
-            raise Conflict(
-                f"your wallet holds {format_amount(has, network.decimals)} of the market's token, and {format_amount(amount, network.decimals)} is to go into the vault",
-                code="wallet_underfunded",
-                field="amount",
-                value=format_amount(amount, network.decimals),
-                hint="less, or tokens first: torg wallet show has the address; on a localnet torg wallet faucet",
-            )
 
     async def find_cut_off(self) -> list[VaultEntry]:
         """Vaults whose opening was sent without an answer ever seen, and which are on the chain: from now on they are in use.
@@ -148,10 +136,10 @@ class Vaults:
         return entry
 
     async def deposit(self, entry: VaultEntry, amount: int) -> None:
-        """Raises Conflict `wallet_underfunded`."""
+        """Raises Conflict `wallet_underfunded`, `wallet_without_sol`."""
         network = _network(await self._market())
         async with ChainClient(network.rpc_url) as chain:
-            await self._check_wallet_has(chain, network, amount)
+            await vault_operations.check_wallet_has(chain, network, self._keypair.pubkey(), amount)
             await vault_operations.deposit(
                 chain, network, depositor=self._keypair, vault=Pubkey.from_string(entry.address), amount=amount
             )

@@ -28,7 +28,7 @@ from torg_node.doctor import Findings
 from torg_node.executors.choose import choose_executor
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.executors.probes import check_walls, with_egress, with_own_root
-from torg_node.hardware.detect import all_told, open_lent, unknown
+from torg_node.hardware.detect import all_told, open_lent
 from torg_node.hardware.gpus import GpuFacts, GpuLibrary
 from torg_node.hardware.health import KernelLog
 from torg_node.hardware.heat import HeatRule
@@ -172,7 +172,7 @@ async def _start(settings: Settings, *, stop_leases: bool, log_format: LogFormat
     check_walls(capabilities)
     lent = units if capabilities.gpu else ()
     journal.set_fact("agent_pid", str(os.getpid()))
-    for doubt in disagreements(units):
+    for doubt in disagreements(units, wanted=settings.gpus):
         logging.getLogger(__name__).warning("hardware: %s", doubt)
     inventory = take_inventory(settings.leases_path, settings.offered_disk_bytes, lent)
     sensors, reservations = _sensors(settings, library, units), _ledger(settings, inventory, lent)
@@ -224,9 +224,6 @@ async def _with_extras(
         found = replace(found, not_offered=(*found.not_offered, lacking))
     elif units and not found.gpu:
         lacking = "GPUs: the container engine did not give them to a probe (see what failed); install the NVIDIA container toolkit, or look at its CDI specification"
-        found = replace(found, not_offered=(*found.not_offered, lacking))
-    for name in unknown(units, settings.gpus):
-        lacking = f"gpus: {name} in config.toml names no GPU that a driver tells of here"
         found = replace(found, not_offered=(*found.not_offered, lacking))
     if settings.egress != "none":
         found = await with_egress(executor, found)
@@ -294,7 +291,7 @@ async def _doctor(settings: Settings, *, as_json: bool) -> int:
     inventory = take_inventory(settings.data, settings.offered_disk_bytes, lent)
     ledger = _ledger(settings, inventory, lent)
     journal = Journal(settings.journal_path)
-    hardware, doubts = describe(inventory, units), tuple(disagreements(units))
+    hardware, doubts = describe(inventory, units), tuple(disagreements(units, wanted=settings.gpus))
     findings = Findings(capabilities, hardware, doubts, ledger.cordons(), ledger.expected_back(), kept_status(journal))
     journal.close()
     ledger.close()

@@ -17,7 +17,7 @@ from solders.pubkey import Pubkey
 
 from torg_chain.rpc import ChainClient
 from torg_chain.vault import VaultKind, VaultState
-from torg_chain.vault_operations import deposit, finish_close, open_vault, start_close
+from torg_chain.vault_operations import check_wallet_has, deposit, finish_close, open_vault, start_close
 from torg_chain.wallet import load_keypair
 from torg_node.journal import Journal
 from torg_node.settings import Settings, load_settings
@@ -59,11 +59,13 @@ def _moment(at_s: int) -> str:
 
 async def stake(settings: Settings, journal: Journal, wallet: Path, amount: int) -> VaultState:
     """Opens the collateral, or adds to it. Noted before anything is sent, so that nothing is lost when this is cut off; safe to
-    repeat then. Raises what the chain raises."""
+    repeat then. Raises Conflict `wallet_underfunded`, `wallet_without_sol`, and what the chain raises."""
     owner, node = load_keypair(wallet), load_keypair(settings.key_path).pubkey()
     async with ChainClient(settings.network.rpc_url) as chain:
         known = journal.fact(COLLATERAL_FACT)
-        state = None if known is None else await chain.vault(known)
+        state = await chain.vault(known) if known else None
+        opens = VaultKind.COLLATERAL if state is None or state.close_at else None
+        await check_wallet_has(chain, settings.network, owner.pubkey(), amount, opens=opens)
         if state is None or state.close_at:
             _, address = await open_vault(
                 chain,
@@ -87,7 +89,15 @@ async def unstake(settings: Settings, journal: Journal, wallet: Path) -> VaultSt
     if not known:
         raise Conflict("this node has nothing at stake", code="nothing_staked", hint="torg-node stake AMOUNT")
     async with ChainClient(settings.network.rpc_url) as chain:
-        state = await chain.existing_vault(known)
+        state = await chain.vault(known)
+        if state is None:
+            raise Conflict(
+                "what was to be staked never came to be",
+                code="nothing_staked",
+                field="vault",
+                value=known,
+                hint="if `torg-node stake` was only now, wait a minute; else: torg-node stake AMOUNT",
+            )
         if not state.close_at:
             await start_close(chain, settings.network, depositor=owner, vault=state.address)
             return await chain.existing_vault(known)

@@ -79,7 +79,10 @@ def engine_errors(what: str) -> Iterator[None]:
 
 
 def _unavailable(message: str) -> ExecutorUnavailable:
-    return ExecutorUnavailable(message, hint="start the engine, name its socket, or use the embedded sandbox executor")
+    return ExecutorUnavailable(
+        message,
+        hint="start the engine, name its socket (engine_socket in config.toml, --engine-socket of init), or use the embedded sandbox executor",
+    )
 
 
 def _usual_socket() -> Path:

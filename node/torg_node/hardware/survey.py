@@ -85,9 +85,12 @@ def not_here(wanted: Sequence[str], told: Sequence[GpuFacts], root: Path = _ROOT
     )
 
 
-def disagreements(units: Sequence[GpuFacts], root: Path = _ROOT) -> list[str]:
-    """What a GPU's library says and the kernel does not confirm. A library that makes GPUs up does not make up sysfs."""
-    found: list[str] = []
+def disagreements(units: Sequence[GpuFacts], root: Path = _ROOT, *, wanted: Sequence[str] = ()) -> list[str]:
+    """What a GPU's library says and the kernel does not confirm, and what the owner wants to lend and no library tells of. A library that makes
+    GPUs up does not make up sysfs."""
+    found = [
+        f"gpus in config.toml names {name}, and no driver tells of such a GPU here" for name in unknown(units, wanted)
+    ]
     seen = _pci_vendors(root)
     for unit in units:
         maker = _maker(unit)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 from urllib.parse import parse_qsl
 
 import pytest
@@ -17,7 +19,7 @@ from tests.support.scripted_server import LOSE, Answer, Request, Script, Scripte
 from torg import transport
 from torg.blobs import BlobTransfer
 from torg.errors import DigestMismatch
-from torg.transport import Transport
+from torg.transport import ByteProgress, Transport
 from torg_protocol.api import MarketInfo, OfferPage
 from torg_protocol.errors import (
     Conflict,
@@ -381,6 +383,24 @@ async def test_a_link_planted_at_the_partial_file_is_not_followed(tmp_path: Path
 
     assert refused.value.code == "output_not_writable"
     assert victim.read_text() == "mine"
+
+
+async def test_a_full_disk_is_told_with_its_place_and_what_has_arrived_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = Transport.download
+
+    async def full(self: Transport, url: str, file: IO[bytes], size_bytes: int, on_bytes: ByteProgress | None) -> None:
+        await download(self, url, file, size_bytes, on_bytes)
+        file.truncate(1000)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Transport, "download", full)
+    async for both in talking_to(BlobServer()):
+        with pytest.raises(OSError, match="No space left") as refused:
+            await BlobTransfer(both.client).fetch(DIGEST, tmp_path / "out", tmp_path)
+    (kept,) = tmp_path.iterdir()
+    assert (refused.value.filename, kept.stat().st_size) == (str(kept), 1000)
 
 
 async def test_two_downloads_of_one_file_to_one_folder_do_not_mix(tmp_path: Path) -> None:

@@ -180,6 +180,12 @@ def test_what_nvml_says_is_compared_with_the_kernel(root: Path) -> None:
     assert disagreements([facts()], root) == ["NVML says driver 550.54.14, the kernel says none"]
 
 
+def test_a_gpu_that_its_owner_names_and_no_driver_tells_of_needs_the_owner(tmp_path: Path) -> None:
+    """`doctor` ends with 1 when anything needs its owner; a monitor heard nothing of a card that had gone."""
+    (doubt,) = disagreements([], tmp_path, wanted=["nvidia"])
+    assert "names nvidia, and no driver tells of such a GPU here" in doubt
+
+
 def test_the_owner_reads_what_is_known_and_what_is_not(root: Path) -> None:
     inventory = take_inventory(root, 1 << 30, (facts(),))
     lines = describe(inventory, (facts(pcie_generation=None),), root)
