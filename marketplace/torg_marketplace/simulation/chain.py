@@ -66,6 +66,8 @@ class SimulatedChain:
     lose: float = 0.0
     delay: float = 0.0
     lose_answer: float = 0.0
+    lag: float = 0.0  # how often the node that is asked about a vault has not seen the newest block
+    before: dict[str, VaultState] = field(default_factory=dict)  # what such a node answers
     collaterals: SimulatedCollaterals = field(init=False)
     fee_owner: Pubkey = field(default_factory=lambda: Pubkey(hashlib.sha256(b"fees").digest()))
 
@@ -101,13 +103,15 @@ class SimulatedChain:
         return dropped
 
     def calm(self) -> None:
-        self.down, self.lose, self.delay, self.lose_answer = False, 0.0, 0.0, 0.0
+        self.down, self.lose, self.delay, self.lose_answer, self.lag = False, 0.0, 0.0, 0.0, 0.0
         self.unpayable.clear()
 
     # --- what the marketplace asks -------------------------------------------------------------------------------------
 
     async def vault(self, address: str) -> VaultState | None:
         self._answer()
+        if self.lag and self.chance.random() < self.lag and address in self.finalized:
+            return self.before.get(address, self.finalized[address])
         return self.finalized.get(address)
 
     async def operator_config(self, address: Pubkey) -> OperatorConfig | None:
@@ -204,9 +208,20 @@ class SimulatedChain:
         self.landed.append((self.slot, capture))
         return True
 
+    def start_close(self, address: str) -> None:
+        state = self.finalized[address]
+        self._change(replace(state, close_at=self.now_ms // 1000 + state.grace_s))
+        # Nodes that lag know of it too: what they say before nobody could tell from a closing that was taken back.
+        self.before[address] = self.finalized[address]
+
+    def finish_close(self, address: str) -> None:
+        """After the grace the depositor has the rest, and the account is gone."""
+        if 0 < self.finalized[address].close_at <= self.now_ms // 1000:
+            del self.finalized[address]
+
     def deposit(self, address: str, amount: int) -> None:
         state = self.finalized[address]
-        self.finalized[address] = replace(state, balance=state.balance + amount)
+        self._change(replace(state, balance=state.balance + amount))
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
@@ -271,14 +286,16 @@ class SimulatedChain:
             return "E_NOTHING_PAYABLE"
         return "E_OVER_BALANCE" if capture.total > state.balance else None
 
+    def _change(self, changed: VaultState) -> None:
+        vault = str(changed.address)
+        self.before[vault], self.finalized[vault] = self.finalized[vault], changed
+
     def _settled(self, vault: str) -> int:
         return self.finalized[vault].settled + sum(item.total for _, item in self.landed if item.vault == vault)
 
     def _finalize(self, capture: _Capture) -> None:
         state = self.finalized[capture.vault]
-        self.finalized[capture.vault] = replace(
-            state, settled=state.settled + capture.total, balance=state.balance - capture.total
-        )
+        self._change(replace(state, settled=state.settled + capture.total, balance=state.balance - capture.total))
         self.captures[capture.signature] = capture
         for account, amount in capture.payments:
             self.paid[account] = self.paid.get(account, 0) + amount

@@ -42,6 +42,7 @@ class SimulatedClient:
     jobs: list[JobId] = field(default_factory=list)
     keys: dict[str, JobId] = field(default_factory=dict)
     wanted: dict[JobId, int] = field(default_factory=dict)  # what the job may cost at most, as the client was told
+    leaves_since_ms: int | None = None  # since when the marketplace knows that it closes its vault
 
     @property
     def account(self) -> AccountId:
@@ -60,6 +61,8 @@ class SimulatedClient:
         view = await self._send(request, key)
         if view is None:
             return []
+        if self.leaves_since_ms is not None:
+            return [f"{view.job_id} was admitted, and its vault is being closed"]
         if view.max_amount != most:
             return [f"{view.job_id} was quoted {most} at most, and may cost {view.max_amount}"]
         self.jobs.append(view.job_id)
@@ -132,6 +135,8 @@ class SimulatedClient:
                     view = await extend(unit, self.account, job_id, request)
             except TorgError:
                 return []
+            if self.leaves_since_ms is not None:
+                return [f"{job_id} was extended, and its vault is being closed"]
             if short and more > job.max_amount:
                 return [f"{job_id} was extended under a cap that does not cover it"]
             self.wanted[job_id] = max(self.wanted[job_id], more)
@@ -158,10 +163,14 @@ class SimulatedClient:
         return {str(job_id) for (job_id,) in self.world.database.execute(query)}
 
     async def deposit(self, amount: int) -> None:
-        self.world.chain.deposit(self.vault, amount)
-        self.deposited += amount
+        self.receive(amount)
         if not self.world.chain.down:
             await refresh_vault(self.world.market, self.vault)
+
+    def receive(self, amount: int) -> None:
+        """In its vault; the marketplace sees it when it looks."""
+        self.world.chain.deposit(self.vault, amount)
+        self.deposited += amount
 
     async def _send(self, request: SubmitRequest, key: str | None) -> JobView | None:
         try:

@@ -52,6 +52,7 @@ class SimulatedNode(Worker):
     last_heard_ms: int = -1  # when the marketplace last heard of it
     said_draining: bool = False  # what it last told the marketplace
     stalled_until_ms: int = 0
+    rounds_ms: list[int] = field(default_factory=list)  # when it heard, spoke and was heard, the last few times
 
     # --- what a step may do --------------------------------------------------------------------------------------------
 
@@ -175,8 +176,12 @@ class SimulatedNode(Worker):
             async with self.world.market.transaction() as unit:
                 await on_disconnect(unit, self.id)
 
+    def rounds_since(self, at_ms: int) -> int:
+        return sum(each_ms > at_ms for each_ms in self.rounds_ms)
+
     def _heartbeat(self) -> None:
         """Waits for `pulse.renew`, with those of others."""
+        self.rounds_ms = [*self.rounds_ms[-9:], self.world.clock.time_ms]
         beat = Heartbeat(at_ms=self._clock_ms(), leases=self._held_leases(), draining=self.draining)
         self.world.pulse.beat(self.id, beat, self.world.clock.time_ms)
         self._heard()
@@ -274,6 +279,8 @@ class SimulatedNode(Worker):
         truth = self.truth.get(event.lease_id)
         if (answer.lease_id, answer.sequence) != (event.lease_id, event.sequence):
             raise AssertionError(f"{self.id} said {event.sequence} of {event.lease_id}, and was answered {answer}")
+        if isinstance(answer, Refused) and answer.problem["code"] == "blob_missing":
+            raise AssertionError(f"{self.id} has sent what it names of {event.lease_id}, and is told: {answer.problem}")
         if isinstance(answer, Acknowledge) and truth is not None and event.fence == truth.grant.fence:
             self._note_seen(truth, event)
 

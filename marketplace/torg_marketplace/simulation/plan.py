@@ -20,12 +20,14 @@ class Kind(enum.StrEnum):
     DEPOSIT = "deposit"
     DISPUTE = "dispute"
     DECIDE = "decide"  # a person decides a dispute, or gives something back
+    LEAVE = "leave"  # a client begins to close its vault
     # the marketplace's workers
     MATCH = "match"
     SWEEP = "sweep"
     VERIFY = "verify"
     SETTLE = "settle"
     RECONCILE = "reconcile"
+    HOUSEKEEPING = "housekeeping"  # garbage, what is forgotten, webhooks
     # faults
     CRASH = "crash"
     CUT_OFF = "cut_off"
@@ -70,6 +72,8 @@ _WEIGHTS = {
 _CASES = [Kind.DISPUTE, Kind.DECIDE]
 _CASE_EVERY = 8  # steps, about
 _CROWD_EVERY = 5  # rounds of nodes, about
+_HOUSEKEEPING_EVERY = 8  # steps, about
+_LEAVE_EVERY = 60  # steps, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ def make_plan(seed: int, *, nodes: int | None = None, steps: int = 80) -> Plan:
         )
         for number, kind in enumerate(chance.choices(kinds, weights, k=steps))
     )
-    return Plan(seed, count, max(1, count // 3), _with_cases(seed, _with_crowds(seed, made)))
+    return Plan(seed, count, max(1, count // 3), _with_chores(seed, _with_cases(seed, _with_crowds(seed, made))))
 
 
 def _with_crowds(seed: int, steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -132,6 +136,25 @@ def _with_cases(seed: int, steps: tuple[Step, ...]) -> tuple[Step, ...]:
         if chance.randrange(_CASE_EVERY) == 0:
             kind, who = chance.choice(_CASES), chance.randrange(1_000_000)
             made.append(Step(step.number, kind, who, chance.getrandbits(32), after_ms=0))
+    return tuple(made)
+
+
+def keeps_house(seed: int) -> bool:
+    """Whether in this market garbage is collected, history forgotten, webhooks told, vaults closed, and nodes of the chain lag."""
+    return seed % 7 == 1
+
+
+def _with_chores(seed: int, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """As cases do, in some markets."""
+    if not keeps_house(seed):
+        return steps
+    chance, made = random.Random(f"chores of {seed}"), list[Step]()
+    for step in steps:
+        made.append(step)
+        for kind, every in ((Kind.HOUSEKEEPING, _HOUSEKEEPING_EVERY), (Kind.LEAVE, _LEAVE_EVERY)):
+            if chance.randrange(every) == 0:
+                who = chance.randrange(1_000_000)
+                made.append(Step(step.number, kind, who, chance.getrandbits(32), after_ms=0))
     return tuple(made)
 
 

@@ -15,8 +15,10 @@ from solders.pubkey import Pubkey
 
 from torg_chain.vault import token_account_of
 from torg_marketplace.flow.earnings import FEE_ADDRESS
+from torg_marketplace.simulation import agreement
 from torg_marketplace.simulation.cases import refunds
 from torg_marketplace.simulation.client import SimulatedClient
+from torg_marketplace.simulation.keeping import Told
 from torg_marketplace.simulation.node import SimulatedNode
 from torg_marketplace.simulation.placement import PASSES, deadlines, idle_room, resumes_from_newest
 from torg_marketplace.simulation.plan import Kind
@@ -45,6 +47,8 @@ class Parties:
     ended_leases: set[str] = field(default_factory=set)
     decided_leases: set[str] = field(default_factory=set)
     buried_captures: set[str] = field(default_factory=set)
+    told: Told = field(default_factory=Told)  # by webhooks
+    moments: dict[tuple[str, str], int] = field(default_factory=dict)  # when what happened, as it was first noted
     room_for: Counter[tuple[str, int]] = field(default_factory=Counter)  # passes of the matcher that left a job waiting
 
     def node(self, node_id: str) -> SimulatedNode:
@@ -67,6 +71,8 @@ def broken_promises(parties: Parties, tables: Tables, kind: Kind) -> list[str]:
         *_fees(parties, tables),
         *_idle_room(parties, tables, kind),
         *_heard(parties, tables),
+        *agreement.moments(parties, tables),
+        *agreement.untold(parties, tables),
         *deadlines(tables),
         *_seals(tables),
         *_chain(parties, tables),
@@ -83,6 +89,9 @@ def _new_leases(parties: Parties, tables: Tables) -> Iterator[str]:
             continue
         parties.known_leases.add(lease["lease_id"])
         node, job = parties.node(lease["node_id"]), tables.jobs[lease["job_id"]]
+        left_ms = [client.leaves_since_ms for client in parties.clients if client.vault == job["vault"]]
+        if any(since_ms is not None and since_ms < lease["granted_at_ms"] for since_ms in left_ms):
+            yield f"{lease['lease_id']} was granted, and its vault is being closed"
         if node.said_draining:
             yield f"{lease['lease_id']} was granted to {node.id}, which drains"
         if max(parties.swept_ms, 0) - node.last_heard_ms >= policy.unknown_after_ms:
@@ -274,6 +283,7 @@ def _new_decisions(parties: Parties, tables: Tables) -> Iterator[str]:
         if tables.all(paid, lease["lease_id"])[0][0] != receipt.amount:
             yield f"{lease['lease_id']}: its receipt says {receipt.amount}, its payouts do not"
         yield from _verdict(parties, tables, lease)
+        yield from agreement.decided(parties, tables, lease)
 
 
 def _new_burials(parties: Parties, tables: Tables) -> Iterator[str]:
@@ -346,6 +356,13 @@ def _seals(tables: Tables) -> Iterator[str]:
     )
     for (lease_id,) in tables.all(query):
         yield f"{lease_id}: the client may read results before the verdict"
+    sealed = (
+        "SELECT l.lease_id FROM leases l JOIN jobs j USING (job_id), json_each(l.outputs) o "
+        "JOIN blob_uses b ON b.job_id = l.job_id AND b.digest = json_extract(o.value, '$.digest') "
+        "WHERE j.state = 'succeeded' AND l.state = 'verified' AND l.reason = 'completed' AND l.rank = 0 AND NOT b.client_may_read"
+    )
+    for (lease_id,) in tables.all(sealed):
+        yield f"{lease_id}: the client paid, and may not read the results"
     early = (
         "SELECT DISTINCT l.lease_id FROM payouts p JOIN leases l USING (lease_id) JOIN jobs j USING (job_id) "
         "WHERE json_extract(j.spec, '$.verify.policy') != 'none' AND j.state IN ('queued', 'leased', 'verifying') "

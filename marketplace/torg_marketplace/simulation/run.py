@@ -27,6 +27,15 @@ from torg_marketplace.simulation.cases import decide, given_back, object_to
 from torg_marketplace.simulation.client import SimulatedClient, make_client, meddle
 from torg_marketplace.simulation.collateral import stake
 from torg_marketplace.simulation.invariants import broken
+from torg_marketplace.simulation.keeping import (
+    BLOB_GRACE_MS,
+    KEEP_BLOBS_MS,
+    KEEP_EVIDENCE_MS,
+    KEEP_HISTORY_MS,
+    keep_house,
+    nothing_is_left,
+)
+from torg_marketplace.simulation.leaving import all_leave, begin_to_leave
 from torg_marketplace.simulation.node import SimulatedNode, make_node
 from torg_marketplace.simulation.placement import forgotten
 from torg_marketplace.simulation.plan import Kind, Plan, Step, make_plan
@@ -51,6 +60,10 @@ POLICY = MarketPolicy(
     max_payees=MOST_PAYEES,
     verify_attempts=3,
     spot_protected_ms=5_000,
+    blob_grace_ms=BLOB_GRACE_MS,
+    keep_blobs_ms=KEEP_BLOBS_MS,
+    keep_evidence_ms=KEEP_EVIDENCE_MS,
+    keep_history_ms=KEEP_HISTORY_MS,
 )
 _OPEN = {"wanted", "proposed"}
 _SWEEP_AT_LEAST_EVERY_MS = 15_000
@@ -243,6 +256,10 @@ async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]
             return await _rush(parties, client, chance)
         case Kind.DISPUTE | Kind.DECIDE:
             return await _case(parties, step.kind, client, chance)
+        case Kind.HOUSEKEEPING:
+            return await keep_house(parties.world, parties.told, parties.clients, chance)
+        case Kind.LEAVE:
+            await begin_to_leave(parties.world, client)
         case Kind.HAUNT if node.online:
             return await node.haunt(chance)
         case Kind.IMPERSONATE:
@@ -353,6 +370,7 @@ async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: rando
             chain.lose = chance.choice([0.0, 0.3, 0.9])
             chain.delay, chain.lose_answer = (chance.choice([0.0, 0.3]) for _ in range(2))
             spoil_accounts(parties, chance)
+            chain.lag = chance.choice([0.0, 0.0, 0.5]) if world.keeps_house else 0.0
         case Kind.FORK:
             chain.fork()
         case Kind.LONG_SILENCE:
@@ -419,7 +437,19 @@ async def _finish(parties: Parties, plan: Plan) -> list[str]:
         f"{row[0]} is {row[1]} for ever" for row in tables.all("SELECT slash_id, state FROM slashes") if row[1] in _OPEN
     ]
     problems = await _problems(parties, Kind.SETTLE)
-    return [*unfinished(parties, tables), *unpaid_work(parties, tables), *late, *problems]
+    problems = [*unfinished(parties, tables), *unpaid_work(parties, tables), *late, *problems]
+    return problems if problems or not world.keeps_house else await _close(parties, chance)
+
+
+async def _close(parties: Parties, chance: random.Random) -> list[str]:
+    """When all is done: everybody leaves, and what is kept goes."""
+    world = parties.world
+    try:
+        said = await keep_house(world, parties.told, parties.clients, chance)
+        said += await all_leave(world, parties.clients, chance)
+        return said + await nothing_is_left(world)
+    except Exception:  # noqa: BLE001 - as above
+        return [traceback.format_exc(limit=-6)]
 
 
 async def _settle_down(parties: Parties, chance: random.Random, *, together: bool) -> None:

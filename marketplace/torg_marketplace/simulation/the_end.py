@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 
+from torg_marketplace.simulation.agreement import still_held
 from torg_marketplace.simulation.cases import given_back
 from torg_marketplace.simulation.promises import Parties
 from torg_marketplace.simulation.tables import OPEN, UNBILLED, UP_TO_CHECKPOINT, Tables, attempts_of
@@ -70,6 +71,7 @@ def unfinished(parties: Parties, tables: Tables) -> Iterator[str]:
         yield f"{payout_id} is {state} for ever"
     for (lease_id,) in tables.all("SELECT lease_id FROM commitments WHERE NOT released"):
         yield f"the range of {lease_id} is never released"
+    yield from still_held(parties)
     returned = given_back(tables)
     billed = sum(lease["amount"] for lease in tables.leases) - sum(returned.values())
     if sum(parties.world.chain.paid.values()) != billed:

@@ -14,7 +14,7 @@ from solders.hash import Hash
 from solders.keypair import Keypair
 
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
-from torg_marketplace.flow.blobs import note_upload
+from torg_marketplace.flow.blobs import note_stored, plan_upload
 from torg_marketplace.flow.book import Book
 from torg_marketplace.flow.crowd import Crowd
 from torg_marketplace.flow.pulse import Pulse
@@ -25,7 +25,9 @@ from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.rules.replay import Distance, Segment
 from torg_marketplace.simulation.chain import SimulatedChain
 from torg_marketplace.simulation.memory_database import empty_market
+from torg_marketplace.simulation.plan import keeps_house
 from torg_marketplace.storage.engine import Sessions
+from torg_protocol.api import BlobUploadRequest
 from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import Digest, NodeId
@@ -95,12 +97,16 @@ class Links:
 
 
 class Blobs:
+    """What the marketplace has. Parties keep what they sent, and send it again when it was thrown away meanwhile."""
+
     def __init__(self) -> None:
         self.stored: dict[Digest, bytes] = {}
+        self.made: dict[Digest, bytes] = {}
+        self.sent_at_ms: dict[tuple[Digest, str], int] = {}
 
     def put(self, data: bytes) -> BlobRef:
         digest = sha256_digest(data)
-        self.stored[digest] = data
+        self.stored[digest] = self.made[digest] = data
         return BlobRef(digest=digest, size_bytes=len(data))
 
     async def size(self, digest: Digest) -> int | None:
@@ -113,11 +119,18 @@ class Blobs:
         self.stored[blob.digest] = b"".join([self.stored[piece.digest] for piece in pieces])
 
     async def sent_by(self, market: Market, account: str, blobs: Sequence[BlobRef]) -> None:
-        """What the API notes when it takes an upload."""
-        async with market.transaction() as unit:
-            for blob in blobs:
-                if blob.digest in self.stored:
-                    await note_upload(unit, account, blob.digest, blob.size_bytes)
+        """As a client of the API does, which asks what is there already; and what the API notes when it takes an upload."""
+        now_ms = market.clock.now_ms()
+        fresh_ms = now_ms - market.policy.blob_grace_ms // 2
+        for blob in blobs:
+            sent_ms = self.sent_at_ms.get((blob.digest, account))
+            if sent_ms is not None and sent_ms > fresh_ms:
+                continue
+            request = BlobUploadRequest(digest=blob.digest, size_bytes=blob.size_bytes)
+            if sent_ms is None or (await plan_upload(market, account, request)).url is not None:
+                self.stored[blob.digest] = self.made[blob.digest]
+                await note_stored(market, account, blob.digest, blob.size_bytes)
+            self.sent_at_ms[blob.digest, account] = now_ms
 
     async def download_url(self, digest: Digest, now_ms: int) -> str:
         return f"memory:{digest}:{now_ms}"
@@ -232,6 +245,7 @@ class World:
     pulse: Pulse
     workspace: BlobRef
     keeps_volumes: bool  # whether jobs write volumes that outlive them
+    keeps_house: bool  # whether what is not needed goes, who listens is told, and clients leave
     shares_gpus: bool  # whether owners let leases of one client share a GPU
 
     def restart(self) -> None:
@@ -279,6 +293,7 @@ def open_world(seed: int, policy: MarketPolicy) -> World:
         Pulse(),
         workspace,
         keeps_volumes=seed % 4 == 3,
+        keeps_house=keeps_house(seed),
         shares_gpus=seed % 4 == 2,
     )
 
