@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import signal
@@ -37,6 +38,7 @@ from torg_marketplace.storage.nonces import NonceStore
 from torg_marketplace.storage.shared_admission import SharedAdmission
 
 _SHUTDOWN_S = 3
+_COLLECT_AFTER = 20_000  # objects more than there were; Python's own 700 are what a few jobs make
 # Longer than clients and proxies keep theirs (15 and 60 s are usual): who closes first must be who sends, or a request meets a closed line.
 KEEP_ALIVE_S = 75
 
@@ -91,6 +93,7 @@ async def serve(settings: Settings) -> None:
             stack.callback(stop_metrics)
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers no event for it
             await asyncio.sleep(0.01)
+        _collect_less()
         print(json.dumps(ready), flush=True)  # noqa: T201 - the one line that says where it listens
         try:
             await asyncio.wait({serving, at_work}, return_when=asyncio.FIRST_COMPLETED)
@@ -101,6 +104,14 @@ async def serve(settings: Settings) -> None:
             await serving
         if at_work.done() and not at_work.cancelled() and (error := at_work.exception()) is not None:
             raise error  # loops end only so: whoever supervises this process has to start it again
+
+
+def _collect_less() -> None:
+    """Python looks for cycles among all that lives, again and again, and everybody waits meanwhile. What start-up has made (modules, models,
+    routes) stays in any case: it is looked through once more and then never again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
 
 
 def listen(host: str, port: int) -> socket.socket:
