@@ -191,6 +191,7 @@ def _add_accounts_options(name: str, command: argparse.ArgumentParser) -> None:
         case "credit-grant":
             command.add_argument("account")
             command.add_argument("amount", help='tokens, for example "10"')
+            command.add_argument("--take-back", action="store_true", help="of what is neither spent nor held, instead")
         case "credit-show" | "key-list":
             command.add_argument("account")
         case "key-create":
@@ -201,7 +202,9 @@ def _add_accounts_options(name: str, command: argparse.ArgumentParser) -> None:
             )
             command.add_argument("--spend-cap", required=True, help="tokens that jobs of this key may cost in all")
             command.add_argument("--expires", default="90d", help='for example "90d"')
-            command.add_argument("--scope", action="append", choices=list(Scope), help="repeat it; default: all")
+            command.add_argument(
+                "--scope", action="append", choices=[scope.value for scope in Scope], help="repeat it; default: all"
+            )
         case _:
             command.add_argument("key", help="key_...")
 

@@ -42,7 +42,7 @@ async def _run(arguments: argparse.Namespace, market: Market) -> object:
             return await _open(market, parse_amount(arguments.deposit, decimals, field="--deposit"))
         case "credit-grant":
             async with market.transaction() as unit:
-                amount = parse_amount(arguments.amount, decimals)
+                amount = parse_amount(arguments.amount, decimals) * (-1 if arguments.take_back else 1)
                 return (await grant_credit(unit, AccountId(arguments.account), amount)).wire()
         case "credit-show":
             async with market.reading() as unit:

@@ -12,6 +12,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.support.small_market import SmallMarket, run, running_market
+from tests.support.waiting import until
 from torg_host.tracing import ids_of
 from torg_protocol.states import JobState
 
@@ -23,7 +24,9 @@ class Collector:
 
     def __init__(self) -> None:
         self.url = ""
-        self.spans: list[tuple[str, str, str, str]] = []  # service, name, trace, the job that it is about
+        self.spans: list[
+            tuple[str, str, str, str, str]
+        ] = []  # service, name, trace, the job and lease that it is about
 
     def take(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
@@ -32,10 +35,11 @@ class Collector:
             ]
             for span in (span for scope in resource.scope_spans for span in scope.spans):
                 told = {item.key: item.value.string_value for item in span.attributes}
-                self.spans.append((service, span.name, span.trace_id.hex(), told.get("torg.job_id", "")))
+                about = told.get("torg.job_id", ""), told.get("torg.lease_id", "")
+                self.spans.append((service, span.name, span.trace_id.hex(), *about))
 
     def names(self, service: str) -> list[str]:
-        return [name for sender, name, _, _ in self.spans if sender == service]
+        return [name for sender, name, *_ in self.spans if sender == service]
 
 
 @pytest.fixture
@@ -71,12 +75,16 @@ async def test_marketplace_and_node_write_one_trace(tmp_path: Path, collector: C
         await market.start_node()
         job = await run(client, ["python", "-c", "print('traced')"])
         assert job.state is JobState.SUCCEEDED
+        await until(lambda: "settle" in collector.names("torg-marketplace"), within_s=60)
         await market.node.stop()  # what still waits is sent
         assert market.marketplace is not None
         await market.marketplace.stop()
     trace = ids_of(job.job_id)[0].to_bytes(16, "big").hex()
-    assert {(trace, job.job_id)} == {span[2:] for span in collector.spans}
-    assert collector.names("torg-marketplace")[:7] == ["submit", "match", "grant", "prepare", "run", "report", "verify"]
+    assert {(trace, job.job_id)} == {span[2:4] for span in collector.spans}
+    stages = collector.names("torg-marketplace")
+    assert stages == ["submit", "match", "grant", "prepare", "run", "report", "verify", "settle"]
+    of_leases = {lease for _, name, _, _, lease in collector.spans if name != "submit"}
+    assert of_leases == {lease.lease_id for lease in job.leases}
     steps = collector.names("torg-node")
     assert [steps[0], steps[-1]] == ["node: check the grant", "node: report"]
     assert {"node: start the container", "node: watch"} <= set(steps)

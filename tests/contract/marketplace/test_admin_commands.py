@@ -51,6 +51,12 @@ async def test_only_what_needs_the_chain_asks_it(tmp_path: Path) -> None:
     assert (code, [item["subject"] for item in json.loads(said)]) == (0, ["evil.example/miner"])
     assert complained == ""  # a command that did what it was asked for has nothing else to say
 
+    await run(data, rpc_url, "credit-grant", "acct_ci", "3")
+    code, said, _ = await run(data, rpc_url, "credit-grant", "acct_ci", "2", "--take-back")
+    assert (code, json.loads(said)["available"]) == (0, 1_000_000)
+    code, _, complained = await run(data, rpc_url, "credit-grant", "acct_ci", "2", "--take-back")
+    assert (code, "credit_amount_invalid" in complained) == (1, True)
+
     code, said, complained = await run(data, rpc_url, "erase", "not-an-account")
     assert (code, said) == (1, "")
     assert "subject_invalid" in complained
