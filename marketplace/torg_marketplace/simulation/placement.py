@@ -77,12 +77,18 @@ def resumes_from_newest(tables: Tables, lease: sqlite3.Row, resumed: str | None)
     if (
         _policy(tables, lease["job_id"]) == "replay"
     ):  # where each answers for its own; what nobody can tell is not built upon
-        dropped = rejected | {other["fence"] for other in before if '"inconclusive"' in (other["verdict"] or "")}
+        dropped = rejected | {other["fence"] for other in before if _could_not_tell(other["verdict"])}
     else:
         dropped = set(range(max(rejected, default=-1) + 1))
     newest = [name for name, fence in stored if fence not in dropped][-1:]
     if newest != [resumed] and (newest or resumed is not None):
         yield f"{lease['lease_id']} resumes from {resumed}, the newest checkpoint is {newest}"
+
+
+def _could_not_tell(verdict: str | None) -> bool:
+    """Not so where the job failed on it and is tried again: that is not paid, whatever its checkpoints are worth."""
+    found = json.loads(verdict or "{}")
+    return found.get("result") == "inconclusive" and not found["detail"].startswith("it led to nothing")
 
 
 def _policy(tables: Tables, job_id: str) -> str:
