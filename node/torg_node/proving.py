@@ -143,6 +143,7 @@ def proof_lines(status: ProofStatus | None) -> list[str]:
         f"{unit.unit}  at least {unit.gops} billion int8 operations/s, {unit.memory_bytes >> 20} MiB filled and walked"
         f" ({unit.arithmetic})"
         for unit in status.units
+        if unit.gops or unit.memory_bytes  # of one that answered nothing in time nothing is known
     ]
     return lines
 

@@ -200,9 +200,9 @@ def _check_fees(found: Prospect, payer: Pubkey) -> None:
 
 
 def cost_in_words(cost: TransferCost) -> str:
-    rent = f" and {format_amount(cost.rent, 9)} for the wallet's token account, once" if cost.rent else ""
+    rent = f" and, once, {format_amount(cost.rent, 9)} SOL for the wallet's token account" if cost.rent else ""
     kept = cost.kept + KEPT_FOR_ORDERS_LAMPORTS
-    return f"{format_amount(cost.fee, 9)}{rent}, and {format_amount(kept, 9)} must stay"
+    return f"{format_amount(cost.fee, 9)} SOL{rent}; {format_amount(kept, 9)} SOL must stay"
 
 
 def in_words(entry: SweepEntry, decimals: int) -> str:

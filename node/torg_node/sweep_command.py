@@ -174,7 +174,8 @@ def summary(settings: Settings, journal: Journal) -> str | None:
     decimals, plan = settings.network.decimals, settings.sweep
     count = sum(count for count, _ in journal.sweeps.totals().values())
     amount = sum(amount for _, amount in journal.sweeps.totals().values())
-    swept = f"{format_amount(amount, decimals)} swept in {count}" if count else "nothing swept yet"
+    times = "1 sweep" if count == 1 else f"{count} sweeps"
+    swept = f"{format_amount(amount, decimals)} swept in {times}" if count else "nothing swept yet"
     if plan is None:
         return f"{swept}; no plan" if count else None
     if journal.fact(CONFIRMED_FACT) != plan.to:
@@ -214,7 +215,7 @@ def _prospect_text(found: Prospect, decimals: int, payer: Pubkey) -> str:
     holds = f"{format_amount(found.balance, decimals)} is there, {format_amount(found.keep, decimals)} stays"
     amount = f"{format_amount(found.amount, decimals)} would go to {found.to}" if found.amount else "nothing would go"
     lines = [f"{amount} ({holds}); nothing was sent: --now does it"]
-    lines.append(f"  costs  {cost_in_words(found.cost)} SOL; the node's key holds {format_amount(found.lamports, 9)}")
+    lines.append(f"  costs  {cost_in_words(found.cost)}; the node's key holds {format_amount(found.lamports, 9)} SOL")
     if found.lamports_missing:
         lines.append(f"  MISSING  {format_amount(found.lamports_missing, 9)} SOL: send it to {payer}")
     return "\n".join(lines)

@@ -274,12 +274,12 @@ async def test_the_command_asks_for_the_wallet_twice_and_shows_what_it_would_cos
         assert f"NOT CONFIRMED: torg-node sweep --confirm {own.cold}" in await command()
         shown = await command("--dry-run", "--keep", "0.5")
         assert f"1 would go to {own.cold} (1.5 is there, 0.5 stays); nothing was sent" in shown
-        assert "0.000005 and 0.00203928 for the wallet's token account, once" in shown
+        assert "0.000005 SOL and, once, 0.00203928 SOL for the wallet's token account" in shown
         assert await command("--now", "--to", stranger, "--confirm", stranger, "--at-least", "2") == "nothing to sweep"
         assert journal.fact(CONFIRMED_FACT) is None  # that was for once
         assert str(own.cold) in await command("--confirm", str(own.cold))
         assert (await command("--now")).startswith(f"sweep 1: 1.5 to {own.cold}: ")
-        assert (await command()).startswith(f"1.5 swept in 1; to {own.cold}, every 7d\n")
+        assert (await command()).startswith(f"1.5 swept in 1 sweep; to {own.cold}, every 7d\n")
 
 
 async def test_who_has_nothing_to_sweep_needs_no_fees_for_it(tmp_path: Path) -> None:

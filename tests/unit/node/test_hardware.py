@@ -14,8 +14,10 @@ from torg_node.hardware.nvidia import Nvidia
 from torg_node.hardware.sensors import Fitness, Sensors
 from torg_node.hardware.survey import describe, disagreements
 from torg_node.hardware.topology import cpus_by_numa_node, numa_node_of_pci
+from torg_node.proving import proof_lines
 from torg_node.steps.energy import difference_mj
 from torg_protocol.offers import GpuInfo
+from torg_protocol.proofs import ProofStatus, UnitProof
 
 UNITS = """
 import json
@@ -226,3 +228,9 @@ def test_energy_that_cannot_be_told_is_not_guessed(
     before: dict[str, int], after: dict[str, int], used_mj: int | None
 ) -> None:
     assert difference_mj(("a", "b"), before, after) == used_mj
+
+
+def test_of_a_unit_that_answered_no_proof_in_time_no_figures_are_said() -> None:
+    """It said "at least 0 billion int8 operations/s, 0 MiB filled and walked ()"."""
+    late = ProofStatus(state="unproven", detail="no whole answer within the time", units=(UnitProof(unit="cpu"),))
+    assert proof_lines(late) == ["unproven: no whole answer within the time"]
