@@ -26,7 +26,7 @@ from torg_protocol.ids import AccountId
 from torg_protocol.webhooks import WebhookRequest
 
 # Of the simulated market: short enough that things go while others go on.
-BLOB_GRACE_MS, KEEP_BLOBS_MS, KEEP_EVIDENCE_MS, KEEP_HISTORY_MS = 60_000, 90_000, 240_000, 90_000
+BLOB_GRACE_MS, KEEP_BLOBS_MS, KEEP_EVIDENCE_MS, KEEP_HISTORY_MS = 10_000, 45_000, 120_000, 45_000
 _LOOKED_AT = {"metric", "replay", "activation", "quorum"}  # policies after which files are evidence
 _KINDS = ("job", "lease", "receipt", "checkpoint")
 _PAUSES_MS = (5_000, 30_000, 120_000, 600_000)  # after the first tries that failed
