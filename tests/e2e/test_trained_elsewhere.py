@@ -79,7 +79,10 @@ async def test_a_liar_that_leaves_is_found_before_an_honest_node_goes_on_from_it
             await other.stop()
 
     liar, honest = ended.leases
-    assert (ended.state, liar.state, honest.state) == (JobState.SUCCEEDED, LeaseState.REJECTED, LeaseState.VERIFIED)
+    why = [receipt.receipt.verdict for receipt in receipts]
+    assert (ended.state, liar.state, honest.state) == (JobState.SUCCEEDED, LeaseState.REJECTED, LeaseState.VERIFIED), (
+        why
+    )
     assert (honest.resumed_from, liar.newest_checkpoint is None) == (None, False)
     verdicts = {receipt.receipt.node: receipt.receipt for receipt in receipts}
     assert (verdicts[liar.node].verdict.result, verdicts[liar.node].amount) == ("failed", 0)

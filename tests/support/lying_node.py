@@ -1,6 +1,6 @@
 """The real agent, and yet a liar: it works as asked, and hands over something else. `python -m tests.support.lying_node start --data ...`
 
-Every output's second half is zeros, which leaves a safetensors file readable; or, with LIES_ABOUT=checkpoints, that of the weights in its checkpoints.
+Every output's second half is zeros, which leaves a safetensors file readable; or, with LIES_ABOUT=checkpoints, all weights in its checkpoints are.
 For end-to-end tests of verification.
 """
 
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from torg_node.__main__ import main
 from torg_node.lease import Lease
@@ -19,23 +21,21 @@ from torg_node.steps.collect_outputs import CollectOutputs
 _honest_outputs, _honest_checkpoint = CollectOutputs.do, CheckpointKeeper._store
 
 
-def _spoil(folder: Path, which: str) -> None:
-    for path in folder.rglob(which):
+async def _lie(step: CollectOutputs, lease: Lease) -> None:
+    for path in (lease.files / "output").rglob("*"):
         if path.is_file():
             data = path.read_bytes()
             path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
-
-
-async def _lie(step: CollectOutputs, lease: Lease) -> None:
-    _spoil(lease.files / "output", "*")
     await _honest_outputs(step, lease)
 
 
 async def _lie_about_checkpoint(keeper: CheckpointKeeper, item: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        spoiled = shutil.copytree(item, Path(folder) / item.name)
-        _spoil(spoiled, "*.safetensors")
-        await _honest_checkpoint(keeper, spoiled)
+    spoiled = shutil.copytree(item, keeper._lease.folder / "spoiled" / item.name)
+    for path in spoiled.glob("*.safetensors"):
+        tensors = load_file(path)
+        spoiled_too = {name: np.zeros_like(value) for name, value in tensors.items() if ".model." in name}
+        save_file(tensors | spoiled_too, path)
+    await _honest_checkpoint(keeper, spoiled)
 
 
 # What makes it a liar, and no type checker believes it.
