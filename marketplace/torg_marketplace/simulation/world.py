@@ -124,11 +124,13 @@ class Blobs:
         fresh_ms = now_ms - market.policy.blob_grace_ms // 2
         for blob in blobs:
             sent_ms = self.sent_at_ms.get((blob.digest, account))
-            if sent_ms is not None and sent_ms > fresh_ms:
+            data = self.made.get(blob.digest, self.stored.get(blob.digest))
+            is_there = blob.digest in self.stored and sent_ms is not None and sent_ms > fresh_ms
+            if data is None or is_there:  # nobody can send what he never had
                 continue
             request = BlobUploadRequest(digest=blob.digest, size_bytes=blob.size_bytes)
             if sent_ms is None or (await plan_upload(market, account, request)).url is not None:
-                self.stored[blob.digest] = self.made[blob.digest]
+                self.stored[blob.digest] = data
                 await note_stored(market, account, blob.digest, blob.size_bytes)
             self.sent_at_ms[blob.digest, account] = now_ms
 
