@@ -72,7 +72,8 @@ async def create_webhook(unit: Unit, account: AccountId, request: WebhookRequest
         raise Conflict("this URL is told already", code="webhook_exists", field="url", value=request.url)
     if len(rows) >= MAX_WEBHOOKS_PER_ACCOUNT:
         raise Conflict(f"you have {len(rows)} webhooks", code="too_many_webhooks", hint=_TOO_MANY)
-    await _catch_up(unit)  # what happened before is not for this one
+    while await _catch_up(unit) == _EVENTS_AT_ONCE:  # what happened before is not for this one
+        pass
     row = WebhookRow(
         webhook_id=unit.new_id("hook"),
         account=account,

@@ -227,6 +227,24 @@ async def test_others_events_and_events_from_before_are_not_told(served: ServedW
         assert (await http.get("/v1/webhooks")).json()["webhooks"] == []
 
 
+async def test_a_webhook_made_while_many_events_wait_is_told_none_of_them(
+    served: ServedWorld, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torg_marketplace.flow.webhooks._EVENTS_AT_ONCE", 2)
+    async with hooked(served, f"{receiver.url}&first", kinds=["job"]) as (
+        http,
+        _,
+    ):  # from now on events are kept for somebody
+        for _ in range(3):
+            await cancelled_job(http)
+        made = (await http.post("/v1/webhooks", json={"url": receiver.url, "kinds": ["job"]})).json()
+        page = await http.get(f"/v1/webhooks/{made['webhook']['webhook_id']}/deliveries")
+        assert page.json()["deliveries"] == []
+        await deliver_webhooks(served.world.market)
+        page = await http.get(f"/v1/webhooks/{made['webhook']['webhook_id']}/deliveries")
+        assert page.json()["deliveries"] == []
+
+
 async def test_without_the_operators_leave_nothing_goes_to_a_private_address(
     tmp_path: Path, receiver: Receiver
 ) -> None:
