@@ -30,6 +30,12 @@ def test_promises_hold_in_many_short_lives(first: int) -> None:
         assert report.failure is None, str(report.failure)
 
 
+def test_promises_hold_in_a_market_of_more_than_a_hundred_nodes() -> None:
+    """More happens at the same moment than in small ones: two bugs that hundreds of seeds had not met were found within 25 steps."""
+    report = simulate(7, nodes=120, steps=25)
+    assert report.failure is None, str(report.failure)
+
+
 @pytest.mark.parametrize("seed", [47, 48])
 def test_a_marketplace_that_slept_gives_every_lease_a_fresh_grace(seed: int) -> None:
     """Its pauses are its own, also those that no restart ends: the promises about time count from there."""
