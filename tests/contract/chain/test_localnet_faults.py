@@ -142,7 +142,9 @@ async def test_a_client_that_resends_gets_through_a_bad_cluster_and_pays_once(tm
     """Half of everything is lost, or every fifth slot is a fork. What is finalized is finalized once."""
     payer, to = Keypair(), Keypair().pubkey()
     chance = "0.5" if fault == "--drop" else "0.2"
-    bad = running_localnet(tmp_path, fault, chance, "--seed", "7", slot_ms=200)  # a blockhash lives for 30 s
+    bad = running_localnet(
+        tmp_path, fault, chance, "--seed", "7", slot_ms=400
+    )  # a blockhash lives for 60 s, also of a client that is starved
     async with bad as localnet, ChainClient(localnet.rpc_url) as chain:
         await chain.faucet(payer.pubkey(), 1)
         for _ in range(3):

@@ -120,3 +120,11 @@ def test_openings_belong_to_their_commitment() -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(NoDevice):
         choose_path("gpu:0")
+
+
+def test_int8_is_taken_where_its_kernel_is_the_faster_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AVX2 alone it takes some ten times as long as float32: such nodes ran out of their time to answer."""
+    seconds = iter([3.0, 1.0])
+    monkeypatch.setattr(TorchArithmetic, "_seconds_of", lambda _self, _product: next(seconds))
+    assert choose_path("cpu").name == "torch float32 cpu"
+    assert choose_path("cpu", wanted="torch-int8").name == "torch int8 cpu", "who asks for it gets it"
