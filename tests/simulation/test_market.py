@@ -30,6 +30,7 @@ def test_promises_hold_in_many_short_lives(first: int) -> None:
         assert report.failure is None, str(report.failure)
 
 
+@pytest.mark.timeout(900)
 def test_promises_hold_in_a_market_of_more_than_a_hundred_nodes() -> None:
     """More happens at the same moment than in small ones: two bugs that hundreds of seeds had not met were found within 25 steps."""
     report = simulate(7, nodes=120, steps=25)
