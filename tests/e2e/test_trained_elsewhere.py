@@ -16,8 +16,9 @@ from tests.support.small_market import SmallMarket, running_market
 from tests.support.workload_runs import WORKLOADS
 from torg.client import AsyncClient
 from torg.spec_file import spec_from_mapping
+from torg_protocol.api import JobView
 from torg_protocol.states import JobState, LeaseState
-from torg_protocol.usage import verify_receipt
+from torg_protocol.usage import SignedReceipt, verify_receipt
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 EPOCHS = "300"  # several seconds: it must not end before its node is killed
@@ -34,14 +35,7 @@ async def test_a_killed_training_ends_in_the_same_weights_elsewhere_and_is_verif
         await market.node.kill()
         await remove_containers(market.folder / "node")  # the machine is gone, with all that ran on it
 
-        other = SmallMarket(tmp_path / "other", url=market.url, rpc_url=market.rpc_url)
-        try:
-            await other.start_node()
-            ended = await client.wait(job.job_id)
-            outputs = await client.pull(job.job_id, tmp_path / "outputs")
-            receipts = await client.receipts(job.job_id)
-        finally:
-            await other.stop()
+        ended, outputs, receipts = await finished_by_another(market, client, job.job_id, tmp_path)
 
     first, second = ended.leases
     assert (ended.state, first.state, second.state) == (JobState.SUCCEEDED, LeaseState.LOST, LeaseState.VERIFIED)
@@ -69,14 +63,7 @@ async def test_a_liar_that_leaves_is_found_before_an_honest_node_goes_on_from_it
         await market.node.kill()
         await remove_containers(market.folder / "node")
 
-        other = SmallMarket(tmp_path / "other", url=market.url, rpc_url=market.rpc_url)
-        try:
-            await other.start_node()
-            ended = await client.wait(job.job_id)
-            outputs = await client.pull(job.job_id, tmp_path / "outputs")
-            receipts = await client.receipts(job.job_id)
-        finally:
-            await other.stop()
+        ended, outputs, receipts = await finished_by_another(market, client, job.job_id, tmp_path)
 
     liar, honest = ended.leases
     why = [receipt.receipt.verdict for receipt in receipts]
@@ -89,6 +76,19 @@ async def test_a_liar_that_leaves_is_found_before_an_honest_node_goes_on_from_it
     assert (verdicts[honest.node].verdict.result, verdicts[honest.node].amount > 0) == ("passed", True)
     (model,) = [path for path in outputs if path.name == "model.safetensors"]
     assert model.read_bytes() == (await uninterrupted(tmp_path / "uninterrupted")).read_bytes()
+
+
+async def finished_by_another(
+    market: SmallMarket, client: AsyncClient, job_id: str, folder: Path
+) -> tuple[JobView, list[Path], tuple[SignedReceipt, ...]]:
+    """A node of another owner joins, and goes on: the job's end, its outputs and its receipts."""
+    other = SmallMarket(folder / "other", url=market.url, rpc_url=market.rpc_url)
+    try:
+        await other.start_node()
+        ended = await client.wait(job_id)
+        return ended, await client.pull(job_id, folder / "outputs"), await client.receipts(job_id)
+    finally:
+        await other.stop()
 
 
 async def until_checkpoint(client: AsyncClient, job_id: str) -> None:
