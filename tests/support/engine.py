@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import io
 import os
@@ -20,9 +19,10 @@ from typing import Any
 import aiodocker
 import pytest
 
+from tests.support.job_logs import read_logs, text_of
 from torg_node.executors.docker import DockerExecutor
 from torg_node.executors.docker_archive import File, ImageArchive, ImageConfig, image_archive
-from torg_node.executors.port import Exit, Handle, LaunchSpec, LogChunk, Mount, ResourceLimits
+from torg_node.executors.port import Exit, LaunchSpec, Mount, ResourceLimits
 
 DOCKER_FOLDER = Path(__file__).resolve().parents[2] / "docker"
 ENGINE_SCRIPT = DOCKER_FOLDER / "engine.py"
@@ -128,15 +128,6 @@ async def run_to_end(executor: DockerExecutor, spec: LaunchSpec) -> Outcome:
     outcome = Outcome(await executor.wait(handle), text_of(chunks, "stdout"), text_of(chunks, "stderr"))
     await executor.remove(handle)
     return outcome
-
-
-async def read_logs(executor: DockerExecutor, handle: Handle, **offsets: int) -> list[LogChunk]:
-    async with asyncio.timeout(60):
-        return [chunk async for chunk in executor.logs(handle, **offsets)]
-
-
-def text_of(chunks: Sequence[LogChunk], stream: str) -> str:
-    return b"".join(chunk.data for chunk in chunks if chunk.stream == stream).decode()
 
 
 def job_folder(path: Path) -> Mount:

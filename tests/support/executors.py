@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import docker_executor
+from tests.support.job_logs import read_logs, text_of
 from tests.support.leaks import is_kept_spare
 from torg_host.sandbox.launch import cgroup_name
 from torg_node.executors.port import Executor, Exit, Handle, LaunchSpec, LogChunk, Mount, ResourceLimits
@@ -159,15 +160,6 @@ class Ended:
 
     def text(self, stream: str = "stdout") -> str:
         return text_of(self.chunks, stream)
-
-
-def text_of(chunks: Sequence[LogChunk], stream: str = "stdout") -> str:
-    return b"".join(chunk.data for chunk in chunks if chunk.stream == stream).decode()
-
-
-async def read_logs(executor: Executor, handle: Handle, **offsets: int) -> list[LogChunk]:
-    async with asyncio.timeout(60):
-        return [chunk async for chunk in executor.logs(handle, **offsets)]
 
 
 def python(program: str) -> tuple[str, str, str]:

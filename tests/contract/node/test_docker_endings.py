@@ -12,15 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import (
-    docker_executor,
-    job_folder,
-    launch,
-    limits,
-    read_logs,
-    run_to_end,
-    text_of,
-)
+from tests.support.engine import docker_executor, job_folder, launch, limits, run_to_end
+from tests.support.job_logs import read_logs, text_of
 from torg_node.executors.docker_request import ALARM_ALLOWANCE_MS
 from torg_node.executors.port import ExitReason, Handle
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import docker_executor, launch, limits, read_logs, text_of
+from tests.support.engine import docker_executor, launch, limits
+from tests.support.job_logs import read_logs, text_of
 from torg_node.executors.docker_log_files import LogFiles
 from torg_node.executors.docker_logs import (
     FrameParser,

@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.support.engine import (
-    docker_executor,
-    engine_client,
-    launch,
-    load_image,
-    run_to_end,
-    small_image,
-    text_of,
-)
+from tests.support.engine import docker_executor, engine_client, launch, load_image, run_to_end, small_image
+from tests.support.job_logs import read_until
 from torg_node.executors.docker import DockerExecutor
 from torg_node.executors.docker_archive import File
 from torg_node.executors.docker_gpu import verify_device_nodes, verify_gpus
@@ -215,12 +208,7 @@ async def test_a_gpu_without_a_runtime_of_its_own_comes_as_its_device_nodes_and_
         reference = (await executor.prepare(image.tag)).reference
         use = f"id -G; echo used > {simulated_gpu} && echo written && sleep 60"
         handle = await executor.start(launch("amd", ["sh", "-c", use], image=reference, gpu_uuids=("AMD-1",)))
-        async with asyncio.timeout(60):
-            said = ""
-            async for chunk in executor.logs(handle):
-                said += text_of([chunk], "stdout")
-                if "written" in said:
-                    break
+        said = await read_until(executor, handle, "written\n")
         with pytest.raises(ExecutorError) as unseen:
             await verify_device_nodes(executor._engine.docker, handle.ref, [simulated_gpu, "/dev/dri/renderD128"])
         with pytest.raises(ExecutorError, match="no such file"):

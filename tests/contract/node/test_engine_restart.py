@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import DOCKER_FOLDER, docker_executor, launch, load_script, read_logs, text_of
+from tests.support.engine import DOCKER_FOLDER, docker_executor, launch, load_script
+from tests.support.job_logs import read_logs, read_until, text_of
 from torg_node.executors.errors import ExecutorUnavailable
 from torg_node.executors.port import Exit, ExitReason
 
@@ -55,9 +56,7 @@ async def _restart_under_a_job(engine: object, number: signal.Signals, tmp_path:
         handle = await executor.start(launch("counts", ["python", "-c", COUNT]))
         following = asyncio.create_task(read_logs(executor, handle))
         waiting = asyncio.create_task(executor.wait(handle))
-        async for chunk in executor.logs(handle):
-            if b"2\n" in chunk.data:
-                break
+        await read_until(executor, handle, "2\n")
         await asyncio.to_thread(engine.end_daemon, number)
         with pytest.raises(ExecutorUnavailable):  # what is new is not waited for
             await executor.start(launch("other", ["true"]))

@@ -21,10 +21,9 @@ from tests.support.executors import (
     isolating_kinds,
     left_behind,
     python,
-    read_logs,
     start_agent,
-    text_of,
 )
+from tests.support.job_logs import read_logs, read_until, text_of
 from tests.support.waiting import until
 from torg_host.disk import QuotaDisk
 from torg_node.executors.errors import AlreadyRunning, ExecutorError, ImageNotFound
@@ -87,10 +86,7 @@ async def test_logs_are_followed_live(bench: Bench) -> None:
     """Long before the job ends."""
     handle = await bench.start(*python("import time; print('first'); time.sleep(600)"))
 
-    async with asyncio.timeout(60):
-        async for chunk in bench.executor.logs(handle):
-            assert b"first\n".startswith(chunk.data)
-            break
+    assert await read_until(bench.executor, handle, "\n") == "first\n"
 
     await bench.executor.stop(handle, 0)
 
@@ -142,7 +138,7 @@ print("ready")
 time.sleep(60)
 """
     handle = await bench.start(*python(program))
-    await _first_line(bench, handle)
+    await read_until(bench.executor, handle, "\n")
 
     await bench.executor.stop(handle, 10_000)
     ended = await bench.executor.wait(handle)
@@ -155,7 +151,7 @@ time.sleep(60)
 async def test_stop_kills_a_stubborn_job_after_the_grace(bench: Bench) -> None:
     program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(60)"
     handle = await bench.start(*python(program))
-    await _first_line(bench, handle)
+    await read_until(bench.executor, handle, "\n")
     asked = time.monotonic()
 
     await bench.executor.stop(handle, 500)
@@ -403,10 +399,3 @@ async def test_a_job_survives_the_sigkill_of_its_agent(bench: Bench, request: py
     assert text_of(chunks) == "before\nafter\n"
     assert (ended.reason, ended.code) == (ExitReason.EXITED, 3)
     assert ended.finished_at_ms - ended.started_at_ms >= 1400
-
-
-async def _first_line(bench: Bench, handle: Handle) -> None:
-    async with asyncio.timeout(60):
-        async for chunk in bench.executor.logs(handle):
-            if chunk.data.endswith(b"\n"):
-                return

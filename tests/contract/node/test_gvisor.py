@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import docker_executor
-from tests.support.executors import LIMITS, python, read_logs
+from tests.support.executors import LIMITS, python
+from tests.support.job_logs import read_logs, read_until
 from torg_node.executors.docker import DockerExecutor
 from torg_node.executors.port import ExitReason, LaunchSpec
 from torg_node.executors.probes import EGRESS_PROBE, KERNEL_PROBES, check_walls, with_egress
@@ -55,9 +56,7 @@ async def test_a_job_runs_on_another_kernel_and_stops_when_asked(executor: Docke
     handle = await executor.start(
         launch(*python("import os, time; print(os.uname().release, flush=True); time.sleep(60)"))
     )
-    async for chunk in executor.logs(handle):
-        assert chunk.data.decode().strip() != platform.release()
-        break
+    assert (await read_until(executor, handle, "\n")).strip() != platform.release()
     await executor.stop(handle, 0)
 
     assert (await executor.wait(handle)).reason is ExitReason.STOPPED

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.executors import MIB, Bench, ExecutorKind, isolating_kinds, left_behind, python
+from tests.support.job_logs import read_until
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import Handle, InsideCommand, InsideProgram
 
@@ -57,9 +58,7 @@ async def test_a_program_has_the_rights_of_the_job_and_no_more(bench: Bench) -> 
         " *(os.readlink(f'/proc/self/ns/{name}') for name in ('mnt', 'net', 'pid', 'ipc', 'uts', 'user', 'cgroup')))"
     )
     handle = await bench.start(*python(f"{look}; import time; time.sleep(60)"))
-    async for chunk in bench.executor.logs(handle):
-        own = chunk.data.decode()
-        break
+    own = await read_until(bench.executor, handle, "\n")
     async with _inside(bench, handle, *python(look)) as program:
         assert (await _output(program), await program.wait()) == ({"stdout": own, "stderr": ""}, 0)
 

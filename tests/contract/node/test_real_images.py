@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import DOCKER_FOLDER, load_script
-from tests.support.executors import LIMITS, read_logs, text_of
+from tests.support.executors import LIMITS
+from tests.support.job_logs import read_logs, text_of
 from torg_host.disk import QuotaDisk
 from torg_host.sandbox.own_root import FIRST_HOST_ID
 from torg_node.executors.errors import ExecutorError

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import docker_executor, engine_socket, launch, load_image, small_image, text_of
+from tests.support.engine import docker_executor, engine_socket, launch, load_image, small_image
+from tests.support.job_logs import text_of
 from torg_host.disk import QuotaDisk
 from torg_host.sandbox.own_root import FIRST_HOST_ID
 from torg_node.egress.process import EgressOrder, start_proxy
