@@ -10,10 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torg_chain.errors import ChainUnavailable, Retry
+from torg_chain.errors import BEHIND_HINT, ChainBehind, ChainUnavailable, Retry
 
 # What the request itself is to blame for: solders parses these, and the caller knows what they mean for it.
 _ABOUT_THE_REQUEST = frozenset({-32700, -32600, -32601, -32602, -32002, -32003})
+_BEHIND = -32016  # it was asked for what it knows at a slot that it has not reached
 _NO_USE = frozenset({401, 403, 404, 405, 410})
 _LONGEST_WAIT_S = 60.0
 
@@ -66,6 +67,8 @@ def _raise_problem(error: dict[str, Any], headers: Mapping[str, str]) -> None:
         return
     if code in {429, -32429} or "too many requests" in message.lower() or "rate limit" in message.lower():
         raise _too_many(headers)
+    if code == _BEHIND:
+        raise ChainBehind("the RPC node is behind: it has not reached yet what was seen before", hint=BEHIND_HINT)
     raise ChainUnavailable(f"the RPC node cannot answer now: {message} ({code})", code="rpc_error", retry=Retry.SOON)
 
 

@@ -32,6 +32,7 @@ class LandedCapture:
     signature: str
     arguments: CaptureArguments
     skipped: frozenset[int]  # indices of payees that could not be paid
+    slot: int
 
     @property
     def paid(self) -> int:

@@ -37,6 +37,9 @@ PROGRAM_ERRORS = {
 }
 
 
+BEHIND_HINT = "it is asked again; if it stays behind, name another RPC node"
+
+
 class Retry(enum.StrEnum):
     """What asking again is good for."""
 
@@ -55,6 +58,12 @@ class ChainUnavailable(Unavailable):
     ) -> None:
         super().__init__(message, retry=retry, **details)
         self.retry, self.retry_after_s = retry, retry_after_s
+
+
+class ChainBehind(ChainUnavailable):
+    """This RPC node has not come as far yet as one that answered before: what it says is out of date."""
+
+    default_code = "chain_behind"
 
 
 class TransactionRejected(Conflict):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import enum
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,7 +30,9 @@ from spl.token.constants import TOKEN_PROGRAM_ID
 from torg_chain.answers import check_answer
 from torg_chain.captures import LandedCapture, captures_in, skipped_in
 from torg_chain.errors import (
+    BEHIND_HINT,
     PROGRAM_ERRORS,
+    ChainBehind,
     ChainUnavailable,
     Retry,
     TransactionExpired,
@@ -61,6 +63,7 @@ class TransactionStatus(enum.StrEnum):
 class SignatureStatus:
     status: TransactionStatus
     error: str | None = None
+    slot: int = 0  # that it landed in, where it did
 
 
 class ChainClient:
@@ -112,30 +115,28 @@ class ChainClient:
         return int((await self._call(self._rpc.get_balance(address))).value)
 
     async def vault(
-        self, address: Pubkey | str, commitment: Commitment = Finalized, *, mint: Pubkey | str | None = None
+        self,
+        address: Pubkey | str,
+        commitment: Commitment = Finalized,
+        *,
+        mint: Pubkey | str | None = None,
+        min_slot: int = 0,
     ) -> VaultState | None:
         """A vault with its token balance, both from one answer. None when there is no such account; Invalid `not_a_vault`. `mint`: which token
-        it should hold; when it does, one question is enough, else there are two."""
+        it should hold; when it does, one question is enough, else there are two. ChainBehind for an answer from before `min_slot`: behind one
+        address there may be many nodes, and some lag."""
         pubkey = Pubkey.from_string(address) if isinstance(address, str) else address
         if mint is not None:
             token = Pubkey.from_string(mint) if isinstance(mint, str) else mint
             guessed = token_account_of(pubkey, token)
-            answer = await self._call(self._rpc.get_multiple_accounts([pubkey, guessed], commitment))
-            vault, tokens = answer.value
-            if vault is None:
-                return None
-            state = parse_vault(pubkey, bytes(vault.data), _token_amount(tokens))
-            if state.token_account == guessed:
+            state = await self._vault(pubkey, guessed, commitment, min_slot)
+            if state is None or state.token_account == guessed:
                 return state
-        data = await self._account_data(pubkey, commitment)
-        if data is None:
+        answer = self._not_behind(await self._call(self._rpc.get_account_info(pubkey, commitment)), min_slot)
+        if answer.value is None:
             return None
-        token_account = parse_vault(pubkey, data, 0).token_account
-        answer = await self._call(self._rpc.get_multiple_accounts([pubkey, token_account], commitment))
-        vault, tokens = answer.value
-        if vault is None:
-            return None
-        return parse_vault(pubkey, bytes(vault.data), _token_amount(tokens))
+        token_account = parse_vault(pubkey, bytes(answer.value.data), 0).token_account
+        return await self._vault(pubkey, token_account, commitment, min_slot)
 
     async def existing_vault(self, address: Pubkey | str, commitment: Commitment = Finalized) -> VaultState:
         state = await self.vault(address, commitment)
@@ -209,7 +210,7 @@ class ChainClient:
         if found.err is not None:
             return SignatureStatus(TransactionStatus.FAILED, _program_error(str(found.err)) or str(found.err))
         level = str(found.confirmation_status).rsplit(".", 1)[-1].lower()
-        return SignatureStatus(TransactionStatus(level))
+        return SignatureStatus(TransactionStatus(level), slot=found.slot)
 
     async def send_and_confirm(
         self,
@@ -266,8 +267,11 @@ class ChainClient:
         returned = answer.value.transaction.meta.return_data
         return skipped_in(bytes(returned.data) if returned is not None else b"")
 
-    async def landed_captures(self, program_id: Pubkey, vault: str, *, from_settled: int) -> list[LandedCapture]:
-        """Finalized captures of a vault that began at or above `from_settled`, oldest first, whoever submitted them.
+    async def landed_captures(
+        self, program_id: Pubkey, vault: str, *, from_settled: int, min_slot: int = 0
+    ) -> list[LandedCapture]:
+        """Finalized captures of a vault that began at or above `from_settled`, oldest first, whoever submitted them: all up to `min_slot` at
+        least, else ChainBehind.
 
         Looks through the vault's own transactions from the newest back. A capture inside another program's call is not seen.
         Raises ChainUnavailable `vault_in_motion` while there is one that may still be rolled back; Invalid
@@ -278,7 +282,11 @@ class ChainClient:
         for _ in range(_HISTORY_PAGES):
             answer = await self._call(
                 self._rpc.get_signatures_for_address(
-                    Pubkey.from_string(vault), before=before, limit=_HISTORY_PAGE, commitment=Finalized
+                    Pubkey.from_string(vault),
+                    before=before,
+                    limit=_HISTORY_PAGE,
+                    commitment=Finalized,
+                    min_context_slot=min_slot or None,
                 )
             )
             for item in answer.value:
@@ -313,7 +321,10 @@ class ChainClient:
         more = [*loaded.writable, *loaded.readonly] if loaded is not None else []
         raw = bytes(answer.value.transaction.transaction)
         skipped = skipped_in(bytes(meta.return_data.data) if meta.return_data is not None else b"")
-        return [LandedCapture(str(signature), found, skipped) for found in captures_in(raw, program_id, vault, more)]
+        return [
+            LandedCapture(str(signature), found, skipped, answer.value.slot)
+            for found in captures_in(raw, program_id, vault, more)
+        ]
 
     async def received_by_reference(self, reference: Pubkey, account: Pubkey, mint: Pubkey) -> list[int]:
         """What each finalized transaction that names `reference` has brought to a token account, base units; the newest 1,000."""
@@ -360,6 +371,27 @@ class ChainClient:
         return answer["result"]
 
     # --- parts ------------------------------------------------------------------------------------------------------
+
+    async def _vault(
+        self, address: Pubkey, token_account: Pubkey, commitment: Commitment, min_slot: int
+    ) -> VaultState | None:
+        asking = self._rpc.get_multiple_accounts([address, token_account], commitment)
+        answer = self._not_behind(await self._call(asking), min_slot)
+        vault, tokens = answer.value
+        if vault is None:
+            return None
+        state = parse_vault(address, bytes(vault.data), _token_amount(tokens))
+        return replace(state, slot=answer.context.slot)
+
+    def _not_behind(self, answer: Any, min_slot: int) -> Any:
+        if answer.context.slot < min_slot:
+            raise ChainBehind(
+                f"the RPC node is behind: it is at slot {answer.context.slot}, and slot {min_slot} was seen before",
+                field="rpc_url",
+                value=self.rpc_url,
+                hint=BEHIND_HINT,
+            )
+        return answer
 
     async def _account_data(self, address: Pubkey, commitment: Commitment) -> bytes | None:
         answer = await self._call(self._rpc.get_account_info(address, commitment))

@@ -6,7 +6,7 @@ import enum
 import hashlib
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from solders.pubkey import Pubkey
 from spl.token.instructions import get_associated_token_address
@@ -75,6 +75,7 @@ class VaultState:
     captures: int
     balance: int
     slash: ProposedSlash | None = None  # collateral only
+    slot: int = field(default=0, compare=False)  # of the answer: all that landed up to it is in here
 
     def signer_at(self, unix_time_s: int) -> Pubkey:
         """Whose caps count at that time."""

@@ -174,8 +174,8 @@ class Replayer(Protocol):
 class ChainPort(Protocol):
     """What the money flows need of torg_chain.rpc.ChainClient. Every call may raise ChainUnavailable."""
 
-    async def vault(self, address: str) -> VaultState | None:
-        """The finalized state."""
+    async def vault(self, address: str, *, min_slot: int = 0) -> VaultState | None:
+        """The finalized state; raises ChainBehind for one from before `min_slot`."""
         ...
 
     async def operator_config(self, address: Pubkey) -> OperatorConfig | None: ...
@@ -196,8 +196,11 @@ class ChainPort(Protocol):
 
     async def skipped_payees(self, signature: str) -> frozenset[int] | None: ...
 
-    async def landed_captures(self, program_id: Pubkey, vault: str, *, from_settled: int) -> list[LandedCapture]:
-        """Finalized ones, oldest first; raises ChainUnavailable `vault_in_motion` while one may still be rolled back."""
+    async def landed_captures(
+        self, program_id: Pubkey, vault: str, *, from_settled: int, min_slot: int = 0
+    ) -> list[LandedCapture]:
+        """Finalized ones, oldest first, up to `min_slot` at least; raises ChainBehind, or ChainUnavailable `vault_in_motion` while one may
+        still be rolled back."""
         ...
 
     async def priority_fee(self, accounts: list[Pubkey]) -> int:

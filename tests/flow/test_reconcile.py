@@ -11,15 +11,17 @@ from sqlalchemy import select
 from tests.support.actors import TUSD, Client, Node, join, make_client, spec
 from tests.support.market import World
 from tests.support.money import open_vault
+from torg_chain.errors import ChainBehind
 from torg_chain.vault import VaultState, token_account_of
 from torg_marketplace.flow.commitments import commit_lease
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.reconcile import lost_payouts, reconcile, unblock, watch_fee_payer, watch_vaults
 from torg_marketplace.flow.settle import advance_settlements, settle_due
+from torg_marketplace.flow.settlement_moves import bury
 from torg_marketplace.flow.settlement_plan import make_plan
 from torg_marketplace.flow.vaults import refresh_vault, vault_row
 from torg_marketplace.storage import ledger
-from torg_marketplace.storage.money_models import CapRow, PayoutRow, PostingRow, VaultRow
+from torg_marketplace.storage.money_models import CapRow, PayoutRow, PostingRow, SettlementRow, VaultRow
 from torg_protocol.errors import Conflict, NotFound
 from torg_protocol.ids import LeaseId
 from torg_protocol.messages import OrderIssued
@@ -62,13 +64,13 @@ async def test_a_capture_that_comes_to_rest_while_we_look_blocks_nothing(
     stale = [replace(before, settled=0, balance=before.settled + before.balance)]
     read = world.chain.vault
 
-    async def vault(address: str) -> VaultState | None:
+    async def vault(address: str, *, min_slot: int = 0) -> VaultState | None:
         """The first reading is from just before the capture; the books learn of it before they are read."""
         if stale:
             state = stale.pop()
             await advance_settlements(world.market)
             return state
-        return await read(address)
+        return await read(address, min_slot=min_slot)
 
     monkeypatch.setattr(world.chain, "vault", vault)
 
@@ -143,7 +145,7 @@ async def test_an_answer_from_before_a_deposit_takes_nothing_back(
     world.chain.deposit(client.vault, 5 * TUSD)
     read = world.chain.vault
 
-    async def slow(_: str) -> VaultState | None:
+    async def slow(_: str, **_asked: int) -> VaultState | None:
         monkeypatch.setattr(world.chain, "vault", read)
         await watch_vaults(world.market)
         return before
@@ -156,19 +158,88 @@ async def test_an_answer_from_before_a_deposit_takes_nothing_back(
     assert await reconcile(world.market) == []
 
 
-async def test_an_answer_from_before_a_capture_stops_no_payouts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = await _earn_and_send(world)
-    after = world.chain.vaults[client.vault]
+async def test_a_node_behind_that_is_asked_twice_stops_no_payouts_and_lets_none_go_on(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both looks may come to the same node."""
+    _, client = await _earn(world)
+    world.chain.fall_behind()
+    await settle_due(world.market, hurry=True)
+    await advance_settlements(world.market)
     await advance_settlements(world.market)
 
-    async def behind(_: str) -> VaultState | None:
-        return replace(after, settled=0, balance=after.settled + after.balance)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(world.chain, "vault", behind)
-        await watch_vaults(world.market)
-    assert await _blocked(world, client) is None
+    await watch_vaults(world.market)
     assert await reconcile(world.market) == []
+
+    assert await _blocked(world, client) is None
+    assert "is not compared with the chain now: the RPC node is behind" in caplog.text
+    with pytest.raises(ChainBehind) as caught:
+        await unblock(world.market, client.vault, because="nothing differs, does it?")
+    assert caught.value.code == "chain_behind"
+    world.chain.behind = None
+    assert await reconcile(world.market) == []
+    await unblock(world.market, client.vault, because="nothing differs")
+
+
+async def test_a_deposit_that_a_node_behind_has_not_seen_is_no_withdrawal(world: World) -> None:
+    client = await make_client(world, deposit=10 * TUSD)
+    world.chain.fall_behind()
+    before, world.chain.behind = world.chain.behind, None
+    world.chain.deposit(client.vault, 5 * TUSD)
+    await watch_vaults(world.market)
+
+    world.chain.behind = before
+    assert await reconcile(world.market) == []
+    assert await _blocked(world, client) is None
+
+
+async def test_a_node_behind_does_not_take_a_closing_back(world: World) -> None:
+    """Its totals are the same: only the slot of its answer tells that it is old."""
+    await join(world)
+    client = await make_client(world, deposit=10 * TUSD)
+    world.chain.fall_behind()
+    before, world.chain.behind = world.chain.behind, None
+    closing = replace(world.chain.vaults[client.vault], close_at=world.clock.now_ms() // 1000 + 3_600)
+    world.chain.vaults[client.vault], world.chain.height = closing, world.chain.height + 1
+    await watch_vaults(world.market)
+
+    world.chain.behind = before
+    await watch_vaults(world.market)
+
+    with pytest.raises(Conflict) as caught:
+        await client.submit(spec())
+    assert caught.value.code == "vault_closing"
+
+
+async def test_a_vault_is_not_closed_because_a_node_behind_has_not_seen_its_opening(world: World) -> None:
+    world.chain.fall_behind()
+    before, world.chain.behind, world.chain.height = world.chain.behind, None, world.chain.height + 1
+    client = await make_client(world, deposit=10 * TUSD)
+
+    world.chain.behind = before
+    await watch_vaults(world.market)
+
+    async with world.market.reading() as unit:
+        assert not (await unit.session.get_one(VaultRow, client.vault)).closed
+        assert await ledger.balance(unit.session, ledger.free(client.vault)) == 10 * TUSD
+
+
+async def test_captures_that_a_node_behind_does_not_list_are_waited_for(world: World) -> None:
+    """Of two nodes behind one address the one that tells of the vault was further than the one that lists its transactions."""
+    client = await _earn_and_send(world)
+    async with world.market.transaction() as unit:
+        (settlement,) = await unit.session.scalars(select(SettlementRow))
+        await bury(unit, settlement.settlement_id, "as if it had never landed")
+    world.chain.history_behind = world.chain.height - 1
+
+    await watch_vaults(world.market)
+    (difference,) = await reconcile(world.market)
+    assert (difference.what, difference.books) == ("captured", 0)
+    assert await _blocked(world, client) is None
+
+    world.chain.history_behind = None
+    assert await reconcile(world.market) == []
+    assert await _blocked(world, client) is None
 
 
 async def test_a_vault_that_is_opened_while_we_look_for_it_is_not_closed(
@@ -180,7 +251,7 @@ async def test_a_vault_that_is_opened_while_we_look_for_it_is_not_closed(
         world.chain, world.market.network, depositor=other.key.pubkey(), signer=client.key.pubkey(), balance=TUSD
     )
 
-    async def not_yet(_: str) -> VaultState | None:
+    async def not_yet(_: str, **_asked: int) -> VaultState | None:
         monkeypatch.setattr(world.chain, "vault", read)
         await refresh_vault(world.market, new)
         return None

@@ -14,7 +14,7 @@ from solders.pubkey import Pubkey
 from solders.transaction import VersionedTransaction
 
 from torg_chain.captures import LandedCapture, captures_in
-from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
+from torg_chain.errors import ChainBehind, ChainUnavailable, TransactionExpired, TransactionRejected
 from torg_chain.network import LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import SignatureStatus, TransactionStatus
 from torg_chain.vault import OperatorConfig, VaultState
@@ -41,6 +41,11 @@ class FakeChain:
     paid: dict[Pubkey, int] = field(default_factory=dict)
     sends: list[str] = field(default_factory=list)
     landed: dict[str, frozenset[int]] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)  # that they landed in
+    behind: tuple[int, dict[str, VaultState]] | None = (
+        None  # the slot of the RPC node that is asked for vaults, and what it knows
+    )
+    history_behind: int | None = None  # the slot of the RPC node that is asked for transactions
     raw: dict[str, bytes] = field(default_factory=dict)
     recent_priority_fee: int = 0
     collaterals: SimulatedCollaterals = field(init=False)
@@ -50,9 +55,14 @@ class FakeChain:
     def __post_init__(self) -> None:
         self.collaterals = SimulatedCollaterals(self.vaults)
 
-    async def vault(self, address: str) -> VaultState | None:
+    async def vault(self, address: str, *, min_slot: int = 0) -> VaultState | None:
+        """As of now; or, of a node behind that has not seen the newest block, as of before its newest change."""
         self._answer()
-        return self.vaults.get(address)
+        slot, vaults = self.behind or (self.height, self.vaults)
+        if slot < min_slot:
+            raise ChainBehind(f"the RPC node is behind: it is at slot {slot}, and not yet at slot {min_slot}")
+        state = vaults.get(address)
+        return None if state is None else replace(state, slot=slot)
 
     async def operator_config(self, address: Pubkey) -> OperatorConfig | None:
         self._answer()
@@ -83,7 +93,8 @@ class FakeChain:
         if self.lose_next:
             self.lose_next -= 1
             return signature
-        self.landed[signature] = self._effect(transaction)
+        self.height += 1
+        self.landed[signature], self.slots[signature] = self._effect(transaction), self.height
         self.raw[signature] = raw
         if self.answer_lost_next:
             self.answer_lost_next -= 1
@@ -92,15 +103,22 @@ class FakeChain:
 
     async def signature_status(self, signature: str) -> SignatureStatus:
         self._answer()
-        return SignatureStatus(self.level if signature in self.landed else TransactionStatus.NOT_FOUND)
+        if signature not in self.landed:
+            return SignatureStatus(TransactionStatus.NOT_FOUND)
+        return SignatureStatus(self.level, slot=self.slots[signature])
 
-    async def landed_captures(self, program_id: Pubkey, vault: str, *, from_settled: int) -> list[LandedCapture]:
+    async def landed_captures(
+        self, program_id: Pubkey, vault: str, *, from_settled: int, min_slot: int = 0
+    ) -> list[LandedCapture]:
         self._answer()
+        slot = self.history_behind or self.height
+        if slot < min_slot:
+            raise ChainBehind(f"the RPC node is behind: it is at slot {slot}, and not yet at slot {min_slot}")
         return [
-            LandedCapture(signature, arguments, self.landed[signature])
+            LandedCapture(signature, arguments, self.landed[signature], self.slots[signature])
             for signature, raw in self.raw.items()
             for arguments in captures_in(raw, program_id, vault)
-            if arguments.expected_settled >= from_settled
+            if arguments.expected_settled >= from_settled and self.slots[signature] <= slot
         ]
 
     async def priority_fee(self, accounts: list[Pubkey]) -> int:
@@ -125,6 +143,11 @@ class FakeChain:
     def deposit(self, address: str, amount: int) -> None:
         state = self.vaults[address]
         self.vaults[address] = replace(state, balance=state.balance + amount)
+        self.height += 1
+
+    def fall_behind(self) -> None:
+        """From now on vaults are asked of a node that sees nothing of what happens."""
+        self.behind = self.height, dict(self.vaults)
 
     def _answer(self) -> None:
         if self.down:

@@ -9,6 +9,7 @@ from solders.pubkey import Pubkey
 from torg_chain.localnet.encoding import decode_transaction
 
 INVALID_PARAMS, METHOD_NOT_FOUND, PREFLIGHT_FAILURE, UNSUPPORTED_VERSION = -32602, -32601, -32002, -32015
+MIN_SLOT_NOT_REACHED = -32016
 
 
 class RpcError(Exception):

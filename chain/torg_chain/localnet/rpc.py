@@ -32,6 +32,7 @@ from torg_chain.localnet.faults import Faults
 from torg_chain.localnet.params import (
     INVALID_PARAMS,
     METHOD_NOT_FOUND,
+    MIN_SLOT_NOT_REACHED,
     PREFLIGHT_FAILURE,
     UNSUPPORTED_VERSION,
     RpcError,
@@ -205,6 +206,8 @@ class Methods:
 
     def _signatures(self, params: list[Any]) -> Any:
         config, found = config_at(params, 1), self._cluster.by_address.get(params[0], [])[::-1]
+        if (here := self._cluster.slot_at(level_at(params, 1))) < (config.get("minContextSlot") or 0):
+            raise RpcError(MIN_SLOT_NOT_REACHED, "Minimum context slot has not been reached", {"contextSlot": here})
         if config.get("before") in found:
             found = found[found.index(config["before"]) + 1 :]
         if config.get("until") in found:

@@ -11,7 +11,7 @@ import logging
 from sqlalchemy import select
 
 from torg_chain.captures import LandedCapture
-from torg_chain.errors import ChainUnavailable
+from torg_chain.errors import ChainBehind, ChainUnavailable
 from torg_marketplace.flow.settlement_moves import adopt, bury
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.money_models import SettlementRow, VaultRow
@@ -25,13 +25,20 @@ async def catch_up(market: Market, vault: str) -> bool:
 
     False while something is still in motion, when the chain's answer is older than the books, or when the vault was blocked. Raises
     ChainUnavailable.
+
+    The total is read before the captures that explain it, which must reach at least as far: behind one address there may be many RPC nodes,
+    and some lag.
     """
     async with market.reading() as unit:
-        booked = (await unit.session.get_one(VaultRow, vault)).chain_settled
+        row = await unit.session.get_one(VaultRow, vault)
+        booked, seen = row.chain_settled, row.chain_slot
+    program = market.network.program_pubkey
     try:
-        landed = await market.chain.landed_captures(market.network.program_pubkey, vault, from_settled=booked)
+        state = await market.chain.vault(vault, min_slot=seen)
+        reached = state.slot if state is not None else seen
+        landed = await market.chain.landed_captures(program, vault, from_settled=booked, min_slot=reached)
     except ChainUnavailable as error:
-        if error.code == "vault_in_motion":
+        if error.code in {"vault_in_motion", ChainBehind.default_code}:
             return False
         raise
     for capture in landed:
@@ -41,13 +48,12 @@ async def catch_up(market: Market, vault: str) -> bool:
                     return False
         except MovedMeanwhile:
             return False  # the settlement worker applies the same capture at this moment
-    state = await market.chain.vault(vault)
     async with market.transaction() as unit:
         row = await unit.session.get_one(VaultRow, vault)
         if state is None or state.settled == row.chain_settled:
             return True
         if landed or row.active_settlement is not None or state.settled < row.chain_settled:
-            return False  # of nodes behind one RPC address some have not seen yet what others called finalized
+            return False  # what has landed since the total was read is booked already, or will be
         _block(row, f"settled on chain is {state.settled}, in the books {row.chain_settled}, and no capture says why")
         return False
 

@@ -125,6 +125,7 @@ async def _book(unit: Unit, vault: VaultRow, capture: LandedCapture, fees: str) 
     await finish_payouts(unit, paid_now, settlement_id)
     vault.chain_settled += capture.paid
     vault.chain_balance -= capture.paid
+    vault.chain_slot = max(vault.chain_slot, capture.slot)
     vault.final_total += unknown
     vault.active_settlement = None
     await unit.session.flush()

@@ -88,7 +88,8 @@ async def _advance(market: Market, settlement_id: str) -> bool:
             if skipped is None:
                 return False
             async with market.transaction() as unit:
-                await apply_finalized(unit, settlement_id, await skipped_addresses(unit, settlement_id, skipped))
+                addresses = await skipped_addresses(unit, settlement_id, skipped)
+                await apply_finalized(unit, settlement_id, addresses, evidence.slot)
         case Action.CONFIRM:
             async with market.transaction() as unit:
                 await move_settlement(unit, settlement_id, SettlementState.CONFIRMED)
@@ -108,7 +109,7 @@ async def _evidence(market: Market, vault: str, signature: str, last_valid: int)
     expired = await market.chain.block_height() > last_valid
     state = await market.chain.vault(vault)
     status = await market.chain.signature_status(signature)
-    return Evidence(Fate(status.status.value), expired, state.settled if state else -1)
+    return Evidence(Fate(status.status.value), expired, state.settled if state else -1, status.slot)
 
 
 async def _send(market: Market, settlement_id: str, raw: bytes) -> None:

@@ -45,8 +45,8 @@ async def move_settlement(unit: Unit, settlement_id: str, to: SettlementState, *
     return row
 
 
-async def apply_finalized(unit: Unit, settlement_id: str, skipped: frozenset[str]) -> None:
-    """The capture is for good: ledger, vault totals, payouts. Addresses in `skipped` were not paid: theirs wait again."""
+async def apply_finalized(unit: Unit, settlement_id: str, skipped: frozenset[str], slot: int) -> None:
+    """The capture is for good, since `slot`: ledger, vault totals, payouts. Addresses in `skipped` were not paid: theirs wait again."""
     row = await unit.session.get_one(SettlementRow, settlement_id)
     if SettlementState(row.state) is not SettlementState.CONFIRMED:
         row = await move_settlement(unit, settlement_id, SettlementState.CONFIRMED)
@@ -60,6 +60,7 @@ async def apply_finalized(unit: Unit, settlement_id: str, skipped: frozenset[str
     vault = await unit.session.get_one(VaultRow, row.vault)
     vault.chain_settled = row.expected_settled + total
     vault.chain_balance -= total
+    vault.chain_slot = max(vault.chain_slot, slot)
     vault.active_settlement = None
     row.outcome = {"paid": total, "skipped": sorted(skipped)}
     for payout in await _payouts(unit, row):
@@ -99,7 +100,8 @@ async def adopt(unit: Unit, settlement_id: str, capture: LandedCapture) -> None:
             pass
     row.signature = capture.signature
     await unit.session.flush()
-    await apply_finalized(unit, settlement_id, await skipped_addresses(unit, settlement_id, capture.skipped))
+    skipped = await skipped_addresses(unit, settlement_id, capture.skipped)
+    await apply_finalized(unit, settlement_id, skipped, capture.slot)
 
 
 async def skipped_addresses(unit: Unit, settlement_id: str, skipped: frozenset[int]) -> frozenset[str]:

@@ -36,7 +36,7 @@ async def refresh_vault(market: Market, address: str) -> VaultView:
     """Reads the chain (finalized), then brings the row and the ledger up to date. Safe to repeat.
 
     Raises NotFound vault_unknown, Invalid (vault_wrong_operator, vault_wrong_mint, vault_wrong_chain, vault_kind,
-    vault_grace_too_short), ChainUnavailable.
+    vault_grace_too_short), ChainUnavailable (also ChainBehind: answers from before what is known are none).
     """
     try:
         Pubkey.from_string(address)
@@ -44,7 +44,7 @@ async def refresh_vault(market: Market, address: str) -> VaultView:
         raise Invalid("not an address", code="vault_address_invalid", field="vault", value=address) from None
     async with market.reading() as unit:
         known = await unit.session.get(VaultRow, address)
-    state = await market.chain.vault(address)
+    state = await market.chain.vault(address, min_slot=known.chain_slot if known is not None else 0)
     if known is not None and _may_be_behind(known, state):
         await catch_up(market, address)
     async with market.transaction() as unit:
@@ -58,7 +58,10 @@ async def refresh_vault(market: Market, address: str) -> VaultView:
                     hint="wait until its opening is finalized",
                 )
             row = await unit.session.get_one(VaultRow, address)
-            await _closed(unit, row)
+            if (
+                row.chain_slot == known.chain_slot
+            ):  # else somebody has seen more meanwhile, and this answer may be from before it
+                await _closed(unit, row)
         else:
             _check_terms(market, state)
             row = await _upsert(unit, state)
@@ -218,10 +221,12 @@ async def _upsert(unit: Unit, state: VaultState) -> VaultRow:
         row = VaultRow(address=address, chain_balance=state.balance, chain_settled=state.settled, deposits=0, **values)
         unit.session.add(row)
         await unit.session.flush()
+    if state.slot < row.chain_slot:
+        return row  # somebody else has seen more since we asked
+    row.chain_slot = state.slot
     total = state.settled + state.balance  # all that was ever deposited: like what is settled, it never becomes less
     if state.settled < row.chain_settled or total < row.deposits:
-        log.info("vault %s: an answer of the chain from before the books' own is dropped", address)
-        return row
+        return row  # which cannot be: `reconcile` says so, and stops its payouts
     for name, value in values.items():
         setattr(row, name, value)
     if state.settled == row.chain_settled:

@@ -101,11 +101,13 @@ class Action(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """`expired`: the finalized block height is beyond the transaction's last valid one. `settled` is the finalized total."""
+    """`expired`: the finalized block height is beyond the transaction's last valid one. `settled` is the finalized total. `slot`: that the
+    transaction landed in, where it did."""
 
     fate: Fate
     expired: bool
     settled: int
+    slot: int = 0
 
 
 def next_action(state: SettlementState, expected_settled: int, evidence: Evidence) -> Action:

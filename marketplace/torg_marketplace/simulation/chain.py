@@ -20,7 +20,7 @@ from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 
 from torg_chain.captures import LandedCapture, captures_in
-from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
+from torg_chain.errors import ChainBehind, ChainUnavailable, TransactionExpired, TransactionRejected
 from torg_chain.network import LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import SignatureStatus, TransactionStatus
 from torg_chain.vault import OperatorConfig, VaultState, find_vault, token_account_of
@@ -60,14 +60,15 @@ class SimulatedChain:
     late: list[tuple[int, _Capture]] = field(default_factory=list)  # lands at this slot, unless it has expired by then
     paid: dict[Pubkey, int] = field(default_factory=dict)  # finalized, by token account
     captures: dict[str, _Capture] = field(default_factory=dict)  # finalized, by signature
+    slots: dict[str, int] = field(default_factory=dict)  # that these landed in
     unpayable: set[Pubkey] = field(default_factory=set)
     attempts: list[str] = field(default_factory=list)  # captures that nobody may make
     down: bool = False
     lose: float = 0.0
     delay: float = 0.0
     lose_answer: float = 0.0
-    lag: float = 0.0  # how often the node that is asked about a vault has not seen the newest block
-    before: dict[str, VaultState] = field(default_factory=dict)  # what such a node answers
+    lag: float = 0.0  # how often the node that is asked about a vault has not seen its newest change
+    before: dict[str, tuple[int, VaultState]] = field(default_factory=dict)  # what such a node answers, and as of when
     collaterals: SimulatedCollaterals = field(init=False)
     fee_owner: Pubkey = field(default_factory=lambda: Pubkey(hashlib.sha256(b"fees").digest()))
 
@@ -95,7 +96,7 @@ class SimulatedChain:
         for slot, capture in list(self.landed):
             if slot + FINAL_AFTER_SLOTS <= self.slot:
                 self.landed.remove((slot, capture))
-                self._finalize(capture)
+                self._finalize(capture, slot)
 
     def fork(self) -> int:
         """Everything that is not final never happened. Returns how many captures that were."""
@@ -108,11 +109,14 @@ class SimulatedChain:
 
     # --- what the marketplace asks -------------------------------------------------------------------------------------
 
-    async def vault(self, address: str) -> VaultState | None:
+    async def vault(self, address: str, *, min_slot: int = 0) -> VaultState | None:
         self._answer()
-        if self.lag and self.chance.random() < self.lag and address in self.finalized:
-            return self.before.get(address, self.finalized[address])
-        return self.finalized.get(address)
+        slot, state = self.height, self.finalized.get(address)
+        if self.lag and self.chance.random() < self.lag and address in self.before:
+            slot, state = self.before[address]
+        if slot < min_slot:
+            raise ChainBehind(f"the RPC node is behind: it is at slot {slot}, and not yet at slot {min_slot}")
+        return None if state is None else replace(state, slot=slot)
 
     async def operator_config(self, address: Pubkey) -> OperatorConfig | None:
         self._answer()
@@ -155,7 +159,7 @@ class SimulatedChain:
     async def signature_status(self, signature: str) -> SignatureStatus:
         self._answer()
         if signature in self.captures:
-            return SignatureStatus(TransactionStatus.FINALIZED)
+            return SignatureStatus(TransactionStatus.FINALIZED, slot=self.slots[signature])
         for slot, capture in self.landed:
             if capture.signature == signature:
                 confirmed = slot + CONFIRMED_AFTER_SLOTS <= self.slot
@@ -167,12 +171,19 @@ class SimulatedChain:
         capture = self.captures.get(signature)
         return None if capture is None else capture.skipped
 
-    async def landed_captures(self, program_id: Pubkey, vault: str, *, from_settled: int) -> list[LandedCapture]:
+    async def landed_captures(
+        self,
+        program_id: Pubkey,
+        vault: str,
+        *,
+        from_settled: int,
+        min_slot: int = 0,  # noqa: ARG002 - the port's; this node is never behind
+    ) -> list[LandedCapture]:
         self._answer()
         if any(capture.vault == vault for _, capture in self.landed):
             raise ChainUnavailable("a capture is not final yet", code="vault_in_motion")
         return [
-            LandedCapture(capture.signature, arguments, capture.skipped)
+            LandedCapture(capture.signature, arguments, capture.skipped, self.slots[capture.signature])
             for capture in self.captures.values()
             for arguments in captures_in(capture.raw, program_id, vault)
             if arguments.expected_settled >= from_settled
@@ -210,18 +221,16 @@ class SimulatedChain:
 
     def start_close(self, address: str) -> None:
         state = self.finalized[address]
-        self._change(replace(state, close_at=self.now_ms // 1000 + state.grace_s))
-        # Nodes that lag know of it too: what they say before nobody could tell from a closing that was taken back.
-        self.before[address] = self.finalized[address]
+        self._change(replace(state, close_at=self.now_ms // 1000 + state.grace_s), self.height)
 
     def finish_close(self, address: str) -> None:
         """After the grace the depositor has the rest, and the account is gone."""
         if 0 < self.finalized[address].close_at <= self.now_ms // 1000:
-            del self.finalized[address]
+            self.before[address] = self.height - 1, self.finalized.pop(address)
 
     def deposit(self, address: str, amount: int) -> None:
         state = self.finalized[address]
-        self._change(replace(state, balance=state.balance + amount))
+        self._change(replace(state, balance=state.balance + amount), self.height)
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
@@ -286,17 +295,18 @@ class SimulatedChain:
             return "E_NOTHING_PAYABLE"
         return "E_OVER_BALANCE" if capture.total > state.balance else None
 
-    def _change(self, changed: VaultState) -> None:
+    def _change(self, changed: VaultState, slot: int) -> None:
         vault = str(changed.address)
-        self.before[vault], self.finalized[vault] = self.finalized[vault], changed
+        self.before[vault], self.finalized[vault] = (slot - 1, self.finalized[vault]), changed
 
     def _settled(self, vault: str) -> int:
         return self.finalized[vault].settled + sum(item.total for _, item in self.landed if item.vault == vault)
 
-    def _finalize(self, capture: _Capture) -> None:
+    def _finalize(self, capture: _Capture, slot: int) -> None:
         state = self.finalized[capture.vault]
-        self._change(replace(state, settled=state.settled + capture.total, balance=state.balance - capture.total))
-        self.captures[capture.signature] = capture
+        paid = replace(state, settled=state.settled + capture.total, balance=state.balance - capture.total)
+        self._change(paid, slot)
+        self.captures[capture.signature], self.slots[capture.signature] = capture, slot
         for account, amount in capture.payments:
             self.paid[account] = self.paid.get(account, 0) + amount
 

@@ -32,6 +32,7 @@ class VaultRow(Base):
     grace_s: Mapped[Ms]
     chain_balance: Mapped[Amount]
     chain_settled: Mapped[Amount]
+    chain_slot: Mapped[Ms] = mapped_column(default=0)  # all that is known here of the chain had happened by then
     close_at_s: Mapped[Ms] = mapped_column(default=0)
     closed: Mapped[bool] = mapped_column(default=False)  # no longer on chain
     seen_at_ms: Mapped[Ms]

@@ -11,7 +11,7 @@ from solders.system_program import TransferParams, transfer
 
 from tests.support.chain import make_network, make_operator, running_localnet
 from torg_chain import collateral_operations, vault_operations
-from torg_chain.errors import ChainUnavailable, TransactionExpired, TransactionRejected
+from torg_chain.errors import ChainBehind, ChainUnavailable, TransactionExpired, TransactionRejected
 from torg_chain.rpc import ChainClient, TransactionStatus
 from torg_chain.transactions import sign_transaction
 from torg_chain.vault import DISPUTE_DELAY_S, MINIMUM_COLLATERAL_GRACE_S, VaultKind, chain_of, token_account_of
@@ -105,6 +105,19 @@ async def test_a_vault_from_opening_to_closing(tmp_path: Path) -> None:
         assert seen.settled == 1_230_000
         for guess in (network.mint_pubkey, operator.capture_key.pubkey()):  # another token: it is asked once more
             assert await chain.vault(vault, mint=guess) == seen
+        (landed,) = await chain.landed_captures(network.program_pubkey, str(vault), from_settled=0, min_slot=seen.slot)
+        status = await chain.signature_status(captured.signature)
+        assert landed.signature == captured.signature
+        assert 0 < status.slot == landed.slot <= seen.slot
+        for asking in (
+            chain.vault(vault, min_slot=seen.slot + 1_000),
+            chain.vault(vault, mint=network.mint, min_slot=seen.slot + 1_000),
+            chain.vault(Pubkey.new_unique(), min_slot=seen.slot + 1_000),  # that it is not there says no more
+            chain.landed_captures(network.program_pubkey, str(vault), from_settled=0, min_slot=seen.slot + 1_000),
+        ):
+            with pytest.raises(ChainBehind) as behind:
+                await asking
+            assert behind.value.code == "chain_behind"
 
         await vault_operations.start_close(chain, network, depositor=client, vault=vault)
         with pytest.raises(TransactionRejected) as early:
