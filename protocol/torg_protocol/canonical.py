@@ -9,15 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_PLAIN = frozenset({str, int, bool, type(None)})
+_KEYS = frozenset({str})
 
 
 def canonical_json(value: object) -> bytes:
     if not _is_plain(value):
         _check(value, "$")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def digest_of(value: object) -> Digest:
@@ -30,12 +35,18 @@ def sha256_digest(data: bytes) -> Digest:
 
 def _is_plain(value: object) -> bool:
     """The usual case, told quickly: nothing but JSON's own types, no floats. Others may have a canonical form all the same."""
-    kind = type(value)
-    if kind is str or kind is int or value is None or kind is bool:
-        return True
-    if kind is dict:
-        return all(type(key) is str and _is_plain(item) for key, item in value.items())  # type: ignore[attr-defined]
-    return (kind is list or kind is tuple) and all(map(_is_plain, value))  # type: ignore[call-overload]
+    todo: list[Any] = [value]
+    for item in todo:  # which grows meanwhile
+        kind = type(item)
+        if kind is dict:
+            if not _KEYS.issuperset(map(type, item)):
+                return False
+            todo += [inner for inner in item.values() if type(inner) not in _PLAIN]
+        elif kind is list or kind is tuple:
+            todo += [inner for inner in item if type(inner) not in _PLAIN]
+        elif kind not in _PLAIN:
+            return False
+    return True
 
 
 def _check(value: object, path: str) -> None:

@@ -18,7 +18,7 @@ from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.engine import Sessions, create_engine
-from torg_marketplace.storage.models import BlobUploadRow, JobRow
+from torg_marketplace.storage.models import BlobUploadRow, JobRow, NodeEventRow
 from torg_marketplace.storage.money_models import HoldRow, VaultRow
 from torg_marketplace.storage.moves import MovedMeanwhile, move_job
 from torg_protocol.canonical import sha256_digest
@@ -231,7 +231,6 @@ async def test_what_a_savepoint_takes_back_is_not_known_any_more(world: World) -
         assert unit.known(VaultRow, "written") is None
         assert unit.known(VaultRow, "not written") is None
         assert await unit.session.get(VaultRow, "written") is None
-        assert unit.added(VaultRow) == []
         assert (await unit.session.get_one(VaultRow, client.vault)).address == client.vault
 
 
@@ -241,13 +240,56 @@ async def add_two_and_fail(unit: Unit, row: VaultRow) -> None:
         await unit.session.flush()
         unit.session.add(vault_like(row, "not written"))
         assert {each.address for each in unit.loaded(VaultRow)} == {row.address, "written", "not written"}
-        assert [each.address for each in unit.added(VaultRow)] == ["not written"]
         raise RuntimeError("nothing of this stays")
 
 
 def vault_like(row: VaultRow, address: str) -> VaultRow:
     values = {column.key: getattr(row, column.key) for column in inspect(VaultRow).column_attrs}
     return VaultRow(**values | {"address": address})
+
+
+async def test_rows_without_objects_are_written_with_the_others_and_queries_find_them(world: World) -> None:
+    node = await join(world)
+    states = select(NodeEventRow.data).where(NodeEventRow.node_id == node.id).order_by(NodeEventRow.id)
+
+    def write(unit: Unit, number: int) -> None:
+        unit.session.write(NodeEventRow, node_id=node.id, at_ms=unit.now_ms, data={"number": number})
+
+    async def undo(unit: Unit) -> None:
+        async with unit.savepoint():
+            write(unit, 2)
+            raise ZeroDivisionError
+
+    async def write_and_fail() -> None:
+        async with world.market.transaction() as unit:
+            write(unit, 5)
+            raise ZeroDivisionError
+
+    async with world.market.transaction() as unit:
+        before = len((await unit.session.scalars(states)).all())
+        write(unit, 1)
+        with pytest.raises(ZeroDivisionError):
+            await undo(unit)
+        async with unit.savepoint():
+            write(unit, 3)
+        assert [data["number"] for data in (await unit.session.scalars(states)).all()[before:]] == [1, 3]
+        write(unit, 4)
+        with unit.session.no_autoflush:
+            assert len((await unit.session.scalars(states)).all()) == before + 2
+    with pytest.raises(ZeroDivisionError):
+        await write_and_fail()
+    async with world.market.transaction() as unit:
+        assert [data["number"] for data in (await unit.session.scalars(states)).all()[before:]] == [1, 3, 4]
+
+
+async def test_text_that_is_not_unicode_is_kept_as_it_is(world: World) -> None:
+    node = await join(world)
+    odd = {"said": "half a pair \ud83d", "whole": "\U0001f600", "large": 2**70, "many": (1, None)}
+    async with world.market.transaction() as unit:
+        unit.session.write(NodeEventRow, node_id=node.id, at_ms=unit.now_ms, data=odd)
+    async with world.market.reading() as unit:
+        newest = select(NodeEventRow.data).order_by(NodeEventRow.id.desc()).limit(1)
+        assert await unit.session.scalar(newest) == odd | {"many": [1, None]}
 
 
 async def test_postings_of_a_transaction_are_written_together_and_once(world: World) -> None:

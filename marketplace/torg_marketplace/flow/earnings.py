@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 
 from sqlalchemy import bindparam, select
 
+from torg_marketplace.flow.notes import Note
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules.money import split_fee
 from torg_marketplace.storage import ledger
@@ -24,6 +25,7 @@ from torg_protocol.usage import UsageRecord
 
 FEE_ADDRESS = "fee"  # stands for the fee account that the operator's config names on chain
 PENDING, PAYABLE, REFUNDED = "pending", "payable", "refunded"
+_OWED = Note[bool]()  # whether this transaction has made a payout of a lease
 VERIFICATION = 0  # in place of a record's sequence, which begins with 1
 
 
@@ -124,17 +126,20 @@ async def _make_payable(unit: Unit, earning: EarningRow) -> None:
     unit.post(key=f"payable:{_name(earning)}", cause="work accepted", entries=entries)
     for address, amount in shares:
         if amount:
-            unit.session.add(
-                PayoutRow(
-                    payout_id=unit.new_id("pay"),
-                    vault=earning.vault,
-                    lease_id=earning.lease_id,
-                    payout_address=address,
-                    amount=amount,
-                    record_digest=earning.record_digest,
-                    state=PayoutState.PENDING,
-                    created_at_ms=unit.now_ms,
-                )
+            unit.noted[_OWED, earning.lease_id] = True
+            unit.session.write(
+                PayoutRow,
+                payout_id=unit.new_id("pay"),
+                vault=earning.vault,
+                lease_id=earning.lease_id,
+                payout_address=address,
+                amount=amount,
+                refunded=0,
+                record_digest=earning.record_digest,
+                state=PayoutState.PENDING,
+                settlement_id=None,
+                created_at_ms=unit.now_ms,
+                note="",
             )
     hold = await unit.session.get_one(HoldRow, earning.job_id)
     hold.billed += earning.node_amount + earning.fee_amount
@@ -160,7 +165,7 @@ async def _shrink_commitment(unit: Unit, lease_id: LeaseId, total: int) -> None:
 
 
 async def _is_owed(unit: Unit, lease_id: LeaseId) -> bool:
-    if any(payout.lease_id == lease_id for payout in unit.added(PayoutRow)):
+    if unit.noted.get((_OWED, lease_id), default=False):
         return True
     query = select(PayoutRow.payout_id).where(
         PayoutRow.lease_id == lease_id, PayoutRow.state.not_in(OVER_PAYOUT_STATES)

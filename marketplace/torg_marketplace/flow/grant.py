@@ -138,7 +138,7 @@ async def _lease(
     units = snapshot.units_for(demand_of(job, unit.now_ms))
     lease.sold_as = sold_as(node, units)
     for name in units:
-        unit.session.add(AllocationRow(node_id=node.node_id, unit=name, lease_id=lease_id))
+        unit.session.write(AllocationRow, node_id=node.node_id, unit=name, lease_id=lease_id)
     unit.trace("match", job.job_id, job.queued_at_ms, lease_id=lease.lease_id)
     unit.trace("grant", job.job_id, unit.now_ms, lease_id=lease.lease_id, node=node.node_id)
     unit.touch(node.id, only_room=True)

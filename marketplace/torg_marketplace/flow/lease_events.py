@@ -120,14 +120,13 @@ async def _take_it(
         except (Invalid, Conflict) as error:
             raise _Refusal(error) from error
     lease.acknowledged = event.sequence
-    unit.session.add(
-        LeaseEventRow(
-            lease_id=event.lease_id,
-            sequence=event.sequence,
-            received_at_ms=unit.now_ms,
-            event=event.wire(),
-            refusal=refusal.to_problem() if refusal is not None else None,
-        )
+    unit.session.write(
+        LeaseEventRow,
+        lease_id=event.lease_id,
+        sequence=event.sequence,
+        received_at_ms=unit.now_ms,
+        event=event.wire(),
+        refusal=refusal.to_problem() if refusal is not None else None,
     )
     unit.wake(f"job:{lease.job_id}")
     return (

@@ -8,6 +8,7 @@ from sqlalchemy import bindparam, select
 
 from torg_marketplace.flow.rows import job_of, resumed_from, spec_of
 from torg_marketplace.flow.unit import Unit
+from torg_marketplace.flow.usage import RECORD
 from torg_marketplace.storage.events import add_job_event
 from torg_marketplace.storage.models import JobRow, LeaseRow, ReceiptRow, UsageRow
 from torg_protocol.api import JobReceipts
@@ -44,18 +45,19 @@ async def issue_receipt(unit: Unit, lease: LeaseRow, job: JobRow) -> SignedRecei
     """Builds, signs, stores and sends the receipt of a lease that was just decided."""
     usage = await _billed_usage(unit, lease)
     receipt = _receipt(unit, lease, job, usage)
+    digest = receipt.digest
     signed = SignedReceipt(receipt=receipt, usage=usage, marketplace_signature=receipt.sign(unit.market.identity))
     unit.session.add(
         ReceiptRow(
             lease_id=lease.lease_id,
             job_id=job.job_id,
             issued_at_ms=unit.now_ms,
-            receipt_digest=receipt.digest,
+            receipt_digest=digest,
             signed=signed.wire(),
         )
     )
     data = {
-        "digest": receipt.digest,
+        "digest": digest,
         "state": receipt.state,
         "reason": receipt.reason,
         "amount": receipt.amount,
@@ -100,8 +102,8 @@ async def _billed_usage(unit: Unit, lease: LeaseRow) -> tuple[SignedUsage, ...]:
     """The records that are paid: all of them, or none (what did not pass its verdict)."""
     if lease.amount == 0 and lease.billed_ms == 0:
         return ()
-    if lease.records == 1 and (only := unit.known(UsageRow, (lease.lease_id, 1))) is not None:
-        return (SignedUsage.model_validate(only.signed),)  # made in this transaction
+    if lease.records == 1 and (RECORD, lease.lease_id) in unit.noted:
+        return (unit.noted[RECORD, lease.lease_id],)  # made in this transaction
     query = select(UsageRow).where(UsageRow.lease_id == lease.lease_id).order_by(UsageRow.sequence)
     return tuple(SignedUsage.model_validate(row.signed) for row in await unit.session.scalars(query))
 

@@ -31,7 +31,6 @@ from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.base import Base
 from torg_marketplace.storage.engine import Sessions, answering
-from torg_marketplace.storage.events import collected, write_collected
 from torg_marketplace.storage.sessions import KeepingAsyncSession
 from torg_protocol.ids import Ids, NodeId
 from torg_protocol.messages import ToNode
@@ -108,7 +107,6 @@ class Market:
                         unit = Unit(session, self)
                         yield unit
                         await ledger.write_collected(session)
-                        await write_collected(session)
                         await unit.execute_later()
 
     @asynccontextmanager
@@ -158,10 +156,6 @@ class Unit:
         """Rows that this transaction has read, as they stand."""
         return self.session.sync_session.loaded(table)
 
-    def added(self, table: type[R]) -> list[R]:
-        """Rows that this transaction has added and not written yet: what a query that does not flush cannot see."""
-        return self.session.sync_session.added(table)
-
     def post(self, *, key: str, cause: str, entries: Sequence[ledger.Entry]) -> None:
         """Once, with the commit. Raises LedgerError."""
         ledger.post_later(self.session, key=key, cause=cause, entries=entries, at_ms=self.now_ms)
@@ -203,7 +197,7 @@ class Unit:
     async def savepoint(self) -> AsyncIterator[None]:
         """On an error, what was written, queued and woken inside is undone, and the error goes on. Rows that were loaded
         before are expired then: load them again."""
-        queued, woken, events = len(self._outbox), set(self._wakes), len(collected(self.session))
+        queued, woken = len(self._outbox), set(self._wakes)
         spans = len(self._spans)
         postings = dict(ledger.collected(self.session))
         later = {statement: list(parameters) for statement, parameters in self._later.items()}
@@ -214,7 +208,6 @@ class Unit:
         except BaseException:
             del self._outbox[queued:]
             del self._spans[spans:]
-            del collected(self.session)[events:]
             self.session.info[ledger.COLLECTED] = postings
             self._wakes, self._later, self.noted = woken, later, noted
             raise

@@ -7,6 +7,7 @@ given back when the node is lost. What is left comes in the final record, when t
 from __future__ import annotations
 
 from torg_marketplace.flow import earnings
+from torg_marketplace.flow.notes import Note
 from torg_marketplace.flow.rows import node_row, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules import metering
@@ -17,6 +18,8 @@ from torg_protocol.ids import JobId, LeaseId, NodeId, VaultAddress
 from torg_protocol.messages import UsageClaimed, UsageCountersigned
 from torg_protocol.states import Billing, JobState
 from torg_protocol.usage import SignedUsage, UsageRecord
+
+RECORD = Note[SignedUsage]()  # of a lease, the newest that this transaction has made
 
 
 async def on_usage(unit: Unit, lease: LeaseRow, job: JobRow, claim: UsageClaimed) -> None:
@@ -45,7 +48,8 @@ async def record_usage(unit: Unit, lease: LeaseRow, job: JobRow, billing: Billin
     if payable == 0:
         return
     signed = _sign(unit, lease, job, payable, final=final)
-    unit.session.add(UsageRow(lease_id=lease.lease_id, sequence=signed.record.sequence, signed=signed.wire()))
+    unit.session.write(UsageRow, lease_id=lease.lease_id, sequence=signed.record.sequence, signed=signed.wire())
+    unit.noted[RECORD, lease.lease_id] = signed
     lease.records = signed.record.sequence
     lease.recorded_until_ms = signed.record.end_ms
     lease.billed_ms += signed.record.useful_ms

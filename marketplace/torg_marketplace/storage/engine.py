@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from torg_marketplace.storage import inline_sqlite
 from torg_marketplace.storage.base import Base
+from torg_marketplace.storage.json_text import from_text, to_text
 from torg_marketplace.storage.registry import know_parents
 from torg_marketplace.storage.sessions import KeepingAsyncSession
 from torg_marketplace.storage.silence import connection_class
@@ -47,6 +48,8 @@ def create_engine(url: str, *, stuck_after_s: float = 10.0) -> AsyncEngine:
             url,
             isolation_level="READ COMMITTED",
             query_cache_size=_STATEMENTS_KEPT,
+            json_serializer=to_text,
+            json_deserializer=from_text,
             connect_args={
                 "prepared_statement_cache_size": _STATEMENTS_KEPT,
                 "connection_class": connection_class(stuck_after_s),
@@ -65,7 +68,8 @@ def create_engine(url: str, *, stuck_after_s: float = 10.0) -> AsyncEngine:
         event.listen(engine.sync_engine, "checkout", _check_alive)
         event.listen(engine.sync_engine, "checkin", _note_use)
         return engine
-    engine = create_async_engine(make_url(url).set(drivername=inline_sqlite.DRIVER))
+    file = make_url(url).set(drivername=inline_sqlite.DRIVER)
+    engine = create_async_engine(file, json_serializer=to_text, json_deserializer=from_text)
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

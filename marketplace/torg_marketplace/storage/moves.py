@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import CursorResult, insert, inspect, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import CursorResult, inspect, update
 from sqlalchemy.orm.attributes import set_committed_value
 
 from torg_marketplace.storage.audit_models import SlashRow
 from torg_marketplace.storage.events import add_job_event, add_node_event, which
-from torg_marketplace.storage.models import JobRow, LeaseRow, NodeEventRow, NodeRow
+from torg_marketplace.storage.models import JobRow, LeaseRow, NodeRow
+from torg_marketplace.storage.sessions import KeepingAsyncSession
 from torg_protocol.errors import Conflict
 from torg_protocol.ids import NodeId
 from torg_protocol.states import (
@@ -44,7 +44,13 @@ class MovedMeanwhile(Conflict):
 
 
 async def move_job(
-    session: AsyncSession, job: JobRow, to: JobState, *, at_ms: int, reason: EndReason | None = None, detail: str = ""
+    session: KeepingAsyncSession,
+    job: JobRow,
+    to: JobState,
+    *,
+    at_ms: int,
+    reason: EndReason | None = None,
+    detail: str = "",
 ) -> None:
     """Raises IllegalMove or MovedMeanwhile. `reason` and `detail` say why it ended or was queued again."""
     current = JobState(job.state)
@@ -61,7 +67,7 @@ async def move_job(
 
 
 async def move_lease(
-    session: AsyncSession,
+    session: KeepingAsyncSession,
     lease: LeaseRow,
     job: JobRow,
     to: LeaseState,
@@ -85,14 +91,18 @@ async def move_lease(
     add_job_event(session, job_id=job.id, lease_id=lease.id, kind="lease", data=data, at_ms=at_ms)
 
 
-async def move_node(session: AsyncSession, node: NodeRow, to: NodeState, *, at_ms: int, detail: str = "") -> None:
+async def move_node(
+    session: KeepingAsyncSession, node: NodeRow, to: NodeState, *, at_ms: int, detail: str = ""
+) -> None:
     current = NodeState(node.state)
     check_move(NODE_MOVES, current, to)
     await _write(session, node, NodeRow.state, current, {"state": to})
     add_node_event(session, node_id=node.id, data={"state": to, "from": current, "detail": detail}, at_ms=at_ms)
 
 
-async def move_slash(session: AsyncSession, slash: SlashRow, to: SlashState, *, at_ms: int, detail: str = "") -> None:
+async def move_slash(
+    session: KeepingAsyncSession, slash: SlashRow, to: SlashState, *, at_ms: int, detail: str = ""
+) -> None:
     current = SlashState(slash.state)
     check_move(SLASH_MOVES, current, to)
     values = {"state": to, "moved_at_ms": at_ms, "sent_at_ms": 0, "detail": detail[:2_000]}
@@ -101,7 +111,7 @@ async def move_slash(session: AsyncSession, slash: SlashRow, to: SlashState, *, 
     add_node_event(session, node_id=NodeId(slash.node_id), data=data, at_ms=at_ms)
 
 
-async def set_liveness(session: AsyncSession, node: NodeRow, to: Liveness, *, at_ms: int) -> None:
+async def set_liveness(session: KeepingAsyncSession, node: NodeRow, to: Liveness, *, at_ms: int) -> None:
     """Any liveness may follow any other; staying is no event."""
     current = Liveness(node.liveness)
     if current is to:
@@ -110,22 +120,19 @@ async def set_liveness(session: AsyncSession, node: NodeRow, to: Liveness, *, at
     add_node_event(session, node_id=node.id, data={"liveness": to, "from": current}, at_ms=at_ms)
 
 
-async def revive_nodes(session: AsyncSession, silent: Mapping[NodeId, Liveness], *, at_ms: int) -> None:
+async def revive_nodes(session: KeepingAsyncSession, silent: Mapping[NodeId, Liveness], *, at_ms: int) -> None:
     """`set_liveness` to ALIVE of many at once, with what each was before: after an outage a whole fleet comes back within seconds."""
-    rows = [
-        {"node_id": node_id, "at_ms": at_ms, "data": {"liveness": Liveness.ALIVE, "from": before}}
-        for node_id, before in silent.items()
-    ]
     await session.execute(
         update(NodeRow)
         .where(NodeRow.node_id.in_(silent))
         .values(liveness=Liveness.ALIVE)
         .execution_options(synchronize_session=False)
     )
-    await session.execute(insert(NodeEventRow.metadata.tables[NodeEventRow.__tablename__]), rows)
+    for node_id, before in silent.items():
+        add_node_event(session, node_id=node_id, data={"liveness": Liveness.ALIVE, "from": before}, at_ms=at_ms)
 
 
-async def _write(session: AsyncSession, row: Any, column: Any, current: StrEnum, values: dict[str, Any]) -> None:
+async def _write(session: KeepingAsyncSession, row: Any, column: Any, current: StrEnum, values: dict[str, Any]) -> None:
     """`column`: what has to be `current` still."""
     if row in session:
         for name, value in values.items():

@@ -2,7 +2,9 @@
 greenlets. SQLAlchemy's own sessions forget a row as soon as nobody else holds it, and look through all rows for those of one table.
 
 What a transaction changes is written at its end, or before a query that could see it; a row that is asked for by its key cannot, so
-that asking writes nothing yet. Parents are written before their children, by the tables' foreign keys."""
+that asking writes nothing yet. Parents are written before their children, by the tables' foreign keys. Rows that nobody asks for again in their
+transaction need no objects (`write`): those of one table are one statement, after everything else.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from collections import defaultdict
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, bindparam, event, inspect, select
+from sqlalchemy import Insert, Select, bindparam, event, insert, inspect, select
 from sqlalchemy.exc import NoResultFound
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -28,6 +30,26 @@ class KeepingSession(Session):
         self._met: dict[type[Base], dict[_Key, Base]] = defaultdict(dict)  # rows of the database, by table and key
         self._added: dict[type[Base], dict[Any, Base]] = defaultdict(dict)  # not written yet
         self._absent: set[tuple[type[Base], _Key]] = set()
+        self._values: dict[type[Base], list[dict[str, Any]]] = defaultdict(
+            list
+        )  # of rows without objects, not written yet
+
+    def write(self, table: type[Base], values: dict[str, Any]) -> None:
+        """A row with all of its columns but those that the database fills in. Queries find it, `known` and `get` do not before it is written.
+        Others may refer to no such row: it is written after them."""
+        self._values[table].append(values)
+
+    def flush(self, objects: Any = None) -> None:
+        super().flush(objects)
+        if self._values:
+            values, self._values = self._values, defaultdict(list)
+            connection = self.connection()
+            for table, rows in values.items():
+                connection.execute(_insert(table), rows)
+
+    def forget_values(self) -> None:
+        """When what was done is undone: what was before a savepoint was written as it began."""
+        self._values.clear()
 
     def known(self, table: type[R], key: Any) -> R | None:
         """A row that was loaded or added in this transaction."""
@@ -41,11 +63,6 @@ class KeepingSession(Session):
         """All rows of a table that were loaded or added, as they stand."""
         rows: list[Any] = [*self._met[table].values(), *self._added[table].values()]
         return [row for row in rows if not instance_state(row).expired]
-
-    def added(self, table: type[R]) -> list[R]:
-        """Rows of a table that were added and are not written yet."""
-        rows: list[Any] = [*self._added[table].values()]
-        return rows
 
     def note_absent(self, table: type[R], key: Any) -> None:
         """Of a row that was looked for in this transaction and is not there."""
@@ -77,6 +94,10 @@ class KeepingAsyncSession(AsyncSession):
     sync_session_class = KeepingSession
     sync_session: KeepingSession
 
+    def write(self, table: type[Base], **values: Any) -> None:
+        """See `KeepingSession.write`."""
+        self.sync_session.write(table, values)
+
     async def get(self, entity: type[R], ident: Any, **options: Any) -> R | None:  # type: ignore[override]  # our rows only
         if not options:
             row = self.sync_session.known(entity, ident)
@@ -97,6 +118,12 @@ def _by_key(table: type[Base]) -> Select[Any]:
     return select(table).where(*(column == bindparam(f"key_{number}") for number, column in columns))
 
 
+@cache
+def _insert(table: type[Base]) -> Insert:
+    """Into the table itself: for its class SQLAlchemy would make objects."""
+    return insert(table.metadata.tables[table.__tablename__])
+
+
 def _parameters(key: Any) -> dict[str, Any]:
     return {f"key_{number}": part for number, part in enumerate(_parts(key))}
 
@@ -115,6 +142,16 @@ def _key_of(row: Base) -> Any:
     """What it is known by; its own identity where the database gives it a key when it is written."""
     key = tuple(row.__dict__.get(name) for name in _key_columns(type(row)))
     return id(row) if None in key else key
+
+
+@event.listens_for(KeepingSession, "before_commit")
+def _write_the_rest(session: KeepingSession) -> None:
+    session.flush()
+
+
+@event.listens_for(KeepingSession, "after_soft_rollback")
+def _undo(session: KeepingSession, _undone: object) -> None:
+    session.forget_values()
 
 
 @event.listens_for(KeepingSession, "transient_to_pending")
