@@ -28,6 +28,7 @@ EVIDENCE = {
     "evidence-replay": "judge one again from what is kept; exit code 1 when that gives something else",
 }
 NODES = {
+    "nodes": "all of them, suspended and lost ones too",
     "node-suspend": "give a node no new leases; with --stop also end those that it runs, whose jobs go elsewhere",
     "node-resume": "take that back",
     "slashes": "what is taken of nodes' collaterals after failed audits, newest first",
@@ -131,7 +132,7 @@ def _add_evidence_options(name: str, command: argparse.ArgumentParser) -> None:
 
 
 def _add_nodes_options(name: str, command: argparse.ArgumentParser) -> None:
-    if name == "slashes":
+    if name in {"nodes", "slashes"}:
         return
     of = {"inspect": "job_..., lease_... or a node's address", "slash-cancel": "slash_..."}
     command.add_argument("id", help=of.get(name, "the node's address"))

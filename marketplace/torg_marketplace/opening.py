@@ -33,12 +33,12 @@ from torg_marketplace.storage.schema import upgrade
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
 from torg_marketplace.workers.replayer import SandboxReplayer
-from torg_protocol.errors import Conflict, Unavailable
+from torg_protocol.errors import Conflict, NotFound, Unavailable
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _FEES_LAMPORTS = 10**9
-_NETWORK_FILE = "network.json"
+_NETWORK_FILE, _IDENTITY_FILE = "network.json", "identity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,16 @@ async def open_market(settings: Settings, url: str) -> AsyncIterator[Opened]:
 @asynccontextmanager
 async def open_beside(settings: Settings, *, asks_chain: bool) -> AsyncIterator[Market]:
     """The same for one command of the operator, beside a market that runs or not: nobody is waited for. Without `asks_chain` the command is
-    about the database alone, and an RPC node that is away is none of its business. Raises Unavailable `chain_unavailable`, Conflict
-    `chain_other`."""
+    about the database alone, and an RPC node that is away is none of its business. Raises NotFound `data_folder_unknown`, Unavailable
+    `chain_unavailable`, Conflict `chain_other`."""
+    if not (settings.data / _IDENTITY_FILE).exists():
+        raise NotFound(
+            "there is no marketplace in this folder",
+            code="data_folder_unknown",
+            field="--data",
+            value=str(settings.data),
+            hint="name the one that torg-marketplace serve is given, or make it: torg-marketplace init; nothing was changed",
+        )
     async with _open(settings, "", _network_now if asks_chain else _network_known) as opened:
         yield opened.market
 
@@ -74,7 +82,7 @@ class SystemRandomness:
 def make_keys(settings: Settings) -> tuple[Keypair, Keypair]:
     """Identity and capture key, made at first use. Raises WalletError for unreadable ones."""
     keys = []
-    for name in ("identity.json", "capture.json"):
+    for name in (_IDENTITY_FILE, "capture.json"):
         path = settings.data / name
         keys.append(load_keypair(path) if path.exists() else create_keypair(path))
     return keys[0], keys[1]

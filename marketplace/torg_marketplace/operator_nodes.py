@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from torg_marketplace.flow.operate import inspect_anything, newest_slashes, resume_node, suspend_node
+from torg_marketplace.flow.operate import every_node, inspect_anything, newest_slashes, resume_node, suspend_node
 from torg_marketplace.flow.slash import cancel_slash
 from torg_marketplace.opening import open_beside
 from torg_marketplace.settings import Settings
@@ -20,6 +20,9 @@ async def run_command(arguments: argparse.Namespace, settings: Settings, say: Ca
         node_id = NodeId(getattr(arguments, "id", ""))
         answer: dict[str, Any]
         match arguments.command:
+            case "nodes":
+                async with market.reading() as unit:
+                    answer = {"nodes": await every_node(unit)}
             case "slashes":
                 async with market.reading() as unit:
                     answer = {"slashes": await newest_slashes(unit)}

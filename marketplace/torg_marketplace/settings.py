@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     def read(cls, given: dict[str, Any]) -> Settings:
         """Raises Invalid `setting_invalid` naming the first wrong one."""
         try:
-            return cls(**given)
+            settings = cls(**given)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = "--" + str(first["loc"][0]).replace("_", "-")
@@ -82,6 +82,20 @@ class Settings(BaseSettings):
             raise Invalid(
                 f"{name}: {message}", code="setting_invalid", field=name, value=str(first["input"])
             ) from error
+        settings._check_grace()
+        return settings
+
+    def _check_grace(self) -> None:
+        """Whoever earns has a vault's grace to be paid, once it begins to close: an interval of usage, a verdict, a settlement."""
+        waits_s = (self.usage_interval + self.settlement_age) // 1000 + _POLICY.verification_window_s
+        if self.min_vault_grace_s < waits_s:
+            raise Invalid(
+                "work could end unpaid: vaults may be empty before it is countersigned, verified and captured",
+                code="setting_invalid",
+                field="TORG_MARKETPLACE_MIN_VAULT_GRACE_S",
+                value=self.min_vault_grace_s,
+                hint=f"at least {waits_s}: --usage-interval, --settlement-age and {_POLICY.verification_window_s} s for a verdict; or shorten these",
+            )
 
     def policy(self, decimals: int) -> MarketPolicy:
         return MarketPolicy(

@@ -110,7 +110,12 @@ async def test_what_cannot_be_banned_or_lifted_says_why(world: World) -> None:
             assert unknown.value.code == "ban_unknown"
         with pytest.raises(NotFound):
             await ban(unit, "node", "nobody", because="y")
-    nothing: list[tuple[BanKind, str]] = [("image", ""), ("image", "evil miner"), ("wallet", "nonsense")]
+    nothing: list[tuple[BanKind, str]] = [
+        ("image", ""),
+        ("image", "evil miner"),
+        ("image", "evil/miner:"),
+        ("wallet", "nonsense"),
+    ]
     for kind, subject in nothing:
         async with world.market.transaction() as unit:
             with pytest.raises(Invalid) as refused:

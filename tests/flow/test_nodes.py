@@ -138,6 +138,24 @@ async def test_a_node_that_lost_its_journal_has_lost_its_lease(world: World) -> 
     )
 
 
+async def test_time_in_which_a_lost_journal_s_node_was_away_is_no_lost_work(world: World) -> None:
+    """Nobody knows that it worked after it was heard of last; that it is back now says nothing about its container."""
+    node = await join(world)
+    client = await make_client(world)
+    job = await client.submit(spec())
+    await match_pending(world.market)
+    await node.accept_and_start()
+    await let_pass(world, seconds=60, nodes=(node,))
+    await node.disconnect()
+    await let_pass(world, seconds=120)
+    node.held.clear()
+    await node.connect()
+    node.expect(ReceiptIssued)
+
+    (receipt,) = await client.receipts(job.job_id)
+    assert (receipt.receipt.billed_ms, receipt.receipt.unbilled_ms) == (0, 60_000)
+
+
 async def test_a_lease_that_went_to_another_is_abandoned(world: World) -> None:
     node = await join(world)
     client = await make_client(world)

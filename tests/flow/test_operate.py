@@ -7,7 +7,7 @@ import pytest
 from tests.support.actors import join, make_client, spec
 from tests.support.market import World
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.operate import inspect_anything, replay_events, resume_node, suspend_node
+from torg_marketplace.flow.operate import every_node, inspect_anything, replay_events, resume_node, suspend_node
 from torg_marketplace.flow.reconcile import fee_payer_warning, watch_fee_payer
 from torg_marketplace.flow.rows import node_row
 from torg_marketplace.metrics import MarketCollector
@@ -42,6 +42,25 @@ async def test_a_suspended_node_gets_no_lease_until_it_is_resumed(world: World) 
     assert "by the operator: it was steam" in details
     assert of_job["job"]["state"] == JobState.LEASED
     assert [lease["node_id"] for lease in of_job["leases"]] == [other.id]
+
+
+async def test_nodes_that_nobody_is_offered_are_listed_too(world: World) -> None:
+    node, other, client = await join(world), await join(world, price=2_000_000), await make_client(world)
+    await client.submit(spec())
+    assert await match_pending(world.market) == 1
+    node.expect(Granted)
+    async with world.market.transaction() as unit:
+        await suspend_node(unit, other.id, because="smoke was seen", stop=False)
+    async with world.market.reading() as unit:
+        listed = {row["node"]: row for row in await every_node(unit)}
+    assert {key: (row["state"], row["live_leases"]) for key, row in listed.items()} == {
+        node.id: (NodeState.ACTIVE, 1),
+        other.id: (NodeState.SUSPENDED, 0),
+    }
+    async with world.market.transaction() as unit:
+        with pytest.raises(NotFound, match="no such node here") as unknown:
+            await suspend_node(unit, NodeId(node.id[:8]), because="as offers show it", stop=False)
+    assert "torg-marketplace nodes" in str(unknown.value.hint)
 
 
 async def test_its_leases_end_with_a_checkpoint_when_they_are_to_stop(world: World) -> None:

@@ -52,7 +52,7 @@ def check_subject(kind: BanKind, subject: str) -> None:
     if kind == "wallet":
         is_one, hint = _is_account(subject), "an address as torg account show prints it, or acct_..."
     else:  # of a node somebody else knows
-        is_one = kind == "node" or re.fullmatch(r"[^\s]{1,512}", subject) is not None
+        is_one = kind == "node" or re.fullmatch(r"\S{0,511}[^\s:@/]", subject) is not None
         hint = "as jobs name it: a repository with or without its tag, or a digest"
     if not is_one:
         raise Invalid(f"this names no {kind}", code="subject_invalid", field=kind, value=subject, hint=hint)

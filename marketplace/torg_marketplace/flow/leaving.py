@@ -32,12 +32,19 @@ async def begin_leaving(unit: Unit, digests: Collection[Digest]) -> None:
 
 
 async def forget_bytes(market: Market, digests: Collection[Digest]) -> None:
+    """Of blobs that are still on their way out: each is asked about again just before it goes. A process that was frozen, or whose machine was
+    paused, may find its work done by another, and the blob sent anew since."""
+    gone = []
     for digest in sorted(digests):
+        async with market.reading() as unit:
+            if not await leaving(unit, [digest]):
+                continue
         await market.blobs.forget(digest)
-    for some in in_chunks(sorted(digests)):
+        gone.append(digest)
+    for some in in_chunks(gone):
         async with market.transaction() as unit:
-            gone = delete(LeavingBlobRow).where(LeavingBlobRow.digest.in_(some))
-            await unit.session.execute(gone.execution_options(synchronize_session=False))
+            rows = delete(LeavingBlobRow).where(LeavingBlobRow.digest.in_(some))
+            await unit.session.execute(rows.execution_options(synchronize_session=False))
 
 
 async def forget_left_over(market: Market) -> None:

@@ -54,6 +54,7 @@ async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
     _set_gpus_out(unit, node, hello.gpus_out)
     held = {item.lease_id: item for item in hello.leases}
     await _square_database(unit, node_id, held)
+    node.last_seen_ms = unit.now_ms  # not before: a lease that it has lost had worked until it was heard of last
     directives = [await _directive(unit, node_id, item) for item in hello.leases]
     for order in await orders_in_flight(unit, node_id):
         unit.send(node_id, OrderIssued(order=order))
@@ -167,7 +168,7 @@ async def _register(unit: Unit, node_id: NodeId, hello: Hello, version: int) -> 
     if hello.warm is not None:
         node.warm = _warm(node.warm or [], hello.warm)
     node.connected = True
-    node.connected_at_ms = node.last_seen_ms = unit.now_ms
+    node.connected_at_ms = unit.now_ms
     if node.state == NodeState.JOINING:
         await unit.session.flush()
         await move_node(unit.session, node, NodeState.ACTIVE, at_ms=unit.now_ms)

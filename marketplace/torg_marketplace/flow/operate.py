@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import func, select
 from sqlalchemy import inspect as inspection
-from sqlalchemy import select
 
-from torg_marketplace.flow.rows import job_row, leases_of_job, live_leases, node_row
+from torg_marketplace.flow.rows import job_row, leases_of_job, live_leases
 from torg_marketplace.flow.stopping import stop_lease
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules.history import Move, replayed
@@ -18,7 +18,7 @@ from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseEventRow, 
 from torg_marketplace.storage.moves import move_node
 from torg_protocol.errors import Conflict, Invalid, NotFound
 from torg_protocol.ids import NodeId
-from torg_protocol.states import EndReason, LeaseState, NodeState
+from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState, NodeState
 
 _EVENTS = 100  # newest, of what is inspected
 
@@ -28,7 +28,7 @@ async def suspend_node(unit: Unit, node_id: NodeId, *, because: str, stop: bool)
     elsewhere. Safe to repeat. Raises NotFound node_unknown, Invalid because_missing."""
     if not because.strip():
         raise Invalid("say why", code="because_missing", field="--because", hint="its owner will ask")
-    node = await node_row(unit, node_id)
+    node = await _node(unit, node_id)
     if node.state != NodeState.SUSPENDED:
         await move_node(
             unit.session, node, NodeState.SUSPENDED, at_ms=unit.now_ms, detail=f"by the operator: {because}"
@@ -45,7 +45,7 @@ async def suspend_node(unit: Unit, node_id: NodeId, *, because: str, stop: bool)
 async def resume_node(unit: Unit, node_id: NodeId, *, because: str) -> dict[str, Any]:
     """Takes back `suspend_node`. Raises NotFound node_unknown; Conflict node_not_suspended, node_banned (by a proof of its hardware that
     failed: `torg-marketplace proof lift` decides about that)."""
-    node = await node_row(unit, node_id)
+    node = await _node(unit, node_id)
     if node.state != NodeState.SUSPENDED:
         raise Conflict("this node is not suspended", code="node_not_suspended", field="node", value=node_id)
     if await unit.session.get(BanRow, ("node", node_id)) is not None:
@@ -72,6 +72,28 @@ async def resume_node(unit: Unit, node_id: NodeId, *, because: str) -> dict[str,
     return {"node": node_id, "state": node.state}
 
 
+async def every_node(unit: Unit) -> list[dict[str, Any]]:
+    """Also those that nobody is offered: suspended, lost, long gone. Newest heard of first."""
+    live = (
+        select(LeaseRow.node_id, func.count()).where(LeaseRow.state.in_(LIVE_LEASE_STATES)).group_by(LeaseRow.node_id)
+    )
+    leases = {node_id: int(count) for node_id, count in await unit.session.execute(live)}
+    rows = await unit.session.scalars(select(NodeRow).order_by(NodeRow.last_seen_ms.desc(), NodeRow.node_id))
+    return [
+        {
+            "node": row.node_id,
+            "state": row.state,
+            "liveness": row.liveness,
+            "connected": row.connected,
+            "last_seen_ms": row.last_seen_ms,
+            "live_leases": leases.get(row.node_id, 0),
+            "version": row.node_version,
+            "protocol_version": row.protocol_version,
+        }
+        for row in rows
+    ]
+
+
 async def inspect_anything(unit: Unit, key: str) -> dict[str, Any]:
     """Everything that is known of a job, a lease or a node, with its newest events. Raises NotFound nothing_known."""
     if (job := await unit.session.get(JobRow, key)) is not None:
@@ -90,7 +112,13 @@ async def inspect_anything(unit: Unit, key: str) -> dict[str, Any]:
             "live_leases": running,
             "events": await _newest(unit, NodeEventRow, NodeEventRow.node_id == key),
         }
-    raise NotFound("no such job, lease or node", code="nothing_known", field="id", value=key)
+    raise NotFound(
+        "no such job, lease or node",
+        code="nothing_known",
+        field="id",
+        value=key,
+        hint="the whole id: job_..., lease_..., or a node's address as torg-marketplace nodes shows it",
+    )
 
 
 async def newest_slashes(unit: Unit) -> list[dict[str, Any]]:
@@ -110,6 +138,13 @@ async def replay_events(unit: Unit, job_id: str) -> dict[str, Any]:
     stored = {job_id: job.state} | {lease.lease_id: lease.state for lease in await leases_of_job(unit, job_id)}
     timeline, problems = replayed(moves, stored if moves else {})
     return {"job_id": job_id, "timeline": timeline, "stored": stored, "problems": problems, "pruned": not moves}
+
+
+async def _node(unit: Unit, node_id: NodeId) -> NodeRow:
+    if (node := await unit.session.get(NodeRow, node_id)) is not None:
+        return node
+    hint = "the whole address: torg-marketplace nodes lists them all"
+    raise NotFound("no such node here", code="node_unknown", field="node", value=node_id, hint=hint)
 
 
 async def _newest(unit: Unit, table: Any, condition: Any) -> list[dict[str, Any]]:

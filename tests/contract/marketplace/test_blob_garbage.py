@@ -20,7 +20,7 @@ from torg.config import ClientConfig
 from torg_marketplace.flow import garbage
 from torg_marketplace.flow.blobs import UploadNotes, check_readable, may_read_blob, plan_upload
 from torg_marketplace.flow.garbage import collect_garbage
-from torg_marketplace.flow.leaving import begin_leaving
+from torg_marketplace.flow.leaving import begin_leaving, forget_left_over
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.storage.blobs import StoredBlobs
 from torg_marketplace.storage.models import BlobUploadRow
@@ -103,6 +103,32 @@ async def test_what_a_job_uses_stays_while_it_is_open_and_as_long_after_as_the_o
     assert await collect_garbage(two_days) == 1
     async with served.world.market.reading() as unit:
         assert not await may_read_blob(unit, served.client.account, data.digest)
+
+
+async def test_a_worker_that_was_frozen_deletes_nothing_that_came_anew(
+    served: ServedWorld, client: AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another did its work meanwhile, and one of the blobs was sent again: of that the frozen one knows nothing."""
+    market, files = served.world.market, {"a": os.urandom(1 << 20), "b": os.urandom(1 << 20)}
+    for name, data in files.items():
+        await client.put_data(name, a_folder(tmp_path / name, file=data))
+        await client.remove_data(name)
+    today, served.world.clock.time_ms = served.world.clock.time_ms, served.world.clock.time_ms + DAY_MS + 1
+    forget, again = market.blobs.forget, list[Digest]()
+
+    async def freeze(digest: Digest) -> None:
+        monkeypatch.setattr(market.blobs, "forget", forget)
+        await forget_left_over(market)  # by who leads now
+        served.world.clock.time_ms = today  # signatures want the real one
+        again.extend([(await client.put_data(name, tmp_path / name)).digest for name in files])
+        await forget(digest)
+
+    monkeypatch.setattr(market.blobs, "forget", freeze)
+    await collect_garbage(market)
+
+    there = [digest for digest in again if await market.blobs.size(digest) is not None]
+    assert len(again) == 2
+    assert len(there) >= 1, "at most what was being deleted at that moment"
 
 
 async def test_a_blob_of_two_accounts_stays_while_one_of_them_needs_it(

@@ -5,8 +5,14 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from torg_marketplace.command_line import ROOM_OF, parser, settings_in
+from torg_marketplace.opening import open_beside
+from torg_marketplace.settings import Settings
+from torg_protocol.errors import NotFound
 
 
 def loaded_after(imports: str) -> set[str]:
@@ -46,3 +52,11 @@ def test_only_options_that_are_settings_are_taken_for_settings() -> None:
         "name": "market",
         "port": "0",
     }
+
+
+async def test_a_mistyped_folder_becomes_no_marketplace(tmp_path: Path) -> None:
+    with pytest.raises(NotFound) as unknown:
+        async with open_beside(Settings(data=tmp_path / "marketplaec"), asks_chain=False):
+            pass
+    assert unknown.value.code == "data_folder_unknown"
+    assert not list(tmp_path.iterdir())

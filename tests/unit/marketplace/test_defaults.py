@@ -12,6 +12,7 @@ import pytest
 from torg_marketplace.rules.policy import MarketPolicy
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.registry import metadata
+from torg_protocol.errors import Invalid
 from torg_protocol.quantities import parse_duration_ms
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -63,3 +64,14 @@ def test_every_table_is_on_the_page_and_no_other() -> None:
     cells = (cells for cells in rows(DOCS / "reference" / "what-is-kept.md", "## Tables of a marketplace"))
     named = [name for first, *_ in cells for name in re.findall(r"`([a-z_]+)`", first)]
     assert sorted(named) == sorted(metadata.tables)
+
+
+@pytest.mark.parametrize("longer", [{"usage_interval": "30m"}, {"settlement_age": "1h"}])
+def test_vaults_must_not_be_empty_before_work_is_paid(longer: dict[str, str]) -> None:
+    with pytest.raises(Invalid) as refused:
+        Settings.read({"data": Path("x"), **longer})
+    assert (refused.value.code, refused.value.field) == ("setting_invalid", "TORG_MARKETPLACE_MIN_VAULT_GRACE_S")
+    needed = next(word for word in str(refused.value.hint).split() if word.strip(":").isdigit()).strip(":")
+    Settings.read({"data": Path("x"), **longer, "min_vault_grace_s": int(needed)})
+    with pytest.raises(Invalid):
+        Settings.read({"data": Path("x"), **longer, "min_vault_grace_s": int(needed) - 1})
