@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,13 @@ __all__ = ["postgres"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'market.sqlite'}"
+        yield f"sqlite:///{tmp_path / 'market.sqlite'}"
+        return
     server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
+    with server.lent_database() as url:
+        yield url
 
 
 @pytest.fixture

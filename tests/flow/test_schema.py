@@ -14,12 +14,22 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tests.support.actors import join, make_client, spec
 from tests.support.market import World
+from tests.support.postgres import Postgres
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.storage.engine import create_engine
 from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.registry import metadata
 from torg_marketplace.storage.schema import MIGRATIONS, differences, migrate, upgrade
 from torg_protocol.errors import Invalid
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """One that nobody else has afterwards: its tables are changed."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'market.sqlite'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 async def test_migrations_and_models_agree(database_url: str) -> None:

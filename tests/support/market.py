@@ -5,6 +5,7 @@ Strict: an evaluation that nobody scripted fails the test, and so does a message
 
 from __future__ import annotations
 
+import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -98,11 +99,12 @@ class World:
 async def open_world(
     folder: Path, *, seed: int = 1, policy: MarketPolicy | None = None, database_url: str | None = None
 ) -> AsyncIterator[World]:
-    """By default on SQLite in `folder`. What the database lacks of tables is made."""
-    engine = create_engine(database_url or f"sqlite:///{folder / 'market.sqlite'}")
+    """By default on SQLite in `folder`. A file that is not there yet gets all tables; a database of PostgreSQL has them."""
+    url = database_url or f"sqlite:///{folder / 'market.sqlite'}"
+    if url.startswith("sqlite") and not (file := Path(url.removeprefix("sqlite:///"))).exists():
+        file.write_bytes(await _with_all_tables())
+    engine = create_engine(url)
     try:
-        async with engine.begin() as connection:
-            await connection.run_sync(metadata.create_all)
         randomness = SeededRandomness(seed)
         clock, links, blobs = VirtualClock(), RecordingLinks(), Blobs()
         evaluator, catalogue, chain = ScriptedEvaluator(), FakeCatalogue(), FakeChain()
@@ -123,3 +125,20 @@ async def open_world(
         yield World(market, clock, randomness, links, blobs, evaluator, catalogue, chain)
     finally:
         await engine.dispose()
+
+
+_tables: list[bytes] = []
+
+
+async def _with_all_tables() -> bytes:
+    """A database file of SQLite. Made once: a copy costs nothing, and each table that is created waits for the disk."""
+    if not _tables:
+        with tempfile.TemporaryDirectory(prefix="torg-tables-") as folder:
+            file = Path(folder) / "market.sqlite"
+            engine = create_engine(f"sqlite:///{file}")
+            async with engine.begin() as connection:
+                await connection.run_sync(metadata.create_all)
+            await engine.dispose()  # the last connection writes what is in the log into the file
+            assert [path.name for path in Path(folder).iterdir()] == [file.name]
+            _tables.append(file.read_bytes())
+    return _tables[0]
