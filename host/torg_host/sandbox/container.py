@@ -22,7 +22,7 @@ Reason = Literal["exited", "oom", "max_duration", "stopped", "killed", "disk_ful
 
 MAX_PIECE_BYTES = 256 << 10
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.2
-SHIM_APPEARS_WITHIN_S = SHIM_LEAVES_WITHIN_S = 5.0
+SHIM_APPEARS_WITHIN_S, SHIM_LEAVES_WITHIN_S = 5.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)

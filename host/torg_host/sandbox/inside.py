@@ -26,7 +26,7 @@ from torg_protocol.errors import Conflict
 
 ENTER = "import sys; sys.path.insert(0, sys.argv[1]); from torg_host.sandbox.enter import main; main(sys.argv[2:])"
 READ_BYTES = 64 << 10
-STARTS_WITHIN_S = 20.0
+STARTS_WITHIN_S = 60.0
 
 
 class InsideProcess:

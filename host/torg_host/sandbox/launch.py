@@ -37,7 +37,7 @@ from torg_protocol.errors import Conflict, Invalid, Unavailable
 JOB_USER = (65534, 65534)
 CGROUP_PARENT = "torg"
 OLDEST_BWRAP = (0, 8)  # --size, --perms, --disable-userns
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 90.0  # longer than the shim itself waits, whose word says more
 # The shim needs nothing but the standard library and this package; skipping `site` makes it start in half the time.
 SHIM = "import sys; sys.path.insert(0, sys.argv[1]); from torg_host.sandbox.shim import main; main(sys.argv[2:])"
 SPARE_SHIM = (

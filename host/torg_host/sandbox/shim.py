@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 READ_BYTES = 64 << 10
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0  # of a host that is busy beyond measure
 DRAIN_TIMEOUT_S = 5.0
 IDLE_WAKE_S = 1.0  # looks for stop.json even when the signal got lost
 NEWS_WAKE_MS = 100

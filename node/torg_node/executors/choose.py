@@ -18,7 +18,7 @@ from torg_node.executors.sandbox import SandboxExecutor, wall_clock_ms
 from torg_protocol.errors import TorgError
 
 TRIAL_LIMITS = SandboxLimits(memory_bytes=64 << 20)
-TRIAL_TIMEOUT_S = 10.0
+TRIAL_TIMEOUT_S = 60.0
 
 ExecutorKind = Literal["auto", "docker", "sandbox"]
 

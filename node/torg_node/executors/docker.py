@@ -199,8 +199,7 @@ class DockerExecutor:
         made: list[str] = []
         try:
             await self._clear_name(launch.name)
-            began_at_ms = self._now_ms()
-            alarm_id, readying = await self._alarm_for(launch, made)
+            alarm_id, readying, began_at_ms = await self._alarm_for(launch, made)
             body = request.job_body(launch, image, self._settings, alarm_id)
             supervision = await self._beside_the_alarm(readying, self._create_job(launch, body, made))
             if launch.proxy is not None:
@@ -336,17 +335,18 @@ class DockerExecutor:
         for ref in {leftover.ref for leftover in leftovers} | ({alarm["Id"]} if alarm else set()):
             await self._containers.delete(ref)
 
-    async def _alarm_for(self, launch: LaunchSpec, made: list[str]) -> tuple[str | None, _Readying | None]:
-        """Its container, and what is left to do before the job may start."""
+    async def _alarm_for(self, launch: LaunchSpec, made: list[str]) -> tuple[str | None, _Readying | None, int]:
+        """Its container, what is left to do before the job may start, and since when it may have been asleep."""
+        began_at_ms = self._now_ms()
         if self._settings.runtime == _KERNEL_OF_ITS_OWN:
-            return None, None
+            return None, None, began_at_ms
         if self._spare is not None and (spare := await self._spare.take(launch)) is not None:
             made.append(spare)
-            return spare, self._spare.name(spare, launch)
+            return spare, self._spare.name(spare, launch), began_at_ms
         body = request.alarm_body(launch, await self._images.sleeper(), self._settings)
         alarm_id = await self._containers.create(request.alarm_name(launch.name), body)
         made.append(alarm_id)
-        return alarm_id, self._containers.start(alarm_id)
+        return alarm_id, self._containers.start(alarm_id), self._now_ms()
 
     async def _beside_the_alarm(
         self, readying: _Readying | None, creating: Coroutine[Any, Any, Supervision]

@@ -15,8 +15,8 @@ import aiohttp
 
 from torg_node.executors.errors import ExecutorError, ExecutorUnavailable
 
-_CONNECT_TIMEOUT_S = 5.0
-_FIRST_ANSWER_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 20.0
+_FIRST_ANSWER_TIMEOUT_S = 30.0
 _CALL_TIMEOUT_S = 120.0
 _USUAL_SOCKETS = (Path("/run/docker.sock"), Path("/var/run/docker.sock"))
 _UNREACHABLE = 900  # aiodocker's own status for "no connection"

@@ -23,6 +23,7 @@ from torg_node.executors.port import InsideCommand
 
 _STREAMS = {1: "stdout", 2: "stderr"}
 _POLL_S = 0.02
+_STARTS_WITHIN_S = 60.0
 
 
 class DockerProgram:
@@ -55,10 +56,16 @@ class DockerProgram:
             await self._exec.resize(h=rows, w=columns)
 
     async def signal(self, number: int) -> None:
-        state = await self._state()
-        if state["Running"] and (pid := int(state.get("Pid") or 0)) > 1:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+        """Waits for one that is just starting: it counts as running before it has a process id."""
+        for _ in range(round(_STARTS_WITHIN_S / _POLL_S)):
+            state = await self._state()
+            if not state["Running"]:
+                return
+            if (pid := int(state.get("Pid") or 0)) > 1:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+                return
+            await asyncio.sleep(_POLL_S)
 
     async def wait(self) -> int:
         while True:
@@ -70,12 +77,17 @@ class DockerProgram:
     async def close(self) -> None:
         with contextlib.suppress(ExecutorError):
             await self.signal(signal.SIGHUP)
-            for _ in range(round(1 / _POLL_S)):
-                if not (await self._state())["Running"]:
-                    break
-                await asyncio.sleep(_POLL_S)
-            await self.signal(signal.SIGKILL)
+            if not await self._ends(within_s=1.0):
+                await self.signal(signal.SIGKILL)
+                await self._ends(within_s=10.0)
         await self._stream.close()
+
+    async def _ends(self, *, within_s: float) -> bool:
+        for _ in range(round(within_s / _POLL_S)):
+            if not (await self._state())["Running"]:
+                return True
+            await asyncio.sleep(_POLL_S)
+        return False
 
     async def _state(self) -> dict[str, Any]:
         with engine_errors("looking at a program in the container"):

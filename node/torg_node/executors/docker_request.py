@@ -30,7 +30,7 @@ ROLE_JOB, ROLE_ALARM = "job", "alarm"
 
 JOB_USER_ID = 65534
 _ALARM_USER_ID = 65533  # so that the job may not signal the alarm
-ALARM_ALLOWANCE_MS = 10_000  # the alarm starts before the job; a job never loses time to a slow start below this
+ALARM_ALLOWANCE_MS = 20_000  # the alarm starts before the job; a job never loses time to a slow start below this
 ARMED = b"armed\n"  # what a spare alarm answers
 _ALARM_MEMORY_BYTES = 32 << 20
 _LOG_FILES = 2  # the engine rotates at half of the limit

@@ -25,7 +25,7 @@ from torg_node.executors.port import LaunchSpec
 
 log = logging.getLogger(__name__)
 SPARE = "torg-spare-"  # what its name begins with until it is named after a job
-_ANSWERS_WITHIN_S = 5.0  # of a busy host; half of what a start may take at all
+_ANSWERS_WITHIN_S = 10.0  # of a busy host; half of what a start may take at all
 # AssertionError: aiodocker's way to say that a stream has lost its connection.
 _BROKEN = (ExecutorError, aiodocker.DockerError, aiohttp.ClientError, OSError, RuntimeError, AssertionError)
 

@@ -39,7 +39,7 @@ MIB = 1 << 20
 LIMITS = ResourceLimits(
     memory_bytes=96 * MIB, cpu_millis=1000, disk_bytes=32 * MIB, shm_bytes=8 * MIB, pids=32, log_bytes=MIB
 )
-MAX_DURATION_MS = 20_000
+MAX_DURATION_MS = 60_000
 SCRATCH = "/scratch"
 
 INSPECTED = (

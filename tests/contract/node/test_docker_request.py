@@ -14,6 +14,7 @@ from torg_node.executors.docker_cgroup import memory_group
 from torg_node.executors.docker_exit import Ending, Witness, engine_time_ms, exit_of, has_ended
 from torg_node.executors.docker_gpu import visible_gpus
 from torg_node.executors.docker_request import (
+    ALARM_ALLOWANCE_MS,
     NodeSettings,
     RunnableImage,
     alarm_body,
@@ -147,7 +148,7 @@ def test_gvisor_gets_an_init_of_its_own_and_room_for_its_kernels_threads() -> No
 def test_the_alarm_sleeps_a_little_longer_than_the_job_may_run_and_is_hardened_too() -> None:
     body = alarm_body(launch("job-1", ["train"], max_duration_ms=90_500), RunnableImage("sha256:abc"), NODE)
 
-    assert body["Entrypoint"] == ["/usr/bin/sleep", "100.500"]
+    assert body["Entrypoint"] == ["/usr/bin/sleep", f"{90.5 + ALARM_ALLOWANCE_MS / 1000:.3f}"]
     assert body["User"] == "65533:65533"
     assert body["HostConfig"]["Init"] is True
     assert body["HostConfig"]["CapDrop"] == ["ALL"]
