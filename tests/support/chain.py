@@ -14,6 +14,7 @@ from pathlib import Path
 
 from solders.keypair import Keypair
 
+from tests.support.ports import own_port
 from torg_chain import vault_operations
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import ChainClient
@@ -35,13 +36,14 @@ class LocalnetProcess:
     process: asyncio.subprocess.Process | None = field(default=None, repr=False)
 
     async def start(self) -> None:
-        command = [sys.executable, "-m", "torg_chain.localnet", "--data", str(self.data), "--port", str(self.port)]
+        port = str(self.port or own_port())
+        command = [sys.executable, "-m", "torg_chain.localnet", "--data", str(self.data), "--port", port]
         command += ["--slot-ms", str(self.slot_ms), "--finalize-after-slots", "3", *self.arguments]
         self.process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, start_new_session=True
         )
         assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), timeout=60)
+        line = await asyncio.wait_for(self.process.stdout.readline(), timeout=180)
         ready = json.loads(line)
         self.rpc_url, self.genesis_hash = ready["rpc_url"], ready["genesis_hash"]
         self.port = int(self.rpc_url.rsplit(":", 1)[1])
@@ -56,7 +58,7 @@ class LocalnetProcess:
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
-            await asyncio.wait_for(self.process.wait(), timeout=60)
+            await asyncio.wait_for(self.process.wait(), timeout=180)
         if self.process is not None:
             self.process._transport.close()  # type: ignore[attr-defined]  # frees the pipe at once, not at collection
         self.process = None

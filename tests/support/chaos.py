@@ -17,6 +17,7 @@ from scripts.market_processes import Running, call, script, start
 from tests.support.jumping_clock import JumpingClock
 from tests.support.nats import NatsServer
 from tests.support.networks import Place
+from tests.support.ports import own_port
 from tests.support.postgres import Postgres
 from tests.support.small_market import SmallMarket, running_market, spec_of_small_job
 from tests.support.waiting import eventually
@@ -54,7 +55,7 @@ class RolesMarket(SmallMarket):
     async def start_process(self, name: str) -> None:
         """Where it was before, if it was there before."""
         argv = [script("torg-marketplace"), "serve", "--data", str(self.folder / "marketplace"), "--role"]
-        argv += [PROCESSES[name], "--port", str(self.ports.get(name, 0)), "--rpc-url", self.rpc_url]
+        argv += [PROCESSES[name], "--port", str(self.ports.get(name) or own_port()), "--rpc-url", self.rpc_url]
         argv += ["--bus-url", self.nats.url if self.nats else "", *OPTIONS]
         url = self.database_url or ""
         if (place := self.places.get(name)) is not None and self.postgres is not None:
@@ -102,7 +103,7 @@ class RolesMarket(SmallMarket):
         async def paid() -> bool:
             return not await self.ask("SELECT * FROM payouts WHERE state != 'finalized'")
 
-        await eventually(paid, within_s=90)
+        await eventually(paid, within_s=150)
         (earned,) = await self.ask("SELECT sum(amount)::bigint AS amount FROM leases")
         captured = await self.ask("SELECT amount FROM payouts")
         assert sum(row["amount"] for row in captured) == earned["amount"] > 0
@@ -136,7 +137,7 @@ async def submit_through_it(client: AsyncClient, name: str, **fields: object) ->
     """As people do whose command failed: again, with the same key, until there is an answer. The job's id."""
     command = ["python", "-c", "import time; print('at work', flush=True); time.sleep(0.7)"]
     job = spec_of_small_job(client, {"name": name, "command": command, "lease_grace": "2m", **fields})
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         while True:
             try:
                 return (await client.submit(job, idempotency_key=name)).job_id
@@ -153,7 +154,7 @@ async def assert_all_is_well(market: RolesMarket, jobs: set[str]) -> None:
         open_jobs = await market.ask("SELECT job_id FROM jobs WHERE closed_at_ms IS NULL")
         return not open_jobs
 
-    await eventually(over, within_s=120)
+    await eventually(over, within_s=150)
     ended = {name: running.process.returncode for name, running in market.processes.items()}
     assert ended == dict.fromkeys(ended, None), "processes that ended by themselves"
     states = {row["job_id"]: row["state"] for row in await market.ask("SELECT job_id, state FROM jobs")}

@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import secrets
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from tests.support.engine import load_image, small_image
+from tests.support.ports import own_port
 from tests.support.token_server import TokenServer
 from torg_node.executors.docker_archive import File
 
@@ -74,15 +74,14 @@ async def running_registry(
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("docker-registry is not installed (Debian: docker-registry)")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        host = f"127.0.0.1:{listener.getsockname()[1]}"
+    host = f"127.0.0.1:{own_port()}"
     folder.mkdir()
     config, log = folder / "registry.yml", folder / "registry.log"
     config.write_text(_CONFIG.format(root=folder / "data", host=host, auth=_auth(folder, login, token_server)))
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(program, "serve", str(config), stdout=output, stderr=output)
     try:
-        async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as client:
+        async with asyncio.timeout(120), httpx.AsyncClient(trust_env=False) as client:
             while not await _answers(client, f"http://{host}/v2/"):
                 assert process.returncode is None, log.read_text()
                 await asyncio.sleep(0.05)

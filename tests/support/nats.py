@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.networks import Place
+from tests.support.ports import own_port
 
 
 @contextmanager
@@ -34,8 +35,8 @@ class NatsServer:
     place: Place | None = None
 
     def start(self) -> None:
-        """At a free port at first, and at the same one ever after."""
-        port = self.url.rpartition(":")[2] or "-1"
+        """At the same port each time."""
+        port = self.url.rpartition(":")[2] or str(own_port())
         address = self.place.address if self.place is not None else "127.0.0.1"
         command = [self.program, "--addr", address, "--port", port, "--ports_file_dir", str(self.folder)]
         command = self.place.command(*command) if self.place is not None else command
@@ -46,7 +47,7 @@ class NatsServer:
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=120)
 
     def send(self, number: signal.Signals) -> None:
         if self.process is not None:
@@ -68,12 +69,12 @@ def nats_server(place: Place | None = None) -> Iterator[NatsServer]:
             if server.process is not None:
                 server.send(signal.SIGCONT)
                 server.process.terminate()
-                server.process.wait(timeout=30)
+                server.process.wait(timeout=120)
 
 
 def _url(process: subprocess.Popen[bytes], folder: Path) -> str:
     file = folder / f"nats-server_{process.pid}.ports"
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         if file.exists() and (text := file.read_text()).strip():
             return str(json.loads(text)["nats"][0])

@@ -16,6 +16,7 @@ from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
 from scripts.market_processes import Running, call, remove_containers, script, start, tail
+from tests.support.ports import own_port
 from tests.support.small_market import TUSD
 from torg.rental_journal import RentalJournal, RentalRow
 from torg_chain import vault_operations
@@ -54,7 +55,7 @@ class DirectRental:
             "--data",
             str(self.folder / "localnet"),
             "--port",
-            "0",
+            str(own_port()),
             "--slot-ms",
             "50",
             "--finalize-after-slots",
@@ -73,7 +74,14 @@ class DirectRental:
             "--executor",
             "sandbox",
         ]
-        init += ["--rental-interval", str(self.interval_s), "--rental-address", "127.0.0.1:0", "--yes", "--json"]
+        init += [
+            "--rental-interval",
+            str(self.interval_s),
+            "--rental-address",
+            f"127.0.0.1:{own_port()}",
+            "--yes",
+            "--json",
+        ]
         await call([script("torg-node"), *init])
         save_keypair(self.wallet, self.home / "wallet.json")
         async with ChainClient(self.rpc_url) as chain:
@@ -82,10 +90,6 @@ class DirectRental:
         await self.start_node()
 
     async def start_node(self) -> None:
-        """On the address that it had, if it had one."""
-        config = self.node_folder / "config.toml"
-        if self.address:
-            config.write_text(config.read_text().replace("127.0.0.1:0", self.address))
         argv = [script("torg-node"), "start", "--data", str(self.node_folder)]
         self.node = await start("node", argv, self.folder / "node.log")
         self.address = self.node.ready["rental_address"]

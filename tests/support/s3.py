@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import httpx
 from moto.server import ThreadedMotoServer
 
+from tests.support.ports import own_port
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 
 
@@ -40,7 +42,7 @@ class SimulatedS3:
 
 @contextmanager
 def running_s3() -> Iterator[SimulatedS3]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=own_port(), verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     s3 = SimulatedS3(server, f"http://{host}:{port}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from solders.keypair import Keypair
 
 from scripts.market_processes import Running, call, remove_containers, script, start
+from tests.support.ports import own_port
 from torg.client import AsyncClient
 from torg.config import ClientConfig
 from torg.spec_file import SpecFile, spec_from_mapping
@@ -52,7 +53,7 @@ class SmallMarket:
             "--data",
             str(self.folder / "localnet"),
             "--port",
-            str(self.ports.get("localnet", 0)),
+            str(self.ports.get("localnet") or own_port()),
         ]
         argv += ["--slot-ms", str(self.slot_ms), "--finalize-after-slots", "3"]
         self.localnet = await start("localnet", argv, self.folder / "localnet.log")
@@ -70,7 +71,7 @@ class SmallMarket:
         ]
         argv += [
             "--port",
-            str(self.ports.get("marketplace", 0)),
+            str(self.ports.get("marketplace") or own_port()),
             "--heartbeat",
             self.heartbeat,
             "--settlement-age",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.support.ports import own_port
 from tests.support.workload_runs import Machine
 from tests.support.zygote import Zygote
 
@@ -22,12 +22,10 @@ def test_the_weights_of_a_gang_are_those_of_one_node(zygote: Zygote, tmp_path: P
     code, _, error = alone.run(*QUICK)
     assert code == 0, error
 
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
     members = [Machine(zygote, "distributed", tmp_path / f"rank-{rank}") for rank in range(size)]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(own_port()), "WORLD_SIZE": str(size)}
     running = [member.start(*QUICK, env=meeting | {"RANK": str(rank)}) for rank, member in enumerate(members)]
-    ends = [process.communicate(timeout=90) for process in running]
+    ends = [process.communicate(timeout=240) for process in running]
     assert [process.returncode for process in running] == [0] * size, ends
 
     weights = [load_file(machine.outputs / "model.safetensors") for machine in (alone, *members)]
