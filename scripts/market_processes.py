@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 45.0  # an agent in the middle of a step, on a machine that others use too
+START_TIMEOUT_S = 180.0  # several start at once, on a machine that others use too
+STOP_TIMEOUT_S = 90.0  # an agent in the middle of a step, on a machine that others use too
 
 
 class ProcessFailed(Exception):

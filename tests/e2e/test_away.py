@@ -11,13 +11,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.jumping_clock import JumpingClock
-from tests.support.small_market import SmallMarket, run, submit, submit_raw
+from tests.support.small_market import SmallMarket, let_go, run, submit, submit_raw
 from torg.client import AsyncClient
 from torg_protocol.states import EndReason, JobState
 from torg_protocol.usage import verify_receipt
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow]
-COUNT = ["python", "-u", "-c", "import time\nfor n in range(12):\n    print(n)\n    time.sleep(0.5)"]
+# It does not come to its end before the marketplace is away.
+COUNT_CODE = """
+import os, time
+for n in range(12):
+    print(n)
+    time.sleep(0.5)
+    while n == 3 and not os.path.exists("go"): time.sleep(0.05)
+"""
+COUNT = ["python", "-u", "-c", COUNT_CODE]
 COUNTED = "".join(f"{n}\n" for n in range(12))
 AWAY_S = 3600
 
@@ -36,6 +44,7 @@ async def test_an_hour_without_a_marketplace_costs_no_work_and_bills_no_minute_o
             await _says(client, job.job_id, "3\n")
             assert market.marketplace is not None
             await market.marketplace.kill()
+            let_go(tmp_path / "node")
             await _until_ended(tmp_path / "node")
             clock.move(AWAY_S)
             now = time.time
@@ -72,6 +81,7 @@ async def test_what_tasks_said_while_the_marketplace_was_away_is_in_the_live_log
             await _says(client, job.job_id, "3\n")
             assert market.marketplace is not None
             await market.marketplace.kill()
+            let_go(tmp_path / "node")
             await _until_task_ended(tmp_path / "node", "second")
             await market.start_marketplace()
             ended = await client.wait(job.job_id)
@@ -86,20 +96,20 @@ async def test_what_tasks_said_while_the_marketplace_was_away_is_in_the_live_log
 async def _until_task_ended(node: Path, task: str) -> None:
     """By the node's own journal."""
     query = "SELECT 1 FROM task_runs WHERE task = ? AND exit_json IS NOT NULL"
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         with contextlib.closing(sqlite3.connect(f"file:{node}/journal.sqlite?mode=ro", uri=True)) as journal:
             while journal.execute(query, (task,)).fetchone() is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
 
 async def _says(client: AsyncClient, job_id: str, text: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while text not in await client.logs(job_id):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
 async def _until_ended(node: Path) -> None:
     """Its container has; the result waits on the node."""
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         while not any((node / "containers" / "sandbox").glob("*/exit.json")):  # noqa: ASYNC110
             await asyncio.sleep(0.1)

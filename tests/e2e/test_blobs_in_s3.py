@@ -11,7 +11,7 @@ from tests.support.small_market import WAIT_FOR_GO, SmallMarket, let_go, running
 from tests.support.waiting import eventually
 from torg_protocol.states import JobState
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(900)]
 
 CONTENT = bytes(range(256)) * (9 << 12)  # more than one part of an upload
 CODE = f"""

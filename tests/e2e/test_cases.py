@@ -11,7 +11,7 @@ import pytest
 from scripts.market_processes import call, script
 from tests.support.small_market import run, running_market
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SLEEP = ["python", "-c", "import time; time.sleep(2)"]
 

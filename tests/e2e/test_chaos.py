@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.sandbox,
     pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
 ]
 
 

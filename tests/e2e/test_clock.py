@@ -46,6 +46,6 @@ async def test_a_lease_is_billed_for_what_it_ran_whatever_the_hosts_clock_says(t
 
 
 async def _says(client: AsyncClient, job_id: str, text: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while text not in await client.logs(job_id):  # noqa: ASYNC110
             await asyncio.sleep(0.05)

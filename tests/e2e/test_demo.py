@@ -38,7 +38,7 @@ async def test_ctrl_c_stops_everything_that_the_demo_started(tmp_path: Path, mom
 
     assert "interrupted: everything that the demo started is stopped" in seen
     assert process.returncode == 1
-    await until(lambda: left_behind(home) == [], within_s=20)
+    await until(lambda: left_behind(home) == [], within_s=60)
 
 
 async def test_the_demo_empties_no_folder_that_it_did_not_make(tmp_path: Path) -> None:

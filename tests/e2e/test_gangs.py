@@ -19,7 +19,7 @@ from torg_protocol.states import EndReason, JobState, LeaseState
 pytestmark = [
     pytest.mark.sandbox,
     pytest.mark.root,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(os.geteuid() != 0, reason="a gang's network needs root"),
 ]
 ALL_REDUCE = """
@@ -62,7 +62,7 @@ async def nodes(market: SmallMarket, count: int) -> AsyncIterator[list[Running]]
 
 
 async def until_running(client: AsyncClient, job: JobView) -> JobView:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(150):
         while True:
             view = await client.job(job.job_id)
             live = [lease for lease in view.leases if lease.state is LeaseState.RUNNING]
@@ -87,7 +87,7 @@ async def test_gloo_adds_up_across_nodes_without_a_route_and_a_lost_node_is_repl
         assert [output.path for output in ended.outputs] == ["sum"]
         assert ended.final_amount == sum(lease.amount for lease in ended.leases)
 
-        pair = await submit(client, ["python", "-c", HANGS_AT_FIRST], gang={"size": 2}, lease_grace="8s")
+        pair = await submit(client, ["python", "-c", HANGS_AT_FIRST], gang={"size": 2}, lease_grace="15s")
         first = await until_running(client, pair)
         lost = next(
             (process, lease) for lease in first.leases for process in others if process.ready.get("node") == lease.node

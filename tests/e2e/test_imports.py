@@ -67,7 +67,7 @@ async def test_torg_run_takes_the_file_prints_what_the_job_prints_and_passes_its
     process = await asyncio.create_subprocess_exec(
         script("torg"), *ours, "run", str(file), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         out, err = await process.communicate()
 
     assert (process.returncode, out.decode()) == (4, "over there\n"), err.decode()

@@ -108,7 +108,7 @@ async def _kill_and_restart_marketplace(market: SmallMarket, *, down_s: float) -
 
 
 async def _until_running(client: AsyncClient, job_id: str) -> None:
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         async for event in client.follow(job_id):
             if event.kind == "lease" and event.data["state"] == LeaseState.RUNNING:
                 return
@@ -133,7 +133,7 @@ async def _assert_paid_once(market: SmallMarket, client: AsyncClient, job: JobVi
 
 
 async def _finalized(client: AsyncClient, vault: str, amount: int) -> tuple[SettlementView, ...]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while True:
             found = tuple(item for item in await client.vaults.settlements(vault) if item.state == "finalized")
             if sum(item.amount for item in found) >= amount:

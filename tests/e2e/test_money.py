@@ -18,7 +18,7 @@ from torg_protocol.states import JobState
 pytestmark = [pytest.mark.sandbox, pytest.mark.root]
 
 SLEEP = ["python", "-c", "import time; time.sleep(2)"]
-LONG = ["python", "-c", "import time; time.sleep(120)"]
+LONG = ["python", "-c", "import time; time.sleep(600)"]
 
 
 async def _lose_transactions(market: SmallMarket, count: int) -> None:

@@ -77,7 +77,7 @@ async def _rules(market: SmallMarket, client: AsyncClient) -> None:
     await market.start_node()
     await _until_active(client)
     job = await submit(client, ["true"], ports=[{"port": 80}], limits={"max_duration": "1m"})
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while "kind_denied: its owner takes no jobs of kind service" not in await torg_node(market, "top", "--once"):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     await client.cancel(job.job_id)
@@ -135,12 +135,12 @@ async def _a_second_node_is_suggested_a_price(market: SmallMarket, folder: Path)
 
 async def _until_active(client: AsyncClient) -> None:
     """The agent looks each second, and the market hears it with the next heartbeat."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while [offer.state for offer in await client.offers()] != [NodeState.ACTIVE]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
 async def _until(client: AsyncClient, job_id: str, state: LeaseState) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while [lease.state for lease in (await client.job(job_id)).leases] != [state]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

@@ -23,7 +23,7 @@ from torg_node.executors.docker_archive import File
 from torg_protocol.api import JobView
 from torg_protocol.states import OUTCOMES, EndReason, Fault, JobState
 
-pytestmark = [pytest.mark.engine, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 __all__ = ["engine_socket"]
 SEES = ["sh", "-c", "ls /run/secrets; cat /run/secrets/OTHER"]
 

@@ -11,7 +11,7 @@ import pytest
 from scripts.market_processes import call, script
 from tests.support.small_market import SmallMarket, running_market
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 async def test_a_node_proves_its_hardware_and_its_owner_sees_it(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torg_protocol.rentals import RentalEnd, RentalState
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.root]
 
-LONG = ["python", "-c", "import time; print('once', flush=True); time.sleep(120)"]
+LONG = ["python", "-c", "import time; print('once', flush=True); time.sleep(600)"]
 SHORT = """
 import os, pathlib, sys
 print("hello", pathlib.Path("words.txt").read_text())
@@ -72,7 +72,7 @@ async def _refuses_what_is_malformed(rental: DirectRental) -> None:
     """Each with a stable code, and the node goes on: asked of the real process while it rents."""
     one, signer = f"/v1/rentals/{rental.row().rental_id}", WalletAuth(rental.wallet)
     nobody = WalletAuth(Keypair())
-    async with httpx.AsyncClient(base_url=f"http://{rental.address}", trust_env=False, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=f"http://{rental.address}", trust_env=False, timeout=120) as http:
 
         async def said(method: str, path: str, auth: httpx.Auth | None = None, **options: Any) -> tuple[int, str]:
             answer = await http.request(method, path, auth=auth, **options)

@@ -19,7 +19,7 @@ from tests.support.small_market import SmallMarket
 from torg_protocol.httpsig import RequestParts, sign_request
 
 __all__ = ["postgres"]
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 PER_MINUTE = 10
 AUTHORITY = "torg.example"  # the name of the balancer before them, which is what clients sign
 

@@ -28,7 +28,7 @@ from torg_marketplace.storage.engine import Sessions, create_engine
 
 __all__ = ["postgres"]
 OPTIONS = ("--heartbeat", "2s", "--settlement-age", "10m")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass
@@ -86,7 +86,7 @@ async def leader(database_url: str, role: str) -> int | None:
     return int(name.rpartition(" ")[2]) if name else None
 
 
-async def until(what: str, condition: object, *, within_s: float = 120) -> float:
+async def until(what: str, condition: object, *, within_s: float = 150) -> float:
     """Seconds that it took."""
     began = time.monotonic()
     while not await condition():  # type: ignore[operator]

@@ -20,7 +20,7 @@ from torg_protocol.api import JobView
 from torg_protocol.errors import Infeasible
 from torg_protocol.states import JobState, LeaseState
 
-pytestmark = [pytest.mark.engine, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 IMAGE = "simulated-cuda"
 _HALF = {"gpus": 1, "gpu_fraction": "0.5", "memory": "64MiB", "disk": "32MiB"}
 _UNTIL_TOLD = ["sh", "-c", "nvidia-smi -L; sleep 600"]
@@ -90,7 +90,7 @@ async def _submit(client: AsyncClient, name: str) -> JobView:
 
 async def _refused(client: AsyncClient) -> Infeasible:
     """Once no node takes such a job."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while True:
             job = await _try(client, "early")
             if isinstance(job, Infeasible):
@@ -101,7 +101,7 @@ async def _refused(client: AsyncClient) -> Infeasible:
 
 async def _submitted(client: AsyncClient, name: str) -> JobView:
     """Once a node takes such a job."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while True:
             job = await _try(client, name)
             if isinstance(job, JobView):
@@ -117,7 +117,7 @@ async def _try(client: AsyncClient, name: str) -> JobView | Infeasible:
 
 
 async def _until(client: AsyncClient, job: JobView, state: LeaseState) -> JobView:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(150):
         while not (job.leases and job.leases[-1].state is state):
             assert job.state in {JobState.QUEUED, JobState.LEASED}, job
             await asyncio.sleep(0.2)
@@ -126,7 +126,7 @@ async def _until(client: AsyncClient, job: JobView, state: LeaseState) -> JobVie
 
 
 async def _waits(client: AsyncClient, job: JobView) -> JobView:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while job.waiting_for is None:
             await asyncio.sleep(0.2)
             job = await client.job(job.job_id)

@@ -13,7 +13,7 @@ from tests.support.small_market import SmallMarket, running_market, submit
 from torg.client import AsyncClient
 from torg_protocol.states import EndReason, JobState, LeaseState
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(900)]
 STEPS = 600
 # Gradient descent on one made-up sample a step, slowly until it resumes. At SIGTERM it writes a checkpoint of the step that it has
 # reached, and ends.
@@ -90,9 +90,11 @@ def _without_interruption(folder: Path) -> str:
 
 
 async def _until_it_trains(client: AsyncClient, job_id: str) -> None:
-    """Its first line says that it has a handler for the signal."""
-    async with asyncio.timeout(120):
+    """Its first line says that it has a handler for the signal. It comes word by word, and not always in one event."""
+    said = ""
+    async with asyncio.timeout(150):
         async for event in client.follow(job_id):
-            if event.kind == "log" and "from 0" in event.data["text"]:
+            said += event.data["text"] if event.kind == "log" else ""
+            if "from 0\n" in said:
                 return
     raise AssertionError(f"{job_id} ended before it ran")

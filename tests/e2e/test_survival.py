@@ -20,7 +20,7 @@ from tests.support.waiting import until
 from torg.client import AsyncClient
 from torg_protocol.states import JobState, LeaseState
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 COUNT = ["python", "-u", "-c", "import time\nfor n in range(12):\n    print(n)\n    time.sleep(0.5)"]
 COUNTED = "".join(f"{n}\n" for n in range(12))
 
@@ -58,12 +58,12 @@ async def _disk_full(client: AsyncClient, disk: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         (disk / "one more").write_bytes(bytes(1 << 20))
     (disk / "one more").unlink(missing_ok=True)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while COUNTED not in await client.logs(job.job_id):  # noqa: ASYNC110 - it ran to its end on a full host
             await asyncio.sleep(0.1)
     await asyncio.sleep(2)  # the agent tries in vain to write down what came of it
     filler.unlink()
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         ended = await client.wait(job.job_id)
     assert (ended.state, len(ended.leases)) == (JobState.SUCCEEDED, 1)
     assert (await run(client, ["true"])).state is JobState.SUCCEEDED
@@ -94,7 +94,7 @@ async def _reboot(market: SmallMarket, client: AsyncClient, data: Path) -> None:
         known = json.loads((state / name).read_text())
         (state / name).write_text(json.dumps({**known, "boot_id": "another boot"}))
     await market.start_node()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while (await client.job(job.job_id)).leases[0].state in {LeaseState.RUNNING, LeaseState.STOPPING}:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     found = await client.job(job.job_id)
@@ -106,7 +106,7 @@ async def _reboot(market: SmallMarket, client: AsyncClient, data: Path) -> None:
 
 async def _until_running(client: AsyncClient, job_id: str) -> None:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             while "1\n" not in await client.logs(job_id):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             return

@@ -274,7 +274,7 @@ async def test_a_killed_agent_takes_up_where_it_was_and_nothing_runs_twice(
 
 
 async def until_task(client: AsyncClient, job_id: str, task: str, state: TaskState) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         async for event in client.follow(job_id):
             if event.kind == "task" and (event.data["task"], event.data["state"]) == (task, state):
                 return

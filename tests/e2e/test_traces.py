@@ -16,7 +16,7 @@ from tests.support.waiting import until
 from torg_host.tracing import ids_of
 from torg_protocol.states import JobState
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(900)]
 
 
 class Collector:
@@ -75,7 +75,7 @@ async def test_marketplace_and_node_write_one_trace(tmp_path: Path, collector: C
         await market.start_node()
         job = await run(client, ["python", "-c", "print('traced')"])
         assert job.state is JobState.SUCCEEDED
-        await until(lambda: "settle" in collector.names("torg-marketplace"), within_s=60)
+        await until(lambda: "settle" in collector.names("torg-marketplace"), within_s=150)
         await market.node.stop()  # what still waits is sent
         assert market.marketplace is not None
         await market.marketplace.stop()

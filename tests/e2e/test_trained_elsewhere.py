@@ -27,7 +27,11 @@ EPOCHS = "300"  # several seconds: it must not end before its node is killed
 async def test_a_killed_training_ends_in_the_same_weights_elsewhere_and_is_verified(tmp_path: Path) -> None:
     async with running_market(tmp_path / "market") as market, market.client() as client:
         raw = yaml.safe_load((WORKLOADS / "health/job.yaml").read_text())
-        raw |= {"command": ["python", "train.py", "--epochs", EPOCHS], "lease_grace": "5s", "name": "trained-elsewhere"}
+        raw |= {
+            "command": ["python", "train.py", "--epochs", EPOCHS],
+            "lease_grace": "10s",
+            "name": "trained-elsewhere",
+        }
         raw |= {"verify": {"policy": "replay", "catalogue": "health", "segments": 2}}
         job = await client.submit(spec_from_mapping(raw, base=WORKLOADS / "health"))
         await until_checkpoint(client, job.job_id)
@@ -56,7 +60,7 @@ async def test_a_liar_that_leaves_is_found_before_an_honest_node_goes_on_from_it
         argv = [sys.executable, "-m", "tests.support.lying_node", "start", "--data", str(market.folder / "node")]
         market.node = await start("liar", argv, market.folder / "liar.log", env={"LIES_ABOUT": "checkpoints"})
         raw = yaml.safe_load((WORKLOADS / "health/job.yaml").read_text())
-        raw |= {"command": ["python", "train.py", "--epochs", EPOCHS], "lease_grace": "5s", "name": "lied-about"}
+        raw |= {"command": ["python", "train.py", "--epochs", EPOCHS], "lease_grace": "10s", "name": "lied-about"}
         raw |= {"verify": {"policy": "replay", "catalogue": "health"}}
         job = await client.submit(spec_from_mapping(raw, base=WORKLOADS / "health"))
         await until_checkpoint(client, job.job_id)

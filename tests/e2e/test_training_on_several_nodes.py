@@ -83,7 +83,7 @@ def elastic_job(folder: Path, size: int, options: tuple[str, ...]) -> Path:
     raw |= {
         "command": [*raw["command"][:4], *options],
         "gang": {"size": size, "min_size": size - 1},
-        "lease_grace": "6s",
+        "lease_grace": "15s",
         "workspace": str(WORKLOADS / "distributed"),
     }
     (folder / "elastic.json").write_text(json.dumps(raw))

@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.sandbox,
     pytest.mark.root,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
 ]
 SERVER = (
     "import socket; s = socket.create_server(('127.0.0.1', 8888)); print('up', flush=True)\n"
@@ -50,7 +50,7 @@ async def serving(client: AsyncClient, **fields: object) -> AsyncIterator[JobVie
     """A job that answers on port 8888; ended afterwards."""
     job = await submit(client, ["python", "-c", SERVER], **fields)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             while "up" not in await client.logs(job.job_id):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         yield await client.job(job.job_id)
@@ -62,7 +62,7 @@ async def serving(client: AsyncClient, **fields: object) -> AsyncIterator[JobVie
 
 async def torg(client: AsyncClient, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
     process = await _torg_process(client, *arguments)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         out, err = await process.communicate(stdin)
     return process.returncode or 0, out.decode(), err.decode()
 
@@ -94,7 +94,7 @@ async def test_exec_passes_streams_and_the_exit_code(client: AsyncClient, job: J
 
 
 async def test_a_port_is_ready_when_its_check_passes(client: AsyncClient, job: JobView) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         async for event in client.follow(job.job_id):
             if event.kind == "ports" and event.data["ports"][0]["ready"] and event.data["ports"][1]["detail"]:
                 break
@@ -139,7 +139,7 @@ async def test_a_shell_in_a_terminal_knows_its_size_hears_ctrl_c_and_ends_with_i
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 111, 0, 0))
         process.send_signal(signal.SIGWINCH)
         os.write(terminal, b"while ! stty size | grep '44 111'; do sleep 0.05; done; exit 9\r")
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(150):
             assert await process.wait() == 9
         assert "/dev/pts/" in said.text
     finally:
@@ -167,7 +167,7 @@ async def test_a_program_in_a_terminal_hears_the_keys_without_being_asked_for_in
     try:
         await Said(terminal).until("here")
         os.write(terminal, b"\x03")
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(150):
             assert await process.wait() == 130
     finally:
         os.close(terminal)
@@ -184,7 +184,7 @@ class Said:
 
     async def until(self, wanted: str) -> None:
         try:
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(150):
                 while wanted not in self.text:
                     with contextlib.suppress(BlockingIOError):
                         self.text += os.read(self._terminal, 4096).decode(errors="replace")
@@ -197,7 +197,7 @@ async def test_ctrl_c_reaches_a_command_without_a_terminal(client: AsyncClient, 
     script_text = "trap 'echo stopped; exit 4' INT; echo ready; while :; do sleep 0.05; done"
     process = await _torg_process(client, "exec", job.job_id, "--", "sh", "-c", script_text)
     assert process.stdout is not None
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         assert await process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
         assert await process.stdout.read() == b"stopped\n"
@@ -212,20 +212,20 @@ async def forwarding(
     process = await _torg_process(client, "--json", "port-forward", job_id, *ports)
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(150):
             line = await process.stdout.readline()
         yield json.loads(line)["ports"][0]["local"], process
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(150):
             await process.communicate()
 
 
 async def ask(port: int, text: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(text)
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(150):
         answer = await reader.read()
     writer.close()
     return answer
@@ -262,7 +262,7 @@ async def test_the_tunnel_comes_back_after_the_marketplace_was_killed(
         await market.marketplace.kill()
         await market.start_marketplace()
         answer = b""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             while answer != b"AFTER":  # a connection of the old tunnel ends empty
                 answer = await ask(port, b"after")
         assert (await client.job(job.job_id)).leases[-1].state is LeaseState.RUNNING
@@ -274,7 +274,7 @@ async def test_nothing_is_left_when_the_job_ends(client: AsyncClient, job: JobVi
         assert await ask(port, b"x") == b"X"
         sleeper = await _torg_process(client, "exec", job.job_id, "--", "sh", "-c", "echo $$ here; exec sleep 54321")
         assert sleeper.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             await sleeper.stdout.readline()
             await client.cancel(job.job_id)
             assert (await client.wait(job.job_id)).state is JobState.CANCELLED
@@ -303,14 +303,14 @@ async def test_tasks_serve_ports_of_their_own_and_each_is_reached_by_its_name(cl
     )
     try:
         states = dict[tuple[str | None, int], bool]()
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(150):
             while not (states.get(("up", 8888)) and states.get(("title", 8888))):
                 await asyncio.sleep(0.1)
                 leases = (await client.job(job.job_id)).leases
                 states = {(port.task, port.port): port.ready for port in leases[-1].ports} if leases else {}
         assert states == {("up", 8888): True, ("title", 8888): True, ("title", 9): False}
 
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(150):
             while {task.state for task in (await client.job(job.job_id)).leases[-1].tasks} != {TaskState.RUNNING}:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         for task, answer in (("up", b"ABC"), ("title", b"Abc")):

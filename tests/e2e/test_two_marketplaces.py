@@ -14,9 +14,9 @@ from torg.client import AsyncClient
 from torg_protocol.api import JobView
 from torg_protocol.states import EndReason, JobState, LeaseState
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 EVERY_CORE = {"memory": "128MiB", "disk": "32MiB", "cpus": len(os.sched_getaffinity(0))}
-LONG = ["python", "-c", "import time; time.sleep(120)"]
+LONG = ["python", "-c", "import time; time.sleep(600)"]
 
 
 async def test_what_one_marketplace_has_leased_the_other_is_declined_until_it_is_free(tmp_path: Path) -> None:
@@ -60,14 +60,14 @@ async def _start_node(market: SmallMarket, ledger: Path) -> None:
 
 
 async def _until_running(client: AsyncClient, job_id: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while not (job := await client.job(job_id)).leases or job.leases[-1].state is not LeaseState.RUNNING:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
 async def _declined(client: AsyncClient, job_id: str) -> JobView:
     """Once the second marketplace has tried."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while not (job := await client.job(job_id)).leases or job.leases[0].state is not LeaseState.RELEASED:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     return job

@@ -34,7 +34,7 @@ async def test_the_next_release_checks_itself_takes_over_and_a_broken_one_is_tol
     data = tmp_path / "node"
     async with running_market(tmp_path) as market, market.client() as client:
         job = await submit(client, WORK, lease_grace="60s", limits={"max_duration": "5m"})
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             while "up\n" not in await client.logs(job.job_id):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         check = [sys.executable, str(program), "self-check", "--data", str(data), "--json"]

@@ -63,7 +63,7 @@ class ServedWorld:
     url: str
 
     def http(self, auth: httpx.Auth | None = None, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, auth=auth, headers=headers, trust_env=False, timeout=20)
+        return httpx.AsyncClient(base_url=self.url, auth=auth, headers=headers, trust_env=False, timeout=120)
 
     def wallet(self) -> httpx.AsyncClient:
         return self.http(WalletAuth(self.client.key))

@@ -49,14 +49,14 @@ class Workspace:
     def train(self, *options: str) -> str:
         """To the end; returns what it printed."""
         process = self.start(*options)
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=240)
         assert process.returncode == 0, error
         return out
 
     def stop_all(self) -> None:
         for process in self.processes:
             process.kill()
-            process.communicate(timeout=60)
+            process.communicate(timeout=240)
 
     @property
     def checkpoints(self) -> Path:

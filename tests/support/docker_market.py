@@ -44,7 +44,7 @@ class DockerMarket(SmallMarket):
         await super().start_node(env)
 
 
-async def ready(client: AsyncClient, job_id: str, within_s: float = 90.0) -> JobView:
+async def ready(client: AsyncClient, job_id: str, within_s: float = 150.0) -> JobView:
     """Once the node has found that every declared port passes its health check."""
     async with asyncio.timeout(within_s):
         while True:
@@ -55,7 +55,7 @@ async def ready(client: AsyncClient, job_id: str, within_s: float = 90.0) -> Job
             await asyncio.sleep(0.2)
 
 
-async def answer(client: AsyncClient, job_id: str, port: Port, within_s: float = 90.0, task: str | None = None) -> str:
+async def answer(client: AsyncClient, job_id: str, port: Port, within_s: float = 150.0, task: str | None = None) -> str:
     """The head of what a job's port answers to its health check's GET, asked through the gateway until something answers."""
     request = f"GET {port.health.http or '/'} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode()
     async with asyncio.timeout(within_s):

@@ -127,7 +127,7 @@ class Bench:
             "env": {TOKEN: self.token, "PYTHONUNBUFFERED": "1"},
             "workdir": "/tmp",
             "limits": LIMITS,
-            "max_duration_ms": 30_000,
+            "max_duration_ms": 300_000,
             **changes,
         }
         return LaunchSpec(name=name, command=command, mounts=tuple(mounts), **fields)  # type: ignore[arg-type]  # the test's
@@ -138,10 +138,19 @@ class Bench:
         return handle
 
     async def run(self, *command: str, **changes: object) -> Ended:
-        handle = await self.start(*command, **changes)
-        async with asyncio.timeout(60):
+        return await self.ended(await self.start(*command, **changes))
+
+    async def ended(self, handle: Handle) -> Ended:
+        async with asyncio.timeout(180):
             ended = await self.executor.wait(handle)
             return Ended(handle, ended, await read_logs(self.executor, handle))
+
+    async def let_go(self, program: str) -> Ended:
+        """Runs a program that begins with WAITS, and lets it go on once it is known to run."""
+        folder = self.folder()
+        handle = await self.start(*python(program), mounts=[folder])
+        (folder.source / "go").touch()
+        return await self.ended(handle)
 
     def folder(self, name: str = "workspace") -> Mount:
         """A writable folder, as the agent prepares it."""
@@ -164,6 +173,10 @@ class Ended:
 
 def python(program: str) -> tuple[str, str, str]:
     return ("python", "-c", program)
+
+
+# What a container engine does not know of a job that ends before it has noted its start, such jobs wait with: see `Bench.let_go`.
+WAITS = "import os, time\nwhile not os.path.exists('/workspace/go'): time.sleep(0.01)\n"
 
 
 # --- leaks -----------------------------------------------------------------------------------------------------------
@@ -214,7 +227,7 @@ async def main():
     {source}
     handle = await executor.start(LaunchSpec(
         name={name!r}, image="host-python", command=tuple({command!r}), env={env!r}, workdir="/tmp", mounts=(),
-        limits=ResourceLimits(memory_bytes=1 << 27, cpu_millis=1000, disk_bytes=1 << 25), max_duration_ms=60000))
+        limits=ResourceLimits(memory_bytes=1 << 27, cpu_millis=1000, disk_bytes=1 << 25), max_duration_ms=300000))
     print(json.dumps(asdict(handle)), flush=True)
     await asyncio.sleep(3600)
 asyncio.run(main())

@@ -65,7 +65,7 @@ async def the_matchers_are_away(market: RolesMarket) -> None:
             assert quote.feasible
             return quote.start is not None and quote.start.room_expected_ms is None
 
-        await eventually(quote_is_honest, within_s=90)
+        await eventually(quote_is_honest, within_s=150)
     assert await market.ask("SELECT count(*) FROM leases") == granted
     for name in ("matcher 1", "matcher 2"):
         await market.start_process(name)

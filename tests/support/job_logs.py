@@ -10,7 +10,7 @@ from torg_node.executors.port import Executor, Handle, LogChunk
 
 async def read_logs(executor: Executor, handle: Handle, **offsets: int) -> list[LogChunk]:
     """All of both streams, up to the job's end."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         return [chunk async for chunk in executor.logs(handle, **offsets)]
 
 
@@ -18,7 +18,7 @@ async def read_until(executor: Executor, handle: Handle, awaited: str) -> str:
     """What a running job says on stdout up to the piece that completes `awaited`. Fails with what there was if it does not come."""
     said = ""
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             async for chunk in executor.logs(handle):
                 said += text_of([chunk])
                 if awaited in said:

@@ -163,11 +163,11 @@ def _own_processes(marks: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def is_kept_spare(process: Path) -> bool:
-    """Whether it is the shim that waits for its living agent's next container; there always is another one."""
+    """Whether it is the shim that waits for its living agent's next container; there always is another one. Or whether it has just ended."""
     try:
         stat, command = (process / "stat").read_text(), (process / "cmdline").read_text()
     except OSError:
-        return False
+        return True
     name, parent = stat.partition("(")[2].rpartition(")")[0], int(stat.rpartition(")")[2].split()[1])
     return "wait_and_become" in command and name != TAKEN and parent != 1
 

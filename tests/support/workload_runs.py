@@ -53,7 +53,7 @@ class Machine:
 
     def run(self, *options: str, kill_after_checkpoint: int = 0) -> tuple[int | None, str, str]:
         process = self.start(*options, kill_after_checkpoint=kill_after_checkpoint)
-        out, error = process.communicate(timeout=90)
+        out, error = process.communicate(timeout=240)
         return process.returncode, out, error
 
     @property

@@ -69,8 +69,8 @@ class Zygote:
         for process in self._running:
             if process.returncode is None:
                 process.kill()
-                process.communicate(timeout=60)
-        self._process.communicate(timeout=60)
+                process.communicate(timeout=240)
+        self._process.communicate(timeout=240)
 
 
 @dataclass

@@ -160,7 +160,7 @@ async def test_a_probability_that_is_none_is_refused_at_start(tmp_path: Path, wr
 
     command = [sys.executable, "-m", "torg_chain.localnet", "--data", str(tmp_path), *wrong]
     started = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-    _, said = await asyncio.wait_for(started.communicate(), timeout=20)
+    _, said = await asyncio.wait_for(started.communicate(), timeout=120)
 
     assert started.returncode == 2
     assert f"argument {wrong[0]}: {wrong[1]!r} is not a probability" in said.decode()

@@ -53,7 +53,7 @@ class Watcher:
         await self.chain.localnet("torg_advance_slots", [count])
 
     async def told(self) -> Any:
-        return (await asyncio.wait_for(self.ws.recv(), timeout=10)).result
+        return (await asyncio.wait_for(self.ws.recv(), timeout=60)).result
 
     async def is_quiet(self) -> bool:
         """Whatever the last request caused has been sent before its answer."""
@@ -154,7 +154,7 @@ async def test_slots_and_roots_and_several_subscriptions_of_one_connection(tmp_p
         now = await it.chain.slot(Processed)
         await it.pass_slots(1)
 
-        told = [await asyncio.wait_for(it.ws.recv(), timeout=10) for _ in range(2)]
+        told = [await asyncio.wait_for(it.ws.recv(), timeout=60) for _ in range(2)]
         by_number = {one.subscription: one.result for one in told}
         assert by_number[slots.subscription_id].slot == now + 1
         assert by_number[slots.subscription_id].root == by_number[roots.subscription_id] == now - 2
@@ -172,7 +172,7 @@ async def test_a_connection_ends_with_the_cluster_and_a_new_one_goes_on(tmp_path
         async with SolanaWsClient(it.localnet.rpc_url.replace("http", "ws")) as again:
             await again.account_subscribe(pubkey=it.to, commitment=Processed, encoding="base64")
             await it.pay(10**7)
-            assert (await asyncio.wait_for(again.recv(), timeout=10)).result.value.lamports == 10**7
+            assert (await asyncio.wait_for(again.recv(), timeout=60)).result.value.lamports == 10**7
 
 
 async def test_a_stopping_cluster_does_not_wait_for_its_subscribers(tmp_path: Path) -> None:
@@ -198,10 +198,10 @@ async def test_requests_that_make_no_sense_get_their_error_and_the_connection_li
                 '{"id": 10}',
             ):
                 await raw.send(text)
-                told.append(json.loads(await asyncio.wait_for(raw.recv(), timeout=10)))
+                told.append(json.loads(await asyncio.wait_for(raw.recv(), timeout=60)))
             assert [(one["id"], one["error"]["code"]) for one in told] == [(n, -32602) for n in (None, None, 9, 10)]
             await raw.send('{"id": 11, "method": "slotUnsubscribe", "params": [12345]}')
-            assert "Invalid subscription id." in await asyncio.wait_for(raw.recv(), timeout=10)
+            assert "Invalid subscription id." in await asyncio.wait_for(raw.recv(), timeout=60)
         await it.ws.slot_subscribe()
         await it.pass_slots(1)
         assert (await it.told()).slot > 0

@@ -70,7 +70,7 @@ async def test_a_deposit_by_a_wallet_app_is_found_by_its_reference(tmp_path: Pat
             )
         )
         await send(chain, app, with_reference(paying, reference))
-        assert await wait_for_payment(chain, network, vault, 1_250_000, reference, timeout_s=30) == 1_250_000
+        assert await wait_for_payment(chain, network, vault, 1_250_000, reference, timeout_s=120) == 1_250_000
         assert await received(chain, network, vault, Keypair().pubkey()) == 0
 
 

@@ -17,7 +17,7 @@ from torg_marketplace.workers.evaluator import SandboxEvaluator
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import Digest
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(900)]
 
 
 def spelled(answers: Answers) -> bytes:

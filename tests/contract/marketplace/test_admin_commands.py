@@ -21,7 +21,7 @@ async def run(data: Path, rpc_url: str, *command: str) -> tuple[int, str, str]:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(90):  # it used to wait for ever
+        async with asyncio.timeout(150):  # it used to wait for ever
             said, complained = await process.communicate()
     finally:
         if process.returncode is None:

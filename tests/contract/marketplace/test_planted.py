@@ -29,7 +29,7 @@ from torg_protocol.ids import Digest
 from torg_protocol.messages import CheckpointRef
 from torg_protocol.usage import VerdictSummary
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 
 OPTIONS = {"health": ["--epochs", "8"], "transformer": ["--steps", "32", "--width", "64"]}
 HELD_OUT_BITS = """

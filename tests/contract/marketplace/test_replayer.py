@@ -12,7 +12,7 @@ from torg_marketplace.ports import EvaluationFailed
 from torg_marketplace.rules.replay import Segment
 from torg_marketplace.workers.replayer import SandboxReplayer, kept_waiting_s_of_host
 
-pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

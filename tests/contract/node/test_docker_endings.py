@@ -12,28 +12,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engine import docker_executor, job_folder, launch, limits, run_to_end
-from tests.support.job_logs import read_logs, text_of
+from tests.support.engine import docker_executor, engine_client, job_folder, launch, limits, run_to_end
+from tests.support.job_logs import read_logs, read_until, text_of
+from tests.support.waiting import eventually, until
 from torg_node.executors.docker_request import ALARM_ALLOWANCE_MS
 from torg_node.executors.port import ExitReason, Handle
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
 IGNORES_TERM = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 )
-OBEYS_TERM = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+OBEYS_TERM = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(600)"
 
-AGENT = """
+MAX_MS = 6000  # an agent on a slow machine is back by then
+SLOW_MS = 10_000  # that an engine may take to notice an end
+
+AGENT = r"""
 import asyncio, dataclasses, json, sys
 from pathlib import Path
 from tests.support.engine import launch
+from tests.support.job_logs import read_until
 from torg_node.executors.docker import DockerExecutor
 
 async def main():
     executor = await DockerExecutor.connect(Path(sys.argv[1]), "node-a", state_dir=Path(sys.argv[2]))
-    spec = launch("orphan", ["python", "-c", sys.argv[3]], max_duration_ms=2000)
+    spec = launch("orphan", ["python", "-c", sys.argv[3]], max_duration_ms=int(sys.argv[4]))
     handle = await executor.start(spec)
+    await read_until(executor, handle, "up\n")
     print(json.dumps(dataclasses.asdict(handle)), flush=True)
     await executor.wait(handle)
 
@@ -42,33 +48,41 @@ asyncio.run(main())
 
 
 async def start_and_kill_an_agent(socket: Path, state_dir: Path, code: str) -> Handle:
-    """The agent of a container that lives on: killed without warning right after the start."""
+    """The agent of a container that lives on: killed without warning as soon as the job has said that it is up."""
     root = Path(__file__).resolve().parents[3]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", AGENT, str(socket), str(state_dir), code),
+        *(sys.executable, "-c", AGENT, str(socket), str(state_dir), code, str(MAX_MS)),
         stdout=asyncio.subprocess.PIPE,
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert process.stdout is not None
-    line = await asyncio.wait_for(process.stdout.readline(), timeout=30)
+    line = await asyncio.wait_for(process.stdout.readline(), timeout=120)
     process.send_signal(signal.SIGKILL)
     await process.wait()
     return Handle(**json.loads(line))
 
 
+async def until_ended(socket: Path, ref: str) -> None:
+    """By the engine's own word: nobody else looks at the container."""
+    async with engine_client(socket) as client:
+
+        async def has_ended() -> bool:
+            return not (await client.containers.container(ref).show())["State"]["Running"]
+
+        await eventually(has_ended, within_s=120)
+
+
 @pytest.mark.slow
 async def test_the_deadline_holds_while_no_agent_lives(engine_socket: Path, tmp_path: Path) -> None:
     handle = await start_and_kill_an_agent(engine_socket, tmp_path, IGNORES_TERM)
-    await asyncio.sleep((2000 + ALARM_ALLOWANCE_MS) / 1000 + 1)
-    returned_at_ms = time.time_ns() // 1_000_000
+    await until_ended(engine_socket, handle.ref)
     async with docker_executor(engine_socket, tmp_path) as executor:
         assert await executor.reattach(handle)
         ended = await executor.wait(handle)
 
     assert (ended.reason, ended.code) == (ExitReason.MAX_DURATION, 137)
-    assert ended.finished_at_ms < returned_at_ms - 500
-    assert 2000 <= ended.finished_at_ms - ended.started_at_ms <= 2000 + ALARM_ALLOWANCE_MS
+    assert MAX_MS <= ended.finished_at_ms - ended.started_at_ms <= MAX_MS + ALARM_ALLOWANCE_MS + SLOW_MS
 
 
 async def test_an_agent_that_comes_back_keeps_the_deadline_to_the_moment(engine_socket: Path, tmp_path: Path) -> None:
@@ -79,26 +93,26 @@ async def test_an_agent_that_comes_back_keeps_the_deadline_to_the_moment(engine_
 
     assert (ended.reason, ended.code) == (ExitReason.MAX_DURATION, 0)
     # By itself it ended at the polite signal: the engine's own alarm, which is later, kills.
-    assert 2000 <= ended.finished_at_ms - ended.started_at_ms < 2000 + ALARM_ALLOWANCE_MS
+    assert MAX_MS <= ended.finished_at_ms - ended.started_at_ms < MAX_MS + ALARM_ALLOWANCE_MS
 
 
 async def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(engine_socket: Path, tmp_path: Path) -> None:
     async with docker_executor(engine_socket, tmp_path) as executor:
         handle = await executor.start(launch("stubborn", ["python", "-c", IGNORES_TERM]))
-        await anext(executor.logs(handle))
+        await read_until(executor, handle, "up\n")
         began = time.monotonic()
         await executor.stop(handle, grace_ms=700)
         took_s = time.monotonic() - began
         ended = await executor.wait(handle)
 
-    assert 0.7 <= took_s < 30
+    assert 0.7 <= took_s < 60
     assert (ended.reason, ended.code) == (ExitReason.STOPPED, 137)
 
 
 async def test_the_reason_for_a_stop_survives_the_agent(engine_socket: Path, tmp_path: Path) -> None:
     async with docker_executor(engine_socket, tmp_path) as executor:
         handle = await executor.start(launch("stopped", ["python", "-c", OBEYS_TERM]))
-        await anext(executor.logs(handle))
+        await read_until(executor, handle, "up\n")
         await executor.stop(handle, grace_ms=5000)
         async with docker_executor(engine_socket, tmp_path) as returned:
             ended = await returned.wait(handle)
@@ -108,13 +122,23 @@ async def test_the_reason_for_a_stop_survives_the_agent(engine_socket: Path, tmp
 
 
 async def test_memory_beyond_the_limit_is_oom_and_the_peak_is_told(engine_socket: Path, tmp_path: Path) -> None:
-    hog = "import time; time.sleep(0.3); x = bytearray(100 << 20); time.sleep(1.5); y = [bytearray(8 << 20) for _ in range(99)]"
-    async with docker_executor(engine_socket, tmp_path) as executor:
-        outcome = await run_to_end(executor, launch("hog", ["python", "-c", hog]))
+    folder = job_folder(tmp_path / "work")
+    hog = (
+        "import os, time; x = bytearray(100 << 20); print('half', flush=True)\n"
+        "while not os.path.exists('/workspace/go'): time.sleep(0.01)\n"
+        "y = [bytearray(8 << 20) for _ in range(99)]"
+    )
+    async with docker_executor(engine_socket, tmp_path / "state") as executor:
+        handle = await executor.start(launch("hog", ["python", "-c", hog], mounts=(folder,)))
+        await read_until(executor, handle, "half\n")
+        supervision = executor._supervised[handle.ref]
+        await until(lambda: (supervision._memory.peak_bytes or 0) >= 100 << 20, within_s=60)  # it looks once a second
+        (folder.source / "go").touch()
+        ended = await executor.wait(handle)
 
-    assert (outcome.exit.reason, outcome.exit.code) == (ExitReason.OOM, 137)
-    assert outcome.exit.peak_memory_bytes is not None
-    assert 100 << 20 <= outcome.exit.peak_memory_bytes <= 256 << 20
+    assert (ended.reason, ended.code) == (ExitReason.OOM, 137)
+    assert ended.peak_memory_bytes is not None
+    assert 100 << 20 <= ended.peak_memory_bytes <= 256 << 20
 
 
 async def test_a_job_that_survives_the_loss_of_a_child_was_not_killed(engine_socket: Path, tmp_path: Path) -> None:
@@ -172,10 +196,10 @@ async def test_what_the_job_left_running_dies_with_it(engine_socket: Path, tmp_p
     async with docker_executor(engine_socket, tmp_path) as executor:
         handle = await executor.start(launch("daemon", ["python", "-c", code]))
         ended = await executor.wait(handle)
-        survivors = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"47.11" in _read(path)]
+        # Killed, and gone as soon as each of them has had its turn.
+        await until(lambda: not any(b"47.11" in _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")))
 
     assert (ended.reason, ended.code) == (ExitReason.EXITED, 3)
-    assert survivors == []
 
 
 async def test_a_container_killed_by_somebody_else_is_told_apart(engine_socket: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ async def test_lines_arrive_while_the_job_runs(engine_socket: Path, tmp_path: Pa
     async with docker_executor(engine_socket, tmp_path) as executor:
         handle = await executor.start(launch("live", ["python", "-c", code]))
         follower = executor.logs(handle)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             first = await anext(follower)
             await executor.stop(handle, 30_000)
             rest = [chunk async for chunk in follower]

@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.contract.node.test_docker_endings import SLOW_MS, until_ended
 from tests.contract.node.test_docker_ownership import names_on
 from tests.support.engine import docker_executor, engine_client, launch
 from tests.support.waiting import eventually, until
@@ -21,7 +21,7 @@ from torg_node.executors.docker_request import ALARM_ALLOWANCE_MS, alarm_name
 from torg_node.executors.port import ExitReason, Handle
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
-SLEEP = ["sleep", "60"]
+SLEEP = ["sleep", "600"]
 AGENT = """
 import asyncio, dataclasses, json, sys
 from pathlib import Path
@@ -34,7 +34,7 @@ async def main():
     await executor.remove(await executor.start(launch("first", ["true"])))
     await until(lambda: executor._spare._waiting is not None)
     spare = executor._spare._waiting.ref
-    handle = await executor.start(launch("orphan", ["sleep", "60"], max_duration_ms=6000))
+    handle = await executor.start(launch("orphan", ["sleep", "600"], max_duration_ms=6000))
     await until(lambda: executor._spare._waiting is not None)
     print(json.dumps([spare, dataclasses.asdict(handle)]), flush=True)
     await executor.wait(handle)
@@ -112,16 +112,14 @@ async def test_the_deadline_holds_while_no_agent_lives_and_its_spare_ends_with_i
             return not (await client.containers.container(left).show())["State"]["Running"]
 
         await eventually(ended)
-        await asyncio.sleep((6000 + ALARM_ALLOWANCE_MS) / 1000 + 1)
-    returned_at_ms = time.time_ns() // 1_000_000
+    await until_ended(engine_socket, handle.ref)
     async with docker_executor(engine_socket, tmp_path) as executor:
         assert await executor.reap(frozenset({"orphan"})) == ()
         assert await spares_on(engine_socket) == set()
         ended_so = await executor.wait(handle)
 
     assert (ended_so.reason, ended_so.code) == (ExitReason.MAX_DURATION, 137)
-    assert ended_so.finished_at_ms < returned_at_ms - 500
-    assert 6000 <= ended_so.finished_at_ms - ended_so.started_at_ms <= 6000 + ALARM_ALLOWANCE_MS
+    assert 6000 <= ended_so.finished_at_ms - ended_so.started_at_ms <= 6000 + ALARM_ALLOWANCE_MS + SLOW_MS
 
 
 async def start_and_kill_an_agent(socket: Path, state_dir: Path) -> tuple[str, Handle]:
@@ -135,7 +133,7 @@ async def start_and_kill_an_agent(socket: Path, state_dir: Path) -> tuple[str, H
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
     )
     assert process.stdout is not None
-    spare, handle = json.loads(await asyncio.wait_for(process.stdout.readline(), timeout=60))
+    spare, handle = json.loads(await asyncio.wait_for(process.stdout.readline(), timeout=180))
     process.send_signal(signal.SIGKILL)
     await process.wait()
     return spare, Handle(**handle)

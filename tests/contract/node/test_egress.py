@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import os
 import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.executors import Bench, ExecutorKind, isolating_kinds, left_behind, python
+from tests.support.waiting import until
 from torg_node.egress.process import PROXY_USER, EgressOrder, EgressUse, read_use, start_proxy
 from torg_node.executors.port import PROXY_PORT, Capabilities
 from torg_node.executors.probes import EGRESS_PROBE, with_egress
@@ -24,7 +23,7 @@ FETCH = """
 import sys, urllib.request, urllib.error
 for url in sys.argv[1:]:
     try:
-        print(urllib.request.urlopen(url, timeout=20).read().decode())
+        print(urllib.request.urlopen(url, timeout=100).read().decode())
     except urllib.error.HTTPError as error:
         print(error.code, error.read().decode().strip())
     except OSError as error:
@@ -77,13 +76,6 @@ def proxies() -> list[int]:
     return found
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-
-
 async def test_the_probe_holds(bench: Bench) -> None:
     found = await with_egress(bench.executor, Capabilities("x", "1", "sandbox", (), ()))
 
@@ -122,7 +114,7 @@ async def test_a_job_without_egress_finds_no_proxy(bench: Bench) -> None:
 
 async def test_the_proxy_has_no_rights_and_ends_with_its_container(bench: Bench) -> None:
     with start_proxy(EgressOrder(None, 0), bench.root) as channel:
-        handle = await bench.start("sleep", "60", proxy=channel)
+        handle = await bench.start("sleep", "600", proxy=channel)
     (pid,) = proxies()
     await until(lambda: read_use(bench.root) is not None)  # it serves
     status = Path(f"/proc/{pid}/status").read_text()
@@ -147,4 +139,4 @@ async def test_nobody_takes_the_listener_then_the_job_does_not_run(bench: Bench)
     ours, theirs = socket.socketpair()
     theirs.close()
     with ours, pytest.raises(Exception, match=r"way out|no way"):
-        await bench.start("sleep", "60", proxy=ours)
+        await bench.start("sleep", "600", proxy=ours)

@@ -62,7 +62,7 @@ async def _restart_under_a_job(engine: object, number: signal.Signals, tmp_path:
             await executor.start(launch("other", ["true"]))
         await asyncio.sleep(1)  # the job prints on, where it still runs, and nobody listens
         await asyncio.to_thread(engine.start_again)
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(150):
             ended, output = await waiting, text_of(await following, "stdout")
         await executor.remove(handle)
         assert not await executor.reattach(handle)

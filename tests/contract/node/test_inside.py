@@ -13,12 +13,13 @@ import pytest
 
 from tests.support.executors import MIB, Bench, ExecutorKind, isolating_kinds, left_behind, python
 from tests.support.job_logs import read_until
+from tests.support.waiting import until
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.port import Handle, InsideCommand, InsideProgram
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="enters other users' namespaces")]
 on_isolating_kinds = pytest.mark.parametrize("kind", isolating_kinds())
-FOREVER = python("import time; time.sleep(60)")
+FOREVER = python("import time; time.sleep(600)")
 
 
 @pytest.fixture
@@ -27,14 +28,14 @@ async def bench(kind: ExecutorKind, request: pytest.FixtureRequest, tmp_path: Pa
         bench = Bench(kind, executor, tmp_path)
         yield bench
         await executor.reap(frozenset())
-    assert left_behind(tmp_path, bench.token) == []
+    await until(lambda: left_behind(tmp_path, bench.token) == [])
 
 
 @contextlib.asynccontextmanager
 async def _inside(
     bench: Bench, handle: Handle, *command: str, terminal: tuple[int, int] | None = None
 ) -> AsyncIterator[InsideProgram]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         program = await bench.executor.run_inside(handle, InsideCommand(command, {"EXTRA": "more"}, terminal))
         try:
             yield program
@@ -57,7 +58,7 @@ async def test_a_program_has_the_rights_of_the_job_and_no_more(bench: Bench) -> 
         " ('CapPrm', 'CapEff', 'CapBnd', 'CapInh', 'NoNewPrivs', 'Seccomp')), open('/proc/self/oom_score_adj').read().strip(),"
         " *(os.readlink(f'/proc/self/ns/{name}') for name in ('mnt', 'net', 'pid', 'ipc', 'uts', 'user', 'cgroup')))"
     )
-    handle = await bench.start(*python(f"{look}; import time; time.sleep(60)"))
+    handle = await bench.start(*python(f"{look}; import time; time.sleep(600)"))
     own = await read_until(bench.executor, handle, "\n")
     async with _inside(bench, handle, *python(look)) as program:
         assert (await _output(program), await program.wait()) == ({"stdout": own, "stderr": ""}, 0)
@@ -127,8 +128,7 @@ async def test_a_port_in_the_container_answers_and_a_closed_one_is_named(bench: 
         "while True:\n c, _ = s.accept(); c.sendall(c.recv(100).upper()); c.close()"
     )
     handle = await bench.start(*python(serve))
-    async for _chunk in bench.executor.logs(handle):
-        break
+    await read_until(bench.executor, handle, "up\n")
     reader, writer = await asyncio.open_connection(sock=await bench.executor.dial(handle, 8888))
     writer.write(b"ping")
     assert await reader.read() == b"PING"

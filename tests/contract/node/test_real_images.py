@@ -57,7 +57,7 @@ async def start(executor: SandboxExecutor, disk: Path, name: str, *args: str, mo
 async def answer(executor: SandboxExecutor, handle: Handle, port: int, request: bytes) -> bytes:
     """Of what listens there, as soon as it does."""
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         while True:
             try:
                 socket = await executor.dial(handle, port)

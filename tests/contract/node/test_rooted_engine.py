@@ -54,7 +54,7 @@ async def a_launch(rooted: RootedExecutor, disk: Path, name: str, script: str) -
 
 async def said(rooted: RootedExecutor, spec: LaunchSpec) -> str:
     handle = await rooted.start(spec)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         chunks = [chunk async for chunk in rooted.logs(handle)]
         ended = await rooted.wait(handle)
     assert ended.reason is ExitReason.EXITED

@@ -39,7 +39,7 @@ def a_launch(**changes: object) -> LaunchSpec:
         "workdir": "/tmp",
         "mounts": (),
         "limits": LIMITS,
-        "max_duration_ms": 10_000,
+        "max_duration_ms": 300_000,
     }
     return LaunchSpec(**{**fields, **changes})  # type: ignore[arg-type]  # the test's
 
@@ -138,7 +138,7 @@ async def test_the_shim_that_waits_is_taken_once_and_ends_with_its_keeper(tmp_pa
     executor = SandboxExecutor(tmp_path / "state", keeps_spare=True)
     names: list[str] = []
     for number in range(3):  # the first finds none
-        handle = await executor.start(a_launch(name=f"job-{number}", command=("sleep", "60"), max_duration_ms=60_000))
+        handle = await executor.start(a_launch(name=f"job-{number}", command=("sleep", "600")))
         shim = json.loads((tmp_path / "state" / handle.name / "shim.json").read_text())
         names.append(Path(f"/proc/{shim['pid']}/comm").read_text().strip())
         await executor.stop(handle, 0)
@@ -159,8 +159,8 @@ async def test_the_shim_that_waits_is_taken_once_and_ends_with_its_keeper(tmp_pa
 
 async def test_two_nodes_on_one_host_do_not_meet(tmp_path: Path) -> None:
     first, second = SandboxExecutor(tmp_path / "first"), SandboxExecutor(tmp_path / "second")
-    handle = await first.start(a_launch(command=("sleep", "30")))
-    other = await second.start(a_launch(command=("sleep", "30")))
+    handle = await first.start(a_launch(command=("sleep", "600")))
+    other = await second.start(a_launch(command=("sleep", "600")))
 
     assert await second.reap(frozenset()) == ("job",)
     assert await first.reattach(handle)
@@ -172,11 +172,11 @@ async def test_two_nodes_on_one_host_do_not_meet(tmp_path: Path) -> None:
 @pytest.mark.root
 async def test_reap_finds_control_groups_whose_files_somebody_deleted(tmp_path: Path) -> None:
     executor = SandboxExecutor(tmp_path / "sandbox")
-    handle = await executor.start(a_launch(command=("sleep", "30")))
+    handle = await executor.start(a_launch(command=("sleep", "600")))
     os.kill(json.loads((tmp_path / "sandbox" / "job" / "shim.json").read_text())["pid"], signal.SIGKILL)
     await until(lambda: not any(line.startswith("process") for line in left_behind(tmp_path, "no-token")))
     shutil.rmtree(tmp_path / "sandbox" / "job")
-    kept = await executor.start(a_launch(name="kept", command=("sleep", "30")))
+    kept = await executor.start(a_launch(name="kept", command=("sleep", "600")))
     assert any(handle.name in line for line in left_behind(tmp_path, "no-token"))
 
     assert await executor.reap(frozenset({"kept"})) == ()

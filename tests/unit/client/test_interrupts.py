@@ -66,7 +66,7 @@ async def test_it_ends_at_once_and_says_what_holds(tmp_path: Path, command: str,
         return HANG
 
     async with scripted_server(script) as server, torg(tmp_path, server.url, *command.split()) as process:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             await reached.wait()
             process.send_signal(signal.SIGINT)
             out, err = await process.communicate()
@@ -82,7 +82,7 @@ async def test_a_question_is_left_by_one_ctrl_c(tmp_path: Path) -> None:
     """An event loop waits for the answer before it ends anything."""
     async with torg(tmp_path, "http://127.0.0.1:9", "account", "delete-data") as process:
         assert process.stderr is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             await process.stderr.readuntil(b"go on?")
             await until(lambda: _reads_input(process.pid))
             process.send_signal(signal.SIGINT)

@@ -47,7 +47,7 @@ def test_a_process_that_was_forked_off_is_told_to_make_a_client_of_its_own(tmp_p
 
         child = multiprocessing.get_context("fork").Process(target=in_the_child)
         child.start()
-        child.join(timeout=30)
+        child.join(timeout=120)
         if child.is_alive():
             child.kill()
             child.join()

@@ -354,7 +354,7 @@ while True:
     flipper = subprocess.Popen([sys.executable, "-c", flip])
     try:
         packed, refusals = 0, set()
-        enough, deadline = time.monotonic() + 1, time.monotonic() + 30
+        enough, deadline = time.monotonic() + 1, time.monotonic() + 120
         while time.monotonic() < (enough if refusals and packed else deadline):
             try:
                 pack(root, tmp_path / "out", skip_odd=True)

@@ -74,7 +74,7 @@ def cgroup_of(state_dir: Path) -> Path | None:
 async def test_a_run_gives_back_what_was_printed_and_read() -> None:
     program = "import sys; print(sys.stdin.read().upper()); print('oops', file=sys.stderr); sys.exit(4)"
 
-    run = await run_sandboxed(["python", "-c", program], limits=LIMITS, timeout_s=20, stdin=b"hello")
+    run = await run_sandboxed(["python", "-c", program], limits=LIMITS, timeout_s=100, stdin=b"hello")
 
     assert (run.code, run.reason, run.stdout, run.stderr) == (4, "exited", b"HELLO\n", b"oops\n")
     assert not run.succeeded
@@ -84,7 +84,7 @@ async def test_the_interpreters_own_packages_are_there_and_its_version() -> None
     program = "import sys, pydantic; print(sys.prefix, pydantic.VERSION, '.'.join(map(str, sys.version_info[:3])))"
     import pydantic
 
-    run = await run_sandboxed(["python", "-c", program], limits=LIMITS, timeout_s=20)
+    run = await run_sandboxed(["python", "-c", program], limits=LIMITS, timeout_s=100)
 
     version = ".".join(map(str, sys.version_info[:3]))
     assert run.stdout.decode() == f"/opt/venv {pydantic.VERSION} {version}\n", run.stderr
@@ -94,7 +94,7 @@ async def test_a_run_ends_at_its_timeout() -> None:
     run = await run_sandboxed(["sleep", "60"], limits=LIMITS, timeout_s=0.3)
 
     assert (run.reason, run.code) == ("max_duration", 143)
-    assert 300 <= run.duration_ms < 2000
+    assert 300 <= run.duration_ms < 30_000
 
 
 async def test_a_mount_behind_a_link_is_the_callers_own_business_in_a_run(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ async def test_a_mount_behind_a_link_is_the_callers_own_business_in_a_run(tmp_pa
     (tmp_path / "link").symlink_to("real")
 
     run = await run_sandboxed(
-        ["cat", "/in/model"], mounts=[SandboxMount(tmp_path / "link", "/in")], limits=LIMITS, timeout_s=20
+        ["cat", "/in/model"], mounts=[SandboxMount(tmp_path / "link", "/in")], limits=LIMITS, timeout_s=100
     )
 
     assert run.stdout == b"weights", run.stderr
@@ -168,12 +168,13 @@ async def test_an_old_bubblewrap_is_refused_by_version(tmp_path: Path, monkeypat
 @pytest.mark.root
 async def test_started_by_root_the_job_is_not_root_on_the_host() -> None:
     token = f"token-{time.monotonic_ns()}"
-    run = asyncio.create_task(run_sandboxed(["sleep", "2"], limits=LIMITS, timeout_s=5, env={"TOKEN": token}))
-    await until(lambda: _uids_of(token) != set())
-    found = _uids_of(token)
-    await run
-
-    assert found == {65534}
+    run = asyncio.create_task(run_sandboxed(["sleep", "600"], limits=LIMITS, timeout_s=600, env={"TOKEN": token}))
+    try:
+        await until(lambda: _uids_of(token) != set())
+        assert _uids_of(token) == {65534}
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
 
 
 def _uids_of(token: str) -> set[int]:
@@ -197,9 +198,9 @@ async def test_a_virtual_environment_below_a_closed_home_can_be_used(tmp_path: P
     image = host_python(home / "venv", Path(sys.base_prefix))
 
     run = await run_sandboxed(
-        ["python", "-c", "import only_there; print(only_there.answer)"], image=image, limits=LIMITS, timeout_s=20
+        ["python", "-c", "import only_there; print(only_there.answer)"], image=image, limits=LIMITS, timeout_s=100
     )
-    looked = await run_sandboxed(["ls", str(home)], image=image, limits=LIMITS, timeout_s=20)
+    looked = await run_sandboxed(["ls", str(home)], image=image, limits=LIMITS, timeout_s=100)
 
     assert run.stdout == b"42\n", run.stderr
     assert b"No such file" in looked.stderr  # only what was bound is there, not the home
@@ -270,7 +271,7 @@ async def test_killing_the_shim_ends_the_container_and_the_wait(tmp_path: Path) 
     await asyncio.sleep(0.1)
 
     os.kill(shim_pid(container), signal.SIGKILL)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         outcome = await waiting
         assert await following == b""
     await until(lambda: processes_with(token) == [])  # bubblewrap's children die an instant after it
@@ -317,7 +318,7 @@ async def test_neither_a_recycled_process_id_nor_another_boot_is_taken_for_the_s
     after_boot = {**mine, "start_time": start_time(os.getpid()), "boot_id": "another"}
     (container.state_dir / "shim.json").write_text(json.dumps(mine if what == "pid" else after_boot))
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(150):
         outcome = await container.wait()
 
     assert (outcome.reason, outcome.detail) == ("killed", "its shim was killed")
@@ -345,7 +346,7 @@ async def test_an_unpacked_image_runs_on_its_own_files_only(tmp_path: Path) -> N
     image = oci_directory(busybox_image(tmp_path.resolve() / "image"))
     script = "busybox cat /etc/os-release; busybox ls /; busybox touch /bin/x"
 
-    run = await run_sandboxed(["sh", "-c", script], image=image, limits=LIMITS, timeout_s=20)
+    run = await run_sandboxed(["sh", "-c", script], image=image, limits=LIMITS, timeout_s=100)
 
     assert run.stdout.decode().split() == ["NAME=tiny", *["bin", "dev", "etc", "proc", "run", "sbin", "tmp", "var"]]
     assert b"Read-only file system" in run.stderr

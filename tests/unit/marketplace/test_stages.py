@@ -72,7 +72,7 @@ async def test_metrics_tell_stages_and_nodes() -> None:
     port, stop = serve_metrics(0, lambda: 7, lambda: 5_000)
     try:
         url = f"http://127.0.0.1:{port}/metrics"
-        text = (await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read())).decode()
+        text = (await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=60).read())).decode()
     finally:
         stop()
     assert "torg_connected_nodes 7.0" in text

@@ -46,7 +46,7 @@ class World:
     async def say(self, data: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.proxy_port)
         writer.write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(150):
             answer = await reader.read()
         writer.close()
         return answer

@@ -42,7 +42,7 @@ async def test_a_welcome_that_cannot_be_written_down_is_heard_again() -> None:
         link = Link(url, Keypair(), lambda _: HELLO, write_down, no_other, no_other)
         running = asyncio.create_task(link.run())
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(150):
                 await asyncio.wait({running, asyncio.ensure_future(written.wait())}, return_when="FIRST_COMPLETED")
             assert written.is_set(), running.exception()
         finally:

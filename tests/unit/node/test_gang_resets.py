@@ -81,7 +81,7 @@ async def test_only_a_gang_that_goes_on_without_some_remembers_connections(is_el
     network = GangNetwork(outside.detach(), rank=1, size=4, is_elastic=is_elastic)
     try:
         inside.send(packet(ACK))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(150):
             await network._peers[3].news.wait()
         network.leave(3)
         for _ in range(resets):

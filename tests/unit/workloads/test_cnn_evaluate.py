@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same_answer(uninterrupted: Workspace, capsys: p
     assert answers[0][1]["clean_accuracy"] == answers[2][1]["clean_accuracy"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_cheats_stay_below_the_target() -> None:
     cheats = ["untrained", "1 epoch", "2 epochs", "10 % of the data, 30 epochs"]
     chosen = [argument for cheat in cheats for argument in ("--case", cheat)]

@@ -74,7 +74,7 @@ def test_killed_twice_and_resumed_the_weights_are_equal_bit_for_bit(
         process = workspace.start(*every_epoch)
         wait_until(lambda: workspace.newest_step() >= epochs * STEPS_PER_EPOCH, "a checkpoint")  # noqa: B023  # used at once
         process.kill()
-        process.communicate(timeout=90)
+        process.communicate(timeout=240)
         assert process.returncode == -signal.SIGKILL
         assert not (workspace.outputs / "model.safetensors").exists()
         half_written = workspace.checkpoints / f".step-{TOTAL_STEPS:08d}.tmp"
@@ -98,12 +98,12 @@ def test_sigterm_saves_the_step_and_exits_143_long_before_the_end(
     wait_until(workspace.progress, "the first epoch")
     started = time.monotonic()
     process.terminate()
-    out, _ = process.communicate(timeout=90)
+    out, _ = process.communicate(timeout=240)
     took_s = time.monotonic() - started
     stopped_at = workspace.newest_step()
 
     assert process.returncode == 143
-    assert took_s < 30
+    assert took_s < 80
     assert STEPS_PER_EPOCH <= stopped_at < TOTAL_STEPS
     assert workspace.checkpoint_names() == [f"step-{stopped_at:08d}"]
     assert f"stopped at step {stopped_at} of {TOTAL_STEPS}" in out
@@ -119,10 +119,10 @@ def test_sigterm_while_torch_is_imported_ends_at_once(workspace: Workspace) -> N
     wait_until(lambda: catches_sigterm(process), "a signal handler")
     started = time.monotonic()
     process.terminate()
-    process.communicate(timeout=90)
+    process.communicate(timeout=240)
 
     assert process.returncode == 143
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 80
     assert workspace.checkpoint_names() == []
 
 
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_other_settings_is_refused(workspace: Workspace, uninter
         (workspace.checkpoints / newest / path.name).write_bytes(path.read_bytes())
 
     process = workspace.start(*OPTIONS, "--seed", "1")
-    _, error = process.communicate(timeout=90)
+    _, error = process.communicate(timeout=240)
 
     assert process.returncode == 1
     assert "the checkpoint is of a training with {'epochs': 8, 'seed': 0}, not {'epochs': 8, 'seed': 1}" in error
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_other_settings_is_refused(workspace: Workspace, uninter
 
 def test_impossible_options_are_refused_before_anything_is_imported(workspace: Workspace) -> None:
     process = workspace.start("--epochs", "0")
-    _, error = process.communicate(timeout=90)
+    _, error = process.communicate(timeout=240)
 
     assert process.returncode == 2
     assert "argument --epochs: 0 is less than 1" in error
