@@ -239,6 +239,8 @@ class ChainClient:
                 return
             if state.status is TransactionStatus.NOT_FOUND and loop.time() >= resend_at:
                 if await self.block_height() > transaction.last_valid_block_height:
+                    if (await self.signature_status(transaction.signature)).status is not TransactionStatus.NOT_FOUND:
+                        continue  # it landed between the two questions, however long that was
                     raise TransactionExpired(
                         "the transaction did not land in time", field="signature", value=transaction.signature
                     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from solders.pubkey import Pubkey
 from solders.system_program import TransferParams, transfer
 
 from tests.support.chain import STILL, running_localnet
-from torg_chain.errors import TransactionRejected
+from torg_chain.errors import TransactionExpired, TransactionRejected
 from torg_chain.network import LOCALNET_MINT
 from torg_chain.rpc import ChainClient, TransactionStatus
 from torg_chain.transactions import SignedTransaction, sign_transaction
@@ -147,9 +148,13 @@ async def test_a_client_that_resends_gets_through_a_bad_cluster_and_pays_once(tm
     )  # a blockhash lives for 60 s, also of a client that is starved
     async with bad as localnet, ChainClient(localnet.rpc_url) as chain:
         await chain.faucet(payer.pubkey(), 1)
-        for _ in range(3):
+        landed = 0
+        while landed < 3:
             paid = await payment(chain, payer, to, 10**7)
-            await chain.send_and_confirm(paid, until=TransactionStatus.FINALIZED, timeout_s=100)
+            # On a blockhash that a fork took away it never lands: it expires, and only then another one is built.
+            with contextlib.suppress(TransactionExpired):
+                await chain.send_and_confirm(paid, until=TransactionStatus.FINALIZED, timeout_s=150)
+                landed += 1
         assert (await chain._rpc.get_balance(to, Finalized)).value == 3 * 10**7
 
 
