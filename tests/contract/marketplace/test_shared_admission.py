@@ -27,11 +27,25 @@ PER_MINUTE = 6  # one in ten seconds
 
 @pytest_asyncio.fixture
 async def replicas(postgres: Postgres) -> AsyncIterator[tuple[SharedAdmission, SharedAdmission]]:
-    url = postgres.new_database()
+    url = await with_time_that_stands_still(postgres.new_database())
     both = SharedAdmission(url, PER_MINUTE), SharedAdmission(url, PER_MINUTE)
     yield both
     for replica in both:
         await replica.aclose()
+
+
+async def with_time_that_stands_still(url: str) -> str:
+    """In this database, from the next connection on: on a slow machine a bucket would fill while it is asked."""
+    connection = await _connect(url)
+    try:
+        await connection.execute(
+            "CREATE SCHEMA still; CREATE FUNCTION still.now() RETURNS timestamptz LANGUAGE sql STABLE"
+            " AS $$ SELECT timestamptz '2027-01-15 08:00+00' $$;"
+            f" ALTER DATABASE {make_url(url).database} SET search_path = still, public, pg_catalog"
+        )
+    finally:
+        await connection.close()
+    return url
 
 
 def signature(nonce: str, key: str = "alice") -> VerifiedSignature:
@@ -83,7 +97,7 @@ async def test_a_limit_holds_over_both_replicas(replicas: tuple[SharedAdmission,
 
 
 async def test_a_bucket_fills_up_again(postgres: Postgres) -> None:
-    url = postgres.new_database()
+    url = await with_time_that_stands_still(postgres.new_database())
     replica = SharedAdmission(url, PER_MINUTE)
     connection = await _connect(url)
     try:
