@@ -24,8 +24,8 @@ from torg_marketplace.flow.rows import (
 from torg_marketplace.flow.slowness import sold_as
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.volumes import take_volumes
-from torg_marketplace.matching.constraints import can_run, constraints
-from torg_marketplace.matching.snapshot import NodeSnapshot
+from torg_marketplace.matching.constraints import Constraint, can_run, constraints
+from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.money import split_budget
 from torg_marketplace.rules.quorum import is_vote
@@ -70,8 +70,9 @@ async def grant(unit: Unit, job: JobRow, nodes: Sequence[NodeId]) -> tuple[Signe
 
 async def grant_on(unit: Unit, claims: Claims, job: JobRow, nodes: Sequence[NodeId]) -> tuple[SignedGrant, ...]:
     """As `grant`, on nodes that this transaction has claimed, for it and for other jobs; raises what it raises."""
-    claimed = {node_id: _checked(unit, job, claims, node_id) for node_id in nodes}
-    spec = spec_of(job)
+    spec, demand = spec_of(job), demand_of(job, unit.now_ms)
+    rules = constraints(demand, unit.policy.decimals)
+    claimed = {node_id: _checked(unit, claims, node_id, demand, rules) for node_id in nodes}
     offers = [offer_of(claimed[node_id][0]) for node_id in nodes]
     _check_gang(spec, offers)
     if spec.replicas > 1:
@@ -84,10 +85,10 @@ async def grant_on(unit: Unit, claims: Claims, job: JobRow, nodes: Sequence[Node
     shares = split_budget(limits.max_amount, prices)
     granted = []
     for rank, node_id in enumerate(nodes):
-        place = _Place(rank, tuple(nodes), shares[rank], volumes)
-        signed, units = await _lease(unit, job, *claimed[node_id], place, limits)
-        claims[node_id] = claims[node_id].taken(units, demand_of(job, unit.now_ms))
-        granted.append(signed)
+        units = claimed[node_id][1].units_for(demand)
+        place = _Place(rank, tuple(nodes), shares[rank], volumes, units)
+        granted.append(await _lease(unit, job, *claimed[node_id], place, limits))
+        claims[node_id] = claims[node_id].taken(units, demand)
     unit.wake(f"job:{job.job_id}")
     return tuple(granted)
 
@@ -109,18 +110,18 @@ async def _check_owners(unit: Unit, job: JobRow, offers: Sequence[Offer]) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Of a lease in its attempt. `max_amount`: its share of what the attempt may cost."""
+    """Of a lease in its attempt. `max_amount`: its share of what the attempt may cost. `units`: what it gets of its node."""
 
     rank: int
     nodes: tuple[NodeId, ...]
     max_amount: int
     volumes: tuple[VolumeAtStart, ...]
+    units: list[str]
 
 
 async def _lease(
     unit: Unit, job: JobRow, node: NodeRow, snapshot: NodeSnapshot, place: _Place, limits: _Limits
-) -> tuple[SignedGrant, list[str]]:
-    """With the units of the node that it got."""
+) -> SignedGrant:
     spec = spec_of(job)
     lease_id = LeaseId(unit.new_id("lease"))
     commitment, commitment_signature, cap = await commit_lease(
@@ -135,15 +136,14 @@ async def _lease(
     lease = _lease_row(unit, signed, spec)
     unit.session.add(lease)
     add_lease_born(unit.session, lease, at_ms=unit.now_ms)
-    units = snapshot.units_for(demand_of(job, unit.now_ms))
-    lease.sold_as = sold_as(node, units)
-    for name in units:
+    lease.sold_as = sold_as(node, place.units)
+    for name in place.units:
         unit.session.write(AllocationRow, node_id=node.node_id, unit=name, lease_id=lease_id)
     unit.trace("match", job.job_id, job.queued_at_ms, lease_id=lease.lease_id)
     unit.trace("grant", job.job_id, unit.now_ms, lease_id=lease.lease_id, node=node.node_id)
     unit.touch(node.id, only_room=True)
     unit.send(node.id, Granted(signed=signed))
-    return signed, units
+    return signed
 
 
 _CLAIM = (
@@ -162,12 +162,13 @@ async def claim_nodes(unit: Unit, nodes: Iterable[NodeId]) -> Claims:
     return {snapshot.node_id: snapshot for snapshot in await snapshots_of(unit, rows)}
 
 
-def _checked(unit: Unit, job: JobRow, claims: Claims, node_id: NodeId) -> tuple[NodeRow, NodeSnapshot]:
+def _checked(
+    unit: Unit, claims: Claims, node_id: NodeId, demand: Demand, rules: Sequence[Constraint]
+) -> tuple[NodeRow, NodeSnapshot]:
     node, snapshot = unit.known(NodeRow, node_id), claims.get(node_id)
-    demand = demand_of(job, unit.now_ms)
     if snapshot is not None and demand.spec.spot:
         snapshot = snapshot.at_spot_price()
-    if node is None or snapshot is None or not can_run(snapshot, constraints(demand, unit.policy.decimals)):
+    if node is None or snapshot is None or not can_run(snapshot, rules):
         raise NotGrantable("the node cannot take this job any more", field="node_id", value=node_id)
     return node, snapshot
 

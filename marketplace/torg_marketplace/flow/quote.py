@@ -16,6 +16,7 @@ from torg_marketplace.flow.rows import demand_for
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.matching.engine import Engine
 from torg_marketplace.matching.explain import Explanation, explain
+from torg_marketplace.matching.fleet import Rows
 from torg_marketplace.matching.gangs import group_prices
 from torg_marketplace.matching.snapshot import Demand
 from torg_marketplace.rules import pricing, quotes
@@ -77,18 +78,24 @@ async def quote(market: Market, account: AccountId, spec: JobSpec) -> Quote:
 
 
 def appraise(engine: Engine, account: AccountId, spec: JobSpec, decimals: int) -> Appraisal:
-    spec_cap = pricing.max_price(spec, decimals)
+    demand = wanted(account, spec, decimals)
+    explanation = explain(engine.of(spec).fleet, demand, decimals)
+    return Appraisal(demand, explanation, *price_of(engine, spec, explanation.fitting, decimals))
+
+
+def wanted(account: AccountId, spec: JobSpec, decimals: int) -> Demand:
+    """What a spec asks of the nodes of the moment."""
     most = spec.limits.max_cost
     amount_limit = None if most is None else parse_amount(most, decimals, field="limits.max_cost")
-    demand = demand_for(spec, account, spec_cap, amount_limit)
-    explanation = explain(engine.of(spec).fleet, demand, decimals)
-    prices = explanation.fitting_prices
-    if spec.gang is not None:
-        prices = group_prices(engine.of(spec).fleet, explanation.fitting, spec.gang)
+    return demand_for(spec, account, pricing.max_price(spec, decimals), amount_limit)
+
+
+def price_of(engine: Engine, spec: JobSpec, fitting: Rows, decimals: int) -> tuple[int | None, int | None]:
+    """Price ceiling and most that it may cost on these nodes; None when there are too few of them."""
+    prices = group_prices(engine.of(spec).fleet, fitting, spec.gang)
     tries = spec.retry.max_attempts + spec.replicas - 1
-    ceiling = pricing.price_ceiling(prices, spec_cap, tries, at_once=spec.nodes_at_once)
-    amount = None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
-    return Appraisal(demand, explanation, ceiling, amount)
+    ceiling = pricing.price_ceiling(prices, pricing.max_price(spec, decimals), tries, at_once=spec.nodes_at_once)
+    return ceiling, None if ceiling is None else pricing.max_amount(spec, ceiling, decimals)
 
 
 def _least_proven(engine: Engine, explanation: Explanation) -> int:

@@ -17,12 +17,13 @@ from torg_marketplace.flow.data import note_data_used, pin_data
 from torg_marketplace.flow.live import live_engine
 from torg_marketplace.flow.notes import Note
 from torg_marketplace.flow.quotas import check_spend, check_submissions, check_undecided
-from torg_marketplace.flow.quote import appraise
+from torg_marketplace.flow.quote import price_of, wanted
 from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.views import view_of
 from torg_marketplace.flow.volumes import name_volumes
 from torg_marketplace.matching.engine import Engine
+from torg_marketplace.matching.explain import explain, fitting
 from torg_marketplace.ports import CatalogueEntry
 from torg_marketplace.rules import quotes
 from torg_marketplace.rules.leases import latest_lease_end_ms
@@ -250,17 +251,20 @@ async def _check_open_jobs(unit: Unit, account: AccountId) -> None:
 async def _terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, quote_id: QuoteId | None) -> _Terms:
     if quote_id is not None:
         return await _quoted_terms(unit, engine, account, spec, quote_id)
-    appraisal = appraise(engine, account, spec, unit.policy.decimals)
-    if (fitting := appraisal.explanation.fitting.size) < spec.replicas and fitting:
+    decimals, fleet = unit.policy.decimals, engine.of(spec).fleet
+    demand = wanted(account, spec, decimals)
+    rows = fitting(fleet, demand, decimals)
+    if 0 < rows.size < spec.replicas:
         raise Infeasible(
-            f"a quorum of {spec.replicas} needs as many nodes, and {fitting} fit(s)",
+            f"a quorum of {spec.replicas} needs as many nodes, and {rows.size} fit(s)",
             code="quorum_too_large",
             field="verify.replicas",
             value=spec.replicas,
             hint="wait for more nodes, or ask for less: GPUs, memory, a price that more nodes ask",
         )
-    if appraisal.ceiling is None or appraisal.max_amount is None:
-        explanation = appraisal.explanation
+    ceiling, max_amount = price_of(engine, spec, rows, decimals)
+    if ceiling is None or max_amount is None:
+        explanation = explain(fleet, demand, decimals)
         raise Infeasible(
             explanation.in_words,
             field=explanation.failures[0].constraint if explanation.failures else None,
@@ -268,7 +272,7 @@ async def _terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, 
             hint=explanation.hint,
             constraints=[failure.wire() for failure in explanation.failures],
         )
-    return _Terms(appraisal.ceiling, appraisal.max_amount)
+    return _Terms(ceiling, max_amount)
 
 
 async def _quoted_terms(unit: Unit, engine: Engine, account: AccountId, spec: JobSpec, quote_id: QuoteId) -> _Terms:

@@ -76,10 +76,10 @@ class Market:
     # One writer at a time: SQLite has one anyway, and a fair queue beats its busy timeout. Held for a transaction's length.
     writer: asyncio.Lock = field(default_factory=asyncio.Lock)
     crowd: Crowd = field(default_factory=Crowd)
+    public_key: str = field(init=False)  # of `identity`: every document names it
 
-    @property
-    def public_key(self) -> str:
-        return str(self.identity.pubkey())
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "public_key", str(self.identity.pubkey()))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Unit]:

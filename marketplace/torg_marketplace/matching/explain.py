@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torg_marketplace.matching import words
-from torg_marketplace.matching.constraints import Constraint, constraints
+from torg_marketplace.matching.constraints import Constraint, constraints, passing
 from torg_marketplace.matching.engine import Decision
 from torg_marketplace.matching.fleet import Fleet, Mask, Rows
 from torg_marketplace.matching.gangs import cheapest_first, enough, most_together
@@ -57,6 +57,12 @@ class Explanation:
         return f"no node satisfies {first.constraint}: asked {first.asked}{best}"
 
 
+def fitting(fleet: Fleet, demand: Demand, decimals: int) -> Rows:
+    """`Explanation.fitting`, without a word on the others."""
+    rows = passing(fleet, fleet.rows(), [rule for rule in constraints(demand, decimals) if rule.permanent])
+    return rows[enough(fleet, rows, np.ones(rows.size, dtype=np.bool_), demand.spec.gang)]
+
+
 def explain(nodes: Fleet | Iterable[NodeSnapshot], demand: Demand, decimals: int) -> Explanation:
     """Of a spot job, `nodes` are those with a spot price, at that price."""
     fleet = nodes if isinstance(nodes, Fleet) else Fleet(nodes)
@@ -64,22 +70,22 @@ def explain(nodes: Fleet | Iterable[NodeSnapshot], demand: Demand, decimals: int
     passes = {rule.name: rule.passes(fleet, everybody) for rule in rules}
     gang = demand.spec.gang
     alone = _all(passes, [rule for rule in rules if rule.permanent], everybody.size)
-    fitting = enough(fleet, everybody, alone, gang)
-    live = fitting & _all(passes, [rule for rule in rules if rule.name in {"liveness", "accepting"}], everybody.size)
+    fit = enough(fleet, everybody, alone, gang)
+    live = fit & _all(passes, [rule for rule in rules if rule.name in {"liveness", "accepting"}], everybody.size)
     live = enough(fleet, everybody, live, gang)
     free = live & _all(passes, rules, everybody.size)
     failures = _failures(fleet, everybody, rules, passes)
-    if gang is not None and alone.any() and not fitting.any():
+    if gang is not None and alone.any() and not fit.any():
         failures = (_too_few(fleet, everybody[alone], gang), *failures)
     return Explanation(
         considered=everybody.size,
-        fitting=everybody[fitting],
+        fitting=everybody[fit],
         live=everybody[live],
         free=everybody[enough(fleet, everybody, free, gang)],
         paused=everybody[live & ~passes["declined"]] if "declined" in passes else everybody[:0],
         at_once=demand.spec.nodes_at_once,
         free_alone=int(np.count_nonzero(free)),
-        fitting_prices=cheapest_first(fleet, everybody[fitting]),
+        fitting_prices=cheapest_first(fleet, everybody[fit]),
         failures=failures,
         hint=_no_node_hint(demand) if not everybody.size else _hint(failures, demand),
         spot=demand.spec.spot,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.marketplace.test_matching import DECIMALS, demand, node
 from torg_marketplace.matching.engine import Engine
-from torg_marketplace.matching.explain import explain
+from torg_marketplace.matching.explain import explain, fitting
 from torg_marketplace.matching.gangs import decide_all
 from torg_marketplace.matching.snapshot import NodeSnapshot
 from torg_marketplace.rules.gangs import (
@@ -44,6 +44,9 @@ def test_in_one_region_when_it_is_asked_for() -> None:
     assert decide_all(engine, wide) == ()
     told = explain(engine.fleet, wide, DECIMALS)
     assert (told.failures[0].constraint, told.failures[0].best_available) == ("gang", "2 in one region")
+    assert told.fitting.size == fitting(engine.fleet, wide, DECIMALS).size == 0
+    two = demand(gang={"size": 2, "same_region": True})
+    assert [engine.fleet.node_id(row) for row in fitting(engine.fleet, two, DECIMALS)] == ["a", "b", "c", "d"]
 
 
 def test_all_members_must_be_under_the_ceiling() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from torg_marketplace.matching.constraints import can_run, constraints, could_run
 from torg_marketplace.matching.engine import MOST_FACTOR, Decision, Engine
-from torg_marketplace.matching.explain import explain
+from torg_marketplace.matching.explain import explain, fitting
 from torg_marketplace.matching.fleet import Fleet
 from torg_marketplace.matching.mix import DemandMix
 from torg_marketplace.matching.packing import outlook
@@ -120,6 +120,7 @@ def test_an_explanation_adds_up(nodes: list[NodeSnapshot], asked: Demand) -> Non
     told = explain(fleet, asked, DECIMALS)
     assert told.considered == len(nodes)
     assert {fleet.node_id(row) for row in told.fitting} == {item.node_id for item in nodes if could_run(item, rules)}
+    assert fitting(fleet, asked, DECIMALS).tolist() == told.fitting.tolist()
     assert {fleet.node_id(row) for row in told.free} == {item.node_id for item in nodes if can_run(item, rules)}
     assert set(told.free.tolist()) <= set(told.live.tolist()) <= set(told.fitting.tolist())
     assert all(1 <= failure.nodes_removed <= len(nodes) for failure in told.failures)
