@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,7 @@ from torg_marketplace.matching.fleet import Fleet, Ints, Rows
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(NamedTuple):
     """Factors of one node's score. `total` is price x all of them (by reliability: over it), base units per GPU-hour."""
 
     price: int

@@ -13,18 +13,18 @@ Spot jobs see the nodes that have a spot price, at that price: an engine of its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from torg_marketplace.matching import kernel
-from torg_marketplace.matching.compiled import CompiledSearch, asked_of, knows
-from torg_marketplace.matching.constraints import Constraint, has_room, passing, search_constraints
+from torg_marketplace.matching.compiled import CompiledSearch
+from torg_marketplace.matching.constraints import has_room, passing, search_constraints
 from torg_marketplace.matching.contest import Contest, Entries, Score
 from torg_marketplace.matching.fleet import Fleet, Rows
 from torg_marketplace.matching.mix import DemandMix
-from torg_marketplace.matching.order import PriceOrder, PriceOrders
+from torg_marketplace.matching.order import PriceOrders
 from torg_marketplace.matching.packing import REACH_SHARE, Floats, Packing, outlook
 from torg_marketplace.matching.scarcity import nothing_scarce, scarcity
 from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
@@ -40,8 +40,7 @@ _PRICES_LAST = 512  # changes or arrivals after which scarcity is priced again; 
 _OUTLOOK_GROWS = 1.3  # times as many demands seen until packing's outlook is made again, at most HALF_LIFE / 2 more
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     node_id: NodeId
     gpus: tuple[int, ...]
     score: Score
@@ -119,9 +118,8 @@ class Engine:
     def decide(self, demand: Demand) -> Decision | None:
         """The best of the nodes that can start it now; None when there is none. Changes nothing: `take` does."""
         self._look_ahead()
-        rules = search_constraints(demand, self.decimals)
-        compiled = kernel.scan if len(self.fleet) >= self.compiled_from and knows(rules) else None
-        ranked = self._search(demand, rules).best_two() if compiled is None else self._search_compiled(compiled, demand)
+        scan = kernel.scan if len(self.fleet) >= self.compiled_from else None
+        ranked = self._search(demand).best_two() if scan is None else self._search_compiled(scan, demand)
         if not ranked:
             return None
         row, score = ranked[0]
@@ -132,14 +130,14 @@ class Engine:
             runner_up=(self.fleet.node_id(ranked[1][0]), ranked[1][1]) if len(ranked) > 1 else None,
         )
 
-    def _search(self, demand: Demand, rules: Sequence[Constraint]) -> Contest:
+    def _search(self, demand: Demand) -> Contest:
         """At most CANDIDATES with room are looked at per class."""
         rules = search_constraints(demand, self.decimals)
-        contest = Contest(self.fleet)
+        contest, scarcity_of = Contest(self.fleet), self._scarce(demand)
         for order in self._orders.for_demand(demand):
             if order.cheapest > contest.least:
                 break
-            scarce, looked_at = self._scarce(order, demand), 0
+            scarce, looked_at = scarcity_of(order.code), 0
             for batch, cheapest in order.with_room(demand):
                 if looked_at >= CANDIDATES or cheapest * scarce > contest.least:
                     break
@@ -152,33 +150,28 @@ class Engine:
     def _search_compiled(self, scan: kernel.Scan, demand: Demand) -> list[tuple[int, Score]]:
         """The best two, as `_search` finds them."""
         if self._compiled is None:
-            self._compiled = CompiledSearch(self.fleet, self._packing.expected)
-        told, asked = self._compiled, asked_of(demand, self.fleet)
-        podium, columns = told.podium, told.columns()
-        podium[:] = kernel.NOBODY
-        remembered = self._packing.remembered(demand)
-        for order in self._orders.for_demand(demand):
-            if order.cheapest > podium[0, kernel.TOTAL]:
-                break
-            scarce = self._scarce(order, demand)
-            weights = kernel.Weights(PACKING_WEIGHT, LOCALITY_WEIGHT, REACH_SHARE, scarce, CANDIDATES)
-            scan(columns, order.columns(demand), asked, told.expected(order.code), remembered, weights, podium)
-        return [(int(row), self._score_of(int(row), line)) for row, *line in podium.tolist() if row >= 0]
+            weights = (PACKING_WEIGHT, LOCALITY_WEIGHT, REACH_SHARE, CANDIDATES)
+            self._compiled = CompiledSearch(self.fleet, self._packing.expected, weights)
+        orders, remembered = self._orders.for_demand(demand), self._packing.remembered(demand)
+        lines = self._compiled.best_two(scan, demand, orders, remembered, self._scarce(demand))
+        return [(int(line[kernel.ROW]), self._score_of(*line)) for line in lines]
 
-    def _score_of(self, row: int, line: Sequence[float]) -> Score:
-        total, _, packing, local, scarce = line
-        return Score(
-            price=int(self.fleet.price[row]),
-            packing=packing,
-            scarcity=scarce,
-            locality=local,
-            reliability=max(int(self.fleet.reputation[row]), 1) / 1000,
-            total=total,
-        )
+    def _score_of(
+        self, at: float, total: float, _factor: float, packing: float, locality: float, scarcity: float
+    ) -> Score:
+        row = int(at)
+        reliability = max(self.fleet.reputation.item(row), 1) / 1000
+        return Score(self.fleet.price.item(row), packing, scarcity, locality, reliability, total)
 
-    def _scarce(self, order: PriceOrder, demand: Demand) -> float:
-        worth = self._scarcity.of(order.code, demand)
-        return 1 + SCARCITY_WEIGHT * worth / (1 + worth)
+    def _scarce(self, demand: Demand) -> Callable[[int], float]:
+        """The factor of each class, by its code."""
+        worth_on = self._scarcity.of(demand)
+
+        def factor(code: int) -> float:
+            worth = worth_on(code)
+            return 1 + SCARCITY_WEIGHT * worth / (1 + worth)
+
+        return factor
 
     def _score(self, contest: Contest, rows: Rows, demand: Demand, scarce: float) -> None:
         """Packing is the dearest to work out and its factor is bounded: it is left out of rows that lose without it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +32,12 @@ ISOLATION_LEVELS = ("sandbox", "container", "gvisor", SANDBOX_WITH_ROOT)
 WITH_ENGINE = len(
     ISOLATION_LEVELS
 )  # bits of levels, shifted by so much, are those at which a node runs images of registries
+_LEVEL_BITS = {level: 1 << place for place, level in enumerate(ISOLATION_LEVELS)}
+_EGRESS_BITS: dict[str, int] = {kind: 1 << place for place, kind in enumerate(EGRESS_KINDS)}
 WARM_ITEMS = 16  # images and blobs remembered per node; of more, those whose names sort first
 
-NUMBERS = (
+NUMBERS = (  # the first eight, which most searches ask about, fill a line of a processor's cache, the others the next
     "price",
-    "tie",
     "cpu_free",
     "memory_free",
     "disk_free",
@@ -48,6 +50,9 @@ NUMBERS = (
     "proven_gops",
     "least_gpu_milli",
     "protocol_version",
+    "least_vram",  # that all of its GPUs have
+    "least_capability",
+    "tie",
 )
 
 
@@ -116,21 +121,18 @@ class Fleet:
 
     def free_gpus(self, row: int, demand: Demand) -> Sequence[int]:
         """Numbers of GPUs that the demand could take on this node, or a part of."""
-        free, owner = self.gpu_free[row], self.gpu_owner[row]
+        free = enumerate(self.gpu_free[row].tolist())  # few: quicker one by one than as an array
         if demand.gpu_milli == WHOLE_MILLI:
-            found = np.flatnonzero(free == WHOLE_MILLI)
-        else:
-            mine = (owner == 0) | (owner == self.code(f"client {demand.client}"))
-            found = np.flatnonzero((free >= demand.gpu_milli) & mine)
-        numbers: list[int] = found.tolist()
-        return numbers
+            return [gpu for gpu, milli in free if milli == WHOLE_MILLI]
+        owner, mine = self.gpu_owner[row].tolist(), (0, self.code(f"client {demand.client}"))
+        return [gpu for gpu, milli in free if milli >= demand.gpu_milli and owner[gpu] in mine]
 
     def has_room(self, row: int, demand: Demand, gpus: Sequence[int]) -> bool:
         """Whether the demand fits on exactly these GPUs now."""
         asked = demand.spec.resources
         return bool(
             len(set(gpus)) == len(gpus) == asked.gpus
-            and set(gpus) <= set(self.free_gpus(row, demand))
+            and set(gpus).issubset(self.free_gpus(row, demand))
             and self.cpu_free[row] >= asked.cpus
             and self.memory_free[row] >= asked.memory
             and self.disk_free[row] >= asked.disk
@@ -150,18 +152,19 @@ class Fleet:
         self.disk_free[row] += sign * asked.disk
         if not asked.gpus:
             self.slots_free[row] += sign * units_needed(asked)
+        free = self.gpu_free[row]
         for gpu in gpus:
-            self.gpu_free[row, gpu] += sign * demand.gpu_milli
-            whole = self.gpu_free[row, gpu] == WHOLE_MILLI
-            shared = demand.gpu_milli < WHOLE_MILLI and not whole
-            self.gpu_owner[row, gpu] = self.code(f"client {demand.client}") if shared else 0
+            free[gpu] += sign * demand.gpu_milli
+            if demand.gpu_milli < WHOLE_MILLI:
+                whole = free[gpu] == WHOLE_MILLI
+                self.gpu_owner[row, gpu] = 0 if whole else self.code(f"client {demand.client}")
         self._count_gpus(row)
         self.version[row] += 1
 
     def _count_gpus(self, row: int) -> None:
-        free = self.gpu_free[row]
-        self.gpus_whole[row] = np.count_nonzero(free == WHOLE_MILLI)
-        self.gpu_most_free[row] = free.max(initial=0)
+        free: list[int] = self.gpu_free[row].tolist()
+        self.gpus_whole[row] = free.count(WHOLE_MILLI)
+        self.gpu_most_free[row] = max(0, *free)
 
     def _new_row(self, node_id: NodeId) -> int:
         if self._vacant:
@@ -195,12 +198,11 @@ class Fleet:
         self.isolation[row] = levels if offer.executor == "sandbox" else levels | levels << WITH_ENGINE
         self.egress[row] = egress_bits(offer.egress)
         self.least_gpu_milli[row] = offer.least_gpu_milli
-        self.vram[row], self.capability[row] = 0, 0
-        for number, size in enumerate(sorted((gpu.vram_bytes for gpu in inventory.gpus), reverse=True)):
-            self.vram[row, number] = size
+        sizes = sorted((gpu.vram_bytes for gpu in inventory.gpus), reverse=True)
         versions = sorted((version_code(gpu.compute_capability) for gpu in inventory.gpus), reverse=True)
-        for number, version in enumerate(versions):
-            self.capability[row, number] = version
+        self.vram[row], self.capability[row] = 0, 0
+        self.vram[row, : len(sizes)], self.capability[row, : len(versions)] = sizes, versions
+        self.least_vram[row], self.least_capability[row] = min(sizes, default=0), min(versions, default=0)
 
     def _write_use(self, row: int, node: NodeSnapshot) -> None:
         inventory, used = node.offer.inventory, node.units_in_use
@@ -246,9 +248,9 @@ class Fleet:
     def _view(self) -> None:
         """These columns lie side by side, row by row: who looks at one of a row is likely to look at the others."""
         views = (self.numbers[:, place] for place in range(len(NUMBERS)))
-        self.price, self.tie, self.cpu_free, self.memory_free, self.disk_free, *rest = views
-        self.isolation, self.region, self.reputation, self.unpaid_gpu_ms, self.max_unpaid, *rest = rest
-        self.egress, self.proven_gops, self.least_gpu_milli, self.protocol_version = rest
+        self.price, self.cpu_free, self.memory_free, self.disk_free, self.isolation, self.region, *rest = views
+        self.reputation, self.unpaid_gpu_ms, self.max_unpaid, self.egress, self.proven_gops, *rest = rest
+        self.least_gpu_milli, self.protocol_version, self.least_vram, self.least_capability, self.tie = rest
 
     def _columns(self) -> list[str]:
         return [name for name, value in vars(self).items() if isinstance(value, np.ndarray) and name not in NUMBERS]
@@ -269,14 +271,15 @@ class Fleet:
 
 def isolation_bits(levels: Iterable[str]) -> int:
     """One bit per level; levels that nobody can ask for have none."""
-    return sum({1 << ISOLATION_LEVELS.index(level) for level in levels if level in ISOLATION_LEVELS})
+    return sum({_LEVEL_BITS.get(level, 0) for level in levels})
 
 
 def egress_bits(kinds: Iterable[str]) -> int:
     """One bit per kind of network that a job may ask for; "none" needs nothing and has no bit."""
-    return sum({1 << EGRESS_KINDS.index(kind) for kind in kinds if kind in EGRESS_KINDS})
+    return sum({_EGRESS_BITS.get(kind, 0) for kind in kinds})
 
 
+@lru_cache(maxsize=256)
 def version_code(text: str | None) -> int:
     """ "8.9" -> 8009: compares as versions do."""
     parts = [int(part) for part in (text or "0.0").split(".") if part.isdigit()]

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import threading
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,12 @@ import numpy.typing as npt
 WHOLE = 1000  # milli of a GPU
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[Any]
+Listed = Any  # integers: a list until it is `told`, an array in a search
 
 
 # Columns of `Fleet.numbers`
-PRICE, TIE, CPU_FREE, MEMORY_FREE, DISK_FREE, ISOLATION, REGION, REPUTATION, UNPAID_GPU_MS, MAX_UNPAID = range(10)
-EGRESS, PROVEN_GOPS, LEAST_GPU_MILLI, PROTOCOL_VERSION = 10, 11, 12, 13
+PRICE, CPU_FREE, MEMORY_FREE, DISK_FREE, ISOLATION, REGION, REPUTATION, UNPAID_GPU_MS = range(8)
+MAX_UNPAID, EGRESS, PROVEN_GOPS, LEAST_GPU_MILLI, PROTOCOL_VERSION, LEAST_VRAM, LEAST_CAPABILITY, TIE = range(8, 16)
 
 
 class Columns(NamedTuple):
@@ -38,9 +40,10 @@ class Columns(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Of one class, cheapest first: rows, and how many of the units in question each has free."""
+    """Of one class, cheapest first: rows, their lines of `Fleet.numbers`, and how many of the units in question each has free."""
 
     rows: Integers
+    lines: Integers  # read one after the other, where those of the fleet are strewn over the memory
     units_free: Integers
 
 
@@ -64,10 +67,20 @@ class Asked(NamedTuple):
     capability: int
     owner: int  # code of the client, to whom shares belong
     most_price: int
-    regions: Integers  # codes; empty: any
-    excluded: Integers  # rows
-    only_on: Integers  # rows; with -1 alone, any
-    wanted: Integers  # codes of what should be on disk; -1 for what no node has
+    regions: Listed  # codes; empty: any
+    excluded: Listed  # rows
+    only_on: Listed  # rows; with -1 alone, any
+    wanted: Listed  # codes of what should be on disk; -1 for what no node has
+
+
+_LISTS = 4  # the last fields of `Asked`
+_LISTS_AT = len(Asked._fields)  # where they begin in what is told: after the numbers, and the length of each
+
+
+def told(asked: Asked) -> Integers:
+    """As one array, which is what a compiled function is given most quickly."""
+    lists = asked.regions, asked.excluded, asked.only_on, asked.wanted
+    return np.array([*asked[:-_LISTS], *map(len, lists), *chain.from_iterable(lists)], dtype=np.int64)
 
 
 class Expected(NamedTuple):
@@ -87,12 +100,9 @@ class Remembered(NamedTuple):
     consumption: Floats
 
 
-class Weights(NamedTuple):
-    packing: float
-    locality: float
-    reach_share: float
-    scarce: float  # the factor of this class
-    most_candidates: int
+# What the engine weighs by, in an array
+PACKING_WEIGHT, LOCALITY_WEIGHT, REACH_SHARE, CANDIDATES = range(4)
+_SURELY = 1 - 1e-9  # a bound that is exceeded by more than this much is exceeded, however the factors were rounded
 
 
 # The podium: the best and the next so far over all orders, one line each. Row -1 and an infinite total: nobody yet.
@@ -100,30 +110,32 @@ ROW, TOTAL, FACTOR, PACKING, LOCALITY, SCARCITY = range(6)
 NOBODY = (-1.0, np.inf, np.inf, 1.0, 1.0, 1.0)
 
 
-def _passes(fleet: Columns, row: int, asked: Asked) -> bool:
-    if (
-        fleet.numbers[row, CPU_FREE] < asked.cpus
-        or fleet.numbers[row, MEMORY_FREE] < asked.memory
-        or fleet.numbers[row, DISK_FREE] < asked.disk
-    ):
+def _asked(it: Integers) -> Asked:
+    """What was `told`."""
+    at, excluded = _LISTS_AT, _LISTS_AT + it[17]
+    only_on = excluded + it[18]
+    wanted = only_on + it[19]
+    lists = it[at:excluded], it[excluded:only_on], it[only_on:wanted], it[wanted:]
+    a = it[0], it[1], it[2], it[3], it[4], it[5], it[6], it[7], it[8]
+    b = it[9], it[10], it[11], it[12], it[13], it[14], it[15], it[16]
+    return Asked(*a, *b, *lists)
+
+
+def _passes(fleet: Columns, line: Integers, row: int, asked: Asked) -> bool:
+    """`line`: the numbers of the row. What nearly every job asks comes first."""
+    if line[CPU_FREE] < asked.cpus or line[MEMORY_FREE] < asked.memory or line[DISK_FREE] < asked.disk:
         return False
-    if fleet.numbers[row, ISOLATION] & asked.isolation == 0 or fleet.numbers[row, REPUTATION] < asked.reputation:
+    if line[ISOLATION] & asked.isolation == 0 or line[REPUTATION] < asked.reputation:
         return False
-    if (
-        fleet.numbers[row, PROVEN_GOPS] < asked.proven_gops
-        or fleet.numbers[row, PROTOCOL_VERSION] < asked.protocol_version
-    ):
+    if asked.regions.size > 0 and not _is_among(line[REGION], asked.regions):
         return False
-    if (
-        fleet.numbers[row, UNPAID_GPU_MS] < asked.unpaid_gpu_ms
-        and not 0 <= asked.amount_limit <= fleet.numbers[row, MAX_UNPAID]
-    ):
+    if line[UNPAID_GPU_MS] < asked.unpaid_gpu_ms and not 0 <= asked.amount_limit <= line[MAX_UNPAID]:
         return False
-    if asked.egress != 0 and fleet.numbers[row, EGRESS] & asked.egress == 0:
+    if line[PROVEN_GOPS] < asked.proven_gops or line[PROTOCOL_VERSION] < asked.protocol_version:
         return False
-    if asked.gpus > 0 and not _has_gpus(fleet, row, asked):
+    if asked.egress != 0 and line[EGRESS] & asked.egress == 0:
         return False
-    if asked.regions.size > 0 and not _is_among(fleet.numbers[row, REGION], asked.regions):
+    if asked.gpus > 0 and not _has_gpus(fleet, line, row, asked):
         return False
     if not _is_among(-1, asked.only_on) and not _is_among(row, asked.only_on):
         return False
@@ -137,16 +149,16 @@ def _is_among(value: int, few: Integers) -> bool:
     return found
 
 
-def _has_gpus(fleet: Columns, row: int, asked: Asked) -> bool:
+def _has_gpus(fleet: Columns, line: Integers, row: int, asked: Asked) -> bool:
     """The free ones are counted already: whether they are good enough, and whether there is one to share."""
-    last = asked.gpus - 1  # columns are sorted, the best GPU first
-    if (
-        asked.gpu_milli < fleet.numbers[row, LEAST_GPU_MILLI]
-        or last >= fleet.vram.shape[1]
-        or fleet.vram[row, last] < asked.vram
-        or fleet.capability[row, last] < asked.capability
-    ):
+    if asked.gpu_milli < line[LEAST_GPU_MILLI]:
         return False
+    last = asked.gpus - 1  # columns are sorted, the best GPU first
+    if line[LEAST_VRAM] < asked.vram or line[LEAST_CAPABILITY] < asked.capability:  # not all of them will do
+        if last >= fleet.vram.shape[1]:
+            return False
+        if fleet.vram[row, last] < asked.vram or fleet.capability[row, last] < asked.capability:
+            return False
     some = asked.gpu_milli == WHOLE
     for gpu in range(fleet.gpu_free.shape[1]):
         some = some or _may_share(fleet, row, gpu, asked)
@@ -264,32 +276,53 @@ def _place(podium: Floats, fleet: Columns, row: int, total: float, factor: float
 
 
 def _scan(
-    fleet: Columns,
-    order: Order,
-    asked: Asked,
-    expected: Expected,
-    remembered: Remembered,
-    weights: Weights,
+    # Columns, Order, Expected and Remembered, field by field: to unpack a tuple of arrays takes numba longer than most searches last.
+    numbers: Integers,
+    vram: Integers,
+    capability: Integers,
+    gpu_free: Integers,
+    gpu_owner: Integers,
+    warm: Integers,
+    rows: Integers,
+    lines: Integers,
+    units_free: Integers,
+    shapes: Floats,
+    copies: Floats,
+    reach: Floats,
+    expected_here: Floats,
+    versions: Integers,
+    known: Integers,
+    consumption: Floats,
+    asked_numbers: Integers,
+    weights: Floats,
+    scarce: float,  # the factor of this class
     podium: Floats,
 ) -> int:
     """Enters the rows of an order that can run the job and may win. Returns how many could run it, of those looked at."""
-    looked_at, scarce = 0, weights.scarce
-    for at in range(order.rows.size):
-        if order.units_free[at] < asked.units:
+    fleet = Columns(numbers, vram, capability, gpu_free, gpu_owner, warm)
+    expected = Expected(shapes, copies, reach, expected_here)
+    remembered = Remembered(versions, known, consumption)
+    asked, looked_at = _asked(asked_numbers), 0
+    for at in range(rows.size):
+        if units_free[at] < asked.units:
             continue
-        row = order.rows[at]
-        price = fleet.numbers[row, PRICE]
-        if price > asked.most_price or price * scarce > podium[0, TOTAL] or looked_at >= weights.most_candidates:
+        line = lines[at]
+        price = line[PRICE]
+        if price > asked.most_price or price * scarce > podium[0, TOTAL] or looked_at >= weights[CANDIDATES]:
             break
-        if not _passes(fleet, row, asked):
+        row = rows[at]
+        if not _passes(fleet, line, row, asked):
             continue
         looked_at += 1
-        local = _locality(fleet, row, asked, weights.locality)
-        factor = local * (scarce / (max(fleet.numbers[row, REPUTATION], 1) / 1000))
+        reliable = scarce / (max(line[REPUTATION], 1) / 1000)
+        if price * reliable * _SURELY > podium[1, TOTAL]:  # whatever is on its disk
+            continue
+        local = _locality(fleet, row, asked, weights[LOCALITY_WEIGHT])
+        factor = local * reliable
         if price * factor > podium[1, TOTAL]:
             continue
-        lost = _recall(fleet, row, asked, expected, weights.reach_share, remembered)
-        packing = 1 + weights.packing * lost / (1 + lost)
+        lost = _recall(fleet, row, asked, expected, weights[REACH_SHARE], remembered)
+        packing = 1 + weights[PACKING_WEIGHT] * lost / (1 + lost)
         total = price * factor * packing
         place = _place(podium, fleet, row, total, factor * packing)
         if place == 0:
@@ -300,9 +333,10 @@ def _scan(
     return looked_at
 
 
-Scan = Callable[[Columns, Order, Asked, Expected, Remembered, Weights, Floats], int]
+Scan = Callable[..., int]  # as `_scan`
 scan: Scan | None = None  # compiled
 _COMPILED = (
+    _asked,
     _passes,
     _is_among,
     _has_gpus,
@@ -336,22 +370,13 @@ def compile_now() -> bool:
     return scan is not None
 
 
-def _of_nothing() -> tuple[Columns, Order, Asked, Expected, Remembered, Weights, Floats]:
+def _of_nothing() -> tuple[Integers | float, ...]:
     """Of the types that searches have, over no rows. With other types the first search would compile again, on the event loop."""
-
-    none, table = np.zeros(0, np.int64), np.zeros((0, 1))
-    fleet = Columns(*(table.astype(kind) for kind in ("i8", "i8", "i4", "i2", "i4", "i4")))
+    none, table, numbers = np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1), np.int64)
+    fleet = Columns(numbers, *(table.astype(kind) for kind in ("i8", "i4", "i2", "i4", "i4")))
     expected = Expected(shapes=table, copies=table, reach=table, weights=np.zeros(0))
     remembered = Remembered(np.zeros(0, np.int32), none, np.zeros(0))
-    rows = (none,) * 4  # of its last fields
-    asked = Asked._make([*(0,) * (len(Asked._fields) - len(rows)), *rows])
-    podium = np.array([NOBODY, NOBODY])
-    return (
-        fleet,
-        Order(none, np.zeros(0, np.int16)),
-        asked,
-        expected,
-        remembered,
-        Weights(0.0, 0.0, 0.0, 0.0, 0),
-        podium,
-    )
+    numbers_asked = [0] * (len(Asked._fields) - _LISTS)
+    asked = told(Asked._make([*numbers_asked, *(none,) * _LISTS]))
+    order = Order(none, numbers, np.zeros(0, np.int16))
+    return (*fleet, *order, *expected, *remembered, asked, np.zeros(4), 1.0, np.array([NOBODY, NOBODY]))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from torg_marketplace.matching.snapshot import WHOLE_MILLI, Demand
 
@@ -16,13 +17,13 @@ HALF_LIFE = 4_096  # demands
 _REMEMBERED = 512  # kinds; the rarest are forgotten first
 _GRID = 1.15  # jobs whose CPU and memory are in the same step of powers of this are of one kind
 _SHARE_STEP_MILLI = 50
+_GROWS = 2 ** (1 / HALF_LIFE)
 _RESCALE_AT = 1e12
 _ASSUMED = {1: 8.0, 2: 4.0, 4: 2.0, 8: 2.0}  # GPUs -> weight, in demands
 _ASSUMED_CPU_MILLIS, _ASSUMED_MEMORY = 4_000, 8 << 30  # per GPU
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     gpus: int
     gpu_milli: int
     cpus: int
@@ -61,7 +62,7 @@ class DemandMix:
     def observe(self, demand: Demand) -> None:
         kind = kind_of(demand)
         self.seen += 1
-        self._unit *= 2 ** (1 / HALF_LIFE)
+        self._unit *= _GROWS
         self._weights[kind] = self._weights.get(kind, 0.0) + self._unit
         if self._unit > _RESCALE_AT or len(self._weights) > 2 * _REMEMBERED:
             self._compact()
@@ -84,6 +85,7 @@ class DemandMix:
         self._unit = 1.0
 
 
+@lru_cache(maxsize=4 * _REMEMBERED)
 def _step_of(kind: Kind) -> Hashable:
     steps = tuple(round(math.log(amount, _GRID)) if amount > 0 else 0 for amount in (kind.cpus, kind.memory))
     milli = round(kind.gpu_milli / _SHARE_STEP_MILLI)

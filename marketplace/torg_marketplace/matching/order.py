@@ -35,6 +35,7 @@ class PriceOrder:
         self._ties: Ints = np.zeros(0, dtype=np.int64)
         self._changed: dict[int, tuple[int, int] | None] = {}  # row -> where it belongs now; None: gone
         self._places: dict[int, tuple[int, int]] = {}  # row -> (price, tie) as sorted in
+        self._lines: Ints | None = None  # until a compiled search asks
         self._align()
 
     def put(self, row: int, price: int, tie: int) -> None:
@@ -55,6 +56,8 @@ class PriceOrder:
         self._whole[at] = fleet.gpus_whole[row] if takes else 0
         self._most[at] = fleet.gpu_most_free[row] if takes else 0
         self._slots[at] = fleet.slots_free[row] if takes else 0
+        if self._lines is not None:
+            self._lines[at] = fleet.numbers[row]
 
     @property
     def cheapest(self) -> float:
@@ -89,11 +92,13 @@ class PriceOrder:
                 given, length = given + length, min(2 * length, _LONGEST_BATCH)
 
     def columns(self, demand: Demand) -> Order:
-        """For a compiled search: all rows, and what each has free of what the demand takes."""
+        """For a compiled search: all rows, what is known of them, and what each has free of what the demand takes."""
         self._apply()
+        if self._lines is None:
+            self._lines = self._fleet.numbers[self._rows]
         if not demand.spec.resources.gpus:
-            return Order(self._rows, self._slots)
-        return Order(self._rows, self._whole if demand.gpu_milli == WHOLE_MILLI else self._most)
+            return Order(self._rows, self._lines, self._slots)
+        return Order(self._rows, self._lines, self._whole if demand.gpu_milli == WHOLE_MILLI else self._most)
 
     def _apply(self) -> None:
         if not self._changed:
@@ -138,6 +143,7 @@ class PriceOrder:
 
     def _align(self) -> None:
         size = self._rows.size
+        self._lines = None
         self._cheapest = self._prices[0].item() if size else inf
         self._most_vram = int(self._fleet.vram[self._rows, 0].max(initial=0))
         self._at: Ints = np.full(self._fleet.present.size, -1, dtype=np.int64)

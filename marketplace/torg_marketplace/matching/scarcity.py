@@ -8,6 +8,8 @@ leave it alone. Only ratios matter: the demand is scaled to the free capacity.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -30,14 +32,18 @@ class Scarcity:
     def __init__(self, prices: Floats) -> None:
         self._prices: list[list[float]] = prices.tolist()
 
-    def of(self, code: int, demand: Demand) -> float:
-        """What the demand's resources are worth to others, per GPU-milli of its own, on nodes of this class."""
-        if code >= len(self._prices):
-            return 0.0
-        gpu, cpu, memory = self._prices[code]
-        asked = demand.spec.resources
-        worth = gpu * demand.gpu_milli_in_all + cpu * asked.cpus + memory * asked.memory
-        return worth / (demand.gpu_milli_in_all or WHOLE_MILLI)
+    def of(self, demand: Demand) -> Callable[[int], float]:
+        """What the demand's resources are worth to others, per GPU-milli of its own, on nodes of a class, given by its code."""
+        prices, known = self._prices, len(self._prices)
+        milli, cpus, memory = demand.gpu_milli_in_all, demand.spec.resources.cpus, demand.spec.resources.memory
+
+        def on(code: int) -> float:
+            if code >= known:
+                return 0.0
+            gpu, cpu, byte = prices[code]
+            return (gpu * milli + cpu * cpus + byte * memory) / (milli or WHOLE_MILLI)
+
+        return on
 
 
 def nothing_scarce() -> Scarcity:
@@ -64,13 +70,13 @@ def _congestion(asked: Floats, arriving: Floats, will_do: Mask, supply: Floats) 
     share = will_do / np.maximum(will_do.sum(axis=1, keepdims=True), 1)
     capacity = np.maximum(supply, 1.0)
     prices = np.zeros_like(supply)
-    everyone = np.arange(len(asked))
+    everyone, anywhere = np.arange(len(asked)), will_do.any(axis=1)
     for step in range(ROUNDS):
         load = (share * arriving[:, None]).T @ asked / capacity
         prices = np.minimum(load, _MOST_LOAD) ** POWER / capacity
         cost = np.where(will_do, asked @ prices.T, np.inf)
         best = np.zeros_like(share)
-        best[everyone, cost.argmin(axis=1)] = will_do.any(axis=1)
+        best[everyone, cost.argmin(axis=1)] = anywhere
         share += (best - share) * 2 / (step + 3)
     return prices
 
@@ -85,16 +91,16 @@ def _supply(fleet: Fleet, codes: list[int]) -> Floats:
 
 def _will_do(fleet: Fleet, codes: list[int], kinds: list[Kind]) -> Mask:
     """[kind, class]: whether some node of the class could hold a job of this kind when it is empty."""
-    gpus, cpus, memory, vram, capability = fleet.largest()[codes].T
-    found = np.zeros((len(kinds), len(codes)), dtype=np.bool_)
+    least = [
+        (kind.gpus, kind.cpus, kind.memory, kind.min_vram, version_code(kind.min_capability)) for kind in kinds
+    ]  # in the order of `Fleet.largest`
+    found: Mask = np.all(fleet.largest()[codes] >= np.array(least, dtype=np.int64)[:, None], axis=2)
+    named = {classes: _among(fleet, codes, classes) for classes in {kind.classes for kind in kinds} if classes}
     for number, kind in enumerate(kinds):
-        wanted = [fleet.codes.get(f"class {name}", 0) for name in kind.classes]
-        found[number] = (
-            (np.isin(codes, wanted) if wanted else np.True_)
-            & (gpus >= kind.gpus)
-            & (cpus >= kind.cpus)
-            & (memory >= kind.memory)
-            & (vram >= kind.min_vram)
-            & (capability >= version_code(kind.min_capability))
-        )
+        if kind.classes:
+            found[number] &= named[kind.classes]
     return found
+
+
+def _among(fleet: Fleet, codes: list[int], classes: Iterable[str]) -> Mask:
+    return np.isin(codes, [fleet.codes.get(f"class {name}", 0) for name in classes])
