@@ -162,7 +162,7 @@ class Replayer(Protocol):
         ...
 
     async def compare(self, segment: Segment, model: Digest | None, answer: Digest) -> Distance:
-        """Of the weights that somebody else came to. Raises EvaluationFailed when it cannot judge."""
+        """Of what somebody else came to. Raises EvaluationFailed when it cannot judge."""
         ...
 
     async def plant(self, spec: JobSpec, before: Segment, segment: Segment, model: Digest | None, seed: int) -> Planted:

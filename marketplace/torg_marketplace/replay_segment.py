@@ -1,4 +1,4 @@
-"""Executes one segment of a training inside a job's container, and hands over the weights that it came to.
+"""Executes one segment of a training inside a job's container, and hands over the checkpoint (or the model) that it came to.
 
     python -c SOURCE NAME COMMAND...
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 POLL_S = 0.02
 ANSWER, REPORT = "answer.safetensors", "segment.json"
-STATE, MODEL = "state.safetensors", "model.safetensors"
+STATE, SCALARS, MODEL = "state.safetensors", "state.json", "model.safetensors"
 
 
 def main(name: str, command: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(name: str, command: list[str]) -> int:
     own.mkdir(exist_ok=True)
     child = subprocess.Popen(command, env={**os.environ, "TORG_OUTPUT_DIR": str(own)})
     try:
-        reached = _until(checkpoints / name / STATE, outputs, child) if name else False
+        reached = _until(checkpoints / name, outputs, child) if name else False
         if not reached and child.wait() == 0 and not name and (own / MODEL).is_file():
             shutil.copyfile(own / MODEL, outputs / ANSWER)
             reached = True
@@ -42,12 +42,25 @@ def main(name: str, command: list[str]) -> int:
     return 0
 
 
+def whole(state: Path) -> bytes:
+    """A checkpoint in one file: its tensors, and what is beside them as a note in the file's header. A bare model is as it is."""
+    data, beside = state.read_bytes(), state.with_name(SCALARS)
+    if state.name != STATE:
+        return data
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header["__metadata__"] = {**header.get("__metadata__", {}), SCALARS: beside.read_text()}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[begin:]
+
+
 def _until(wanted: Path, outputs: Path, child: subprocess.Popen[bytes]) -> bool:
-    """Copies the weights as soon as their checkpoint is there; False when the command has ended without."""
+    """Copies the checkpoint as soon as it is there; False when the command has ended without."""
     while True:
         ended = child.poll() is not None
         try:
-            shutil.copyfile(wanted, outputs / f".{ANSWER}")
+            (outputs / f".{ANSWER}").write_bytes(whole(wanted / STATE))
         except OSError:  # not there yet; or the job is tidying up just now, and it is gone
             if ended:
                 return False

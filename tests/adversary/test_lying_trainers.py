@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.adversary.trainings import SEGMENTS, Way, distances
+from tests.adversary.trainings import SEGMENTS, SPOILS, Way, distances
 from torg_marketplace.rules.replay import TOLERANCE
 
 LOOKED_AT = [1, 4, 7]
@@ -27,6 +27,14 @@ def test_each_way_of_lying_is_beyond_the_tolerance_in_every_segment(name: str, w
     found = distances(way, LOOKED_AT)
     assert [item for item in found if item.passes] == [], name
     assert all(item.value is not None and item.value > 2 * TOLERANCE for item in found), found
+
+
+@pytest.mark.parametrize("spoils", SPOILS)
+def test_what_is_not_what_it_came_to_is_found_wherever_in_the_checkpoint_it_is(spoils: str) -> None:
+    """Only weights were compared: who handed over an optimizer that begins from nothing passed, and the next node's honest work came out otherwise."""
+    found = distances(Way(spoils=spoils), LOOKED_AT)
+    assert [item for item in found if item.passes] == []
+    assert all(item.value is not None and item.value > 2 * TOLERANCE and item.detail for item in found), found
 
 
 @pytest.mark.parametrize("way", [Way(), Way(threads=2), Way(mkldnn=False)])

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
+from torg_marketplace.replay_segment import SCALARS, STATE
 from torg_marketplace.rules.replay import Distance
-from torg_marketplace.workers.replayer import compare
+from torg_marketplace.workers.comparison import compare
 
 SEGMENTS, STEPS, BATCH, SEED = 24, 20, 64, 7
 State = dict[str, Any]
@@ -38,6 +41,7 @@ class Way:
     rate: float = 2e-3
     copies: bool = False  # claims the start as the end
     noise: float = 0.0  # made up: the start, plus noise as large as a step
+    spoils: str = ""  # what beside the weights is not what it came to: a key of SPOILS
 
 
 class Training:
@@ -53,7 +57,7 @@ class Training:
 
     def start(self) -> State:
         model = copy.deepcopy(self._fresh)
-        return _taken(model, torch.optim.AdamW(model.parameters(), 2e-3))
+        return _taken(model, torch.optim.AdamW(model.parameters(), 2e-3), [])
 
     def segment(self, number: int, start: State, way: Way) -> State:
         """The state after the segment, done this way."""
@@ -65,16 +69,20 @@ class Training:
         optimizer.load_state_dict(copy.deepcopy(start["optimizer"]))
         for group in optimizer.param_groups:
             group["lr"] = way.rate
+        loss = 0.0
         with _kernels(way):
             for step in range(number * STEPS, (number + 1) * STEPS - way.skipped):
-                self._step(model, optimizer, step, bf16=way.bf16)
+                loss = self._step(model, optimizer, step, bf16=way.bf16)
+        state = _taken(model, optimizer, [*start["history"], loss])
+        if way.spoils:
+            SPOILS[way.spoils](state, start)
         if way.noise:
             torch.manual_seed(number)
             end = {name: value + way.noise * torch.randn_like(value) for name, value in start["model"].items()}
-            return {**_taken(model, optimizer), "model": end}
-        return _taken(model, optimizer)
+            return {**state, "model": end}
+        return state
 
-    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, bf16: bool) -> None:
+    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, bf16: bool) -> float:
         torch.manual_seed(SEED * 1_000_003 + step)  # order and dropout are the spec's, not the prover's
         chosen = torch.randint(len(self._images), (BATCH,))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -82,6 +90,7 @@ class Training:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        return loss.item()
 
 
 def distances(claimed_way: Way, numbers: list[int], replayed_way: Way | None = None) -> list[Distance]:
@@ -109,16 +118,64 @@ def honest_states(segments: int) -> list[State]:
 
 def measured(replayed: State, claimed: State, start: State) -> Distance:
     with tempfile.TemporaryDirectory() as folder:
-        paths = {}
+        paths = []
         for name, state in (("replayed", replayed), ("claimed", claimed), ("start", start)):
-            paths[name] = Path(folder) / name
-            save_file({f"model.{key}": value.contiguous() for key, value in state["model"].items()}, paths[name])
-        return compare(paths["replayed"], paths["claimed"], paths["start"])
+            path = Path(folder) / name
+            path.mkdir()
+            written(state, path)
+            paths.append(path / STATE)
+        return compare(*paths)
 
 
-def _taken(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    return {"model": weights, "optimizer": copy.deepcopy(optimizer.state_dict())}
+def written(state: State, folder: Path) -> None:
+    """As the catalogue writes its checkpoints."""
+    tensors = {f"model.{name}": value for name, value in state["model"].items()}
+    for index, fields in state["optimizer"]["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in fields.items()}
+    tensors["random.torch"] = state["random"]
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / STATE)
+    scalars = {"seconds": time.monotonic(), "optimizer_groups": state["optimizer"]["param_groups"]}
+    (folder / SCALARS).write_text(json.dumps(scalars | {"history": state["history"]}))
+
+
+def _taken(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[float]) -> State:
+    return {
+        "model": {name: value.detach().clone() for name, value in model.state_dict().items()},
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "random": torch.get_rng_state(),
+        "history": history,
+    }
+
+
+def _zeroed(fields: tuple[str, ...], only: int | None = None) -> Callable[[State, State], None]:
+    def spoil(state: State, _start: State) -> None:
+        for index, kept in state["optimizer"]["state"].items():
+            for name in fields if only in (None, index) else ():
+                kept[name] = torch.zeros_like(kept[name])
+
+    return spoil
+
+
+def _moments_of_the_start(state: State, start: State) -> None:
+    state["optimizer"]["state"] = start["optimizer"]["state"]
+
+
+def _another_rate(state: State, _start: State) -> None:
+    state["optimizer"]["param_groups"][0]["lr"] *= 1.01
+
+
+SPOILS: dict[str, Callable[[State, State], None]] = {
+    "optimizer zeroed": _zeroed(("exp_avg", "exp_avg_sq", "step")),
+    "first moments zeroed": _zeroed(("exp_avg",)),
+    "second moments zeroed": _zeroed(("exp_avg_sq",)),
+    "moments of the smallest tensor zeroed": _zeroed(("exp_avg", "exp_avg_sq"), only=5),
+    "steps counted from nothing": _zeroed(("step",)),
+    "moments of where it began": _moments_of_the_start,
+    "another random generator": lambda state, _: state["random"].add_(1),
+    "another learning rate noted": _another_rate,
+    "losses made up": lambda state, _: state.update(history=[0.0] * len(state["history"])),
+    "a loss less": lambda state, _: state["history"].pop(),
+}
 
 
 @contextlib.contextmanager

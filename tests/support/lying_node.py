@@ -1,7 +1,7 @@
 """The real agent, and yet a liar: it works as asked, and hands over something else. `python -m tests.support.lying_node start --data ...`
 
-Every output's second half is zeros, which leaves a safetensors file readable; or, with LIES_ABOUT=checkpoints, all weights in its checkpoints are.
-For end-to-end tests of verification.
+Every output's second half is zeros, which leaves a safetensors file readable; or, with LIES_ABOUT=checkpoints, all that its checkpoints hold of the
+optimizer is, and nothing else. For end-to-end tests of verification.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def _lie_about_checkpoint(keeper: CheckpointKeeper, item: Path) -> None:
     spoiled = shutil.copytree(item, keeper._lease.folder / "spoiled" / item.name)
     for path in spoiled.glob("*.safetensors"):
         tensors = load_file(path)
-        spoiled_too = {name: np.zeros_like(value) for name, value in tensors.items() if ".model." in name}
+        spoiled_too = {name: np.zeros_like(value) for name, value in tensors.items() if ".optimizer." in name}
         save_file(tensors | spoiled_too, path)
     await _honest_checkpoint(keeper, spoiled)
 

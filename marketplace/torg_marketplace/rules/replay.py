@@ -3,8 +3,8 @@
 A lease's stored checkpoints are its commitment: each was taken, digest-checked, before anybody knew which would be looked at. A segment
 leads from one to the next (or from nothing to the first, or from the last to the outputs). The measure is the relative step distance
 |replayed - claimed| / |claimed - start| over the model's weights (Jia et al., Proof-of-Learning, arXiv 2103.05633, as adapted to paid jobs, where
-data order, seed and settings are the client's). Measured: honest drift between kernels and threads at most
-5.4e-4 (segments of 20 steps), the mildest cheat, bfloat16 in an early segment, 3.8e-3.
+data order, seed and settings are the client's), and the like for all else in a checkpoint (workers/comparison.py). Measured: honest drift between
+kernels and threads at most 5.4e-4 (segments of 20 steps), the mildest cheat, bfloat16 in an early segment, 3.8e-3.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from torg_protocol.messages import CheckpointRef
 from torg_protocol.usage import VerdictSummary
 
 TOLERANCE = 1.5e-3
+MOMENTS_TOLERANCE, NOTED_TOLERANCE = (
+    2e-2,
+    0.1,
+)  # of an optimizer's state; of the losses and scores that a training notes
 SLOWER_TIMES, START_MS = 3, 240_000
 LONGEST_MS = 900_000  # that we execute one segment ourselves
 NODES_ASKED = 2  # before we execute it ourselves
@@ -186,6 +190,7 @@ def check_replay_policy(spec: JobSpec, verify: VerifyReplay, workspace: Digest |
             code="catalogue_unknown",
             field="verify.catalogue",
             value=verify.catalogue,
+            hint="some trainings come out otherwise on another CPU, and an honest node would not be paid: docs/explanation/verification.md names those that can",
         )
     if spec.workspace is None or spec.workspace.digest != workspace:
         raise Invalid(

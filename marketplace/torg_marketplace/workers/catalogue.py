@@ -49,10 +49,10 @@ def default_root() -> Path:
 
 
 def _load_replayable(root: Path) -> dict[str, Digest]:
-    """Every folder whose job.yaml writes checkpoints: the catalogue's trainings resume bit for bit."""
+    """Every folder whose target.yaml says so: trainings whose honest drift between kernels was measured, and is small."""
     found = {}
-    for file in sorted(root.glob("*/job.yaml")):
-        if yaml.safe_load(file.read_text()).get("checkpoint", {}).get("enabled"):
+    for file in sorted(root.glob("*/target.yaml")):
+        if yaml.safe_load(file.read_text()).get("replay"):
             with tempfile.TemporaryDirectory(prefix="torg-catalogue-") as scratch:
                 packed = pack(file.parent, Path(scratch) / "workspace.tar.zst")
             found[file.parent.name] = Digest(packed.digest)

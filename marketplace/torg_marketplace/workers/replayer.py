@@ -7,39 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
 
 from torg_host.archive import UnpackLimits, pack, unpack
 from torg_host.sandbox import CompletedRun, SandboxLimits, SandboxMount, SandboxUnavailable, run_sandboxed
 from torg_marketplace.ports import BlobStore, EvaluationFailed, Planted
+from torg_marketplace.replay_segment import MODEL, STATE, whole
 from torg_marketplace.rules.replay import LONGEST_MS, TOLERANCE, Distance, Segment
+from torg_marketplace.workers.comparison import Unsound, alter, check_sound, compare, take_over_time
 from torg_protocol.errors import TorgError
 from torg_protocol.ids import Digest
 from torg_protocol.jobspec import BlobRef, JobSpec
 from torg_protocol.messages import CheckpointRef
 
-Floats = NDArray[np.float64]
-
-_STATE, _SCALARS, _MODEL = "state.safetensors", "state.json", "model.safetensors"
-_MODEL_PREFIXES = ("state.model.", "model.")
 _INSIDE = Path("/torg")
 _POLL_S = 0.02
-_FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 _TMP_BYTES = 256 << 20
 MAX_UNPACKED_BYTES = 256 << 20  # of a checkpoint; the catalogue's largest has a hundredth of it
 _LIMITS = UnpackLimits(max_files=1_000, max_bytes=MAX_UNPACKED_BYTES)
-ALTERED = 0.1
 LEAST_PLANTED = 10 * TOLERANCE  # that the wrong answer differs from the right one of a planted segment
 
 
@@ -61,12 +52,14 @@ class SandboxReplayer:
         with _scratch() as root:
             try:
                 await self._prepare(spec, segment, root)
-                file, start = await self._fetch_claim(segment, model, root), root / "start" / _STATE
+                file, start = await self._fetch_claim(segment, model, root), root / "start" / STATE
             except _Unreadable as problem:
                 return problem.distance
             found = await self._run(spec, segment, root)
             if isinstance(found, Distance):
                 return found
+            if not segment.number and segment.start is not None:
+                await _check_leads_somewhere(found)
             return await asyncio.to_thread(compare, found, file, start)
 
     async def compare(self, segment: Segment, model: Digest | None, answer: Digest) -> Distance:
@@ -82,7 +75,7 @@ class SandboxReplayer:
             await self._fetch(answer, mine)
             if not mine.stat().st_size:
                 return Distance(None, detail="the claimed checkpoint leads to no such one")
-            return await asyncio.to_thread(compare, mine, file, root / "start" / _STATE)
+            return await asyncio.to_thread(compare, mine, file, root / "start" / STATE)
 
     async def plant(self, spec: JobSpec, before: Segment, segment: Segment, model: Digest | None, seed: int) -> Planted:
         if before.start is None or before.end is None or segment.start != before.end:
@@ -97,14 +90,14 @@ class SandboxReplayer:
             except _Unreadable as problem:
                 raise EvaluationFailed(problem.distance.detail) from problem
             try:
-                await asyncio.to_thread(alter, first / "inside/checkpoints" / before.start.name / _STATE, goal, seed)
+                await asyncio.to_thread(alter, first / "inside/checkpoints" / before.start.name / STATE, goal, seed)
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 raise EvaluationFailed(f"{before.words}: its weights cannot be altered: {error}") from error
             written = (await self._comes_to(spec, before, first)).parent
             try:
                 await asyncio.to_thread(take_over_time, goal.parent, written)
             except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-                raise EvaluationFailed(f"{before.words}: its {_SCALARS} cannot be read: {error}") from error
+                raise EvaluationFailed(f"{before.words}: its notes cannot be read: {error}") from error
             blob, pieces = await self._store(written, root / "planted.tar.zst")
             start = before.end.model_copy(update={"blob": blob})
             try:
@@ -112,10 +105,10 @@ class SandboxReplayer:
             except _Unreadable as problem:
                 raise EvaluationFailed(problem.distance.detail) from problem
             found = await self._comes_to(spec, segment, second)
-            apart = await asyncio.to_thread(compare, found, claimed, second / "start" / _STATE)
+            apart = await asyncio.to_thread(compare, found, claimed, second / "start" / STATE)
             if apart.value is None or apart.value < LEAST_PLANTED:
                 raise EvaluationFailed(f"{segment.words}: what was claimed is too near the planted answer")
-            answer = await self._blobs.write(found.read_bytes())
+            answer = await self._blobs.write(await asyncio.to_thread(whole, found))
         return Planted(start, answer, pieces)
 
     async def _comes_to(self, spec: JobSpec, segment: Segment, root: Path) -> Path:
@@ -161,24 +154,26 @@ class SandboxReplayer:
         try:
             await self._fetch_checkpoint(segment.start, to)
             if not segment.number:
-                await asyncio.to_thread(check_sound, to / _STATE)
+                await asyncio.to_thread(check_sound, to / STATE)
         except _Unreadable as problem:
             if segment.number:
                 raise
             raise EvaluationFailed(f"where the lease began: {problem.distance.detail}") from problem
+        except Unsound as problem:
+            raise EvaluationFailed(f"where the lease began: {problem}") from problem
 
     async def _fetch_claim(self, segment: Segment, model: Digest | None, root: Path) -> Path:
         """The file with the claimed weights. Raises _Unreadable."""
         if segment.end is not None:
             await self._fetch_checkpoint(segment.end, root / "claimed")
-            return root / "claimed" / _STATE
+            return root / "claimed" / STATE
         if model is None:
-            raise _Unreadable(f"there is no {_MODEL} among the outputs")
+            raise _Unreadable(f"there is no {MODEL} among the outputs")
         if ((await self._size(model)) or 0) > MAX_UNPACKED_BYTES:
-            raise _Unreadable(f"{_MODEL} is larger than {MAX_UNPACKED_BYTES} bytes")
+            raise _Unreadable(f"{MODEL} is larger than {MAX_UNPACKED_BYTES} bytes")
         (root / "claimed").mkdir()
-        await self._fetch(model, root / "claimed" / _MODEL)
-        return root / "claimed" / _MODEL
+        await self._fetch(model, root / "claimed" / MODEL)
+        return root / "claimed" / MODEL
 
     async def _fetch_checkpoint(self, checkpoint: CheckpointRef, to: Path) -> None:
         """A stranger's archive, which may be far larger than it looks. Raises _Unreadable, EvaluationFailed."""
@@ -224,7 +219,7 @@ class SandboxReplayer:
             while True:
                 ended = running.done()
                 if wanted is not None and await _taken(wanted, replayed):
-                    return replayed / _STATE
+                    return replayed / STATE
                 if ended:
                     break
                 if over_after_s is not None and watch.worked_s() >= over_after_s:
@@ -234,7 +229,7 @@ class SandboxReplayer:
             run = await running
         if run.succeeded and wanted is None:
             (inside / "outputs").rename(replayed)
-            return replayed / _MODEL
+            return replayed / MODEL
         if run.reason == "max_duration":
             raise EvaluationFailed(f"{segment.words} took longer than {self._timeout_s:.0f} s")
         return await self._came_to_nothing(spec, run, segment, root)
@@ -312,90 +307,12 @@ def _scratch() -> Iterator[Path]:
         yield root
 
 
-def alter(state: Path, claimed: Path, seed: int) -> None:
-    """Moves each of the model's weights by about ALTERED of the way that it goes in the segment: too little to be seen in what the training makes
-    of them, far more than its answer may differ. What does not move (a frozen layer) stays; no sign changes (a variance must not)."""
-    tensors, after = load_file(state), _weights(load_file(claimed))
-    before, chance = _weights(tensors), np.random.default_rng(seed)
-    for name, value in tensors.items():
-        short = next((name.removeprefix(prefix) for prefix in _MODEL_PREFIXES if name.startswith(prefix)), name)
-        if value.dtype.kind != "f" or short not in before:
-            continue
-        change = chance.standard_normal(value.shape) * np.abs(after[short] - before[short]) * ALTERED
-        tensors[name] = (value + np.clip(change, -np.abs(value) / 2, np.abs(value) / 2)).astype(value.dtype)
-    save_file(tensors, state)
-
-
-def take_over_time(original: Path, written: Path) -> None:
-    """A checkpoint of the catalogue says how long its training took so far, which nodes can compare with its `useful_ms`."""
-    said, ours = (json.loads((folder / _SCALARS).read_text()) for folder in (original, written))
-    (written / _SCALARS).write_text(json.dumps(ours | {"seconds": said["seconds"]}))
-
-
-def compare(replayed: Path, claimed: Path, start: Path) -> Distance:
-    """Relative step distance over the model's weights; without a start, relative to the weights themselves. Of what strangers wrote nothing is read
-    that is not of the shape of what the replay came to, and no file makes it fail."""
+async def _check_leads_somewhere(found: Path) -> None:
+    """Numbers from which a training comes to no numbers (a negative variance, say) were others' work. Raises EvaluationFailed."""
     try:
-        with safe_open(claimed, framework="numpy") as theirs, safe_open(replayed, framework="numpy") as mine:
-            names, claims = _names(mine), _names(theirs)
-            if names.keys() != claims.keys() or any(
-                _layout(mine, names[name]) != _layout(theirs, claims[name]) for name in names
-            ):
-                return Distance(None, detail="the claimed weights are of another model")
-            before = _start_weights(mine, names, start)
-            with np.errstate(all="ignore"):
-                gone = off = 0.0
-                for name in names:
-                    a, b = _floats(mine, names[name]), _floats(theirs, claims[name])
-                    gone += float(np.square(b - before.get(name, np.zeros_like(b))).sum())
-                    off += float(np.square(a - b).sum())
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        return Distance(None, detail=f"the claimed weights cannot be read: {error}")
-    if not np.isfinite(gone) or not np.isfinite(off):
-        return Distance(None, detail="the claimed weights are not all numbers")
-    if off == 0:
-        return Distance(0.0, bit_equal=True)
-    return Distance(float(np.sqrt(off / gone)) if gone else 1.0)
-
-
-def _start_weights(mine: Any, names: Mapping[str, str], start: Path) -> dict[str, Floats]:
-    """Those of the model where the segment begins. Raises ValueError when they are of another one."""
-    if not start.exists():
-        return {}
-    with safe_open(start, framework="numpy") as file:
-        before = _names(file)
-        if any(_layout(file, before[name]) != _layout(mine, names[name]) for name in names.keys() & before.keys()):
-            raise ValueError("where it begins there is another model")
-        return {name: _floats(file, before[name]) for name in names.keys() & before.keys()}
-
-
-def _names(file: Any) -> dict[str, str]:
-    """Of the model's floating tensors: their names in it, and in the file; all, when none is marked as such (a bare model file)."""
-    floating = [name for name in file.keys() if _layout(file, name)[0] in _FLOATING]  # noqa: SIM118 # no mapping
-    for prefix in _MODEL_PREFIXES:
-        if found := {name.removeprefix(prefix): name for name in floating if name.startswith(prefix)}:
-            return found
-    return {name: name for name in floating}
-
-
-def _layout(file: Any, name: str) -> tuple[str, tuple[int, ...]]:
-    tensor = file.get_slice(name)
-    return tensor.get_dtype(), tuple(tensor.get_shape())
-
-
-def _floats(file: Any, name: str) -> Floats:
-    found: Floats = file.get_tensor(name).astype(np.float64)
-    return found
-
-
-def _weights(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Floating ones of the model, by their names in it; all, when none is marked as such (a bare model file)."""
-    floating = {name: value.astype(np.float64) for name, value in tensors.items() if value.dtype.kind == "f"}
-    for prefix in _MODEL_PREFIXES:
-        found = {name.removeprefix(prefix): value for name, value in floating.items() if name.startswith(prefix)}
-        if found:
-            return found
-    return floating
+        await asyncio.to_thread(check_sound, found)
+    except Unsound as problem:
+        raise EvaluationFailed(f"where the lease began leads to nothing: {problem}") from problem
 
 
 async def _taken(wanted: Path, to: Path) -> bool:
@@ -434,13 +351,3 @@ def kept_waiting_s_of_host() -> float | None:
         return int(first.rpartition("total=")[2]) / 1e6
     except (OSError, IndexError, ValueError):
         return None
-
-
-def check_sound(state: Path) -> None:
-    """That a checkpoint can be gone on from at all. Raises _Unreadable."""
-    try:
-        with safe_open(state, framework="numpy") as file:
-            if not all(np.isfinite(_floats(file, name)).all() for name in _names(file).values()):
-                raise _Unreadable("its weights are not all numbers")
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise _Unreadable(f"its weights cannot be read: {error}") from error

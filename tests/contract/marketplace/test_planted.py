@@ -24,7 +24,8 @@ from tests.support.workload_runs import WORKLOADS
 from torg_host.archive import unpack
 from torg_marketplace.ports import EvaluationFailed, Planted
 from torg_marketplace.rules.replay import Answer, Distance, Segment, is_outvoted, next_step_of_planted
-from torg_marketplace.workers.replayer import LEAST_PLANTED, SandboxReplayer, alter
+from torg_marketplace.workers.comparison import alter
+from torg_marketplace.workers.replayer import LEAST_PLANTED, SandboxReplayer
 from torg_protocol.ids import Digest
 from torg_protocol.messages import CheckpointRef
 from torg_protocol.usage import VerdictSummary

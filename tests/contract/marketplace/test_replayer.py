@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.support.trained import Trained, train
+from torg_host.archive import pack, unpack
 from torg_marketplace.ports import EvaluationFailed
+from torg_marketplace.replay_segment import STATE
 from torg_marketplace.rules.replay import Segment
 from torg_marketplace.workers.replayer import SandboxReplayer, kept_waiting_s_of_host
 
+OPTIMIZER = "state.optimizer."
 pytestmark = [pytest.mark.sandbox, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -42,6 +48,27 @@ async def test_a_copied_checkpoint_and_a_foreign_model_are_far_off(trained: Trai
     found = await replayer.replay(trained.spec, outputs, foreign)
     assert (found.value, found.passes) == (None, False)
     assert "cannot be read" in found.detail
+
+
+async def test_an_optimizer_that_begins_from_nothing_is_the_fault_of_who_handed_it_over(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """Only weights were compared: it passed, and the honest node that went on from it trained otherwise than its client had asked for."""
+    segment = trained.segments[2]
+    assert segment.end is not None
+    archive, folder = tmp_path / "end.tar.zst", tmp_path / "end"
+    archive.write_bytes(trained.blobs.stored[segment.end.blob.digest])
+    unpack(archive, folder)
+    tensors = load_file(folder / STATE)
+    zeroed = {name: np.zeros_like(value) if name.startswith(OPTIMIZER) else value for name, value in tensors.items()}
+    assert any(value.any() for name, value in tensors.items() if name.startswith(OPTIMIZER))
+    save_file(zeroed, folder / STATE)
+    pack(folder, archive)
+    spoiled = segment.end.model_copy(update={"blob": trained.blobs.put(archive.read_bytes())})
+
+    found = await SandboxReplayer(trained.blobs).replay(trained.spec, Segment(2, segment.start, spoiled), trained.model)
+    assert not found.passes
+    assert OPTIMIZER in found.detail
 
 
 async def test_a_checkpoint_of_another_run_does_not_resume(trained: Trained) -> None:

@@ -13,7 +13,8 @@ from torg_host.archive import pack
 from torg_marketplace.ports import EvaluationFailed
 from torg_marketplace.rules.replay import Segment
 from torg_marketplace.simulation.world import Blobs
-from torg_marketplace.workers.replayer import MAX_UNPACKED_BYTES, SandboxReplayer, compare
+from torg_marketplace.workers.comparison import compare
+from torg_marketplace.workers.replayer import MAX_UNPACKED_BYTES, SandboxReplayer
 from torg_protocol.errors import NotFound, Unavailable
 from torg_protocol.ids import Digest
 from torg_protocol.jobspec import BlobRef
@@ -72,13 +73,17 @@ def state(tmp_path: Path, **tensors: np.ndarray) -> bytes:
     return (tmp_path / "tree.tar.zst").read_bytes()
 
 
-@pytest.mark.parametrize("bad", ["no archive", "not numbers", "nothing in it"])
+@pytest.mark.parametrize("bad", ["no archive", "not numbers", "moments are not numbers", "nothing in it"])
 async def test_what_an_earlier_lease_handed_over_is_not_the_fault_of_who_went_on_from_it(
     tmp_path: Path, bad: str
 ) -> None:
     """It was: an honest node that was given weights which are no numbers came to no numbers, and lost its stake."""
     blobs, weights = Blobs(), np.full(3, np.nan, dtype=np.float32)
-    data = {"no archive": b"no archive", "not numbers": state(tmp_path, **{"model.w": weights}), "nothing in it": b""}
+    data = {"no archive": b"no archive", "nothing in it": b""}
+    if bad == "not numbers":
+        data[bad] = state(tmp_path, **{"model.w": weights})
+    if bad == "moments are not numbers":
+        data[bad] = state(tmp_path, **{"model.w": np.ones_like(weights), "optimizer.0.exp_avg": weights})
     start, answer = checkpoint(blobs.put(data[bad])), blobs.put(save({"w": weights})).digest
     with pytest.raises(EvaluationFailed, match="where the lease began"):
         await SandboxReplayer(blobs).compare(Segment(0, start, None), answer, answer)
@@ -138,3 +143,68 @@ def test_no_file_of_a_node_makes_the_comparison_fail(tmp_path: Path, strange: by
         assert not found.passes, found
     else:
         assert found.passes or found.value is None  # the weights agree: where they come from is another matter
+
+
+STRANGE_NOTES = ["", "no JSON", "[" * 100_000, "{}", "[]", '{"step": 1}', '{"step": 2, "lr": 0.1}', '{"step": 1, "lr": NaN}', '{"step": true, "lr": 0.1}',
+                 '{"step": 1, "lr": 0.1, "seconds": "long"}', '{"step": 1, "lr": 0.1, "seconds": -1}', '{"step": 1, "lr": 0.1' + " " * (1 << 20) + "}",
+                 '{"step": 1, "lr": ' + "1" * 10_000 + "}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("strange", STRANGE_NOTES, ids=range(len(STRANGE_NOTES)))
+def test_no_notes_of_a_node_make_the_comparison_fail(tmp_path: Path, strange: str) -> None:
+    folders = [tmp_path / name for name in ("mine", "claimed", "none")]
+    for folder in folders[:2]:
+        folder.mkdir()
+        (folder / "state.safetensors").write_bytes(RIGHT)
+        (folder / "state.json").write_text('{"step": 1, "lr": 0.1, "seconds": 3.5}')
+    paths = [folder / "state.safetensors" for folder in folders]
+    assert compare(paths[0], paths[1], paths[2]).bit_equal
+    (folders[1] / "state.json").write_text(strange)
+    assert not compare(paths[0], paths[1], paths[2]).passes
+
+
+@pytest.mark.parametrize("kind", ["missing", "one too many", "a folder", "no text"])
+def test_a_claimed_checkpoint_has_the_files_that_the_catalogue_writes(tmp_path: Path, kind: str) -> None:
+    for name in ("mine", "claimed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.safetensors").write_bytes(RIGHT)
+        (tmp_path / name / "state.json").write_text("{}")
+    notes = tmp_path / "claimed/state.json"
+    if kind == "one too many":
+        (tmp_path / "claimed/more").touch()
+    elif kind == "no text":
+        notes.write_bytes(b"\xff")
+    else:
+        notes.unlink()
+    if kind == "a folder":
+        notes.mkdir()
+    found = compare(*(tmp_path / name / "state.safetensors" for name in ("mine", "claimed", "start")))
+    assert not found.passes
+    assert found.detail
+
+
+@pytest.mark.parametrize(
+    ("smallest", "claimed", "passes"),
+    [
+        (
+            1e-5,
+            0.3e-5,
+            True,
+        ),  # a bias before a normalisation has no gradient: on another CPU its moments are others (measured)
+        (1e-2, 0.995e-2, True),
+        (3e-3, 0.0, False),  # and so its squares, 1e-5 of their neighbours': an embedding of rare words, measured
+        (1e-2, 1.05e-2, False),
+    ],
+)
+def test_moments_are_measured_by_their_own_way_unless_they_are_noise(
+    tmp_path: Path, smallest: float, claimed: float, passes: bool
+) -> None:
+    for name, value in (("mine", smallest), ("claimed", claimed)):
+        moments = {
+            "optimizer.0.exp_avg": np.ones(100, np.float32),
+            "optimizer.1.exp_avg": np.full(4, value, np.float32),
+        }
+        save_file({"model.w": np.ones(3, np.float32)} | moments, tmp_path / name)
+    found = compare(tmp_path / "mine", tmp_path / "claimed", tmp_path / "start")
+    assert found.passes is passes, found
+    assert found.detail == ("" if passes else "optimizer.1.exp_avg is not what the training comes to")
