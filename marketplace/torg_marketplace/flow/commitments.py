@@ -12,7 +12,7 @@ from torg_marketplace.flow.credit import raised_credit_cap
 from torg_marketplace.flow.notes import Note
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.vaults import read_vaults, signer_of, vault_row
-from torg_marketplace.rules.money import lowest_gap
+from torg_marketplace.rules.money import TakenRanges
 from torg_marketplace.storage.money_models import CapRow, CommitmentRow, VaultRow
 from torg_protocol.caps import Commitment, SignedCap
 from torg_protocol.errors import Conflict
@@ -37,7 +37,7 @@ async def commit_lease(
         await read_commitments(unit, [vault])
     taken = unit.noted[_TAKEN, vault]
     end = row.chain_settled + row.chain_balance
-    lower = lowest_gap(taken, start=row.chain_settled, size=max_amount, end=end)
+    lower = taken.lowest_gap(start=row.chain_settled, size=max_amount, end=end)
     cap = None if lower is None else await _covering_cap(unit, row, lower + max_amount)
     if lower is None or cap is None:
         raise Conflict(
@@ -46,7 +46,7 @@ async def commit_lease(
             field="vault",
             value=vault,
         )
-    taken.append((lower, lower + max_amount))
+    taken.take(lower, lower + max_amount)
     row.commitments += 1
     commitment = Commitment(
         vault=VaultAddress(vault),
@@ -62,7 +62,7 @@ async def commit_lease(
     return commitment, commitment.sign(unit.market.identity), cap
 
 
-_TAKEN = Note[list[tuple[int, int]]]()  # ranges of a vault, those of this transaction included
+_TAKEN = Note[TakenRanges]()  # ranges of a vault, those of this transaction included
 _CAPS = Note[list[CapRow]]()  # of a vault, those that live longest first: at most `_CAPS_READ`
 _CAPS_READ = 16
 
@@ -70,15 +70,18 @@ _CAPS_READ = 16
 async def read_commitments(unit: Unit, vaults: Collection[str]) -> None:
     """What `commit_lease` decides on, for all these vaults at once. Safe to repeat: what this transaction has committed since stays."""
     vaults = [vault for vault in vaults if (_TAKEN, vault) not in unit.noted]
+    ranges: dict[str, list[tuple[int, int]]] = {vault: [] for vault in vaults}
     for vault in vaults:
-        unit.noted[_TAKEN, vault], unit.noted[_CAPS, vault] = [], []
+        unit.noted[_CAPS, vault] = []
     with unit.session.no_autoflush:  # grants are written as a whole
         await read_vaults(unit, vaults)
         for vault, lower, upper in await unit.session.execute(_RANGES, {"vaults": list(vaults)}):
-            unit.noted[_TAKEN, vault].append((lower, upper))
+            ranges[vault].append((lower, upper))
         asked = {"vaults": list(vaults), "now_s": unit.now_ms // 1000}
         for cap in await unit.session.scalars(_NEWEST, asked):
             unit.noted[_CAPS, cap.vault].append(cap)
+    for vault, taken in ranges.items():
+        unit.noted[_TAKEN, vault] = TakenRanges(taken)
 
 
 _RANGES = select(CommitmentRow.vault, CommitmentRow.lower, CommitmentRow.upper).where(

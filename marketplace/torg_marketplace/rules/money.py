@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 BASIS_POINTS = 10_000
@@ -61,13 +62,41 @@ def split_budget(amount: int, prices: Sequence[int]) -> list[int]:
     return [amount * price // total if total else amount // len(prices) for price in prices]
 
 
-def lowest_gap(taken: Sequence[tuple[int, int]], *, start: int, size: int, end: int) -> int | None:
-    """Where a range of `size` fits between the ranges in `taken`, at or after `start`, ending by `end`; None when nowhere."""
-    position = start
-    for lower, upper in sorted(taken):
-        if upper <= position:
-            continue
-        if lower - position >= size:
-            break
-        position = max(position, upper)
-    return position if position + size <= end else None
+class TakenRanges:
+    """Ranges of a vault, those that touch as one: leases lie side by side, so a gap is found among few, however many leases there are."""
+
+    def __init__(self, taken: Iterable[tuple[int, int]] = ()) -> None:
+        self._lowers: list[int] = []
+        self._uppers: list[int] = []
+        for lower, upper in sorted(taken):
+            if self._uppers and lower <= self._uppers[-1]:
+                self._uppers[-1] = max(self._uppers[-1], upper)
+            elif lower < upper:
+                self._lowers.append(lower)
+                self._uppers.append(upper)
+
+    def __len__(self) -> int:
+        return len(self._lowers)
+
+    def lowest_gap(self, *, start: int, size: int, end: int) -> int | None:
+        """Where a range of `size` fits, at or after `start`, ending by `end`; None when nowhere."""
+        position = start
+        for at in range(bisect_right(self._uppers, start), len(self)):
+            if self._lowers[at] - position >= size:
+                break
+            position = self._uppers[at]
+        return position if position + size <= end else None
+
+    def take(self, lower: int, upper: int) -> None:
+        """A range that lies in a gap."""
+        at = bisect_left(self._uppers, lower)
+        if lower == upper:
+            return
+        if at < len(self) and self._uppers[at] == lower:
+            self._uppers[at] = upper
+        else:
+            self._lowers.insert(at, lower)
+            self._uppers.insert(at, upper)
+        if at + 1 < len(self) and self._lowers[at + 1] == upper:
+            self._uppers[at] = self._uppers.pop(at + 1)
+            del self._lowers[at + 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torg_marketplace.rules.money import lowest_gap
+from torg_marketplace.rules.money import TakenRanges
 
 MOST = 1_000
 Steps = list[tuple[int, int, int]]
@@ -17,7 +17,7 @@ def test_a_range_is_found_below_twice_of_what_the_unsettled_ones_could_be(steps:
     """Each step: a lease of this size begins; and one of those that run ends, having cost this much of its range."""
     taken: list[tuple[int, int]] = []
     for size, ends, cost in steps:
-        lower = lowest_gap(taken, start=start, size=size, end=start + (2 * len(taken) + 1) * MOST)
+        lower = TakenRanges(taken).lowest_gap(start=start, size=size, end=start + (2 * len(taken) + 1) * MOST)
         assert lower is not None
         assert lower >= start
         assert all(upper <= lower or lower + size <= other for other, upper in taken)
@@ -27,3 +27,13 @@ def test_a_range_is_found_below_twice_of_what_the_unsettled_ones_could_be(steps:
             taken[ends] = (other, min(other + cost, upper))
             if not cost:
                 del taken[ends]
+
+
+def test_leases_side_by_side_are_looked_at_as_one() -> None:
+    """A lease costs the same, whether ten or ten thousand are unsettled."""
+    ranges = TakenRanges((10 * number, 10 * number + 10) for number in reversed(range(1_000)))
+    for number in range(1_000, 2_000):
+        lower = ranges.lowest_gap(start=0, size=10, end=10**6)
+        assert lower == 10 * number
+        ranges.take(lower, lower + 10)
+    assert len(ranges) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torg_marketplace.rules.money import Refusal, VaultFacts, lowest_gap, refusal, split_budget, split_fee
+from torg_marketplace.rules.money import Refusal, TakenRanges, VaultFacts, refusal, split_budget, split_fee
 from torg_marketplace.rules.settlement import (
     Action,
     Due,
@@ -127,7 +127,13 @@ def test_a_range_is_the_lowest_that_is_free(taken: list[tuple[int, int]], start:
         return all(upper <= position or lower >= position + size for lower, upper in taken if lower < upper)
 
     free = [position for position in range(start, end - size + 1) if is_free(position)]
-    assert lowest_gap(taken, start=start, size=size, end=end) == (free[0] if free else None)
+    ranges = TakenRanges(taken)
+    lowest = ranges.lowest_gap(start=start, size=size, end=end)
+    assert lowest == (free[0] if free else None)
+    if lowest is not None:
+        ranges.take(lowest, lowest + size)
+        left = [position for position in free if position >= lowest + size]
+        assert ranges.lowest_gap(start=start, size=size, end=end) == (left[0] if left else None)
 
 
 @pytest.mark.parametrize(
