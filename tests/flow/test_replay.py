@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field, replace
 
 import pytest
+from sqlalchemy import select
 
 from tests.support.actors import Client, Node, join, make_client, spec
 from tests.support.market import World
@@ -14,6 +16,7 @@ from torg_marketplace.flow.rows import node_row
 from torg_marketplace.flow.verify import verify_pending
 from torg_marketplace.ports import EvaluationFailed
 from torg_marketplace.rules.replay import Distance, Segment
+from torg_marketplace.storage.models import LeaseRow
 from torg_protocol.api import JobView
 from torg_protocol.errors import Invalid
 from torg_protocol.ids import Digest
@@ -254,3 +257,43 @@ async def test_a_verdict_on_which_we_stumble_holds_up_no_other(market: World, re
     for job in (first, second):
         assert (await client.job(job.job_id)).state is JobState.SUCCEEDED
     node.read()
+
+
+class WaitingReplayer(ScriptedReplayer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
+        self.began.set()
+        await self.may_go_on.wait()
+        return await super().replay(spec, segment, model)
+
+
+async def test_nobody_else_executes_a_segment_that_takes_longer_than_a_claim(market: World) -> None:
+    """A claim was five minutes and a replay takes up to fifteen: after five a second process began the same one, and counted a second attempt."""
+    _, node, _ = await reported(market)
+    replayer = WaitingReplayer()
+    replayer.script.append(SAME)
+    policy = market.market.policy.model_copy(update={"verify_claim_ms": 300})
+    ours = replace(market.market, replayer=replayer, policy=policy)
+    verdict = asyncio.create_task(verify_pending(ours))
+    async with asyncio.timeout(60):
+        await replayer.began.wait()
+        for _ in range(2):
+            market.advance(seconds=1)  # longer than a claim that nobody renews
+            while not await claimed(market):  # noqa: ASYNC110 # it is the database that changes
+                await asyncio.sleep(0.01)
+            replayer.began.clear()
+            assert await verify_pending(ours) == 0
+            assert not replayer.began.is_set()
+        replayer.may_go_on.set()
+        assert await verdict == 1
+    node.read()
+    assert len(replayer.seen) == 1
+
+
+async def claimed(market: World) -> bool:
+    async with market.market.reading() as unit:
+        (lease,) = await unit.session.scalars(select(LeaseRow))
+        return (lease.verify_at_ms or 0) > unit.now_ms

@@ -5,7 +5,10 @@ Claim (a transaction) -> evaluate (minutes, no transaction) -> apply (a transact
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, select
@@ -34,6 +37,7 @@ from torg_protocol.usage import OutputFile, VerdictSummary
 
 log = logging.getLogger(__name__)
 SEED_BITS = 63
+_RENEWED_TIMES = 3  # while a claim lasts
 # The last three: of a lease that was over before its job, and handed its checkpoints over.
 _WAIT = (LeaseState.REPORTED, LeaseState.INCONCLUSIVE, LeaseState.RELEASED, LeaseState.LOST, LeaseState.REVOKED)
 
@@ -80,7 +84,8 @@ async def _verify(market: Market, lease_id: str) -> bool:
         return False
     if isinstance(task, ReplayTask):
         try:
-            replayed = await verdict_of(market, task)
+            async with _claim_kept(market, lease_id):
+                replayed = await verdict_of(market, task)
             return await _wait(market, lease_id) if replayed is None else await _apply(market, lease_id, replayed)
         except EvaluationFailed as failure:
             return await _retry_or_give_up(market, lease_id, failure.message)
@@ -92,7 +97,8 @@ async def _verify(market: Market, lease_id: str) -> bool:
     if isinstance(task.policy, VerifyMetric):
         metric, target = task.policy.metric, task.policy.target
     try:
-        measured = await market.evaluator.evaluate(task.entry, metric, task.files, task.seed)
+        async with _claim_kept(market, lease_id):
+            measured = await market.evaluator.evaluate(task.entry, metric, task.files, task.seed)
     except EvaluationFailed as failure:
         return await _retry_or_give_up(market, lease_id, failure.message)
     verdict = judge(
@@ -109,7 +115,7 @@ async def _verify(market: Market, lease_id: str) -> bool:
 
 
 async def _claim(market: Market, lease_id: str) -> _Task | ReplayTask | None:
-    """Nobody else evaluates this lease for `verify_claim_ms`; if this process dies meanwhile, somebody does then."""
+    """Nobody else evaluates this lease for `verify_claim_ms`; if this process dies meanwhile, somebody does then. Who takes longer renews it."""
     async with market.transaction() as unit:
         query = select(LeaseRow).where(LeaseRow.lease_id == lease_id, *_is_due(unit)).with_for_update()
         lease = (await unit.session.scalars(query)).one_or_none()
@@ -135,6 +141,32 @@ async def _claim(market: Market, lease_id: str) -> _Task | ReplayTask | None:
             return _Task(lease.id, entry, policy, files, market.random.bits(SEED_BITS))
         drawn = await draw_audit(unit, lease, job, [])
         return _Task(lease.id, entry, policy, files, drawn.dice.below(2**SEED_BITS), drawn)
+
+
+@contextlib.asynccontextmanager
+async def _claim_kept(market: Market, lease_id: str) -> AsyncIterator[None]:
+    """Renews the claim while this goes on: several replays may take an hour."""
+    is_over = asyncio.Event()
+    renewing = asyncio.create_task(_renew_until(market, lease_id, is_over))
+    try:
+        yield
+    finally:
+        is_over.set()  # not cancelled: it may be in a transaction
+        await renewing
+
+
+async def _renew_until(market: Market, lease_id: str, is_over: asyncio.Event) -> None:
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(is_over.wait(), market.policy.verify_claim_ms / _RENEWED_TIMES / 1000)
+            return
+        try:
+            async with market.transaction() as unit:
+                lease = await unit.session.get_one(LeaseRow, lease_id, with_for_update=True)
+                if lease.decided_at_ms is None:
+                    lease.verify_at_ms = unit.now_ms + market.policy.verify_claim_ms
+        except Exception:  # the claim holds a while longer, and the verdict is what matters
+            log.exception("the claim on %s was not renewed", lease_id)
 
 
 async def _apply(market: Market, lease_id: str, verdict: VerdictSummary) -> bool:

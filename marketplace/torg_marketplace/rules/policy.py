@@ -55,7 +55,9 @@ class MarketPolicy(BaseModel):
     # Nothing is planted among the first segments of a lease: those are executed by ourselves, long ones by nodes of so many owners.
     unplanted_here_below_ms: int = Field(default=5 * _MINUTE_MS, ge=0)
     unplanted_owners: int = Field(default=2, ge=1, le=2)
-    verify_claim_ms: int = Field(default=5 * _MINUTE_MS, gt=0)  # one evaluation takes at most this long
+    verify_claim_ms: int = Field(
+        default=5 * _MINUTE_MS, gt=0
+    )  # who is at it renews it; a dead one's work is taken over then
 
     # proofs of hardware
     proof_every_ms: int = Field(default=_HOUR_MS, ge=0)  # mean time between a node's proofs; 0: nobody is asked
