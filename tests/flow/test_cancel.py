@@ -107,6 +107,23 @@ async def test_on_an_unreachable_node_it_is_cancelled_at_once_and_the_hold_stays
     assert view.leases[0].unbilled_ms == 0
 
 
+async def test_asking_again_does_not_make_it_dearer(world: World) -> None:
+    """What is billed of a node that could not be told counts from the first time."""
+    client, node, job = await submitted(world)
+    await match_pending(world.market)
+    await node.accept_and_start()
+    await let_pass(world, seconds=20, nodes=(node,))
+    assert (await client.cancel(job.job_id)).state is JobState.LEASED  # and the line breaks
+
+    await let_pass(world, seconds=40)
+    assert (await client.cancel(job.job_id)).state is JobState.CANCELLED
+    await node.heartbeat()
+    await node.finish(EndReason.CANCELLED, exit_code=143)
+    node.read()
+    view = await client.job(job.job_id)
+    assert view.final_amount == 20_000 + world.market.policy.stop_grace_ms + world.market.policy.usage_skew_ms
+
+
 async def test_a_cancelled_job_whose_node_is_lost_ends_cancelled(world: World) -> None:
     client, node, job = await submitted(world, lease_grace="60s")
     await match_pending(world.market)

@@ -274,7 +274,12 @@ async def test_a_job_that_is_cancelled_meanwhile_ends_with_the_verdict(
     stored = await trains(node)
     replayer.lies = all_of(stored) if lies else set()
     await is_lost(node)
+    asked_ms = market.market.clock.now_ms()
     assert (await client.cancel(job_id)).state is JobState.VERIFYING
+    market.advance(seconds=5)
+    assert (await client.cancel(job_id)).state is JobState.VERIFYING
+    async with market.market.reading() as unit:
+        assert (await unit.session.get_one(JobRow, job_id)).cancel_requested_at_ms == asked_ms
     await verify_pending(market.market)
     node.read()
     view = await client.job(job_id)

@@ -14,7 +14,7 @@ from torg_marketplace.flow.stream import on_progress
 from torg_marketplace.flow.views import node_view
 from torg_marketplace.simulation.world import VirtualClock
 from torg_protocol.api import JobView, NodeView
-from torg_protocol.messages import Abandon, Accepted, Granted, Progress, ReceiptIssued, Stop
+from torg_protocol.messages import Abandon, Accepted, Exited, Granted, Progress, ReceiptIssued, Stop
 from torg_protocol.states import EndReason, JobState, LeaseState, Liveness
 
 HOUR_S = 3600
@@ -95,6 +95,18 @@ async def test_what_a_lost_node_did_after_its_checkpoint_is_shown_as_not_billed(
 
     lease = (await client.job(job.job_id)).leases[0]
     assert (lease.state, lease.billed_ms, lease.unbilled_ms) == (LeaseState.LOST, 30_000, 5_000)
+
+
+async def test_what_a_lost_node_did_ends_with_its_container_however_late_it_says_so(world: World) -> None:
+    client, node, job = await running(world, lease_grace="60s", retry={"max_attempts": 1})
+    now_ms = world.clock.now_ms()
+    world.advance(seconds=10)  # the line is slow
+    await node.ok(Exited(reason=EndReason.OOM, exit_code=None, started_at_ms=now_ms - 2_000, finished_at_ms=now_ms))
+    await node.disconnect()
+    await let_pass(world, seconds=70)
+
+    lease = (await client.job(job.job_id)).leases[0]
+    assert (lease.state, lease.billed_ms, lease.unbilled_ms) == (LeaseState.LOST, 0, 2_000)
 
 
 async def test_a_lost_lease_is_tried_again_elsewhere_from_its_checkpoint(world: World) -> None:

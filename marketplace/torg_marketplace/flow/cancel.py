@@ -29,12 +29,12 @@ async def cancel(unit: Unit, account: AccountId, job_id: JobId) -> JobView:
     state = JobState(job.state)
     match state:
         case JobState.QUEUED:
-            job.cancel_requested_at_ms = unit.now_ms
+            _note_request(unit, job)
             await end_queued(unit, job, EndReason.CANCELLED)
         case JobState.LEASED:
             await _cancel_leased(unit, job)
         case JobState.VERIFYING if job.reason != EndReason.COMPLETED:
-            job.cancel_requested_at_ms = unit.now_ms
+            _note_request(unit, job)
         case JobState.VERIFYING:
             raise Conflict(
                 "the work is done and being verified; it will be billed",
@@ -60,9 +60,14 @@ async def cancel(unit: Unit, account: AccountId, job_id: JobId) -> JobView:
     return await view_of(unit, job)
 
 
-async def _cancel_leased(unit: Unit, job: JobRow) -> None:
+def _note_request(unit: Unit, job: JobRow) -> None:
+    """Once: what is billed counts from the first time that its client asked."""
     if job.cancel_requested_at_ms is None:
         job.cancel_requested_at_ms = unit.now_ms
+
+
+async def _cancel_leased(unit: Unit, job: JobRow) -> None:
+    _note_request(unit, job)
     unreachable = False
     await lock_attempts(unit, job)
     for lease in await live_leases(unit, job_id=job.id):

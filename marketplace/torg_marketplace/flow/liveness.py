@@ -133,9 +133,9 @@ async def _sweep_lease(market: Market, lease_id: str) -> None:
 async def _end(unit: Unit, lease: LeaseRow, job: JobRow, reason: EndReason, detail: str) -> None:
     if reason is EndReason.NODE_LOST:
         node = await node_row(unit, lease.node_id)
-        if lease.started_at_ms is not None:  # how long it ran as far as we know, for the part that nobody is billed for
-            until_ms = lease.exited_at_ms if lease.exited_at_ms is not None else node.last_seen_ms
-            lease.claimed_ms = max(lease.claimed_ms, until_ms - lease.started_at_ms)
+        if lease.started_at_ms is not None and lease.exited_at_ms is None:  # EXITED has said the total already
+            # How long it ran as far as we know, for the part that nobody is billed for.
+            lease.claimed_ms = max(lease.claimed_ms, node.last_seen_ms - lease.started_at_ms)
         if node.liveness == Liveness.ALIVE and node.last_seen_ms <= unit.now_ms - unit.policy.heartbeat_ms:
             await set_liveness(unit.session, node, Liveness.UNKNOWN, at_ms=unit.now_ms)
             unit.touch(node.id)

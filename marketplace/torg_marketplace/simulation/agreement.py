@@ -6,9 +6,10 @@ import sqlite3
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from torg_marketplace.simulation.tables import Tables
+from torg_marketplace.simulation.tables import LIVE, Tables
 from torg_marketplace.simulation.work import Character
 from torg_protocol.ids import LeaseId
+from torg_protocol.messages import Granted, Stop, ToNode
 from torg_protocol.states import LeaseState
 
 if TYPE_CHECKING:
@@ -19,8 +20,7 @@ _OF_LEASES: tuple[str, ...] = (
     *("left_at_ms", "ended_at_ms", "decided_at_ms"),
 )
 _OF_JOBS: tuple[str, ...] = ("created_at_ms", "cancel_requested_at_ms", "ended_at_ms", "closed_at_ms")
-_GOES_ON = {LeaseState.PREPARING, LeaseState.RUNNING}
-_ROUNDS = 3  # of a node, in which it hears and is heard
+_GOES_ON = {LeaseState.GRANTED, LeaseState.PREPARING, LeaseState.RUNNING}
 
 
 def moments(parties: Parties, tables: Tables) -> Iterator[str]:
@@ -35,31 +35,48 @@ def moments(parties: Parties, tables: Tables) -> Iterator[str]:
 
 
 def untold(parties: Parties, tables: Tables) -> Iterator[str]:
-    """A message may get lost; a node that goes on to be heard gets it again."""
+    """A message may get lost; a node that is heard of on gets it again: at once, whether it comes back or just says that it is there."""
     for lease in tables.leases:
         node, lease_id = parties.node(lease["node_id"]), LeaseId(lease["lease_id"])
         held = node.held.get(lease_id)
+        wanted: type[ToNode]
         match lease["state"]:
             case "granted" if lease_id not in node.truth:
-                rounds = node.rounds_since(lease["granted_at_ms"])
+                since_ms, wanted = lease["granted_at_ms"], Granted
             case "stopping" if held is not None and held.stop is None and held.state in _GOES_ON:
-                rounds = node.rounds_since(lease["stop_requested_at_ms"])
+                since_ms, wanted = lease["stop_requested_at_ms"], Stop
             case _:
                 continue
-        if rounds >= _ROUNDS:
-            yield f"{lease_id} is {lease['state']} since {rounds} rounds of {node.id}, which was never told"
+        was_heard = node.online and (node.connected_ms > since_ms or node.rounds_since(since_ms) > 0)
+        if was_heard and (wanted, lease_id) not in map(_named, parties.world.links.waiting(node.id)):
+            yield f"{lease_id} is {lease['state']}, and {node.id}, which was heard of since, is not told"
+
+
+def _named(message: ToNode) -> tuple[type[ToNode], LeaseId | None]:
+    if isinstance(message, Granted):
+        return Granted, message.signed.grant.lease_id
+    return type(message), message.lease_id if isinstance(message, Stop) else None
+
+
+def unheard(parties: Parties, tables: Tables) -> Iterator[str]:
+    """What the marketplace took of a lease it keeps: its exit code at once, and of its checkpoints the newest, which is its job's while it lives."""
+    for lease in tables.leases:
+        truth = parties.node(lease["node_id"]).truth.get(LeaseId(lease["lease_id"]))
+        if truth is None:
+            continue
+        if truth.exit_code != lease["exit_code"]:
+            yield f"{lease['lease_id']} ended with code {truth.exit_code}, and the marketplace says {lease['exit_code']}"
+        if truth.checkpoint is None:
+            continue
+        of_job = [tables.jobs[lease["job_id"]]["checkpoint"]] if lease["state"] in LIVE else []
+        for checkpoint in [lease["checkpoint"], *of_job]:
+            if f'"{truth.checkpoint}"' not in (checkpoint or ""):
+                yield f"{lease['lease_id']} stored {truth.checkpoint} last, and the marketplace keeps {checkpoint}"
 
 
 def decided(parties: Parties, tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
     """Of a lease that was just decided."""
     name, job = lease["lease_id"], tables.jobs[lease["job_id"]]
-    query = (
-        "SELECT json_extract(event, '$.body.exit_code') FROM lease_events WHERE lease_id = ? AND refusal IS NULL "
-        "AND json_extract(event, '$.body.kind') = 'exited'"
-    )
-    codes = [code for (code,) in tables.all(query, name)]
-    if codes and lease["exit_code"] != codes[-1]:
-        yield f"{name} ended with code {codes[-1]}, and its receipt says {lease['exit_code']}"
     node, policy = parties.node(lease["node_id"]), parties.world.market.policy
     truth = node.truth.get(name)
     is_known = lease["exited_at_ms"] is not None and node.character is not Character.LIAR

@@ -128,6 +128,12 @@ def _payouts(tables: Tables) -> Iterator[str]:
         "SELECT vault, COUNT(*) FROM settlements WHERE state IN ('built', 'unknown', 'confirmed') GROUP BY 1 HAVING COUNT(*) > 1"
     ):
         yield f"{vault} has {count} captures in flight"
+    kept = (
+        "SELECT v.address, v.active_settlement, s.settlement_id FROM vaults v LEFT JOIN settlements s ON s.vault = v.address "
+        "AND s.state IN ('built', 'unknown', 'confirmed') WHERE v.active_settlement IS NOT s.settlement_id"
+    )
+    for vault, kept_for, in_flight in tables.all(kept):
+        yield f"{vault} is kept for {kept_for}, in flight is {in_flight}"
     for settlement_id, amount, total in tables.all(
         "SELECT s.settlement_id, s.amount, SUM(p.amount) FROM settlements s JOIN payouts p USING (settlement_id) "
         "WHERE s.state != 'finalized' GROUP BY 1 HAVING s.amount != SUM(p.amount)"

@@ -26,6 +26,7 @@ from torg_protocol.ids import AccountId, JobId, VaultAddress
 from torg_protocol.job_cost import verification_permille
 from torg_protocol.jobspec import JobSpec, load_job_spec
 from torg_protocol.money import cost, parse_amount
+from torg_protocol.states import OPEN_JOB_STATES
 from torg_protocol.vault_messages import CapMessage, sign_message
 
 _CAP_MARGIN_S = 3 * 3600
@@ -42,6 +43,7 @@ class SimulatedClient:
     jobs: list[JobId] = field(default_factory=list)
     keys: dict[str, JobId] = field(default_factory=dict)
     wanted: dict[JobId, int] = field(default_factory=dict)  # what the job may cost at most, as the client was told
+    cancelled: list[JobId] = field(default_factory=list)  # by its own will, and it asks again as long as they go on
     leaves_since_ms: int | None = None  # since when the marketplace knows that it closes its vault
 
     @property
@@ -148,11 +150,22 @@ class SimulatedClient:
         if not self.jobs:
             return
         out_of_reach = [job_id for job_id in self.jobs if job_id in self._out_of_reach()]
+        job_id = chance.choice(out_of_reach or self.jobs)
+        if await self._cancel(job_id) and random.Random(job_id).random() < 0.5:
+            self.cancelled.append(job_id)
+
+    async def insist(self) -> None:
+        """Some are impatient: it changes nothing that they cancel again what has not stopped yet."""
+        self.cancelled = [job_id for job_id in self.cancelled if await self._cancel(job_id)]
+
+    async def _cancel(self, job_id: JobId) -> bool:
+        """Whether that may take a while. False: it is over, or is being verified."""
         try:
             async with self.world.market.transaction() as unit:
-                await cancel(unit, self.account, chance.choice(out_of_reach or self.jobs))
-        except TorgError:  # it has ended, or is being verified
-            pass
+                view = await cancel(unit, self.account, job_id)
+        except TorgError:
+            return False
+        return view.state in OPEN_JOB_STATES
 
     def _out_of_reach(self) -> set[str]:
         """Jobs that run where nobody can tell the node to stop them."""

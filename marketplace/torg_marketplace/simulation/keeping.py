@@ -75,9 +75,11 @@ async def nothing_is_left(world: World) -> list[str]:
     sent = {digest for digest, _ in world.blobs.sent_at_ms}
     uploads = {digest for (digest,) in tables.all("SELECT digest FROM blob_uploads")}
     left = (sent & world.blobs.stored.keys() | uploads) - in_volumes
+    lost = in_volumes - world.blobs.stored.keys()
     said = tables.all("SELECT COUNT(*) FROM lease_events")[0][0]
     words = [f"{said} words of nodes are kept"] if said else []
-    return [*(f"{digest} is kept for nobody" for digest in sorted(left)), *words]
+    gone = [f"{digest} is in a volume, and is not stored any more" for digest in sorted(lost)]
+    return [*(f"{digest} is kept for nobody" for digest in sorted(left)), *gone, *words]
 
 
 async def _subscribe(world: World, told: Told, client: SimulatedClient, chance: random.Random) -> None:

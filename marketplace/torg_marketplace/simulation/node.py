@@ -11,6 +11,7 @@ from torg_marketplace.flow.crowd import Reads
 from torg_marketplace.flow.lease_events import blobs_named_by, on_lease_event, on_lease_events
 from torg_marketplace.flow.nodes import on_disconnect, on_hello
 from torg_marketplace.flow.receipts import on_receipt_signed, read_receipts
+from torg_marketplace.simulation.fetching import fetch_inputs
 from torg_marketplace.simulation.work import Character, Held, Truth, Worker
 from torg_marketplace.simulation.world import World
 from torg_protocol.errors import TorgError
@@ -50,6 +51,7 @@ class SimulatedNode(Worker):
     signed: set[LeaseId] = field(default_factory=set)  # whose receipts it has countersigned
     ghosts: list[LeaseEvent] = field(default_factory=list)  # said before, to be said again when nobody wants to hear it
     last_heard_ms: int = -1  # when the marketplace last heard of it
+    has_gone: bool = True  # the marketplace knows that it is not connected
     said_draining: bool = False  # what it last told the marketplace
     stalled_until_ms: int = 0
     rounds_ms: list[int] = field(default_factory=list)  # when it heard, spoke and was heard, the last few times
@@ -67,6 +69,8 @@ class SimulatedNode(Worker):
             return
         self._read()
         for held in list(self.held.values()):
+            if held.state is LeaseState.PREPARING:
+                await fetch_inputs(self.world, self.id, held.grant)
             for _ in range(chance.choice([1, 2])):
                 self._work(held, chance)
         at_once = in_crowd or chance.random() < 0.15
@@ -159,7 +163,7 @@ class SimulatedNode(Worker):
         except TorgError:  # suspended, say: it tries again later
             self.world.links.disconnect(self.id)
             return
-        self.online, self.connected_ms = True, self.world.clock.time_ms
+        self.online, self.has_gone, self.connected_ms = True, False, self.world.clock.time_ms
         self._heard()
         for truth in self.truth.values():
             truth.reconnected = True
@@ -175,6 +179,7 @@ class SimulatedNode(Worker):
         if noticed:
             async with self.world.market.transaction() as unit:
                 await on_disconnect(unit, self.id)
+            self.has_gone = True
 
     def rounds_since(self, at_ms: int) -> int:
         return sum(each_ms > at_ms for each_ms in self.rounds_ms)
@@ -285,7 +290,13 @@ class SimulatedNode(Worker):
             self._note_seen(truth, event)
 
     def _note_seen(self, truth: Truth, event: LeaseEvent) -> None:
-        now_ms = self.world.clock.time_ms
+        if event.sequence <= truth.seen_sequence:
+            return
+        now_ms, truth.seen_sequence = self.world.clock.time_ms, event.sequence
+        if isinstance(event.body, Exited | Reported):
+            truth.exit_code = event.body.exit_code
+        if isinstance(event.body, Reported):
+            truth.output = event.body.outputs[0].digest
         match event.body:
             case Started() if truth.seen_started_ms is None:
                 truth.seen_started_ms = now_ms
@@ -293,6 +304,7 @@ class SimulatedNode(Worker):
                 truth.seen_ended_ms = now_ms
             case CheckpointStored():
                 truth.checkpoint_ms = max(truth.checkpoint_ms, event.body.checkpoint.useful_ms)
+                truth.checkpoint = event.body.checkpoint.name
             case _:
                 pass
 

@@ -73,6 +73,7 @@ def broken_promises(parties: Parties, tables: Tables, kind: Kind) -> list[str]:
         *_heard(parties, tables),
         *agreement.moments(parties, tables),
         *agreement.untold(parties, tables),
+        *agreement.unheard(parties, tables),
         *deadlines(tables),
         *_seals(tables),
         *_chain(parties, tables),
@@ -96,10 +97,8 @@ def _new_leases(parties: Parties, tables: Tables) -> Iterator[str]:
             yield f"{lease['lease_id']} was granted to {node.id}, which drains"
         if max(parties.swept_ms, 0) - node.last_heard_ms >= policy.unknown_after_ms:
             yield f"{lease['lease_id']} was granted to {node.id}, which is not heard of"
-        if node.id not in parties.world.links.connected():
-            (connected,) = tables.all("SELECT connected FROM nodes WHERE node_id = ?", node.id)[0]
-            if not connected:
-                yield f"{lease['lease_id']} was granted to {node.id}, which has gone"
+        if node.has_gone:
+            yield f"{lease['lease_id']} was granted to {node.id}, which has gone"
         asked = node.offer.spot_price_per_gpu_hour if _is_spot(job) else node.offer.price_per_gpu_hour
         share = Fraction(json.loads(job["spec"])["resources"].get("gpu_fraction", "1"))  # of a GPU
         asked = None if asked is None else int(asked * share)
@@ -140,10 +139,12 @@ def _idle_room(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
 
 
 def _heard(parties: Parties, tables: Tables) -> Iterator[str]:
-    """Whoever has just said something is alive, connected, and drains when it says so."""
+    """Whoever has just said something is alive, connected, and drains when it says so; whose connection has ended is not."""
     query = "SELECT node_id, liveness, connected, state = 'draining' FROM nodes WHERE state IN ('active', 'draining')"
     for node_id, liveness, connected, drains in tables.all(query):
         node = parties.node(node_id)
+        if node.has_gone and connected:
+            yield f"{node_id} has gone, and counts as connected"
         just_now = node.online and node.last_heard_ms == parties.world.clock.time_ms
         if just_now and (liveness, connected, drains) != ("alive", 1, int(node.said_draining)):
             yield f"{node_id} was heard of, and is {liveness}, connected: {connected}, draining: {drains}"

@@ -12,10 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
-
 from torg_chain.vault import DISPUTE_DELAY_S
-from torg_marketplace.flow.grant import grant
 from torg_marketplace.flow.liveness import on_startup, sweep
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.slash import RESEND_AFTER_MS
@@ -26,6 +23,7 @@ from torg_marketplace.simulation.books import MOST_PAYEES
 from torg_marketplace.simulation.cases import decide, given_back, object_to
 from torg_marketplace.simulation.client import SimulatedClient, make_client, meddle
 from torg_marketplace.simulation.collateral import stake
+from torg_marketplace.simulation.faults import fail, outage, stale_grant
 from torg_marketplace.simulation.invariants import broken
 from torg_marketplace.simulation.keeping import (
     BLOB_GRACE_MS,
@@ -40,13 +38,19 @@ from torg_marketplace.simulation.node import SimulatedNode, make_node
 from torg_marketplace.simulation.placement import forgotten
 from torg_marketplace.simulation.plan import Kind, Plan, Step, make_plan
 from torg_marketplace.simulation.promises import Parties, broken_promises
-from torg_marketplace.simulation.settling import look_at_vaults, reconcile_books, settle, slash, spoil_accounts
+from torg_marketplace.simulation.reading import seen_in_the_end
+from torg_marketplace.simulation.settling import (
+    reconcile_books,
+    settle,
+    settle_step,
+    slash,
+    spoil_accounts,
+    weather_in_the_end,
+)
 from torg_marketplace.simulation.tables import look
 from torg_marketplace.simulation.the_end import unfinished, unpaid_work
 from torg_marketplace.simulation.work import Character
 from torg_marketplace.simulation.world import World, open_world
-from torg_marketplace.storage.models import JobRow
-from torg_protocol.errors import TorgError
 from torg_protocol.versions import OLDEST_PROTOCOL_VERSION
 
 PRICE = 3_600_000  # one base unit per useful millisecond
@@ -251,7 +255,7 @@ async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]
         case Kind.SUBMIT | Kind.OVERSPEND | Kind.CANCEL | Kind.EXTEND | Kind.DEPOSIT:
             return await _as_client(client, step.kind, chance)
         case Kind.CRASH | Kind.CUT_OFF | Kind.STALL | Kind.DRAIN:
-            await _fail(node, step.kind, chance)
+            await fail(node, step.kind, chance)
         case Kind.RUSH:
             return await _rush(parties, client, chance)
         case Kind.DISPUTE | Kind.DECIDE:
@@ -272,6 +276,7 @@ async def _act(parties: Parties, step: Step, chance: random.Random) -> list[str]
 
 
 async def _as_client(client: SimulatedClient, kind: Kind, chance: random.Random) -> list[str]:
+    await client.insist()
     match kind:
         case Kind.SUBMIT:
             return await client.submit(chance)
@@ -311,21 +316,6 @@ async def _case(parties: Parties, kind: Kind, client: SimulatedClient, chance: r
     return await object_to(parties.world, client, jobs, chance)
 
 
-async def _fail(node: SimulatedNode, kind: Kind, chance: random.Random) -> None:
-    """A node's bad moment."""
-    match kind:
-        case Kind.CRASH if node.online:
-            await node.crash(forgets=chance.random() < 0.4, noticed=chance.random() < 0.5)
-        case Kind.CUT_OFF if node.online:
-            await node.cut_off(noticed=chance.random() < 0.5)
-        case Kind.STALL:
-            node.stall(chance.choice([20_000, 45_000, 400_000]))
-        case Kind.DRAIN:
-            node.draining = not node.draining
-        case _:
-            pass
-
-
 async def _rush(parties: Parties, client: SimulatedClient, chance: random.Random) -> list[str]:
     """Promises are checked after each pass of the matcher: what a node says later in this step it had not said then."""
     said = [problem for _ in range(3) for problem in await client.submit(chance, spot=True)]
@@ -357,14 +347,13 @@ async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: rando
             await verify_pending(world.market)
             await slash(world)
         case Kind.SETTLE:
-            await settle(world, hurry=chance.random() < 0.3)
-            await look_at_vaults(parties, chance)
+            await settle_step(parties, chance)
         case Kind.RECONCILE:
             await reconcile_books(world)
         case Kind.STALE_GRANT:
-            await _stale_grant(world, node, chance)
+            await stale_grant(world, node, chance)
         case Kind.OUTAGE:
-            await _outage(parties, chance)
+            await outage(parties, chance)
         case Kind.CHAIN_WEATHER:
             chain.down = chance.random() < 0.3
             chain.lose = chance.choice([0.0, 0.3, 0.9])
@@ -381,29 +370,6 @@ async def _work(parties: Parties, kind: Kind, node: SimulatedNode, chance: rando
             pass
 
 
-async def _stale_grant(world: World, node: SimulatedNode, chance: random.Random) -> None:
-    async with world.market.reading() as unit:
-        job_ids = (await unit.session.scalars(select(JobRow.job_id).order_by(JobRow.job_id))).all()
-    if not job_ids:
-        return
-    try:
-        async with world.market.transaction() as unit:
-            await grant(unit, await unit.session.get_one(JobRow, chance.choice(job_ids)), [node.id])
-    except TorgError:
-        pass
-
-
-async def _outage(parties: Parties, chance: random.Random) -> None:
-    """The marketplace is killed and comes back; all connections are gone, containers run on."""
-    parties.world.advance(chance.choice([1_000, 60_000, 900_000]))
-    for node in parties.nodes:
-        node.online = False
-        parties.world.links.disconnect(node.id)
-    parties.world.restart()
-    await on_startup(parties.world.market)
-    parties.started_ms = parties.awake_ms = parties.world.clock.time_ms
-
-
 async def _finish(parties: Parties, plan: Plan) -> list[str]:
     """Everybody is well again, and time passes until nothing is left to do."""
     world, chance = parties.world, random.Random(plan.seed)
@@ -414,8 +380,9 @@ async def _finish(parties: Parties, plan: Plan) -> list[str]:
             for _ in client.jobs:
                 await client.cancel(chance)
     try:
-        for _ in range(_CALM_ROUNDS):
+        for number in range(_CALM_ROUNDS):
             world.advance(_CALM_ROUND_MS)
+            weather_in_the_end(world, plan.seed, number)
             await _settle_down(parties, chance, together=plan.seed % 3 != 0)
             await world.pulse.renew(world.market)
             await _sweep(parties)
@@ -438,6 +405,7 @@ async def _finish(parties: Parties, plan: Plan) -> list[str]:
     ]
     problems = await _problems(parties, Kind.SETTLE)
     problems = [*unfinished(parties, tables), *unpaid_work(parties, tables), *late, *problems]
+    problems = problems or await seen_in_the_end(parties)
     return problems if problems or not world.keeps_house else await _close(parties, chance)
 
 

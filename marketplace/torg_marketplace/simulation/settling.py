@@ -19,6 +19,9 @@ from torg_marketplace.simulation.tables import look
 from torg_marketplace.simulation.world import World
 from torg_protocol.errors import Unavailable
 
+_UNTIL_CONFIRMED_MS = 2_000
+_STORMY_ROUNDS = 5
+
 
 async def settle(world: World, *, hurry: bool) -> None:
     try:
@@ -28,7 +31,41 @@ async def settle(world: World, *, hurry: bool) -> None:
         pass  # the worker logs it and comes back
 
 
-async def look_at_vaults(parties: Parties, chance: random.Random) -> None:
+async def settle_step(parties: Parties, chance: random.Random) -> None:
+    """The worker's turn; before and after it, what else may happen while a capture is in the air."""
+    world = parties.world
+    hurry, other = chance.random() < 0.3, random.Random(world.clock.time_ms)
+    await _deposit_in_the_air(parties, other)
+    await settle(world, hurry=hurry)
+    if _in_the_air(world) and other.random() < 0.4:
+        world.advance(_UNTIL_CONFIRMED_MS)
+        await settle(world, hurry=False)
+        if other.random() < 0.5:  # what was confirmed never happened
+            world.chain.fork()
+    await _look_at_vaults(parties, chance)
+
+
+async def _deposit_in_the_air(parties: Parties, chance: random.Random) -> None:
+    """By any wallet, and seen before the books know what became of the capture."""
+    vaults = _in_the_air(parties.world)
+    for client in parties.clients:
+        if client.vault in vaults and chance.random() < 0.5:
+            client.receive(chance.randrange(1, 1_000))
+            with contextlib.suppress(ChainUnavailable):
+                await refresh_vault(parties.world.market, client.vault)
+
+
+def _in_the_air(world: World) -> set[str]:
+    query = "SELECT vault FROM settlements WHERE state IN ('built', 'unknown', 'confirmed')"
+    return {str(vault) for (vault,) in world.database.execute(query)}
+
+
+def weather_in_the_end(world: World, seed: int, number: int) -> None:
+    """In some markets the chain goes on to lose captures for a while when everybody else is well again."""
+    world.chain.lose = 0.6 if seed % 3 == 0 and number < _STORMY_ROUNDS else 0.0
+
+
+async def _look_at_vaults(parties: Parties, chance: random.Random) -> None:
     """What an owner's page and the watcher do at any moment; and a payee may be tired of waiting for its order."""
     world = parties.world
     query = "SELECT raw, vault FROM settlements ORDER BY created_at_ms DESC, settlement_id LIMIT 2"

@@ -11,7 +11,7 @@ from solders.keypair import Keypair
 
 from torg_marketplace.simulation.volumes import snapshots
 from torg_marketplace.simulation.world import BAD, GOOD, MADE_UP, UNREADABLE, World
-from torg_protocol.ids import LeaseId, NodeId
+from torg_protocol.ids import Digest, LeaseId, NodeId
 from torg_protocol.messages import (
     Accepted,
     CheckpointRef,
@@ -64,7 +64,11 @@ class Truth:
     ended_ms: int | None = None
     seen_started_ms: int | None = None
     seen_ended_ms: int | None = None
+    seen_sequence: int = 0  # of the newest event that the marketplace has taken
     checkpoint_ms: int = 0  # useful time of the newest checkpoint that the marketplace has taken
+    checkpoint: str | None = None  # its name
+    exit_code: int | None = None  # as the marketplace was told it
+    output: Digest | None = None  # of what it reported
     reconnected: bool = False  # there was a time in which the marketplace could not see it
     lied: bool = False
     good: bool = True  # what its output is

@@ -89,6 +89,9 @@ class Links:
     def connected(self) -> frozenset[NodeId]:
         return frozenset(self._inboxes)
 
+    def waiting(self, node_id: NodeId) -> list[ToNode]:
+        return list(self._inboxes.get(node_id, ()))
+
     def take_all(self, node_id: NodeId) -> list[ToNode]:
         inbox = self._inboxes.get(node_id, deque())
         messages = list(inbox)
