@@ -232,6 +232,7 @@ async def test_the_quote_holds_each_replicas_share_and_a_lease_gets_no_more(worl
     await client.cancel(job.job_id)
     view = await client.job(job.job_id)
     assert (view.state, view.final_amount) == (JobState.CANCELLED, 10_000)
+    assert await client_can_read(world, client, RIGHT), "it is paid for"
     for each in nodes:
         each.read()
 

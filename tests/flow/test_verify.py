@@ -273,9 +273,10 @@ async def test_what_a_cancelled_job_had_done_is_paid_whatever_its_node_says_of_i
     await node.accept_and_start()
     world.advance(seconds=60)
     await client.cancel(job.job_id)
-    await node.finish(EndReason.FAILED_EXIT, 143)
+    await node.finish(EndReason.FAILED_EXIT, 143, outputs={"partial": b"what is there"})
     node.read()
     assert (await client.job(job.job_id)).final_amount == 60_000
+    assert await client_can_read(world, client, b"what is there"), "it is paid for"
 
 
 async def test_checkpoint_seconds_are_not_paid_when_nothing_came_of_the_job(world: World) -> None:

@@ -13,6 +13,7 @@ from typing import Any, assert_never
 from sqlalchemy import bindparam, delete, select
 
 from torg_marketplace.flow import earnings, vaults
+from torg_marketplace.flow.blobs import unseal_outputs
 from torg_marketplace.flow.leavers import goes_on_without
 from torg_marketplace.flow.receipts import issue_receipt
 from torg_marketplace.flow.rows import attempt_of, grant_of, has_live_lease, leases_of_job, node_row, spec_of, vote_on
@@ -140,8 +141,7 @@ async def _hold_or_conclude(unit: Unit, lease: LeaseRow, job: JobRow, to: JobSta
     policy = spec_of(job).verify.policy
     is_paid = is_paid_unseen(policy, cancel_requested=job.cancel_requested_at_ms is not None)
     if lease.state == LeaseState.REPORTED:
-        state = LeaseState.VERIFIED if is_paid else LeaseState.INCONCLUSIVE
-        await move_lease(unit.session, lease, job, state, at_ms=unit.now_ms)
+        await _end_unseen(unit, lease, job, paid=is_paid)
     if _is_held_back(lease, job, to):
         price = verification_price(spec_of(job), lease.amount)
         await earnings.keep_pending(unit, lease_id=lease.id, verification=price)
@@ -411,10 +411,17 @@ async def _release_held_back(unit: Unit, job: JobRow, *, passed: bool) -> None:
             paid = passed
             if lease.state == LeaseState.REPORTED:  # a replica of a quorum that never came about
                 paid = job.reason == EndReason.CANCELLED  # its client's own choice
-                to = LeaseState.VERIFIED if paid else LeaseState.INCONCLUSIVE
-                await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms)
+                await _end_unseen(unit, lease, job, paid=paid)
             verified = job.state == JobState.SUCCEEDED
             await conclude(unit, lease, job, _verdict_so_far(lease, policy), passed=paid, verified=verified)
+
+
+async def _end_unseen(unit: Unit, lease: LeaseRow, job: JobRow, *, paid: bool) -> None:
+    """Of a report that no verdict is waited for any more. Who pays for it may read it."""
+    to = LeaseState.VERIFIED if paid else LeaseState.INCONCLUSIVE
+    await move_lease(unit.session, lease, job, to, at_ms=unit.now_ms)
+    if paid:
+        await unseal_outputs(unit, lease, job)
 
 
 def _verdict_so_far(lease: LeaseRow, policy: str) -> VerdictSummary:
