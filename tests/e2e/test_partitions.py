@@ -13,7 +13,7 @@ from tests.support.chaos import assert_all_is_well, submit_through_it
 from tests.support.faults import CUT_S
 from tests.support.networks import unplugged
 from tests.support.partitions import PartitionedMarket, partitioned_market
-from tests.support.small_market import running_market
+from tests.support.small_market import WAIT_FOR_GO, let_go, running_market
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
 
@@ -46,9 +46,12 @@ async def client(market: PartitionedMarket) -> AsyncIterator[AsyncClient]:
 
 COUNTS = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.2)"
 # Its first attempt does not end by itself, so that only the fence ends it.
-HANGS_AT_FIRST = (
-    "import os, time; print('at work', flush=True); time.sleep(600 if os.environ['TORG_ATTEMPT'] == '1' else 8)"
-)
+HANGS_AT_FIRST = f"""
+import os, time
+print('at work', flush=True)
+if os.environ['TORG_ATTEMPT'] == '1': time.sleep(600)
+{WAIT_FOR_GO}
+"""
 
 
 async def _started(
@@ -102,6 +105,7 @@ async def test_what_outlasts_its_grace_begins_elsewhere_and_ends_where_it_was(
         await eventually(has_its_container)
         assert len(market.containers(first)) == 1
         assert [state for state, _ in await _leases(market, job_id)] == ["lost", "running"]
+        let_go(market.folder / second)
 
     async def gone() -> bool:
         return market.containers(first) == []

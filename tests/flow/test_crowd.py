@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tests.support.actors import join
 from tests.support.market import World
+from tests.support.waiting import until
 from torg_marketplace.flow.blobs import note_upload
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.stages import STAGES
@@ -53,7 +54,7 @@ async def test_those_who_wait_share_one_transaction(world: World) -> None:
     engine = world.market.sessions.kw["bind"].sync_engine
     async with world.market.writer:  # somebody else's transaction
         pieces = [asyncio.create_task(uploads.note("x" * size)) for size in (1, 2, 3)]
-        await asyncio.sleep(0.05)
+        await until(lambda: world.market.crowd.waiting == 3)
         event.listen(engine, "commit", commits.append)
     assert await asyncio.gather(*pieces) == ["x", "xx", "xxx"]
 
@@ -76,7 +77,7 @@ async def test_an_error_is_its_authors_alone(world: World) -> None:
                 uploads.note("xxxx", twice=True),
             )
         ]
-        await asyncio.sleep(0.05)
+        await until(lambda: world.market.crowd.waiting == 4)
     answers = await asyncio.gather(*pieces, return_exceptions=True)
 
     assert [answers[0], answers[2]] == ["x", "xxx"]
@@ -100,7 +101,7 @@ async def test_messages_leave_after_the_common_commit(world: World) -> None:
             asyncio.create_task(world.market.shared(lambda unit, number=number: work(unit, number), stage="tests"))
             for number in range(2)
         ]
-        await asyncio.sleep(0.05)
+        await until(lambda: world.market.crowd.waiting == 2)
     await asyncio.gather(*pieces)
     assert seen == [[], []]
     assert [node.expect(Abandon).lease_id for node in nodes] == ["lease_0", "lease_1"]
@@ -111,10 +112,10 @@ async def test_who_is_cancelled_takes_nobody_along(world: World) -> None:
     uploads = Uploads(world)
     async with world.market.writer:
         first, second, third = (asyncio.create_task(uploads.note("x" * size)) for size in (1, 2, 3))
-        await asyncio.sleep(0.05)
+        await until(lambda: world.market.crowd.waiting == 3)
         first.cancel()
         second.cancel()
-        await asyncio.sleep(0.05)
+        await until(second.done)  # the first one has begun a transaction, which it ends
     answers = await asyncio.gather(first, second, third, return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [asyncio.CancelledError, asyncio.CancelledError, str]

@@ -86,7 +86,7 @@ async def test_any_sequence_of_moves_leaves_books_that_hold(tmp_path: Path) -> N
         @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(STEPS)
         def every(steps: list[tuple[str, int, int]]) -> None:
-            asyncio.run_coroutine_threadsafe(play(steps), loop).result(timeout=30)
+            asyncio.run_coroutine_threadsafe(play(steps), loop).result(timeout=240)
 
         await asyncio.to_thread(every)
 
