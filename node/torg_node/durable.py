@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def open_durable(path: Path, schema: str) -> sqlite3.Connection:
-    """A connection that commits each statement; `schema` is brought in. Waits for other processes, five seconds at most."""
+    """A connection that commits each statement; `schema` is brought in. Waits for other processes, twenty seconds at most: on a busy disk a commit may take some."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = sqlite3.connect(path, isolation_level=None)
-    for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL"):
+    for pragma in ("busy_timeout=20000", "journal_mode=WAL", "synchronous=FULL"):
         database.execute(f"PRAGMA {pragma}")
     database.executescript(schema)
     return database

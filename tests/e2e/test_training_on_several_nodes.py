@@ -34,7 +34,7 @@ async def test_two_nodes_learn_what_one_does(tmp_path: Path) -> None:
     """As a user types it."""
     options = ("--epochs", "3")
     with star("client", "one", "two") as (middle, client, *places):
-        async with star_market(tmp_path / "market", middle, *places) as market:
+        async with star_market(tmp_path / "market", middle, *places, heartbeat="3s") as market:
             torg, results = await market.client(client), tmp_path / "results"
             await call([*torg, "run", "--workload", "distributed", "-o", str(results), "--", *options])
             (job,) = json.loads((await call([*torg, "--json", "ps"]))[1])["jobs"]
@@ -53,7 +53,7 @@ async def test_the_others_go_on_when_one_is_lost(tmp_path: Path, size: int, rank
     """Down to rank 0 by itself."""
     options = ("--epochs", "30")
     with star("client", *("one", "two", "three", "four")[:size]) as (middle, client, *places):
-        async with star_market(tmp_path / "market", middle, *places) as market:
+        async with star_market(tmp_path / "market", middle, *places, heartbeat="3s") as market:
             torg, results = await market.client(client), tmp_path / "results"
             job_file = elastic_job(tmp_path, size, options)
             job_id = json.loads((await call([*torg, "--json", "submit", str(job_file)]))[1])["job_id"]

@@ -35,7 +35,7 @@ class SmallMarket:
     proof_interval: str = "0s"  # of hardware: most tests want nobody to compute beside them
     slot_ms: int = 50  # of the localnet
     heartbeat: str = (
-        "2s"  # after three of them a silent node gets no work: on a busy machine an agent has to wait for its turn
+        "3s"  # after three of them a silent node gets no work: on a busy machine an agent has to wait for its turn
     )
     node_settings: Mapping[str, int] = field(default_factory=dict)  # what `torg-node init` has no option for
     marketplace_env: Mapping[str, str] = field(default_factory=dict)

@@ -44,7 +44,7 @@ class StarMarket:
 
 
 @contextlib.asynccontextmanager
-async def star_market(folder: Path, middle: Place, *nodes: Place) -> AsyncIterator[StarMarket]:
+async def star_market(folder: Path, middle: Place, *nodes: Place, heartbeat: str = "1s") -> AsyncIterator[StarMarket]:
     """With a node in each of these places. All that it starts ends with it."""
     running: list[Running] = []
 
@@ -63,7 +63,7 @@ async def star_market(folder: Path, middle: Place, *nodes: Place) -> AsyncIterat
         serving = await run(
             "marketplace",
             *(script("torg-marketplace"), "serve", "--data", str(folder / "marketplace"), "--host", MIDDLE_ADDRESS),
-            *("--port", "0", "--rpc-url", f"http://{MIDDLE_ADDRESS}:{rpc_port}", "--heartbeat", "1s"),
+            *("--port", "0", "--rpc-url", f"http://{MIDDLE_ADDRESS}:{rpc_port}", "--heartbeat", heartbeat),
             *("--proof-interval", "0s"),
         )
         market.url = serving.ready["url"]

@@ -9,7 +9,7 @@ from contextlib import closing
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-_BUSY_S = 10.0
+_BUSY_S = 30.0
 
 
 async def erasing(session: AsyncSession) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, StaticPool
 from sqlalchemy.util import await_
 
 DRIVER = "sqlite+torg_inline"
-BUSY_TIMEOUT_MS = 10_000  # for other processes' writes; those of this process queue up before
+BUSY_TIMEOUT_MS = 30_000  # for other processes' writes; those of this process queue up before
 _LOOK_AGAIN_S = 0.002
 
 
