@@ -40,13 +40,16 @@ class Machine:
         unpack(self.root / "workspace.tar.zst", self.root / "work")
 
     def start(self, *options: str, kill_after_checkpoint: int = 0, env: dict[str, str] | None = None) -> ForkedProcess:
-        env = (env or {}) | {
-            "HOME": str(self.root / "work"),
-            "OMP_NUM_THREADS": "1",
-            "TORG_CHECKPOINT_DIR": str(self.checkpoints),
-            "TORG_OUTPUT_DIR": str(self.outputs),
-            "TORG_PROGRESS_FILE": str(self.root / "progress.jsonl"),
-        }
+        env = (
+            {"OMP_NUM_THREADS": "1"}
+            | (env or {})
+            | {
+                "HOME": str(self.root / "work"),
+                "TORG_CHECKPOINT_DIR": str(self.checkpoints),
+                "TORG_OUTPUT_DIR": str(self.outputs),
+                "TORG_PROGRESS_FILE": str(self.root / "progress.jsonl"),
+            }
+        )
         return self.zygote.start(
             self.root / "work", [job_of(self.name)["command"][1], *options], env, kill_after_checkpoint
         )

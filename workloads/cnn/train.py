@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -80,7 +81,11 @@ def resume(training: Training) -> int:
     import checkpoints
 
     for directory in (CHECKPOINTS, OUTPUTS, PROGRESS.parent):
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
+        except OSError as error:
+            raise SystemExit(f"{directory} cannot be written to ({error.strerror}): name another") from error
     checkpoint = checkpoints.newest(CHECKPOINTS)
     if checkpoint is None:
         return 0

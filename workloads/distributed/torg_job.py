@@ -25,6 +25,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,11 +41,13 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 def parse_settings(description: str | None, **defaults: int | float) -> dict[str, int | float]:
-    """`--name value` for each default, of its type. All of them decide the result."""
+    """`--name value` for each default, of its type. All of them decide the result; each counts something, 1 at least, but `seed`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=_not_negative(type(default)), default=default, help=f"default: {default}")
+        parser.add_argument(
+            option, type=_at_least(int(name != "seed"), type(default)), default=default, help=f"default: {default}"
+        )
     return vars(parser.parse_args())
 
 
@@ -63,9 +66,10 @@ class Job:
         self.checkpoints = Path(os.environ.get("TORG_CHECKPOINT_DIR", "checkpoints"))
         self.outputs = Path(os.environ.get("TORG_OUTPUT_DIR", "outputs"))
         self.progress = Path(os.environ.get("TORG_PROGRESS_FILE", "progress.jsonl"))
-        for directory in (self.checkpoints, self.outputs, self.progress.parent):
-            directory.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        _make_writable(self.checkpoints, "TORG_CHECKPOINT_DIR")
+        _make_writable(self.outputs, "TORG_OUTPUT_DIR")
+        _make_writable(self.progress.parent, "TORG_PROGRESS_FILE")
+        torch.set_num_threads(_threads())
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or CUDA's matrix products refuse the next line
         torch.use_deterministic_algorithms(True)
         self.settings = dict(settings)
@@ -286,11 +290,27 @@ def _exit(code: int) -> None:
     os._exit(code)
 
 
-def _not_negative(kind: type) -> Any:
+def _make_writable(folder: Path, variable: str) -> None:
+    """Found out before hours of work, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SystemExit(f"{folder} cannot be written to ({error.strerror}): name another in {variable}") from error
+
+
+def _threads() -> int:
+    text = os.environ.get("OMP_NUM_THREADS", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise SystemExit(f"OMP_NUM_THREADS is {text!r}: a whole number from 1 on is needed, or none at all")
+    return int(text)
+
+
+def _at_least(least: int, kind: type) -> Any:
     def number(text: str) -> Any:
         value = kind(text)
-        if value < 0:
-            raise argparse.ArgumentTypeError(f"{value} is less than 0")
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
         return value
 
     return number

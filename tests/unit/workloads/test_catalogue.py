@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -119,6 +120,45 @@ def test_its_job_is_valid_and_packs_what_its_script_imports(name: str, zygote: Z
     assert packed.isdisjoint({"job.yaml", "README.md", "target.yaml", "evaluate.py", ".torgignore"})
     bound = target.get("least", target.get("most"))
     assert f"Target: **{bound}**" in (WORKLOADS / name / "README.md").read_text()
+
+
+SETTINGS = {name: sorted(set(re.findall(r"(\w+)=\d+", call))) for name in WITH_LIBRARY for call in [
+    re.search(r"parse_settings\(__doc__, (.*)\)", (WORKLOADS / name / job_of(name)["command"][1]).read_text())[1]
+]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_LIBRARY)
+def test_settings_that_count_nothing_are_refused_before_anything_is_made(
+    name: str, zygote: Zygote, tmp_path: Path
+) -> None:
+    """`inference --copies 0` ended with 0 and an accuracy of NaN; `--epochs 0` of others with a traceback of torch."""
+    machine = Machine(zygote, name, tmp_path / name)
+    assert SETTINGS[name]
+    for setting in SETTINGS[name]:
+        least = 0 if setting == "seed" else 1
+        code, _, error = machine.run(f"--{setting}", str(least - 1))
+        assert (code, f"argument --{setting}: {least - 1} is less than {least}" in error) == (2, True), error
+    assert not machine.outputs.exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_work_is_done(
+    name: str, zygote: Zygote, tmp_path: Path
+) -> None:
+    machine = Machine(zygote, name, tmp_path / name)
+    machine.outputs.parent.mkdir(parents=True, exist_ok=True)
+    machine.outputs.write_text("a file")
+    code, out, error = machine.run()
+    assert (code, out) == (1, "")
+    assert f"{machine.outputs} cannot be written to (File exists)" in error
+    assert "Traceback" not in error
+
+
+def test_threads_that_are_no_number_are_refused(zygote: Zygote, tmp_path: Path) -> None:
+    process = Machine(zygote, "health", tmp_path / "health").start(env={"OMP_NUM_THREADS": "all"})
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "OMP_NUM_THREADS is 'all'" in error
 
 
 @pytest.mark.parametrize("part", sorted(path.name for path in (WORKLOADS / "parts").glob("[a-z]*.py")))
