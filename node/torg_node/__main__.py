@@ -267,8 +267,9 @@ async def _settle(settings: Settings, rpc_url: str | None, *, as_json: bool) -> 
     try:
         async with ChainClient(network.rpc_url) as chain:
             payout = Pubkey.from_string(settings.payout_address)
+            await look_at_captures(chain, settings, journal, now_ms=wall_ms())
             found = await land_orders(chain, network, journal, payout=payout, fee_payer=keypair)
-            await look_at_captures(chain, settings, journal)
+            await look_at_captures(chain, settings, journal, now_ms=wall_ms())
     finally:
         journal.close()
     if as_json:

@@ -455,14 +455,17 @@ class Agent:
             if await closes_too_soon(self._chain, lease.grant.commitment.vault):
                 log.warning("%s: its client takes the vault back: it stops while it can still be paid", lease.id)
                 lease.request_stop(EndReason.EXPOSURE_LIMIT, lease.stop_grace_ms)
-        await look_at_captures(self._chain, self._settings, self._journal)
+        await look_at_captures(self._chain, self._settings, self._journal, now_ms=wall_ms())
         payout = Pubkey.from_string(self._settings.payout_address)
         overdue = wall_ms() - self._settings.land_orders_after_s * 1000
         network, key = self._settings.network, self._keypair
         for landing in await land_orders(
             self._chain, network, self._journal, payout=payout, fee_payer=key, older_than_ms=overdue
         ):
-            log.warning("landed an order of vault %s: %s", landing.vault, landing.signature or landing.detail)
+            if landing.signature is None:
+                log.error("an order of vault %s was not landed: %s", landing.vault, landing.detail)
+            else:
+                log.warning("landed an order of vault %s: %s", landing.vault, landing.signature)
 
     async def _watch_exposure(self) -> None:
         """At the limit running leases stop, with their grace to write a checkpoint; new ones are declined while it lasts."""

@@ -122,6 +122,10 @@ class Journal:
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
+    def facts_like(self, beginning: str) -> dict[str, str]:
+        rows = self._db.execute("SELECT name, value FROM facts WHERE name GLOB ? || '*'", (beginning,))
+        return {str(name): str(value) for name, value in rows}
+
     @property
     def is_paused(self) -> bool:
         """Whether its owner wants no further leases; holds over restarts."""

@@ -27,22 +27,31 @@ from torg_protocol.money import cost
 log = logging.getLogger(__name__)
 CLOSING_MARGIN_S = 1_800  # to report, to be verified, and to be settled
 FEE_FACT = "fee_basis_points"  # of the newest welcome
+GONE_FACT = "gone "  # and a vault: when it was missed first, then GONE
+GONE = "for good"
+_GONE_AFTER_MS = 600_000  # an RPC node that lags may not know a vault; none lags for so long
 
 
 @dataclass(frozen=True, slots=True)
 class VaultDebt:
     """Base units. `earned`: this node's share of what was countersigned and not rejected; `captured`: paid to its address on chain.
 
-    Two nodes that are paid to one address see each other's captures: then `owed` may be too small.
+    Two nodes that are paid to one address see each other's captures: then `owed` may be too small. `is_gone`: its depositor has closed the
+    vault, and nothing of it can be captured any more.
     """
 
     vault: str
     earned: int
     captured: int
+    is_gone: bool = False
 
     @property
     def owed(self) -> int:
-        return max(0, self.earned - self.captured)
+        return 0 if self.is_gone else max(0, self.earned - self.captured)
+
+    @property
+    def lost(self) -> int:
+        return max(0, self.earned - self.captured) if self.is_gone else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +67,11 @@ class Landing:
 def debts(journal: Journal) -> list[VaultDebt]:
     """By vault. With the fee of today: records of a time with another fee differ by that."""
     captured = journal.captured()
-    earned = journal.earned(int(journal.fact(FEE_FACT) or 0))
-    return [VaultDebt(vault, amount, captured.get(vault, 0)) for vault, amount in sorted(earned.items())]
+    earned, gone = journal.earned(int(journal.fact(FEE_FACT) or 0)), journal.facts_like(GONE_FACT)
+    return [
+        VaultDebt(vault, amount, captured.get(vault, 0), gone.get(GONE_FACT + vault) == GONE)
+        for vault, amount in sorted(earned.items())
+    ]
 
 
 def exposure(journal: Journal) -> int:
@@ -84,8 +96,8 @@ async def closes_too_soon(chain: ChainClient, vault: str) -> bool:
     return state.close_at != 0 and await chain.unix_time_s() >= state.close_at - CLOSING_MARGIN_S
 
 
-async def look_at_captures(chain: ChainClient, settings: Settings, journal: Journal) -> None:
-    """Enters what vaults that owe this node have paid since the last look. Safe to repeat. Raises ChainUnavailable."""
+async def look_at_captures(chain: ChainClient, settings: Settings, journal: Journal, *, now_ms: int) -> None:
+    """Enters what vaults that owe this node have paid since the last look, and which are closed. Safe to repeat. Raises ChainUnavailable."""
     network = settings.network
     mine = str(token_account_of(Pubkey.from_string(settings.payout_address), network.mint_pubkey))
     for debt in debts(journal):
@@ -106,6 +118,22 @@ async def look_at_captures(chain: ChainClient, settings: Settings, journal: Jour
             )
             until = capture.arguments.expected_settled + capture.paid
             journal.add_capture(capture.signature, debt.vault, until, paid)
+        await _note_whether_gone(chain, journal, debt, now_ms)
+
+
+async def _note_whether_gone(chain: ChainClient, journal: Journal, debt: VaultDebt, now_ms: int) -> None:
+    name = GONE_FACT + debt.vault
+    missed = journal.fact(name)
+    if await chain.account_owner(Pubkey.from_string(debt.vault)) is not None:
+        if missed:
+            journal.set_fact(name, "")
+    elif not missed:
+        journal.set_fact(name, str(now_ms))
+    elif now_ms - int(missed) >= _GONE_AFTER_MS:
+        journal.set_fact(name, GONE)
+        log.error(
+            "vault %s was closed before all of it was captured: up to %s base units are lost", debt.vault, debt.owed
+        )
 
 
 async def land_orders(
@@ -121,13 +149,17 @@ async def land_orders(
 
     An order that was landed meanwhile is dropped without a word. Needs no marketplace; the fee payer needs a little SOL.
     """
-    landed = []
+    landed, owed = [], {debt.vault: debt.owed for debt in debts(journal)}
     for order, kept_at_ms in journal.orders():
         state = None
         try:
             state = await chain.existing_vault(order.vault)
         except VaultNotFound:
-            journal.drop_order(order)
+            if owed.get(order.vault):
+                why = "its vault is not on the chain any more: what it owes is lost, unless this RPC node is behind"
+                landed.append(Landing(order.vault, _share_of(network, order, payout), None, why))
+            else:
+                journal.drop_order(order)
             continue
         if state.settled > order.expected_settled:
             journal.drop_order(order)
@@ -143,15 +175,17 @@ async def land_orders(
 async def _land(
     chain: ChainClient, network: Network, order: SignedOrder, payout: Pubkey, fee_payer: Keypair
 ) -> Landing:
-    mine = str(token_account_of(payout, network.mint_pubkey))
-    amount = sum(item.amount for item in order.payees if item.token_account == mine)
+    amount = _share_of(network, order, payout)
     try:
         if await chain.lamports(fee_payer.pubkey()) == 0:
-            return Landing(
-                order.vault, amount, None, f"{fee_payer.pubkey()} holds no SOL for the fee: send it a little"
-            )
+            return Landing(order.vault, amount, None, f"{fee_payer.pubkey()} holds no SOL for the fee: send it 0.01")
         await ensure_token_account(chain, network, payout, fee_payer=fee_payer)
         return Landing(order.vault, amount, await land_order(chain, network, order, fee_payer=fee_payer))
     except TorgError as problem:
         log.warning("the order of vault %s could not be landed: %s", order.vault, problem)
         return Landing(order.vault, amount, None, problem.message)
+
+
+def _share_of(network: Network, order: SignedOrder, payout: Pubkey) -> int:
+    mine = str(token_account_of(payout, network.mint_pubkey))
+    return sum(item.amount for item in order.payees if item.token_account == mine)

@@ -83,7 +83,12 @@ class NodeStatus:
                 f" {format_amount(self.max_unpaid, decimals)} this node stops working"
             ),
         ]
-        lines += [f"    vault {debt.vault} owes {format_amount(debt.owed, decimals)}" for debt in self.debts]
+        lines += [
+            f"    vault {debt.vault} owes {format_amount(debt.owed, decimals)}"
+            if debt.owed
+            else f"    vault {debt.vault} was closed before it had paid all: {format_amount(debt.lost, decimals)} are lost"
+            for debt in self.debts
+        ]
         lines += [f"  hardware     {line}" for line in proof_lines(self.hardware)]
         lines += [
             f"  out of service  {uuid}: {reason}{' (back by itself when it stays cool)' if uuid in self.resting else ''}"
@@ -125,7 +130,7 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
             earned_undecided=journal.undecided_amount(),
             exposure=exposure(journal),
             max_unpaid=settings.max_unpaid,
-            debts=tuple(debt for debt in debts(journal) if debt.owed),
+            debts=tuple(debt for debt in debts(journal) if debt.owed or debt.lost),
             orders=len(journal.orders()),
             hardware=kept_status(journal),
             out_of_service=out_of_service,

@@ -121,7 +121,11 @@ def previous_release(settings: Settings) -> Path:
         known = journal.fact(PREVIOUS_FACT)
     if not known or not Path(known).is_dir():
         raise Conflict(
-            "no release before this one is known", code="no_previous_release", field="back", value=known or ""
+            "no release before this one is known",
+            code="no_previous_release",
+            field="back",
+            value=known or "",
+            hint="an update remembers what ran before it; --release DIR switches to any that is installed",
         )
     return Path(known)
 

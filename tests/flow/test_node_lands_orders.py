@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import pytest
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from sqlalchemy import select
@@ -14,7 +17,8 @@ from torg_marketplace.flow.settle import settle_due
 from torg_marketplace.flow.settlement_plan import signed_order
 from torg_marketplace.storage.money_models import SettlementRow
 from torg_node.journal import Journal
-from torg_node.money import land_orders
+from torg_node.money import debts, exposure, land_orders, look_at_captures
+from torg_node.settings import Settings
 from torg_protocol.caps import SignedCap, SignedOrder
 from torg_protocol.ids import Digest
 
@@ -51,6 +55,38 @@ async def test_a_node_lands_the_order_that_it_holds_once(tmp_path: Path) -> None
         assert await world.chain.token_balance(payout, network.mint_pubkey) == 900
         await world.settle_all()  # it was not for good, after all
         await world.assert_paid_exactly_once()
+        journal.close()
+
+
+async def test_what_a_closed_vault_owes_is_lost_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with settling_market(tmp_path) as world:
+        wallet = await world.earn(900)
+        await settle_due(world.market, hurry=True)
+        journal, key = Journal(tmp_path / "node.sqlite"), Keypair()
+        journal.keep_order(await _issued(world), now_ms=1_000)
+        monkeypatch.setattr(journal, "earned", lambda _: {world.vault: 900})
+        network, payout = world.market.network, Pubkey.from_string(wallet)
+        settings = cast("Settings", SimpleNamespace(network=network, payout_address=wallet))
+        async with passing_slots(world.chain):
+            vault = Pubkey.from_string(world.vault)
+            await vault_operations.start_close(world.chain, network, depositor=world.depositor, vault=vault)
+            await world.chain.localnet("torg_advance_slots", [1_600])
+            await world.chain.localnet("torg_advance_clock", [30 * 86_400])
+            await vault_operations.finish_close(world.chain, network, depositor=world.depositor, vault=vault)
+
+        await look_at_captures(world.chain, settings, journal, now_ms=0)
+        (first,) = await land_orders(world.chain, network, journal, payout=payout, fee_payer=key)
+        assert (first.amount, first.signature) == (900, None)
+        assert "not on the chain any more" in first.detail
+        assert exposure(journal) == 900, "one RPC node's word is not enough"
+        await look_at_captures(world.chain, settings, journal, now_ms=600_000)
+        (debt,) = debts(journal)
+        assert (exposure(journal), debt.owed, debt.lost) == (0, 0, 900)
+        assert "up to 900 base units are lost" in caplog.text
+        assert await land_orders(world.chain, network, journal, payout=payout, fee_payer=key) == []
+        assert journal.orders() == []
         journal.close()
 
 

@@ -19,6 +19,7 @@ from torg_protocol.accounts import CreditView
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Invalid, Unavailable
 from torg_protocol.ids import AccountId, JobId, VaultAddress
+from torg_protocol.money import format_amount
 from torg_protocol.vault_messages import CapMessage, sign_message
 
 _CAP_MARGIN_S = 3_600
@@ -143,17 +144,25 @@ async def _take(unit: Unit, account: AccountId, key_id: str, max_amount: int) ->
             code="spend_cap_reached",
             field="spec.limits.max_cost",
             value=max_amount,
-            hint=f"{row.spend_cap - row.spent - row.held} of {row.spend_cap} base units are left; limit the job, or use another key",
+            hint=f"{_tokens(unit, row.spend_cap - row.spent - row.held)} of {_tokens(unit, row.spend_cap)} tokens are left: {_FIT}, or use another"
+            " key",
         )
     if not await _changed(unit, within_credit):
-        left = (await credit_view(unit, account)).available
+        left = _tokens(unit, (await credit_view(unit, account)).available)
         raise Conflict(
             "this job may cost more than the account's credit",
             code="credit_exhausted",
             field="spec.limits.max_cost",
             value=max_amount,
-            hint=f"{left} base units are left; limit the job, or ask the operator for more",
+            hint=f"{left} tokens are left: {_FIT}, or ask the operator for more",
         )
+
+
+_FIT = "limits.max_cost or a shorter limits.max_duration fits a job into that"
+
+
+def _tokens(unit: Unit, amount: int) -> str:
+    return format_amount(amount, unit.policy.decimals)
 
 
 async def close_credit(unit: Unit, hold: HoldRow) -> None:
