@@ -39,7 +39,9 @@ async def on_the_backup(market: Market, folder: Path, backup: Path) -> AsyncIter
     restore(url_of(folder / "restored"), backup)
     async with open_world(folder / "restored") as world:
         kept = {"sessions", "writer", "book", "wakes"}
-        values = {item.name: getattr(market, item.name) for item in fields(Market) if item.name not in kept}
+        values = {
+            item.name: getattr(market, item.name) for item in fields(Market) if item.init and item.name not in kept
+        }
         yield replace(world.market, **values)
 
 

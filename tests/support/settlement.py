@@ -83,7 +83,7 @@ def mortal(market: Market, life: Life) -> Market:
                 life.step("before its commit")
             life.step("after its commit")
 
-    values = {item.name: getattr(market, item.name) for item in fields(Market)}
+    values = {item.name: getattr(market, item.name) for item in fields(Market) if item.init}
     values["writer"] = asyncio.Lock()
     return MortalMarket(**{**values, "chain": MortalChain(market.chain, life)})  # type: ignore[arg-type]  # a ChainPort by its methods
 
@@ -193,11 +193,11 @@ async def settling_market(folder: Path, *, policy: MarketPolicy | None = None) -
             network = await make_network(chain, operator, localnet.genesis_hash)
             session, depositor = Keypair(), Keypair()
             vault = await open_funded_vault(chain, network, session, depositor=depositor)
-            values = {item.name: getattr(world.market, item.name) for item in fields(Market)}
+            values = {item.name: getattr(world.market, item.name) for item in fields(Market) if item.init}
             market = Market(**{**values, "network": network, "chain": chain})
             await refresh_vault(market, vault)
         async with open_world(folder, policy=policy) as again:
-            values = {item.name: getattr(again.market, item.name) for item in fields(Market)}
+            values = {item.name: getattr(again.market, item.name) for item in fields(Market) if item.init}
             market = Market(**{**values, "network": network, "chain": chain})
             yield SettlingMarket(market, chain, vault, session, depositor, {})
 
