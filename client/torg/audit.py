@@ -73,12 +73,12 @@ def audit_books(journal: Journal, *, marketplace: str, client: str) -> Audit:
 
 def audit_vault(audit: Audit, journal: Journal, entry: VaultEntry, found: VaultOnChain | None, *, client: str) -> None:
     """Adds what the chain says of a vault: never more may have left it than was receipted or is still open."""
-    audit.checked_on_chain += 1
     if found is None:
         audit.findings.append(
             Finding("note", entry.address, "is not on the chain: closed, and its rest was taken back")
         )
         return
+    audit.checked_on_chain += 1
     for name, actual, wanted in (("depositor", found.depositor, client), ("signer", found.signer, entry.signer)):
         if actual != wanted:
             audit.findings.append(Finding("problem", entry.address, f"its {name} on chain is {actual}, not {wanted}"))

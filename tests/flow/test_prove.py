@@ -132,6 +132,8 @@ async def test_evidence_is_kept_and_gives_the_same_finding_again(world: World) -
     await judge_opened(world.market)
     node.read()
     (kept,) = await proofs_of(world.market, node.id)
+    with pytest.raises(NotFound, match="no such node"):
+        await proofs_of(world.market, node.id[:8])
 
     then, now = await replay(world.market, str(kept["proof_id"]))
     assert then == now

@@ -149,13 +149,13 @@ async def quote(session: Session, file: Path) -> None:
     async with session.client() as client:
         market = await client.market()
         answer = await client.quote(spec)
-    session.show(answer.wire(), quote_text(spec, answer, coin(market)))
+    session.show(answer.wire(), quote_text(spec, answer, coin(market), on_credit=session.config.api_key is not None))
     if not answer.feasible:
         sys.exit(1)
     session.hint(f"submit it:  torg submit {file} --wait")
 
 
-def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
+def quote_text(spec: JobSpec, answer: Quote, money: Coin, *, on_credit: bool = False) -> str:
     if not answer.feasible:
         head = f"{spec.name}: no node can run this ({answer.nodes_considered} on the market)"
         hint = f"\nhint: {answer.hint}" if answer.hint else ""
@@ -170,10 +170,11 @@ def quote_text(spec: JobSpec, answer: Quote, money: Coin) -> str:
     prices = low if low == high else f"{low} to {high}"
     at_once = f", on {answer.nodes_at_once} nodes at once" if answer.nodes_at_once > 1 else ""
     part = spec.resources.gpu_fraction if spec.resources.is_share else 1000 * answer.billable_gpus
+    held = "of your account's credit" if on_credit else "in your vault"
     lines = [
         f"{spec.name}: can run {when} on {answer.nodes_fitting} of {answer.nodes_considered} nodes",
         f"  price per GPU-hour  {prices}, x {format_cpu_millis(part)}{at_once}",
-        f"  never more than     {money.text(answer.max_amount)}  (held in your vault; what is not used comes back)",
+        f"  never more than     {money.text(answer.max_amount)}  (held {held}; what is not used comes back)",
     ]
     if answer.nodes_at_once > 1:
         lines.append(

@@ -64,8 +64,9 @@ async def replay(market: Market, proof_id: str) -> tuple[Finding, Finding]:
 
 
 async def proofs_of(market: Market, node_id: str) -> list[dict[str, object]]:
-    """The newest hundred of a node, newest first."""
+    """The newest hundred of a node, newest first. Raises NotFound node_unknown."""
     async with market.reading() as unit:
+        await node_row(unit, node_id)
         query = select(HardwareProofRow).where(HardwareProofRow.node_id == node_id)
         rows = (await unit.session.scalars(query.order_by(HardwareProofRow.wanted_at_ms.desc()).limit(100))).all()
         return [

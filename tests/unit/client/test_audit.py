@@ -148,3 +148,4 @@ def test_what_the_chain_says_is_compared_to_the_unit(
     audit_vault(report, journal, VAULT, on_chain, client=ME)
     assert [item.kind for item in report.findings] == ([kind] if kind else [])
     assert all(said in item.text for item in report.findings)
+    assert report.checked_on_chain == (on_chain is not None)

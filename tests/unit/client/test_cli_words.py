@@ -47,7 +47,10 @@ def test_a_gangs_quote_is_of_all_of_its_nodes() -> None:
 
     shown = quote_text(spec, answer, money)
     assert "on 4 nodes at once" in shown
-    assert "never more than     8 tUSD" in shown
+    assert "never more than     8 tUSD  (held in your vault;" in shown
+    assert "(held of your account's credit;" in quote_text(spec, answer, money, on_credit=True), (
+        "an API key has no vault"
+    )
     assert "that is for 4 nodes together" in shown
 
 
