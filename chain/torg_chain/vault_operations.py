@@ -19,6 +19,7 @@ from spl.token.constants import TOKEN_PROGRAM_ID
 from spl.token.instructions import create_idempotent_associated_token_account, transfer_checked
 
 from torg_chain import instructions as program
+from torg_chain.errors import TransactionExpired
 from torg_chain.network import Network
 from torg_chain.rpc import ChainClient, TransactionStatus
 from torg_chain.transactions import SignedTransaction, sign_transaction
@@ -267,9 +268,16 @@ def transfer_instruction(network: Network, owner: Pubkey, to_owner: Pubkey, amou
 async def _send(
     chain: ChainClient, instructions: list[Instruction], signers: list[Keypair], until: TransactionStatus
 ) -> SignedTransaction:
-    blockhash, last_valid = await chain.latest_blockhash()
-    transaction = sign_transaction(instructions, signers, blockhash, last_valid)
-    await chain.send_and_confirm(transaction, until=until)
+    """On a new blockhash once the one before is dead: a machine that stands still for longer than one lives has lost nothing."""
+    for is_last in (False, False, True):
+        blockhash, last_valid = await chain.latest_blockhash()
+        transaction = sign_transaction(instructions, signers, blockhash, last_valid)
+        try:
+            await chain.send_and_confirm(transaction, until=until)
+            break
+        except TransactionExpired:
+            if is_last:
+                raise
     return transaction
 
 

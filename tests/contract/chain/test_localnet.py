@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from solders.hash import Hash
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from solders.system_program import TransferParams, transfer
@@ -131,6 +132,31 @@ async def test_a_vault_from_opening_to_closing(tmp_path: Path) -> None:
         assert await chain.vault(vault, mint=network.mint) is None
         assert await chain.token_balance(client.pubkey(), network.mint_pubkey) == 10_000_000 - 1_230_000
         assert await chain.accounts_exist([token_account_of(vault, network.mint_pubkey)]) == [False]
+
+
+async def test_what_a_machine_that_stood_still_would_send_too_late_is_sent_on_a_new_blockhash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, operator = Keypair(), make_operator()
+    async with running_localnet(tmp_path) as localnet, ChainClient(localnet.rpc_url) as chain:
+        network = await make_network(chain, operator, localnet.genesis_hash)
+        await chain.faucet(client.pubkey(), 1_000)
+        asked = []
+
+        async def dies_at_first() -> tuple[Hash, int]:
+            found = await ChainClient.latest_blockhash(chain)
+            asked.append(found)
+            if len(asked) == 1:
+                await chain.localnet("torg_advance_slots", [200])
+            return found
+
+        monkeypatch.setattr(chain, "latest_blockhash", dies_at_first)
+        _, vault = await vault_operations.open_vault(
+            chain, network, depositor=client, signer=client.pubkey(), grace_s=3600, deposit=400
+        )
+        assert len(asked) == 2
+        assert (await chain.existing_vault(vault)).balance == 400
+        assert await chain.token_balance(client.pubkey(), network.mint_pubkey) == 600
 
 
 async def test_a_collateral_is_slashed_for_a_client_through_rpc(tmp_path: Path) -> None:
