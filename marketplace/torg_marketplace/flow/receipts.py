@@ -15,6 +15,7 @@ from torg_protocol.api import JobReceipts
 from torg_protocol.errors import Invalid, NotFound
 from torg_protocol.ids import AccountId, Digest, JobId, LeaseId, NodeId, VaultAddress
 from torg_protocol.messages import ReceiptIssued, ReceiptSigned
+from torg_protocol.signing import verify_document
 from torg_protocol.states import EndReason
 from torg_protocol.usage import (
     OutputFile,
@@ -88,14 +89,15 @@ _RECEIPTS = select(ReceiptRow).where(ReceiptRow.lease_id.in_(bindparam("lease_id
 async def on_receipt_signed(unit: Unit, node_id: NodeId, message: ReceiptSigned) -> None:
     """Adds the node's signature to its receipt. Raises NotFound or Invalid; safe to repeat."""
     row = await unit.session.get(ReceiptRow, message.lease_id)
-    signed = None if row is None else SignedReceipt.model_validate(row.signed)
-    if row is None or signed is None or signed.receipt.node != node_id:
+    receipt = None if row is None else row.signed["receipt"]  # as it was signed: nothing is made of it first
+    if row is None or receipt is None or receipt["node"] != node_id:
         raise NotFound("no such receipt of yours", code="receipt_unknown", field="lease_id", value=message.lease_id)
-    if message.receipt_digest != row.receipt_digest or not signed.receipt.is_signed_by(node_id, message.signature):
+    is_same = message.receipt_digest == row.receipt_digest
+    if not is_same or not verify_document(node_id, message.signature, Receipt.KIND, receipt):
         raise Invalid(
             "this does not sign the receipt that was issued", code="receipt_signature_invalid", field="signature"
         )
-    row.signed = signed.model_copy(update={"node_signature": message.signature}).wire()
+    row.signed = row.signed | {"node_signature": message.signature}
 
 
 async def _billed_usage(unit: Unit, lease: LeaseRow) -> tuple[SignedUsage, ...]:
