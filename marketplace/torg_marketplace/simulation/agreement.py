@@ -48,7 +48,7 @@ def untold(parties: Parties, tables: Tables) -> Iterator[str]:
             case _:
                 continue
         was_heard = node.online and (node.connected_ms > since_ms or node.rounds_since(since_ms) > 0)
-        if was_heard and (wanted, lease_id) not in map(_named, parties.world.links.waiting(node.id)):
+        if was_heard and (wanted, lease_id) not in map(_named, parties.world.links.said(node.id)):
             yield f"{lease_id} is {lease['state']}, and {node.id}, which was heard of since, is not told"
 
 

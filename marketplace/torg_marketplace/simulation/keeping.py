@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torg_marketplace.flow.garbage import collect_garbage
-from torg_marketplace.flow.retention import forget_deliveries, forget_history
+from torg_marketplace.flow.retention import forget_deliveries, forget_history, forget_unused
 from torg_marketplace.flow.webhooks import (
     Room,
     create_webhook,
@@ -27,6 +27,7 @@ from torg_protocol.webhooks import WebhookRequest
 
 # Of the simulated market: short enough that things go while others go on.
 BLOB_GRACE_MS, KEEP_BLOBS_MS, KEEP_EVIDENCE_MS, KEEP_HISTORY_MS = 10_000, 45_000, 120_000, 45_000
+KEEP_UNUSED_MS = 150_000
 _LOOKED_AT = {"metric", "replay", "activation", "quorum"}  # policies after which files are evidence
 _KINDS = ("job", "lease", "receipt", "checkpoint")
 _PAUSES_MS = (5_000, 30_000, 120_000, 600_000)  # after the first tries that failed
@@ -60,6 +61,7 @@ async def keep_house(world: World, told: Told, clients: list[SimulatedClient], c
     await _subscribe(world, told, chance.choice(clients), chance)
     await collect_garbage(world.market)
     await forget_history(world.market)
+    await forget_unused(world.market)
     await forget_deliveries(world.market)
     said = await _tell(world, told, chance)
     return [*said, *kept(world, told, look(world.database))]

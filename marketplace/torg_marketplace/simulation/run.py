@@ -30,6 +30,7 @@ from torg_marketplace.simulation.keeping import (
     KEEP_BLOBS_MS,
     KEEP_EVIDENCE_MS,
     KEEP_HISTORY_MS,
+    KEEP_UNUSED_MS,
     keep_house,
     nothing_is_left,
 )
@@ -68,6 +69,7 @@ POLICY = MarketPolicy(
     keep_blobs_ms=KEEP_BLOBS_MS,
     keep_evidence_ms=KEEP_EVIDENCE_MS,
     keep_history_ms=KEEP_HISTORY_MS,
+    keep_unused_ms=KEEP_UNUSED_MS,
 )
 _OPEN = {"wanted", "proposed"}
 _SWEEP_AT_LEAST_EVERY_MS = 15_000

@@ -39,6 +39,10 @@ def broken_volumes(tables: Tables) -> Iterator[str]:
     }
     made: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row in rows:
+        if (row["account"], row["name"]) not in volumes and tables.jobs[row["job_id"]]["closed_at_ms"] is None:
+            yield f"{row['job_id']} is open, and its volume {row['name']} is forgotten"
+    rows = [row for row in rows if _is_of(tables, row, volumes.get((row["account"], row["name"])))]
+    for row in rows:
         key = row["account"], row["name"]
         volume = volumes[key]
         if row["written_generation"] is not None:
@@ -59,6 +63,11 @@ def broken_volumes(tables: Tables) -> Iterator[str]:
         ]
         if newest and json.loads(newest[0]["left"] or "{}").get("digest") != volume["digest"]:
             yield f"{key[1]} holds other bytes than {newest[0]['job_id']} left in it"
+
+
+def _is_of(tables: Tables, row: dict[str, Any], volume: dict[str, Any] | None) -> bool:
+    """Not of one of the same name that nobody used for long, and that was forgotten."""
+    return volume is not None and bool(tables.jobs[row["job_id"]]["created_at_ms"] >= volume["created_at_ms"])
 
 
 def _named(tables: Tables, query: str) -> list[dict[str, Any]]:

@@ -32,9 +32,10 @@ from torg_protocol.canonical import sha256_digest
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import Digest, NodeId
 from torg_protocol.jobspec import BlobRef, JobSpec
-from torg_protocol.messages import ToNode
+from torg_protocol.messages import Abandon, Granted, Stop, ToNode
 
 START_MS = 1_800_000_000_000
+_LOST = 0.08
 WORKLOAD = "cnn"
 GOOD, BAD, UNREADABLE = (
     b"good",
@@ -67,13 +68,16 @@ class SeededRandomness:
 
 
 class Links:
-    """Messages wait per node until it takes them. To a node that is not connected nothing is delivered."""
+    """Messages wait per node until it takes them. To a node that is not connected nothing is delivered; with `chance`, some of what is said
+    again until the node reacts to it gets lost on the way to others, as between processes of a marketplace."""
 
-    def __init__(self) -> None:
+    def __init__(self, chance: random.Random | None = None) -> None:
+        self._chance = chance
         self._inboxes: dict[NodeId, deque[ToNode]] = {}
+        self._said: dict[NodeId, list[ToNode]] = {}  # since the node last read
 
     def connect(self, node_id: NodeId) -> None:
-        self._inboxes[node_id] = deque()
+        self._inboxes[node_id], self._said[node_id] = deque(), []
 
     def disconnect(self, node_id: NodeId) -> None:
         """What was on the way is lost."""
@@ -83,17 +87,22 @@ class Links:
         inbox = self._inboxes.get(node_id)
         if inbox is None:
             return False
+        self._said[node_id].append(message)
+        if isinstance(message, Granted | Stop | Abandon) and self._chance is not None and self._chance.random() < _LOST:
+            return True
         inbox.append(message)
         return True
 
     def connected(self) -> frozenset[NodeId]:
         return frozenset(self._inboxes)
 
-    def waiting(self, node_id: NodeId) -> list[ToNode]:
-        return list(self._inboxes.get(node_id, ()))
+    def said(self, node_id: NodeId) -> list[ToNode]:
+        """Since it last read, also what gets lost."""
+        return self._said.get(node_id, [])
 
     def take_all(self, node_id: NodeId) -> list[ToNode]:
         inbox = self._inboxes.get(node_id, deque())
+        self._said[node_id] = []
         messages = list(inbox)
         inbox.clear()
         return messages
@@ -266,7 +275,7 @@ class World:
 def open_world(seed: int, policy: MarketPolicy) -> World:
     engine, database = empty_market()
     randomness, chance = SeededRandomness(seed), random.Random(seed)
-    clock, links, blobs = VirtualClock(), Links(), Blobs()
+    clock, links, blobs = VirtualClock(), Links(random.Random(f"links of {seed}")), Blobs()
     chain = SimulatedChain(chance, START_MS, START_MS)
     workspace = blobs.put(b"the catalogue's workspace")
     evaluator = SimulatedEvaluator(blobs, chance)
@@ -297,7 +306,7 @@ def open_world(seed: int, policy: MarketPolicy) -> World:
         database,
         Pulse(),
         workspace,
-        keeps_volumes=seed % 4 == 3,
+        keeps_volumes=seed % 4 == 3 or seed % 28 == 8,  # also in some that keep house
         keeps_house=keeps_house(seed),
         shares_gpus=seed % 4 == 2,
     )
