@@ -36,7 +36,7 @@ _LEVEL_BITS = {level: 1 << place for place, level in enumerate(ISOLATION_LEVELS)
 _EGRESS_BITS: dict[str, int] = {kind: 1 << place for place, kind in enumerate(EGRESS_KINDS)}
 WARM_ITEMS = 16  # images and blobs remembered per node; of more, those whose names sort first
 
-NUMBERS = (  # the first eight, which most searches ask about, fill a line of a processor's cache, the others the next
+NUMBERS = (  # of a price order's line the first eight, which most searches ask about, fill a line of a processor's cache
     "price",
     "cpu_free",
     "memory_free",
@@ -234,7 +234,7 @@ class Fleet:
         self.present: Mask = np.zeros(rows, dtype=np.bool_)
         self.live: Mask = np.zeros(rows, dtype=np.bool_)
         self.accepting: Mask = np.zeros(rows, dtype=np.bool_)
-        self.numbers = column(np.int64, len(NUMBERS))
+        self.numbers = np.asfortranarray(column(np.int64, len(NUMBERS)))
         self._view()
         self.version = column(np.int32)
         self.gpu_class = column(np.int32)
@@ -246,7 +246,7 @@ class Fleet:
         self.warm = column(np.int32, WARM_ITEMS)
 
     def _view(self) -> None:
-        """These columns lie side by side, row by row: who looks at one of a row is likely to look at the others."""
+        """Each column lies in one piece, for who asks one question of all rows (`explain`). Price orders have copies row by row."""
         views = (self.numbers[:, place] for place in range(len(NUMBERS)))
         self.price, self.cpu_free, self.memory_free, self.disk_free, self.isolation, self.region, *rest = views
         self.reputation, self.unpaid_gpu_ms, self.max_unpaid, self.egress, self.proven_gops, *rest = rest
@@ -258,7 +258,7 @@ class Fleet:
     def _grow(self) -> None:
         for name in self._columns():
             old = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+            setattr(self, name, np.concatenate([old, np.zeros_like(old)]))  # columns stay in one piece
         self._view()
 
     def _widen(self, width: int) -> None:

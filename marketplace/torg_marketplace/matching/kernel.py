@@ -372,11 +372,12 @@ def compile_now() -> bool:
 
 def _of_nothing() -> tuple[Integers | float, ...]:
     """Of the types that searches have, over no rows. With other types the first search would compile again, on the event loop."""
-    none, table, numbers = np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1), np.int64)
+    none, table, lines = np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1), np.int64)
+    numbers = np.zeros((2, 2), np.int64, order="F")  # of which no smaller array is an example
     fleet = Columns(numbers, *(table.astype(kind) for kind in ("i8", "i4", "i2", "i4", "i4")))
     expected = Expected(shapes=table, copies=table, reach=table, weights=np.zeros(0))
     remembered = Remembered(np.zeros(0, np.int32), none, np.zeros(0))
     numbers_asked = [0] * (len(Asked._fields) - _LISTS)
     asked = told(Asked._make([*numbers_asked, *(none,) * _LISTS]))
-    order = Order(none, numbers, np.zeros(0, np.int16))
+    order = Order(none, lines, np.zeros(0, np.int16))
     return (*fleet, *order, *expected, *remembered, asked, np.zeros(4), 1.0, np.array([NOBODY, NOBODY]))

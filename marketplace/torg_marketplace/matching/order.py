@@ -95,7 +95,7 @@ class PriceOrder:
         """For a compiled search: all rows, what is known of them, and what each has free of what the demand takes."""
         self._apply()
         if self._lines is None:
-            self._lines = self._fleet.numbers[self._rows]
+            self._lines = np.ascontiguousarray(self._fleet.numbers[self._rows])
         if not demand.spec.resources.gpus:
             return Order(self._rows, self._lines, self._slots)
         return Order(self._rows, self._lines, self._whole if demand.gpu_milli == WHOLE_MILLI else self._most)
