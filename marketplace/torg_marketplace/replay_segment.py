@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 POLL_S = 0.02
+WANTED = "TORG_CHECKPOINT_AT"  # one that SIGTERM made is none that the job would write by itself
 ANSWER, REPORT = "answer.safetensors", "segment.json"
 STATE, SCALARS, MODEL = "state.safetensors", "state.json", "model.safetensors"
 
@@ -26,7 +27,7 @@ def main(name: str, command: list[str]) -> int:
     checkpoints, outputs = Path(os.environ["TORG_CHECKPOINT_DIR"]), Path(os.environ["TORG_OUTPUT_DIR"])
     own = Path.cwd() / ".segment"  # where the command writes its outputs: ours are others
     own.mkdir(exist_ok=True)
-    child = subprocess.Popen(command, env={**os.environ, "TORG_OUTPUT_DIR": str(own)})
+    child = subprocess.Popen(command, env={**os.environ, "TORG_OUTPUT_DIR": str(own), WANTED: name})
     try:
         reached = _until(checkpoints / name, outputs, child) if name else False
         if not reached and child.wait() == 0 and not name and (own / MODEL).is_file():

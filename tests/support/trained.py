@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.support.workload_runs import WORKLOADS, job_of
 from torg_host.archive import pack
+from torg_marketplace.replay_segment import WANTED
 from torg_marketplace.rules.replay import Segment, segments_of
 from torg_marketplace.simulation.world import Blobs
 from torg_protocol.ids import Digest
@@ -39,11 +40,13 @@ class Trained:
         return segments_of(None, self.stored)
 
 
-def train(name: str, options: list[str], folder: Path) -> Trained:
+def train(name: str, options: list[str], folder: Path, *, stopped_at: str = "") -> Trained:
+    """`stopped_at`: a checkpoint that there is only because the job was asked to stop, which it did not."""
     blobs, commit_s = Blobs(), 0.0
     shutil.copytree(WORKLOADS / name, folder / "work")
     env = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1"}
     env |= {"TORG_CHECKPOINT_DIR": str(folder / "checkpoints"), "TORG_OUTPUT_DIR": str(folder / "outputs")}
+    env |= {WANTED: stopped_at}
     command = [sys.executable, "-c", _KEEP_ALL, *options]
     subprocess.run(command, cwd=folder / "work", env=env, check=True, capture_output=True)
     workspace = _packed(WORKLOADS / name, blobs, folder)

@@ -77,6 +77,9 @@ class Job:
         self._tracked: dict[str, Any] = {}
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._stop_asked = False
+        self._also_at = os.environ.get(
+            "TORG_CHECKPOINT_AT"
+        )  # who executes a segment again wants the one that SIGTERM made
         self._total = 0
         signal.signal(signal.SIGTERM, self._note_stop)
 
@@ -102,7 +105,7 @@ class Job:
     def checkpoint(self, step: int, *, due: bool) -> None:
         """To be called after each step. Writes a checkpoint when it is due, after the last step, and when SIGTERM came: then the
         process ends, with 143."""
-        if due or self._stop_asked or step == self._total:
+        if due or self._stop_asked or step == self._total or _name_of(step) == self._also_at:
             self._write(step)
         if self._stop_asked:
             print(f"stopped at step {step}; a checkpoint is written", flush=True)
@@ -123,7 +126,7 @@ class Job:
 
     def _write(self, step: int) -> None:
         """Written under a hidden name, flushed to the disk, then renamed. Older ones than the newest two go. Safe twice."""
-        final = self.checkpoints / f"step-{step:08d}"
+        final = self.checkpoints / _name_of(step)
         if final.exists():
             return
         tensors: dict[str, torch.Tensor] = {}
@@ -266,6 +269,10 @@ def _unflattened(saved: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
+
+
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torg_host.archive import UnpackLimits, pack, unpack
 from torg_host.sandbox import CompletedRun, SandboxLimits, SandboxMount, SandboxUnavailable, run_sandboxed
 from torg_marketplace.ports import BlobStore, EvaluationFailed, Planted
-from torg_marketplace.replay_segment import MODEL, STATE, whole
+from torg_marketplace.replay_segment import MODEL, STATE, WANTED, whole
 from torg_marketplace.rules.replay import LONGEST_MS, TOLERANCE, Distance, Segment
 from torg_marketplace.workers.comparison import Unsound, alter, check_sound, compare, take_over_time
 from torg_protocol.errors import TorgError
@@ -215,7 +215,7 @@ class SandboxReplayer:
         wanted = inside / "checkpoints" / segment.end.name if segment.end is not None else None
         over_after_s = None if segment.over_after_ms is None else segment.over_after_ms / 1000
         watch = _Stopwatch(self._kept_waiting_s)
-        async with self._running(spec, inside) as running:
+        async with self._running(spec, inside, segment.end.name if segment.end is not None else "") as running:
             while True:
                 ended = running.done()
                 if wanted is not None and await _taken(wanted, replayed):
@@ -235,12 +235,12 @@ class SandboxReplayer:
         return await self._came_to_nothing(spec, run, segment, root)
 
     @contextlib.asynccontextmanager
-    async def _running(self, spec: JobSpec, inside: Path) -> AsyncIterator[asyncio.Task[CompletedRun]]:
+    async def _running(self, spec: JobSpec, inside: Path, name: str = "") -> AsyncIterator[asyncio.Task[CompletedRun]]:
         """The job, in these folders; stopped at the end. Raises EvaluationFailed where there is no sandbox."""
         for path in [inside.parent, inside, *inside.rglob("*")]:
             if not path.is_symlink():
                 path.chmod(0o777 if path.is_dir() else 0o644)
-        running = asyncio.create_task(self._start(spec, inside, self._timeout_s))
+        running = asyncio.create_task(self._start(spec, inside, name))
         try:
             yield running
         except SandboxUnavailable as error:
@@ -271,12 +271,13 @@ class SandboxReplayer:
                 await asyncio.wait({running}, timeout=_POLL_S)
             return (await running).succeeded
 
-    async def _start(self, spec: JobSpec, inside: Path, timeout_s: float) -> CompletedRun:
+    async def _start(self, spec: JobSpec, inside: Path, name: str) -> CompletedRun:
         asked = spec.resources
         folders = {
             "TORG_CHECKPOINT_DIR": str(_INSIDE / "checkpoints"),
             "TORG_OUTPUT_DIR": str(_INSIDE / "outputs"),
             "TORG_PROGRESS_FILE": str(_INSIDE / "progress.jsonl"),
+            WANTED: name,
         }
         limits = SandboxLimits(
             memory_bytes=asked.memory, cpu_millis=asked.cpus, disk_bytes=min(asked.disk, _TMP_BYTES), pids=256
@@ -285,7 +286,7 @@ class SandboxReplayer:
             spec.command,
             mounts=[SandboxMount(inside, str(_INSIDE), writable=True)],
             limits=limits,
-            timeout_s=timeout_s,
+            timeout_s=self._timeout_s,
             env={**spec.env, **folders},
             workdir=str(_INSIDE / "work"),
         )

@@ -33,6 +33,14 @@ async def test_honest_segments_come_out_bit_for_bit(trained: Trained, number: in
     assert (found.value, found.bit_equal, found.passes) == (0.0, True, True), found.detail
 
 
+async def test_what_a_node_stored_because_it_was_asked_to_stop_is_executed_up_to_there(tmp_path: Path) -> None:
+    """The job writes none there by itself: a drained or preempted honest node was found to have made it up."""
+    trained = train("health", ["--epochs", "3"], tmp_path, stopped_at="step-00000030")
+    assert [item.name for item in trained.stored] == ["step-00000026", "step-00000030", "step-00000039"]
+    found = await SandboxReplayer(trained.blobs).replay(trained.spec, trained.segments[1], trained.model)
+    assert found.bit_equal, found.detail
+
+
 async def test_a_copied_checkpoint_and_a_foreign_model_are_far_off(trained: Trained) -> None:
     segment = trained.segments[2]
     assert segment.start is not None

@@ -25,6 +25,14 @@ for name in ("step-1", "step-2"):
     (where / ("." + name)).rename(where / name)
 pathlib.Path(os.environ["TORG_OUTPUT_DIR"], "model.safetensors").write_bytes(b"model")
 """
+AS_ASKED = """
+import os, pathlib
+where = pathlib.Path(os.environ["TORG_CHECKPOINT_DIR"], os.environ["TORG_CHECKPOINT_AT"])
+where.mkdir()
+(where / "state.json").write_text("{}")
+header = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+(where / "state.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"w")
+"""
 GOES_ON = "\nwhile True: time.sleep(0.1)"
 
 
@@ -32,6 +40,7 @@ GOES_ON = "\nwhile True: time.sleep(0.1)"
     ("name", "program", "answer", "report"),
     [
         ("step-1", WRITES_TWO + GOES_ON, (b"step-1", '{"of": "step-1"}'), {"reached": True, "code": None}),
+        ("step-7", AS_ASKED, (b"w", "{}"), {"reached": True, "code": None}),
         ("", WRITES_TWO, b"model", {"reached": True, "code": 0}),
         ("step-3", WRITES_TWO, b"", {"reached": False, "code": 0}),
         ("step-1", "raise SystemExit(3)", b"", {"reached": False, "code": 3}),
