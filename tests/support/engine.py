@@ -113,7 +113,7 @@ def launch(name: str, command: Sequence[str], **changes: object) -> LaunchSpec:
         "workdir": "/tmp",
         "mounts": (),
         "limits": limits(),
-        "max_duration_ms": 60_000,
+        "max_duration_ms": 600_000,
     }
     return LaunchSpec(name=name, command=tuple(command), **{**fields, **changes})  # type: ignore[arg-type]  # checked by tests
 

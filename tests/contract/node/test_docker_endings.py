@@ -204,7 +204,7 @@ async def test_what_the_job_left_running_dies_with_it(engine_socket: Path, tmp_p
 
 async def test_a_container_killed_by_somebody_else_is_told_apart(engine_socket: Path, tmp_path: Path) -> None:
     async with docker_executor(engine_socket, tmp_path) as executor:
-        handle = await executor.start(launch("victim", ["sleep", "60"]))
+        handle = await executor.start(launch("victim", ["sleep", "600"]))
         await executor._engine.docker.containers.container(handle.ref).kill(signal="SIGKILL")
         ended = await executor.wait(handle)
 

@@ -229,7 +229,7 @@ async def test_a_live_follower_loses_nothing_of_a_burst_larger_than_its_log(
 @pytest.mark.root
 async def test_following_a_silent_job_can_be_given_up(engine_socket: Path, tmp_path: Path) -> None:
     async with docker_executor(engine_socket, tmp_path) as executor:
-        handle = await executor.start(launch("silent", ["sleep", "60"]))
+        handle = await executor.start(launch("silent", ["sleep", "600"]))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await anext(executor.logs(handle))

@@ -12,7 +12,7 @@ from torg_node.executors.errors import AlreadyRunning, ExecutorError, LaunchRefu
 from torg_node.executors.port import Handle, Mount
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
-SLEEP = ["sleep", "60"]
+SLEEP = ["sleep", "600"]
 
 
 async def names_on(socket: Path) -> set[str]:

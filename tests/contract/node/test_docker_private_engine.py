@@ -46,7 +46,7 @@ async def test_it_comes_and_goes_with_a_container_still_running(folder: Path, tm
     try:
         assert run_engine_script("start", state_dir) == socket
         async with docker_executor(Path(socket), tmp_path) as executor:
-            await executor.start(launch("left-running", ["sleep", "60"]))
+            await executor.start(launch("left-running", ["sleep", "600"]))
             await executor.close()
         cgroup = json.loads((state_dir / "daemon.json").read_text())["cgroup-parent"].lstrip("/")
         assert len(traces_of(state_dir)) > 2

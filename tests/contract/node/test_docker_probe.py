@@ -70,7 +70,7 @@ async def test_a_container_must_see_exactly_the_gpus_it_was_promised(
     )
     async with docker_executor(engine_socket, tmp_path, local_images=[image.tag]) as executor:
         prepared = await executor.prepare(image.tag)
-        handle = await executor.start(launch("gpus", ["sleep", "60"], image=prepared.reference))
+        handle = await executor.start(launch("gpus", ["sleep", "600"], image=prepared.reference))
         if complaint is None:
             await verify_gpus(executor._engine.docker, handle.ref, promised)
             return
@@ -85,7 +85,7 @@ async def test_a_container_must_see_exactly_the_gpus_it_was_promised(
 @pytest.mark.root
 async def test_what_cannot_be_looked_at_is_not_verified(engine_socket: Path, tmp_path: Path) -> None:
     async with docker_executor(engine_socket, tmp_path) as executor:
-        without_tool = await executor.start(launch("without", ["sleep", "60"]))
+        without_tool = await executor.start(launch("without", ["sleep", "600"]))
         ended = await executor.start(launch("ended", ["true"]))
         await executor.wait(ended)
 
@@ -206,7 +206,7 @@ async def test_a_gpu_without_a_runtime_of_its_own_comes_as_its_device_nodes_and_
     devices = {"AMD-1": (simulated_gpu,), "AMD-2": ("/dev/kfd-that-is-not-there",)}
     async with docker_executor(engine_socket, tmp_path, local_images=[image.tag], gpu_devices=devices) as executor:
         reference = (await executor.prepare(image.tag)).reference
-        use = f"id -G; echo used > {simulated_gpu} && echo written && sleep 60"
+        use = f"id -G; echo used > {simulated_gpu} && echo written && sleep 600"
         handle = await executor.start(launch("amd", ["sh", "-c", use], image=reference, gpu_uuids=("AMD-1",)))
         said = await read_until(executor, handle, "written\n")
         with pytest.raises(ExecutorError) as unseen:

@@ -131,7 +131,7 @@ async def test_an_image_of_somebodys_container_stays_and_the_others_go_on(host: 
     rented, idle = await host.pushed("rented", MIB), await host.pushed("idle", MIB)
     prepared = await host.prepare(rented)
     await host.prepare(idle)
-    handle = await host.executor.start(launch("job", ["sleep", "60"], image=prepared.reference))
+    handle = await host.executor.start(launch("job", ["sleep", "600"], image=prepared.reference))
     gone = await trim(host.cache, host.executor.forget_image, (), 0)
 
     assert [entry.engine_image for entry in gone] == [idle]

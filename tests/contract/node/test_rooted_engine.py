@@ -85,7 +85,7 @@ async def test_root_runs_in_the_sandbox_on_the_engines_image_and_others_in_the_e
 async def test_a_restarted_agent_finds_both_kinds_and_unused_images_go(
     rooted: RootedExecutor, disk: Path, tmp_path: Path, engine_socket: Path
 ) -> None:
-    spec = await a_launch(rooted, disk, "root", "sleep 60")
+    spec = await a_launch(rooted, disk, "root", "sleep 600")
     handles = [await rooted.start(spec), await rooted.start(replace(spec, name="nobody", own_root=None))]
     (unpacked,) = (tmp_path / "rooted" / "images").iterdir()
     os.utime(unpacked / "ready", (0, 0))
