@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.actors import join, make_client, spec
 from tests.support.market import World
+from torg_marketplace.flow.bans import ban
+from torg_marketplace.flow.judge_proof import lift_ban
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.operate import every_node, inspect_anything, replay_events, resume_node, suspend_node
 from torg_marketplace.flow.reconcile import fee_payer_warning, watch_fee_payer
@@ -42,6 +44,17 @@ async def test_a_suspended_node_gets_no_lease_until_it_is_resumed(world: World) 
     assert "by the operator: it was steam" in details
     assert of_job["job"]["state"] == JobState.LEASED
     assert [lease["node_id"] for lease in of_job["leases"]] == [other.id]
+
+
+async def test_a_persons_decision_is_not_lifted_as_if_a_proof_had_failed(world: World) -> None:
+    node = await join(world)
+    async with world.market.transaction() as unit:
+        await ban(unit, "node", node.id, because="scans others")
+    with pytest.raises(Conflict) as refused:
+        await lift_ban(world.market, node.id)
+    assert refused.value.code == "node_suspended"
+    async with world.market.reading() as unit:
+        assert (await node_row(unit, node.id)).state == NodeState.SUSPENDED
 
 
 async def test_nodes_that_nobody_is_offered_are_listed_too(world: World) -> None:

@@ -17,6 +17,7 @@ from torg_host.hardware_proof.arithmetic import NumpyArithmetic
 from torg_host.hardware_proof.chain import replay_rows
 from torg_host.hardware_proof.opening import opened_digests
 from torg_host.hardware_proof.walk import replay_lanes
+from torg_marketplace.flow.operate import is_suspended_by_operator
 from torg_marketplace.flow.prove import chance, record_of
 from torg_marketplace.flow.rows import node_row, offer_of
 from torg_marketplace.flow.unit import Market, Unit
@@ -32,7 +33,7 @@ from torg_marketplace.rules.proof import (
 from torg_marketplace.storage.models import NodeRow
 from torg_marketplace.storage.moves import move_node
 from torg_marketplace.storage.proof_models import HardwareProofRow
-from torg_protocol.errors import NotFound
+from torg_protocol.errors import Conflict, NotFound
 from torg_protocol.ids import Digest, NodeId
 from torg_protocol.proofs import ChainTask, OpenedBlock, ProofChallenge, ProofJudged, WalkTask
 from torg_protocol.states import NodeState
@@ -76,9 +77,18 @@ async def proofs_of(market: Market, node_id: str) -> list[dict[str, object]]:
 
 
 async def lift_ban(market: Market, node_id: str) -> None:
-    """The operator's word that a quarantine or ban was wrong or is over; the node starts unproven. Raises NotFound."""
+    """The operator's word that a quarantine or ban was wrong or is over; the node starts unproven. Raises NotFound; Conflict
+    node_suspended when a person suspended or banned it, which no proof says anything about."""
     async with market.transaction() as unit:
         node = await node_row(unit, node_id)
+        if node.state == NodeState.SUSPENDED and await is_suspended_by_operator(unit, NodeId(node_id)):
+            raise Conflict(
+                "the operator suspended this node, not a proof of its hardware",
+                code="node_suspended",
+                field="node",
+                value=node_id,
+                hint="torg-marketplace node-resume, or unban node, takes that back",
+            )
         node.proof, node.proof_due_ms = {}, unit.now_ms
         if node.state == NodeState.SUSPENDED:
             await move_node(unit.session, node, NodeState.ACTIVE, at_ms=unit.now_ms, detail="lifted by the operator")

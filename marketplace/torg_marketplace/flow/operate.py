@@ -56,9 +56,7 @@ async def resume_node(unit: Unit, node_id: NodeId, *, because: str) -> dict[str,
             value=node_id,
             hint="torg-marketplace unban node lifts it",
         )
-    newest = await _newest(unit, NodeEventRow, NodeEventRow.node_id == node_id)
-    moves = [event["data"] for event in newest if event["data"].get("state") == NodeState.SUSPENDED]
-    if not moves or not str(moves[0].get("detail", "")).startswith("by the operator: "):
+    if not await is_suspended_by_operator(unit, node_id):
         raise Conflict(
             "a proof of its hardware failed: the operator did not suspend it",
             code="node_banned",
@@ -70,6 +68,13 @@ async def resume_node(unit: Unit, node_id: NodeId, *, because: str) -> dict[str,
     unit.touch(node_id)
     unit.wake("match")
     return {"node": node_id, "state": node.state}
+
+
+async def is_suspended_by_operator(unit: Unit, node_id: NodeId) -> bool:
+    """Of a suspended node: by a person's decision, a ban too, rather than by a proof of its hardware."""
+    newest = await _newest(unit, NodeEventRow, NodeEventRow.node_id == node_id)
+    moves = [event["data"] for event in newest if event["data"].get("state") == NodeState.SUSPENDED]
+    return bool(moves) and str(moves[0].get("detail", "")).startswith("by the operator: ")
 
 
 async def every_node(unit: Unit) -> list[dict[str, Any]]:
