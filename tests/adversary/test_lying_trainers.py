@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from math import comb
 
 import pytest
 
 from tests.adversary.trainings import SEGMENTS, SPOILS, Way, distances
+from torg_marketplace.rules.audit import Standing, audit_permille
 from torg_marketplace.rules.replay import TOLERANCE
+from torg_protocol.audits import PERMILLE, Dice, is_drawn
 
 LOOKED_AT = [1, 4, 7]
+REWARD = 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -57,3 +61,27 @@ def test_the_chance_of_being_caught_is_that_of_drawing_a_bad_segment(
         bad = set(chance.sample(range(SEGMENTS), round(cheated * SEGMENTS)))
         caught += bool(bad & set(chance.sample(range(SEGMENTS), segments)))
     assert caught / 2_000 >= least
+
+
+@pytest.mark.parametrize(
+    ("clean_leases", "stake", "cheated", "segments"),
+    [(0, 0, 0.25, 1), (0, 0, 1.0, 1), (100, 0, 1.0, 1), (100, 0, 0.5, 2), (100, 15 * REWARD, 1.0, 1)],
+)
+def test_a_liar_is_found_at_its_first_attempt_as_often_as_the_rule_says(
+    clean_leases: int, stake: int, cheated: float, segments: int
+) -> None:
+    """By the draw of the marketplace, lease for lease, and real distances of what was drawn: p (1 - (1 - c)^m), p by the published rule."""
+    recognised = [not item.passes for item in distances(Way(skipped=1), LOOKED_AT)]
+    assert all(recognised)
+    standing = Standing(stake=stake, clean_leases=clean_leases, reputation_permille=1000)
+    permille, leases, found = audit_permille(standing, REWARD), 4_000, 0
+    bad = set(random.Random(3).sample(range(SEGMENTS), round(cheated * SEGMENTS)))
+    for number in range(leases):
+        signature = f"lease {number}"
+        dice = Dice(signature)
+        audited = dice.below(PERMILLE) < permille
+        assert audited is is_drawn(signature, permille)
+        found += audited and bool(bad & set(dice.choose(SEGMENTS, segments)))
+    missed = comb(SEGMENTS - len(bad), segments) / comb(SEGMENTS, segments)
+    expected = permille / PERMILLE * (1 - missed)
+    assert found / leases == pytest.approx(expected, abs=4 * (expected * (1 - expected) / leases) ** 0.5 + 1e-9)
