@@ -17,6 +17,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from torg_chain.network import LOCALNET_MINT, LOCALNET_PROGRAM_ID, Network
 from torg_chain.rpc import ChainClient
@@ -29,7 +30,7 @@ from torg_marketplace.flow.unit import Market
 from torg_marketplace.settings import Settings
 from torg_marketplace.storage.blobs import StoredBlobs, bucket_blobs, local_blobs
 from torg_marketplace.storage.engine import Sessions, create_engine
-from torg_marketplace.storage.schema import upgrade
+from torg_marketplace.storage.schema import require_current, upgrade
 from torg_marketplace.workers.catalogue import FolderCatalogue
 from torg_marketplace.workers.evaluator import SandboxEvaluator
 from torg_marketplace.workers.replayer import SandboxReplayer
@@ -53,7 +54,7 @@ class Opened:
 @asynccontextmanager
 async def open_market(settings: Settings, url: str) -> AsyncIterator[Opened]:
     """The database is migrated, the operator's config is on chain; what is not there yet is waited for."""
-    async with _open(settings, url, _network_when_there) as opened:
+    async with _open(settings, url, _network_when_there, upgrade) as opened:
         yield opened
 
 
@@ -61,7 +62,7 @@ async def open_market(settings: Settings, url: str) -> AsyncIterator[Opened]:
 async def open_beside(settings: Settings, *, asks_chain: bool) -> AsyncIterator[Market]:
     """The same for one command of the operator, beside a market that runs or not: nobody is waited for. Without `asks_chain` the command is
     about the database alone, and an RPC node that is away is none of its business. Raises NotFound `data_folder_unknown`, Unavailable
-    `chain_unavailable`, Conflict `chain_other`."""
+    `chain_unavailable`, Conflict `chain_other`, `schema_older`, `schema_newer`."""
     if not (settings.data / _IDENTITY_FILE).exists():
         raise NotFound(
             "there is no marketplace in this folder",
@@ -70,7 +71,7 @@ async def open_beside(settings: Settings, *, asks_chain: bool) -> AsyncIterator[
             value=str(settings.data),
             hint="name the one that torg-marketplace serve is given, or make it: torg-marketplace init; nothing was changed",
         )
-    async with _open(settings, "", _network_now if asks_chain else _network_known) as opened:
+    async with _open(settings, "", _network_now if asks_chain else _network_known, require_current) as opened:
         yield opened.market
 
 
@@ -110,10 +111,13 @@ def open_blobs(settings: Settings, identity: Keypair, url: str) -> StoredBlobs:
 
 
 _FindNetwork = Callable[[Settings, ChainClient, Keypair, Keypair], Awaitable[Network]]
+_SeeToSchema = Callable[[AsyncEngine], Awaitable[None]]
 
 
 @asynccontextmanager
-async def _open(settings: Settings, url: str, find_network: _FindNetwork) -> AsyncIterator[Opened]:
+async def _open(
+    settings: Settings, url: str, find_network: _FindNetwork, see_to_schema: _SeeToSchema
+) -> AsyncIterator[Opened]:
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     identity, capture_key = make_keys(settings)
     async with AsyncExitStack() as stack:
@@ -121,7 +125,7 @@ async def _open(settings: Settings, url: str, find_network: _FindNetwork) -> Asy
         network = await find_network(settings, chain, identity, capture_key)
         engine = create_engine(database_url(settings))
         stack.push_async_callback(engine.dispose)
-        await upgrade(engine)
+        await see_to_schema(engine)
         blobs = open_blobs(settings, identity, url)
         catalogue = FolderCatalogue(settings.workloads)
         hub = Hub()

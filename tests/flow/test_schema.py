@@ -19,8 +19,8 @@ from torg_marketplace.flow.match import match_pending
 from torg_marketplace.storage.engine import create_engine
 from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.registry import metadata
-from torg_marketplace.storage.schema import MIGRATIONS, differences, migrate, upgrade
-from torg_protocol.errors import Invalid
+from torg_marketplace.storage.schema import MIGRATIONS, differences, migrate, require_current, upgrade
+from torg_protocol.errors import Conflict, Invalid
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -59,6 +59,30 @@ async def test_migrations_lead_back_and_forth_again(database_url: str) -> None:
         assert set(left) <= {"alembic_version"}
         await upgrade(engine)
         assert await differences(engine) == []
+    finally:
+        await engine.dispose()
+
+
+async def test_who_works_beside_a_market_of_another_release_leaves_its_database_alone(database_url: str) -> None:
+    engine = create_engine(database_url)
+    try:
+        await require_current(engine)  # nothing was there
+        assert await differences(engine) == []
+        await require_current(engine)
+        newest, _ = await migrate(engine, "0001")
+        with pytest.raises(Conflict) as older:
+            await require_current(engine)
+        assert (older.value.code, older.value.value) == ("schema_older", "0001")
+        assert await migrate(engine, "head") == ("0001", newest)  # so it had stayed as it was
+
+        async with engine.begin() as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = '9998'"))
+        for change in (require_current(engine), upgrade(engine), migrate(engine, "0001")):
+            with pytest.raises(Conflict, match="newer release") as newer:
+                await change
+            assert (newer.value.code, newer.value.value) == ("schema_newer", "9998")
+        async with engine.connect() as connection:
+            assert await connection.scalar(text("SELECT version_num FROM alembic_version")) == "9998"
     finally:
         await engine.dispose()
 

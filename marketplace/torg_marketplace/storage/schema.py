@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,27 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from torg_marketplace.storage.registry import metadata
-from torg_protocol.errors import Invalid
+from torg_protocol.errors import Conflict, Invalid
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 async def upgrade(engine: AsyncEngine) -> None:
-    """Runs all migrations that the database lacks, in one transaction. Safe to repeat."""
+    """Runs all migrations that the database lacks, in one transaction. Safe to repeat. Raises Conflict `schema_newer`."""
     async with _altering(engine) as connection:
         await connection.run_sync(_upgrade)
 
 
+async def require_current(engine: AsyncEngine) -> None:
+    """For whoever works beside a marketplace, which may run another release: only a database with nothing in it is changed. Raises Conflict
+    `schema_older`, `schema_newer`."""
+    async with _altering(engine) as connection:
+        await connection.run_sync(_require_current)
+
+
 async def migrate(engine: AsyncEngine, revision: str) -> tuple[str | None, str | None]:
     """To a revision, forth or back, in one transaction; from where and to where it led. Back is for a return to an older release: what only
-    the newer one knew is lost. Raises Invalid `revision_unknown`."""
+    the newer one knew is lost. Raises Invalid `revision_unknown`, Conflict `schema_newer`."""
     async with _altering(engine) as connection:
         return await connection.run_sync(_migrate, revision)
 
@@ -64,13 +71,31 @@ def new_migration(connection: Connection, message: str, revision: str) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
-    command.upgrade(_config(connection), "head")
+    config = _config(connection)
+    _revision_of(connection, _known(config))
+    command.upgrade(config, "head")
+
+
+def _require_current(connection: Connection) -> None:
+    config = _config(connection)
+    known = _known(config)
+    current = _revision_of(connection, known)
+    if current is None:
+        command.upgrade(config, "head")
+    elif current != known[0]:
+        raise Conflict(
+            "the database is that of an older release",
+            code="schema_older",
+            field="revision",
+            value=current,
+            hint=f"stop the marketplace, then: torg-marketplace migrate (to {known[0]}), or start it with this release; nothing was changed",
+        )
 
 
 def _migrate(connection: Connection, revision: str) -> tuple[str | None, str | None]:
-    config, context = _config(connection), MigrationContext.configure(connection)
-    before = context.get_current_revision()
-    known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]  # newest first
+    config = _config(connection)
+    known = _known(config)
+    before = _revision_of(connection, known)
     if revision not in {"head", "base", *known}:
         raise Invalid(
             "no such revision of the schema",
@@ -82,6 +107,25 @@ def _migrate(connection: Connection, revision: str) -> tuple[str | None, str | N
     back = revision == "base" or (before in known and revision in known and known.index(revision) > known.index(before))
     (command.downgrade if back else command.upgrade)(config, revision)
     return before, MigrationContext.configure(connection).get_current_revision()
+
+
+def _known(config: Config) -> list[str]:
+    """Revisions of this release, the newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+
+
+def _revision_of(connection: Connection, known: Sequence[str]) -> str | None:
+    """None: nothing is there yet. Raises Conflict `schema_newer`."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None or current in known:
+        return current
+    raise Conflict(
+        "the database is that of a newer release",
+        code="schema_newer",
+        field="revision",
+        value=current,
+        hint=f"use that release, or go back with its own command: torg-marketplace migrate --to {known[0]}; nothing was changed",
+    )
 
 
 def _differences(connection: Connection) -> list[Any]:

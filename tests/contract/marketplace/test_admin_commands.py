@@ -61,6 +61,11 @@ async def test_only_what_needs_the_chain_asks_it(tmp_path: Path) -> None:
     assert (code, said) == (1, "")
     assert "subject_invalid" in complained
 
+    assert (await run(data, rpc_url, "migrate", "--to", "0001"))[0] == 0  # as an older release has it
+    code, said, complained = await run(data, rpc_url, "bans")
+    assert (code, said, "schema_older" in complained) == (1, "", True)
+    assert (await run(data, rpc_url, "migrate"))[0] == 0
+
     code, said, complained = await run(data, rpc_url, "reconcile")
     assert (code, said) == (1, "")
     assert complained.count("the chain's RPC node does not answer") == 1
@@ -69,6 +74,8 @@ async def test_only_what_needs_the_chain_asks_it(tmp_path: Path) -> None:
 
 
 async def test_of_a_market_that_was_never_served_only_the_chain_knows_its_token(tmp_path: Path) -> None:
-    code, _, complained = await run(tmp_path / "market", "http://127.0.0.1:9", "bans")
+    data, rpc_url = tmp_path / "market", "http://127.0.0.1:9"
+    assert (await run(data, rpc_url, "init"))[0] == 0  # its keys, no more
+    code, _, complained = await run(data, rpc_url, "bans")
     assert code == 1
     assert "the chain's RPC node does not answer" in complained
