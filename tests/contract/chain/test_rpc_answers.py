@@ -26,7 +26,7 @@ def error(code: int, message: str = "no", **more: object) -> str:
 ANSWERS = {
     "behind": (200, error(-32005, "Node is behind by 42 slots", data={"numSlotsBehind": 42}), "rpc_error", Retry.SOON),
     "unhealthy, without its data": (200, error(-32005, "Node is unhealthy"), "rpc_error", Retry.SOON),
-    "context slot, without its data": (200, error(-32016), "rpc_error", Retry.SOON),
+    "has not reached the slot that was asked for": (200, error(-32016), "chain_behind", Retry.SOON),
     "a code that nobody knows": (200, error(-32097), "rpc_error", Retry.SOON),
     "internal": (200, error(-32603), "rpc_error", Retry.SOON),
     "rate limit in JSON": (200, error(429, "Too many requests from your IP"), "rpc_rate_limited", Retry.LATER),
