@@ -22,10 +22,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.report import Figure, conclude
-from tests.support.workload_runs import NAMES, WORKLOADS, job_of, target_of
-from torg_host.archive import pack, unpack
-from torg_host.sandbox import SandboxLimits, SandboxMount, run_sandboxed
-from torg_protocol.jobspec import Resources
+from tests.support.workload_runs import NAMES, environment, prepare, run_in_sandbox, script_of, target_of
 
 CONTAINER_OVER_HOST = 1.1
 
@@ -76,46 +73,14 @@ def container_over_host(name: str, pairs: int, *, quick: bool) -> Figure:
 
 def train_in_sandbox(name: str, *, quick: bool) -> float:
     """Seconds from the call to the end, with everything that `train` has and the walls and limits of a job."""
-    asked = Resources.model_validate(job_of(name)["resources"])
-    limits = SandboxLimits(memory_bytes=asked.memory, cpu_millis=asked.cpus, disk_bytes=asked.disk, pids=256)
     with tempfile.TemporaryDirectory(prefix="torg-catalogue-") as scratch:
         root = prepare(name, Path(scratch))
-        for path in [root, *root.rglob("*")]:
-            path.chmod(0o777 if path.is_dir() else 0o644)
-        inside = Path("/torg")
         began = time.perf_counter()
-        run = asyncio.run(
-            run_sandboxed(
-                ["python", *script_of(name, quick=quick)],
-                mounts=[SandboxMount(root, str(inside), writable=True)],
-                limits=limits,
-                timeout_s=900,
-                env=environment(inside),
-                workdir=str(inside / "work"),
-            )
-        )
+        run = asyncio.run(run_in_sandbox(name, root, quick=quick))
         wall_s = time.perf_counter() - began
     if not run.succeeded:
         raise RuntimeError(f"{name} in the sandbox: {run.reason}, code {run.code}: {run.stderr[-500:]!r}")
     return wall_s
-
-
-def prepare(name: str, root: Path) -> Path:
-    pack(WORKLOADS / name, root / "workspace.tar.zst")
-    unpack(root / "workspace.tar.zst", root / "work")
-    for folder in ("checkpoints", "outputs"):
-        (root / folder).mkdir()
-    return root
-
-
-def script_of(name: str, *, quick: bool) -> list[str]:
-    _, script, *options = job_of(name)["command"]
-    return [script, *(target_of(name)["quick"]["options"] if quick else options)]
-
-
-def environment(root: Path) -> dict[str, str]:
-    folders = {"TORG_CHECKPOINT_DIR": str(root / "checkpoints"), "TORG_OUTPUT_DIR": str(root / "outputs")}
-    return {"OMP_NUM_THREADS": "1", **folders}
 
 
 def figures_of(name: str, metrics: dict[str, Any], wall_s: float, *, quick: bool) -> list[Figure]:

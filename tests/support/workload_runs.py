@@ -11,6 +11,8 @@ import yaml
 
 from tests.support.zygote import ForkedProcess, Zygote
 from torg_host.archive import pack, unpack
+from torg_host.sandbox import CompletedRun, SandboxLimits, SandboxMount, run_sandboxed
+from torg_protocol.jobspec import Resources
 
 WORKLOADS = Path(__file__).resolve().parents[2] / "workloads"
 NAMES = sorted(path.parent.name for path in WORKLOADS.glob("*/target.yaml"))
@@ -24,6 +26,41 @@ def target_of(name: str) -> dict[str, Any]:
 def job_of(name: str) -> dict[str, Any]:
     job: dict[str, Any] = yaml.safe_load((WORKLOADS / name / "job.yaml").read_text())
     return job
+
+
+def script_of(name: str, *, quick: bool) -> list[str]:
+    """With its options: those of job.yaml, or the shortened run's."""
+    _, script, *options = job_of(name)["command"]
+    return [script, *(target_of(name)["quick"]["options"] if quick else options)]
+
+
+def prepare(name: str, root: Path) -> Path:
+    """The folders that a node gives a job."""
+    pack(WORKLOADS / name, root / "workspace.tar.zst")
+    unpack(root / "workspace.tar.zst", root / "work")
+    for folder in ("checkpoints", "outputs"):
+        (root / folder).mkdir()
+    return root
+
+
+def environment(root: Path) -> dict[str, str]:
+    folders = {"TORG_CHECKPOINT_DIR": str(root / "checkpoints"), "TORG_OUTPUT_DIR": str(root / "outputs")}
+    return {"OMP_NUM_THREADS": "1", **folders}
+
+
+async def run_in_sandbox(name: str, root: Path, *, quick: bool) -> CompletedRun:
+    """What was `prepare`d, behind the walls and within the limits of a job. Raises SandboxUnavailable."""
+    asked, inside = Resources.model_validate(job_of(name)["resources"]), Path("/torg")
+    for path in [root, *root.rglob("*")]:
+        path.chmod(0o777 if path.is_dir() else 0o644)
+    return await run_sandboxed(
+        ["python", *script_of(name, quick=quick)],
+        mounts=[SandboxMount(root, str(inside), writable=True)],
+        limits=SandboxLimits(memory_bytes=asked.memory, cpu_millis=asked.cpus, disk_bytes=asked.disk, pids=256),
+        timeout_s=900,
+        env=environment(inside),
+        workdir=str(inside / "work"),
+    )
 
 
 @dataclass
