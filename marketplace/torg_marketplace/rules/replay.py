@@ -20,10 +20,8 @@ from torg_protocol.messages import CheckpointRef
 from torg_protocol.usage import VerdictSummary
 
 TOLERANCE = 1.5e-3
-MOMENTS_TOLERANCE, NOTED_TOLERANCE = (
-    2e-2,
-    0.1,
-)  # of an optimizer's state; of the losses and scores that a training notes
+MOMENTS_TOLERANCE = 2e-2  # of an optimizer's state
+NOTED_TOLERANCE = 0.1  # of the losses and scores that a training notes
 SLOWER_TIMES, START_MS = 3, 240_000
 LONGEST_MS = 900_000  # that we execute one segment ourselves
 NODES_ASKED = 2  # before we execute it ourselves

@@ -30,9 +30,8 @@ class KeepingSession(Session):
         self._met: dict[type[Base], dict[_Key, Base]] = defaultdict(dict)  # rows of the database, by table and key
         self._added: dict[type[Base], dict[Any, Base]] = defaultdict(dict)  # not written yet
         self._absent: set[tuple[type[Base], _Key]] = set()
-        self._values: dict[type[Base], list[dict[str, Any]]] = defaultdict(
-            list
-        )  # of rows without objects, not written yet
+        # of rows without objects, not written yet
+        self._values: dict[type[Base], list[dict[str, Any]]] = defaultdict(list)
 
     def write(self, table: type[Base], values: dict[str, Any]) -> None:
         """A row with all of its columns but those that the database fills in. Queries find it, `known` and `get` do not before it is written.

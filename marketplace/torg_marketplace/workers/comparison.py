@@ -92,7 +92,7 @@ class _Saved:
         """Names of floats that are neither moments nor counts, by whose they are: `state.model.`, `generator.`; all of a bare file are one's."""
         found: dict[str, list[str]] = {}
         for name, (kind, _) in self.layouts.items():
-            if kind in _FLOATING and (last := name.rpartition(".")[2]) not in _MOMENTS and last != _COUNTED:
+            if kind in _FLOATING and not _is_of_optimizer(name):
                 found.setdefault("" if self.scalars is None else _owner(name), []).append(name)
         return found
 
@@ -194,15 +194,15 @@ def _note_state(mine: _Saved, theirs: _Saved, before: _Saved | None, apart: _Apa
     """Moments, and what must be equal."""
     neighbours = _neighbours(mine)
     for name in mine.layouts:
-        if not _is_float(mine, name) or name.rpartition(".")[2] == _COUNTED:
+        if not _is_float(mine, name) or _last(name) == _COUNTED:
             if not np.array_equal(mine.file.get_tensor(name), theirs.file.get_tensor(name)):
                 apart.note_unequal(name)
-        elif name.rpartition(".")[2] in _MOMENTS:
+        elif _last(name) in _MOMENTS:
             a, b = mine.floats(name), theirs.floats(name)
             began = np.zeros_like(a)
             if before is not None and before.layouts.get(name) == mine.layouts[name]:
                 began = before.floats(name)
-            floor = _FLOOR**2 if name.rpartition(".")[2] in _SQUARES else _FLOOR
+            floor = _FLOOR**2 if _last(name) in _SQUARES else _FLOOR
             gone = max(_length(a - began), _length(b - began), neighbours[_kind(name)] * floor * math.sqrt(a.size))
             if off := _length(a - b):
                 apart.note(off / gone, MOMENTS_TOLERANCE, name)
@@ -212,7 +212,7 @@ def _neighbours(saved: _Saved) -> dict[str, float]:
     """The size of a number among all moments of one kind of one optimizer."""
     sums: dict[str, tuple[float, int]] = {}
     for name in saved.layouts:
-        if name.rpartition(".")[2] in _MOMENTS:
+        if _last(name) in _MOMENTS:
             value = saved.floats(name)
             total, count = sums.get(_kind(name), (0.0, 0))
             sums[_kind(name)] = total + float(np.square(value).sum()), count + value.size
@@ -274,7 +274,7 @@ def _weights(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     floating = {
         name: value.astype(np.float64)
         for name, value in tensors.items()
-        if value.dtype.kind == "f" and (last := name.rpartition(".")[2]) not in _MOMENTS and last != _COUNTED
+        if value.dtype.kind == "f" and not _is_of_optimizer(name)
     }
     for prefix in _MODEL_PREFIXES:
         found = {name.removeprefix(prefix): value for name, value in floating.items() if name.startswith(prefix)}
@@ -287,6 +287,15 @@ def _owner(name: str) -> str:
     """`state.model.0.weight` is of `state.model.`, `model.0.weight` of `model.`"""
     parts = name.split(".")
     return ".".join(parts[: 2 if parts[0] == "state" else 1]) + "."
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _is_of_optimizer(name: str) -> bool:
+    """A moment, or a count of steps."""
+    return _last(name) in _MOMENTS or _last(name) == _COUNTED
 
 
 def _kind(name: str) -> str:
