@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from training import Training
 
 STOPPED = 128 + signal.SIGTERM
+LARGEST = 2**63 - 1  # of a seed, for torch
 CHECKPOINTS = Path(os.environ.get("TORG_CHECKPOINT_DIR", "checkpoints"))
 OUTPUTS = Path(os.environ.get("TORG_OUTPUT_DIR", "outputs"))
 PROGRESS = Path(os.environ.get("TORG_PROGRESS_FILE", "progress.jsonl"))
@@ -129,9 +130,14 @@ def report(training: Training) -> None:
 
 def _at_least(minimum: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
-        value = int(text)
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < minimum:
             raise argparse.ArgumentTypeError(f"{value} is less than {minimum}")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{value} is more than {LARGEST}")
         return value
 
     return whole_number

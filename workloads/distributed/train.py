@@ -30,10 +30,10 @@ def main() -> None:
     job = torg_job.Job(settings)
     size = join()
     images, labels, held_out_images, held_out_labels = load()
-    torch.manual_seed(int(settings["seed"]))  # the same net everywhere
+    torch.manual_seed(settings["seed"])  # the same net everywhere
     model = net()
-    batches = torg_job.Batches(len(labels), BATCH, seed=int(settings["seed"]))  # the same order everywhere
-    total = int(settings["epochs"]) * batches.per_epoch
+    batches = torg_job.Batches(len(labels), BATCH, seed=settings["seed"])  # the same order everywhere
+    total = settings["epochs"] * batches.per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-2)
     history: list[dict[str, float]] = []
     job.track(model=model, optimizer=optimizer, batches=batches, history=history)

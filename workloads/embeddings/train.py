@@ -67,14 +67,14 @@ def main() -> None:
     settings = torg_job.parse_settings(__doc__, epochs=15, seed=0)
     job = torg_job.Job(settings)
     pairs = load()
-    torch.manual_seed(int(settings["seed"]))
+    torch.manual_seed(settings["seed"])
     model = Encoder(pairs.rarity)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    batches = torg_job.Batches(len(pairs.first.starts), BATCH, seed=int(settings["seed"]))
+    batches = torg_job.Batches(len(pairs.first.starts), BATCH, seed=settings["seed"])
     history: list[dict[str, float]] = []
     job.track(model=model, optimizer=optimizer, batches=batches, history=history)
 
-    for step in job.steps(int(settings["epochs"]) * batches.per_epoch):
+    for step in job.steps(settings["epochs"] * batches.per_epoch):
         chosen = batches.next()
         model.train()
         similarity = model(pairs.first.take(chosen)) @ model(pairs.rest.take(chosen)).T * model.sharpness.exp()

@@ -38,12 +38,12 @@ def main() -> None:
     settings = torg_job.parse_settings(__doc__, epochs=60, seed=0)
     job = torg_job.Job(settings)
     demand = load()
-    torch.manual_seed(int(settings["seed"]))
+    torch.manual_seed(settings["seed"])
     model = nn.Sequential(nn.Linear(WEEK + 7, 128), nn.GELU(), nn.Dropout(0.2), nn.Linear(128, DAY))
     nn.init.zeros_(model[3].weight)  # begins as the weekly guess
     nn.init.zeros_(model[3].bias)
-    batches = torg_job.Batches(len(demand.inputs), BATCH, seed=int(settings["seed"]))
-    total = int(settings["epochs"]) * batches.per_epoch
+    batches = torg_job.Batches(len(demand.inputs), BATCH, seed=settings["seed"])
+    total = settings["epochs"] * batches.per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=total)
     history: list[dict[str, float]] = []

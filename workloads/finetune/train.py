@@ -25,18 +25,18 @@ RATES = {"tuned": 1.5e-3, "from_scratch": 4e-3}  # a new model needs the larger 
 def main() -> None:
     settings = torg_job.parse_settings(__doc__, steps=400, seed=0)
     job = torg_job.Job(settings)
-    total, eighth = int(settings["steps"]), max(1, int(settings["steps"]) // 8)
+    total, eighth = settings["steps"], max(1, settings["steps"] // 8)
     vocabulary = bpe.Vocabulary(json.loads((HERE / "vocabulary.json").read_text()))
     numbers, held_out = (torch.tensor(vocabulary.encode(text)) for text in texts())
     held_out, lengths = held_out[:EVALUATED], torch.tensor(vocabulary.lengths())
-    torch.manual_seed(int(settings["seed"]))
+    torch.manual_seed(settings["seed"])
     models = {name: language_model.LanguageModel(len(vocabulary.symbols), WIDTH) for name in RATES}
     models["tuned"].load_state_dict(
         {name: value.float() for name, value in load_file(HERE / "base.safetensors").items()}
     )
     before = language_model.bits_per_character(models["tuned"], held_out, lengths)
     optimizers = {name: language_model.optimizer_of(model, RATES[name]) for name, model in models.items()}
-    chance = torch.Generator().manual_seed(int(settings["seed"]))
+    chance = torch.Generator().manual_seed(settings["seed"])
     history: list[dict[str, float]] = []
     job.track(**models, **{f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()})
     job.track(chance=chance, history=history)

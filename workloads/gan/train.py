@@ -72,7 +72,7 @@ def main() -> None:
     settings = torg_job.parse_settings(__doc__, steps=6000, seed=0)
     job = torg_job.Job(settings)
     digits = load()
-    torch.manual_seed(int(settings["seed"]))
+    torch.manual_seed(settings["seed"])
     generator, discriminator = Generator(), Discriminator()
     betas = (0.5, 0.99)
     generate = torch.optim.Adam(generator.parameters(), 4e-4, betas=betas)
@@ -81,7 +81,7 @@ def main() -> None:
     job.track(generator=generator, discriminator=discriminator, generate=generate, discriminate=discriminate)
     job.track(history=history)
 
-    for step in job.steps(int(settings["steps"])):
+    for step in job.steps(settings["steps"]):
         generator.train()
         chosen = torch.randint(len(digits.labels), (BATCH,))
         labels = digits.labels[chosen]
@@ -99,7 +99,7 @@ def main() -> None:
         fooled.backward()
         generate.step()
 
-        is_due = step % REPORT_EVERY == 0 or step == int(settings["steps"])
+        is_due = step % REPORT_EVERY == 0 or step == settings["steps"]
         if is_due:
             history.append({"step": step, "loss": told_apart.item(), "useful": measure(generator, digits)["useful"]})
             job.report(step, loss=history[-1]["loss"], useful=history[-1]["useful"])

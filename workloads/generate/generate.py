@@ -26,13 +26,13 @@ PLACES, LARGEST = (15, 31, 47), 16
 
 
 def main() -> None:
-    settings = torg_job.parse_settings(__doc__, prompts=64)
+    lines = (HERE / "prompts.txt").read_text().splitlines()
+    settings = torg_job.parse_settings(__doc__, prompts=torg_job.Within(64, most=len(lines)))
     job = torg_job.Job(settings)
     vocabulary = bpe.Vocabulary(json.loads((HERE / "vocabulary.json").read_text()))
     model = LanguageModel(len(vocabulary.symbols), WIDTH).eval()
     model.load_state_dict({name: value.float() for name, value in load_file(HERE / "base.safetensors").items()})
-    prompts = [vocabulary.encode(line) for line in (HERE / "prompts.txt").read_text().splitlines()]
-    prompts = prompts[: int(settings["prompts"])]
+    prompts = [vocabulary.encode(line) for line in lines[: settings["prompts"]]]
     answers = {
         "numbers": torch.zeros(len(prompts), CONTEXT, dtype=torch.int32),
         "places": torch.zeros(len(prompts), len(PLACES), LARGEST, dtype=torch.int32),

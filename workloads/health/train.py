@@ -35,10 +35,10 @@ def main() -> None:
     settings = torg_job.parse_settings(__doc__, epochs=20, seed=0)
     job = torg_job.Job(settings)
     patients = load()
-    torch.manual_seed(int(settings["seed"]))
+    torch.manual_seed(settings["seed"])
     model = nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 1))
-    batches = torg_job.Batches(len(patients.labels), BATCH, seed=int(settings["seed"]))
-    total = int(settings["epochs"]) * batches.per_epoch
+    batches = torg_job.Batches(len(patients.labels), BATCH, seed=settings["seed"])
+    total = settings["epochs"] * batches.per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=3e-2)
     history: list[dict[str, float]] = []
     job.track(model=model, optimizer=optimizer, batches=batches, history=history)

@@ -20,25 +20,25 @@ from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
 REPORTS = 10
+COPIES = torg_job.Within(50, most=5_000)  # all predictions are held in memory until they are written
 
 
 def main() -> None:
-    settings = torg_job.parse_settings(__doc__, copies=50, seed=0)
+    settings = torg_job.parse_settings(__doc__, copies=COPIES, seed=0)
     job = torg_job.Job(settings)
-    copies = int(settings["copies"])
+    copies = settings["copies"]
     digits, model = load(), DigitNet().eval()
     weights = {name: value.float() for name, value in load_file(HERE / "model.safetensors").items()}
     model.load_state_dict(weights, strict=False)  # batch counters are no part of it
-    chance = torch.Generator().manual_seed(int(settings["seed"]))
+    chance = torch.Generator().manual_seed(settings["seed"])
     confidence, label = (
         torch.zeros(copies, len(digits.held_out_labels)),
         torch.zeros(copies, len(digits.held_out_labels)),
     )
     job.track(chance=chance, confidence=confidence, label=label)
 
-    began, done_before = time.perf_counter(), 0
+    began = time.perf_counter()
     for step in job.steps(copies):
-        done_before = done_before or step - 1
         with torch.no_grad():
             chances = torch.softmax(model(vary(digits.held_out_images, chance)), dim=1)
         confidence[step - 1], label[step - 1] = chances.max(1).values, chances.argmax(1)
@@ -55,7 +55,7 @@ def main() -> None:
         "nearest_digit": nearest_digit(digits.images, digits.labels, digits.held_out_images, digits.held_out_labels),
         "images": label.numel(),
     }
-    print(f"{(copies - done_before) * label.shape[1] / seconds:,.0f} images per second", flush=True)
+    print(f"{(copies - job.resumed_from_step) * label.shape[1] / seconds:,.0f} images per second", flush=True)
     job.finish(None, metrics)
 
 

@@ -49,14 +49,14 @@ def main() -> None:
     settings = torg_job.parse_settings(__doc__, epochs=20, seed=0)
     job = torg_job.Job(settings)
     texts = load()
-    torch.manual_seed(int(settings["seed"]))
+    torch.manual_seed(settings["seed"])
     model = nn.Linear(len(texts.vocabulary), len(PACKAGES))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=1e-3)
-    batches = torg_job.Batches(len(texts.labels), BATCH, seed=int(settings["seed"]))
+    batches = torg_job.Batches(len(texts.labels), BATCH, seed=settings["seed"])
     history: list[dict[str, float]] = []
     job.track(model=model, optimizer=optimizer, batches=batches, history=history)
 
-    for step in job.steps(int(settings["epochs"]) * batches.per_epoch):
+    for step in job.steps(settings["epochs"] * batches.per_epoch):
         chosen = batches.next()
         loss = functional.cross_entropy(model(texts.counts[chosen]), texts.labels[chosen])
         optimizer.zero_grad()

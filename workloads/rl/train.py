@@ -45,8 +45,8 @@ class Agent(nn.Module):
 def main() -> None:
     settings = torg_job.parse_settings(__doc__, updates=80, seed=0)
     job = torg_job.Job(settings)
-    torch.manual_seed(int(settings["seed"]))
-    agent, chance = Agent(), torch.Generator().manual_seed(int(settings["seed"]))
+    torch.manual_seed(settings["seed"])
+    agent, chance = Agent(), torch.Generator().manual_seed(settings["seed"])
     carts = CartPoles(CARTS, chance)
     optimizer = torch.optim.Adam(agent.parameters(), LEARNING_RATE, eps=1e-5)
     history: list[dict[str, float]] = []
@@ -54,7 +54,7 @@ def main() -> None:
     job.track(agent=agent, optimizer=optimizer, chance=chance, state=carts.state, age=carts.age)
     job.track(history=history, recent=recent)
 
-    updates = int(settings["updates"])
+    updates = settings["updates"]
     for step in job.steps(updates):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - (step - 1) / updates)

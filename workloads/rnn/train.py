@@ -49,10 +49,10 @@ def main() -> None:
     job = torg_job.Job(settings)
     series = load()
     learn_from = len(series.windows) - HELD_OUT_WEEKS
-    torch.manual_seed(int(settings["seed"]))
+    torch.manual_seed(settings["seed"])
     model = Forecaster()
-    batches = torg_job.Batches(learn_from, BATCH, seed=int(settings["seed"]))
-    total = int(settings["epochs"]) * batches.per_epoch
+    batches = torg_job.Batches(learn_from, BATCH, seed=settings["seed"])
+    total = settings["epochs"] * batches.per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     history: list[dict[str, float]] = []

@@ -27,7 +27,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,17 +37,29 @@ import torch
 from safetensors.torch import load, save
 
 STOPPED = 128 + signal.SIGTERM
+LARGEST = 2**63 - 1  # of a setting: seeds of torch are no larger
 KEPT = 2  # the newest may be half uploaded when the next one appears
 _NAME = re.compile(r"step-(\d{8})")
 
 
-def parse_settings(description: str | None, **defaults: int | float) -> dict[str, int | float]:
-    """`--name value` for each default, of its type. All of them decide the result; each counts something, 1 at least, but `seed`."""
+@dataclass(frozen=True)
+class Within:
+    """A default of `parse_settings`, and what else than it will do: at most so much, multiples of that."""
+
+    default: int
+    most: int = LARGEST
+    multiple_of: int = 1
+
+
+def parse_settings(description: str | None, **defaults: int | Within) -> dict[str, int]:
+    """`--name value` for each default, whole numbers. All of them decide the result; each counts something, 1 at least, but `seed`.
+    Ends with 2 and a word for the setting that will not do."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in defaults.items():
-        option = "--" + name.replace("_", "-")
+    for name, setting in defaults.items():
+        setting = setting if isinstance(setting, Within) else Within(setting)
+        kind = _whole_number(int(name != "seed"), setting)
         parser.add_argument(
-            option, type=_at_least(int(name != "seed"), type(default)), default=default, help=f"default: {default}"
+            "--" + name.replace("_", "-"), type=kind, default=setting.default, help=f"default: {setting.default}"
         )
     return vars(parser.parse_args())
 
@@ -313,11 +326,22 @@ def _threads() -> int:
     return int(text)
 
 
-def _at_least(least: int, kind: type) -> Any:
-    def number(text: str) -> Any:
-        value = kind(text)
+def _whole_number(least: int, setting: Within) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if value > setting.most:
+            raise argparse.ArgumentTypeError(f"{value} is more than {setting.most}")
+        if value % setting.multiple_of:
+            below = value - value % setting.multiple_of
+            near = " or ".join(
+                str(good) for good in (below, below + setting.multiple_of) if least <= good <= setting.most
+            )
+            raise argparse.ArgumentTypeError(f"{value} is not a multiple of {setting.multiple_of}: try {near}")
         return value
 
     return number

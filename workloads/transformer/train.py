@@ -19,24 +19,25 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 BATCH, RATE, SYMBOLS, ORDER = 16, 4e-3, 512, 4
+WIDTHS = torg_job.Within(
+    96, most=1024, multiple_of=language_model.HEADS
+)  # beyond, a training needs more memory than job.yaml asks for
 
 
 def main() -> None:
-    settings = torg_job.parse_settings(__doc__, steps=1500, width=96, seed=0)
+    settings = torg_job.parse_settings(__doc__, steps=1500, width=WIDTHS, seed=0)
     job = torg_job.Job(settings)
-    total, quarter = int(settings["steps"]), max(1, int(settings["steps"]) // 10)
+    total, quarter = settings["steps"], max(1, settings["steps"] // 10)
     learnt_from, held_out = texts()
     vocabulary = bpe.learn(learnt_from, SYMBOLS)
     device = torg_job.device()
     numbers = torch.tensor(vocabulary.encode(learnt_from), device=device)
     held_out_numbers = torch.tensor(vocabulary.encode(held_out), device=device)
     lengths = torch.tensor(vocabulary.lengths(), device=device)
-    torch.manual_seed(int(settings["seed"]))
-    model = language_model.LanguageModel(SYMBOLS, int(settings["width"])).to(
-        device
-    )  # the same first weights everywhere
+    torch.manual_seed(settings["seed"])
+    model = language_model.LanguageModel(SYMBOLS, settings["width"]).to(device)  # the same first weights everywhere
     optimizer = language_model.optimizer_of(model, RATE)
-    chance = torch.Generator().manual_seed(int(settings["seed"]))
+    chance = torch.Generator().manual_seed(settings["seed"])
     history: list[dict[str, float]] = []
     job.track(model=model, optimizer=optimizer, chance=chance, history=history)
 

@@ -65,8 +65,10 @@ def host_python(prefix: Path = Path(sys.prefix), base_prefix: Path = Path(sys.ba
             links.append((str(place.readlink()), f"/{name}"))
         elif place.is_dir():
             binds.append(SandboxMount(place, f"/{name}"))
-    # Without these, libraries that Debian picks through alternatives (BLAS) are not found, and the loader is slower.
-    wanted = (Path("/etc/ld.so.cache"), Path("/etc/alternatives"), Path("/sys/devices/system/cpu"))
+    # Without these, libraries that Debian picks through alternatives (BLAS) are not found, the loader is slower, and whoever draws a plot is told
+    # that there is no configuration of fonts.
+    etc = (Path("/etc/ld.so.cache"), Path("/etc/alternatives"), Path("/etc/fonts"))
+    wanted = (*etc, Path("/sys/devices/system/cpu"))
     binds.extend(SandboxMount(file, str(file)) for file in wanted if file.exists())
     path = SYSTEM_PATH
     if prefix != base_prefix:

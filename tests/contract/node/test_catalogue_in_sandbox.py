@@ -22,6 +22,7 @@ async def test_a_workload_reaches_its_quick_target_in_the_sandbox(name: str, tmp
     run = await run_in_sandbox(name, root, quick=True)
 
     assert run.succeeded, f"{run.reason}, code {run.code}: {run.stderr[-2000:].decode(errors='replace')}"
+    assert b"Fontconfig" not in run.stderr, "it complained to the client, of a file of the node's that it did not find"
     target, metrics = target_of(name), json.loads((root / "outputs/metrics.json").read_text())
     value, quick = metrics[target["metric"]], target["quick"]
     assert quick.get("least", value) <= value <= quick.get("most", value)

@@ -122,7 +122,7 @@ def test_its_job_is_valid_and_packs_what_its_script_imports(name: str, zygote: Z
     assert f"Target: **{bound}**" in (WORKLOADS / name / "README.md").read_text()
 
 
-SETTINGS = {name: sorted(set(re.findall(r"(\w+)=\d+", call))) for name in WITH_LIBRARY for call in [
+SETTINGS = {name: sorted(set(re.findall(r"(\w+)=(?:\d+|[A-Z]+\b|torg_job\.Within)", call))) for name in WITH_LIBRARY for call in [
     re.search(r"parse_settings\(__doc__, (.*)\)", (WORKLOADS / name / job_of(name)["command"][1]).read_text())[1]
 ]}  # fmt: skip
 
@@ -138,6 +138,31 @@ def test_settings_that_count_nothing_are_refused_before_anything_is_made(
         least = 0 if setting == "seed" else 1
         code, _, error = machine.run(f"--{setting}", str(least - 1))
         assert (code, f"argument --{setting}: {least - 1} is less than {least}" in error) == (2, True), error
+    assert not machine.outputs.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "why"),
+    [
+        ("transformer", "width", "33", "33 is not a multiple of 4: try 32 or 36"),
+        ("transformer", "width", "2", "2 is not a multiple of 4: try 4"),
+        ("transformer", "width", "1023", "1023 is not a multiple of 4: try 1020 or 1024"),
+        ("transformer", "width", "4096", "4096 is more than 1024"),
+        ("generate", "prompts", "1000", "1000 is more than 64"),
+        ("inference", "copies", "1000000", "1000000 is more than 5000"),
+        ("linear", "seed", str(2**63), f"{2**63} is more than {2**63 - 1}"),
+        ("health", "epochs", "1e3", "'1e3' is not a whole number"),
+        ("cnn", "seed", str(2**63), f"{2**63} is more than {2**63 - 1}"),
+        ("cnn", "epochs", "1e3", "'1e3' is not a whole number"),
+    ],
+)
+def test_settings_that_a_workload_cannot_do_are_refused_with_what_it_can(
+    name: str, setting: str, value: str, why: str, zygote: Zygote, tmp_path: Path
+) -> None:
+    """A width that its heads cannot share, and a seed beyond torch's, ended in a traceback; of 1,000 prompts 64 were continued, unsaid."""
+    machine = Machine(zygote, name, tmp_path / name)
+    code, _, error = machine.run(f"--{setting}", value)
+    assert (code, f"argument --{setting}: {why}\n" in error) == (2, True), error
     assert not machine.outputs.exists()
 
 
