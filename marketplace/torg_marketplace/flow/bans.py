@@ -9,12 +9,13 @@ from collections.abc import Collection
 from typing import Any
 
 from solders.pubkey import Pubkey
-from sqlalchemy import and_, bindparam, func, or_, select
+from sqlalchemy import and_, func, or_, select
 
 from torg_marketplace.flow.operate import resume_node, suspend_node
 from torg_marketplace.flow.rows import node_row
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules.bans import BanKind, names_of
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.case_models import AbuseReportRow, BanRow
 from torg_marketplace.storage.models import JobRow, NodeRow
 from torg_protocol.cases import AbuseRequest, AbuseView
@@ -138,8 +139,8 @@ async def read_bans(unit: Unit, subjects: Collection[tuple[BanKind, str]]) -> No
 
 _AMONG = select(BanRow).where(
     or_(
-        and_(BanRow.kind == "wallet", BanRow.subject.in_(bindparam("wallets", expanding=True))),
-        and_(BanRow.kind == "image", BanRow.subject.in_(bindparam("images", expanding=True))),
+        and_(BanRow.kind == "wallet", among(BanRow.subject, "wallets")),
+        and_(BanRow.kind == "image", among(BanRow.subject, "images")),
     )
 )
 

@@ -13,6 +13,7 @@ from torg_marketplace.flow.notes import Note
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.vaults import read_vaults, signer_of, vault_row
 from torg_marketplace.rules.money import TakenRanges
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.money_models import CapRow, CommitmentRow, VaultRow
 from torg_protocol.caps import Commitment, SignedCap
 from torg_protocol.errors import Conflict
@@ -85,12 +86,12 @@ async def read_commitments(unit: Unit, vaults: Collection[str]) -> None:
 
 
 _RANGES = select(CommitmentRow.vault, CommitmentRow.lower, CommitmentRow.upper).where(
-    CommitmentRow.vault.in_(bindparam("vaults", expanding=True)), CommitmentRow.released.is_(False)
+    among(CommitmentRow.vault, "vaults"), CommitmentRow.released.is_(False)
 )
 _ORDER = (CapRow.valid_until_s.desc(), CapRow.cap)
 _RANKED = (
     select(CapRow, func.row_number().over(partition_by=CapRow.vault, order_by=_ORDER).label("rank"))
-    .where(CapRow.vault.in_(bindparam("vaults", expanding=True)), CapRow.valid_until_s > bindparam("now_s"))
+    .where(among(CapRow.vault, "vaults"), CapRow.valid_until_s > bindparam("now_s"))
     .subquery()
 )
 _Ranked = aliased(CapRow, _RANKED)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 
 from torg_marketplace.flow.notes import Note
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules.money import split_fee
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.account_models import CreditHoldRow
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.models import LeaseRow
 from torg_marketplace.storage.money_models import CommitmentRow, EarningRow, HoldRow, PayoutRow
 from torg_protocol.canonical import digest_of
@@ -43,7 +44,7 @@ _MONEY = (
     .join(LeaseRow, LeaseRow.job_id == HoldRow.job_id)
     .outerjoin(CommitmentRow, CommitmentRow.lease_id == LeaseRow.lease_id)
     .outerjoin(CreditHoldRow, CreditHoldRow.job_id == HoldRow.job_id)
-    .where(LeaseRow.lease_id.in_(bindparam("lease_ids", expanding=True)))
+    .where(among(LeaseRow.lease_id, "lease_ids"))
 )
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, update
+from sqlalchemy import update
 
 from torg_marketplace.flow.commitments import commit_lease
 from torg_marketplace.flow.rows import (
@@ -29,6 +29,7 @@ from torg_marketplace.matching.snapshot import Demand, NodeSnapshot
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.money import split_budget
 from torg_marketplace.rules.quorum import is_vote
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.events import add_lease_born
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_marketplace.storage.moves import move_job
@@ -148,7 +149,7 @@ async def _lease(
 
 _CLAIM = (
     update(NodeRow)
-    .where(NodeRow.node_id.in_(bindparam("claimed", expanding=True)))
+    .where(among(NodeRow.node_id, "claimed"))
     .values(claims=NodeRow.claims + 1)
     .returning(NodeRow)
     .execution_options(synchronize_session=False, populate_existing=True)

@@ -29,6 +29,7 @@ from torg_marketplace.matching.explain import explain
 from torg_marketplace.matching.gangs import decide_all
 from torg_marketplace.matching.reservation import Reservation
 from torg_marketplace.matching.snapshot import Demand
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.models import JobRow
 from torg_marketplace.storage.moves import MovedMeanwhile
 from torg_protocol.errors import TorgError
@@ -163,7 +164,7 @@ async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
     book.waiting = {job_id: job for job_id, job, generation in known if job and job.holds(generation, unit.now_ms)}
     unknown = [row[0] for row in found if row[0] not in book.waiting]
     for start in range(0, len(unknown), 500):
-        for job in await unit.session.scalars(select(JobRow).where(JobRow.job_id.in_(unknown[start : start + 500]))):
+        for job in await unit.session.scalars(_JOBS, {"job_ids": unknown[start : start + 500]}):
             demand = demand_of(job, unit.now_ms)
             if job.generation == 0:
                 engine.observe(demand)
@@ -174,9 +175,12 @@ async def _waiting(unit: Unit, engine: Engine) -> list[Waiting]:
     return [book.waiting[row[0]].job for row in found if row[0] in book.waiting]
 
 
+_JOBS = select(JobRow).where(among(JobRow.job_id, "job_ids"))
+
+
 async def _queued_jobs(unit: Unit, job_ids: Iterable[str]) -> dict[str, JobRow]:
     """Of these, those that still wait, in the same order."""
-    rows = await unit.session.scalars(select(JobRow).where(JobRow.job_id.in_(list(job_ids))))
+    rows = await unit.session.scalars(_JOBS, {"job_ids": list(job_ids)})
     found = {row.job_id: row for row in rows if row.state == JobState.QUEUED}
     return {job_id: found[job_id] for job_id in job_ids if job_id in found}
 
@@ -232,7 +236,7 @@ async def _note(market: Market, notes: dict[str, str]) -> None:
     if not fresh:
         return
     async with market.transaction() as unit:
-        for job in await unit.session.scalars(select(JobRow).where(JobRow.job_id.in_(fresh))):
+        for job in await unit.session.scalars(_JOBS, {"job_ids": list(fresh)}):
             if job.state == JobState.QUEUED:
                 job.waiting_for = fresh[job.job_id]
     known.update(fresh)

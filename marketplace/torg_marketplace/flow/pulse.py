@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import select, update
+from sqlalchemy import BigInteger, bindparam, select, update
 
 from torg_marketplace.flow.nodes import on_heartbeat
 from torg_marketplace.flow.unit import Market, Unit
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.models import LeaseRow, NodeRow
 from torg_marketplace.storage.moves import revive_nodes
 from torg_protocol.ids import NodeId
@@ -52,21 +53,15 @@ async def _renew(unit: Unit, beats: dict[NodeId, Heartbeat], since_ms: int) -> N
         unit.wake("match")
     quiet = [node_id for node_id in beats if node_id not in eventful]
     if quiet:
-        await unit.session.execute(
-            update(NodeRow)
-            .where(NodeRow.node_id.in_(quiet), NodeRow.last_seen_ms < since_ms)
-            .values(last_seen_ms=since_ms)
-            .execution_options(synchronize_session=False)
-        )
+        await unit.session.execute(_HEARD, {"nodes": quiet, "heard_ms": since_ms})
     for node_id in sorted(eventful):
         await on_heartbeat(unit, node_id, beats[node_id])
 
 
 async def _eventful(unit: Unit, beats: dict[NodeId, Heartbeat]) -> tuple[set[NodeId], dict[NodeId, Liveness]]:
     """Who has to be looked at by itself; and of the others, who was thought silent."""
-    rows = await unit.session.execute(
-        select(NodeRow.node_id, NodeRow.state, NodeRow.liveness, NodeRow.gpus_out).where(NodeRow.node_id.in_(beats))
-    )
+    asked = {"nodes": list(beats)}
+    rows = await unit.session.execute(_BEATING, asked)
     found: set[NodeId] = set()
     silent: dict[NodeId, Liveness] = {}
     for node_id, state, liveness, gpus_out in rows.all():
@@ -76,6 +71,19 @@ async def _eventful(unit: Unit, beats: dict[NodeId, Heartbeat]) -> tuple[set[Nod
         is_news = beat.draining != (state == NodeState.DRAINING) or [*beat.gpus_out] != gpus_out
         if beat.leases or is_news:
             found.add(NodeId(node_id))
-    working = select(LeaseRow.node_id).where(LeaseRow.state.in_(LIVE_LEASE_STATES), LeaseRow.node_id.in_(beats))
-    found |= {NodeId(node_id) for node_id in await unit.session.scalars(working.distinct())}
+    found |= {NodeId(node_id) for node_id in await unit.session.scalars(_WORKING, asked)}
     return found, {node_id: before for node_id, before in silent.items() if node_id not in found}
+
+
+_HEARD = (
+    update(NodeRow)
+    .where(among(NodeRow.node_id, "nodes"), NodeRow.last_seen_ms < bindparam("heard_ms", type_=BigInteger))
+    .values(last_seen_ms=bindparam("heard_ms", type_=BigInteger))
+    .execution_options(synchronize_session=False)
+)
+_BEATING = select(NodeRow.node_id, NodeRow.state, NodeRow.liveness, NodeRow.gpus_out).where(
+    among(NodeRow.node_id, "nodes")
+)
+_WORKING = (
+    select(LeaseRow.node_id).where(LeaseRow.state.in_(LIVE_LEASE_STATES), among(LeaseRow.node_id, "nodes")).distinct()
+)

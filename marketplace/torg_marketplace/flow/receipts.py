@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 
 from torg_marketplace.flow.rows import job_of, resumed_from, spec_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.flow.usage import RECORD
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.events import add_job_event
 from torg_marketplace.storage.models import JobRow, LeaseRow, ReceiptRow, UsageRow
 from torg_protocol.api import JobReceipts
@@ -83,7 +84,7 @@ async def read_receipts(unit: Unit, lease_ids: Collection[str]) -> None:
         (await unit.session.scalars(_RECEIPTS, {"lease_ids": list(lease_ids)})).all()
 
 
-_RECEIPTS = select(ReceiptRow).where(ReceiptRow.lease_id.in_(bindparam("lease_ids", expanding=True)))
+_RECEIPTS = select(ReceiptRow).where(among(ReceiptRow.lease_id, "lease_ids"))
 
 
 async def on_receipt_signed(unit: Unit, node_id: NodeId, message: ReceiptSigned) -> None:

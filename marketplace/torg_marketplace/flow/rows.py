@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
-    BindParameter,
     ColumnElement,
     CompoundSelect,
     Select,
@@ -28,6 +27,7 @@ from torg_marketplace.matching.snapshot import Demand, GpuShare, NodeSnapshot, s
 from torg_marketplace.rules.proof import ProofRecord
 from torg_marketplace.rules.quorum import vote_of
 from torg_marketplace.rules.reputation import reputation_permille
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.models import AllocationRow, JobRow, LeaseRow, NodeRow
 from torg_protocol.errors import NotFound
 from torg_protocol.ids import AccountId, Digest, JobId, NodeId
@@ -111,7 +111,7 @@ _BY_THEMSELVES = (
     select(LeaseRow, JobRow, NodeRow)
     .join(JobRow, JobRow.job_id == LeaseRow.job_id)
     .join(NodeRow, NodeRow.node_id == LeaseRow.node_id)
-    .where(LeaseRow.lease_id.in_(bindparam("lease_ids", expanding=True)), LeaseRow.size == 1)
+    .where(among(LeaseRow.lease_id, "lease_ids"), LeaseRow.size == 1)
     .with_for_update(of=LeaseRow)
 )
 
@@ -286,9 +286,8 @@ def _questions(*, of_all: bool) -> _Questions:
     leases = select(LeaseRow.node_id, nothing, nothing, *of_leases).where(LeaseRow.state.in_(LIVE_LEASE_STATES))
     nodes = select(NodeRow).where(*registered_since(bindparam("since_ms", type_=BigInteger)))
     if not of_all:
-        these: BindParameter[list[str]] = bindparam("nodes", expanding=True)
-        allocations = allocations.where(AllocationRow.node_id.in_(these))
-        leases, nodes = leases.where(LeaseRow.node_id.in_(these)), nodes.where(NodeRow.node_id.in_(these))
+        allocations = allocations.where(among(AllocationRow.node_id, "nodes"))
+        leases, nodes = leases.where(among(LeaseRow.node_id, "nodes")), nodes.where(among(NodeRow.node_id, "nodes"))
     return _Questions(nodes.order_by(NodeRow.node_id), union_all(allocations, leases.group_by(LeaseRow.node_id)))
 
 

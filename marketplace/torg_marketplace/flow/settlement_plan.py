@@ -12,7 +12,7 @@ from typing import Any
 
 from solders.pubkey import Pubkey
 from solders.signature import Signature
-from sqlalchemy import CursorResult, bindparam, func, select, update
+from sqlalchemy import CursorResult, func, select, update
 
 from torg_chain import vault_operations
 from torg_chain.errors import TransactionTooLarge
@@ -25,6 +25,7 @@ from torg_marketplace.flow.landed import catch_up
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.vaults import signer_of
 from torg_marketplace.rules.settlement import Batch, Due, capture_units, is_due, is_exposed, make_batch, priority_price
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.models import LeaseRow, NodeRow
 from torg_marketplace.storage.money_models import CapRow, PayoutRow, SettlementRow, VaultRow
 from torg_protocol.caps import OrderPayee, SignedCap, SignedOrder
@@ -102,7 +103,7 @@ _WAITING = (  # one sum for each address, and of the leases that it is for the n
 _OFFERS = (  # say how much their node wants to be owed at most
     select(LeaseRow.lease_id, NodeRow.offer)
     .join(NodeRow, NodeRow.node_id == LeaseRow.node_id)
-    .where(LeaseRow.lease_id.in_(bindparam("leases", expanding=True)))
+    .where(among(LeaseRow.lease_id, "leases"))
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import assert_never
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import func, select
 
 from torg_marketplace.flow import vaults
 from torg_marketplace.flow.bans import bans_on, check_allowed, read_bans
@@ -29,6 +29,7 @@ from torg_marketplace.rules import quotes
 from torg_marketplace.rules.leases import latest_lease_end_ms
 from torg_marketplace.rules.replay import check_replay_policy
 from torg_marketplace.rules.verification import CatalogueFacts, check_activation_policy, check_metric_policy
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.events import add_job_born
 from torg_marketplace.storage.models import IdempotencyRow, JobRow
 from torg_protocol.api import JobView, SubmitRequest
@@ -180,8 +181,8 @@ async def _read_keys(unit: Unit, keys: Collection[tuple[AccountId, str]]) -> Non
 
 
 _KEYS = select(IdempotencyRow).where(
-    IdempotencyRow.account.in_(bindparam("accounts", expanding=True)),
-    IdempotencyRow.key.in_(bindparam("keys", expanding=True)),
+    among(IdempotencyRow.account, "accounts"),
+    among(IdempotencyRow.key, "keys"),
 )
 
 
@@ -233,7 +234,7 @@ async def _count_open_jobs(unit: Unit, accounts: Collection[AccountId]) -> None:
 _OPEN = Note[int]()  # jobs of an account, those of this transaction included
 _OPEN_JOBS = (
     select(JobRow.client, func.count())
-    .where(JobRow.client.in_(bindparam("accounts", expanding=True)), JobRow.state.in_(OPEN_JOB_STATES))
+    .where(among(JobRow.client, "accounts"), JobRow.state.in_(OPEN_JOB_STATES))
     .group_by(JobRow.client)
 )
 

@@ -21,6 +21,7 @@ from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.money import Refusal, VaultFacts, refusal
 from torg_marketplace.storage import ledger
 from torg_marketplace.storage.account_models import CreditHoldRow
+from torg_marketplace.storage.among import among
 from torg_marketplace.storage.money_models import CapRow, HoldRow, PayoutRow, SettlementRow, VaultRow
 from torg_protocol.api import PayoutView, SettlementPage, SettlementView, VaultView
 from torg_protocol.caps import CapStatement, SignedCap
@@ -372,7 +373,7 @@ async def read_vaults(unit: Unit, addresses: Collection[str]) -> None:
         (await unit.session.scalars(_VAULTS, {"addresses": list(addresses)})).all()
 
 
-_VAULTS = select(VaultRow).where(VaultRow.address.in_(bindparam("addresses", expanding=True)))
+_VAULTS = select(VaultRow).where(among(VaultRow.address, "addresses"))
 
 
 async def _view(unit: Unit, row: VaultRow) -> VaultView:
