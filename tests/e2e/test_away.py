@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.jumping_clock import JumpingClock
-from tests.support.small_market import SmallMarket, let_go, run, submit, submit_raw
+from tests.support.small_market import SmallMarket, let_go, run, submit, submit_raw, until_ended
 from torg.client import AsyncClient
 from torg_protocol.states import EndReason, JobState
 from torg_protocol.usage import verify_receipt
@@ -45,7 +45,7 @@ async def test_an_hour_without_a_marketplace_costs_no_work_and_bills_no_minute_o
             assert market.marketplace is not None
             await market.marketplace.kill()
             let_go(tmp_path / "node")
-            await _until_ended(tmp_path / "node")
+            await until_ended(tmp_path / "node")
             clock.move(AWAY_S)
             now = time.time
             monkeypatch.setattr(time, "time", lambda: now() + AWAY_S)  # the client's
@@ -106,10 +106,3 @@ async def _says(client: AsyncClient, job_id: str, text: str) -> None:
     async with asyncio.timeout(150):
         while text not in await client.logs(job_id):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-
-
-async def _until_ended(node: Path) -> None:
-    """Its container has; the result waits on the node."""
-    async with asyncio.timeout(150):
-        while not any((node / "containers" / "sandbox").glob("*/exit.json")):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)

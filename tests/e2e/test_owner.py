@@ -58,15 +58,22 @@ async def _drain_and_resume(market: SmallMarket, client: AsyncClient) -> None:
 
 
 async def _what_was_earned(market: SmallMarket) -> None:
-    table = list(csv.DictReader(io.StringIO(await torg_node(market, "earnings", "--export", "csv"))))
-    status = json.loads(await torg_node(market, "status", "--json"))
-    gross = sum(round(float(row["gross"]) * 1e6) for row in table if row["state"] == "earned")
-    assert gross == status["earned_decided"] > 0
+    async def adds_up() -> bool:  # a receipt may come between the two questions
+        status = json.loads(await torg_node(market, "status", "--json"))
+        gross = sum(round(float(row["gross"]) * 1e6) for row in await _table(market) if row["state"] == "earned")
+        return bool(gross == status["earned_decided"] > 0)
+
+    await eventually(adds_up)
+    table = await _table(market)
     months = json.loads(await torg_node(market, "earnings", "--export", "json", "--by-month"))
     assert {month["month"] for month in months} == {row["at"][:7] for row in table}
     top = await torg_node(market, "top", "--once")
     assert "running (process" in top
     assert top.count("yes") >= 3
+
+
+async def _table(market: SmallMarket) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(await torg_node(market, "earnings", "--export", "csv"))))
 
 
 async def _rules(market: SmallMarket, client: AsyncClient) -> None:

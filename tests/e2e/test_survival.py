@@ -87,7 +87,8 @@ async def _reboot(market: SmallMarket, client: AsyncClient, data: Path) -> None:
     await _until_running(client, job.job_id)
     assert market.node is not None
     await market.node.kill()
-    (state,) = (data / "containers" / "sandbox").iterdir()
+    lease_id = (await client.job(job.job_id)).leases[0].lease_id
+    state = data / "containers" / "sandbox" / lease_id.replace("_", "-", 1)
     shim = json.loads((state / "shim.json").read_text())
     os.kill(shim["pid"], signal.SIGKILL)
     for name in ("shim.json", "program.json"):

@@ -83,11 +83,15 @@ class RolesMarket(SmallMarket):
         return next((name for name, running in self.processes.items() if running.process.pid == pid), None)
 
     async def until_led(self, role: str, *, by_another_than: str | None = None) -> str:
+        leaders: list[str] = []  # asked once more, there may be none at that moment
+
         async def led() -> bool:
-            return await self.leader(role) not in {None, by_another_than}
+            if (leader := await self.leader(role)) not in {None, by_another_than}:
+                leaders.append(str(leader))
+            return bool(leaders)
 
         await eventually(led)
-        return await self.leader(role) or ""
+        return leaders[0]
 
     @property
     def agent(self) -> Running:

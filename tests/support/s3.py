@@ -11,6 +11,7 @@ from moto.server import ThreadedMotoServer
 
 from tests.support.ports import own_port
 
+_WITHIN_S = 120  # moto loads all that it knows of S3 at the first request, which takes seconds
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 
 
@@ -25,7 +26,7 @@ class SimulatedS3:
 
     def names(self) -> list[str]:
         """Of all objects."""
-        listing = httpx.get(f"{self.endpoint}/{self.bucket}?list-type=2", trust_env=False).text
+        listing = httpx.get(f"{self.endpoint}/{self.bucket}?list-type=2", trust_env=False, timeout=_WITHIN_S).text
         return [part.partition("</Key>")[0] for part in listing.split("<Key>")[1:]]
 
     @contextmanager
@@ -47,7 +48,7 @@ def running_s3() -> Iterator[SimulatedS3]:
     host, port = server.get_host_and_port()
     s3 = SimulatedS3(server, f"http://{host}:{port}")
     try:
-        httpx.put(f"{s3.endpoint}/{s3.bucket}", trust_env=False).raise_for_status()
+        httpx.put(f"{s3.endpoint}/{s3.bucket}", trust_env=False, timeout=_WITHIN_S).raise_for_status()
         yield s3
     finally:
         s3.server.stop()

@@ -12,6 +12,7 @@ from solders.keypair import Keypair
 
 from scripts.market_processes import Running, call, remove_containers, script, start
 from tests.support.ports import own_port
+from tests.support.waiting import until
 from torg.client import AsyncClient
 from torg.config import ClientConfig
 from torg.spec_file import SpecFile, spec_from_mapping
@@ -185,6 +186,21 @@ def let_go(folder: Path) -> None:
     (work / "go").touch()
 
 
+async def until_ended(node: Path) -> None:
+    """Until one of the node's containers has; its result is there until the marketplace has it."""
+    await until(lambda: any((node / "containers" / "sandbox").glob("*/exit.json")), within_s=150)
+
+
 WAIT_FOR_GO = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)\n"
 
-__all__ = ["TUSD", "WAIT_FOR_GO", "SmallMarket", "let_go", "run", "running_market", "submit", "submit_raw"]
+__all__ = [
+    "TUSD",
+    "WAIT_FOR_GO",
+    "SmallMarket",
+    "let_go",
+    "run",
+    "running_market",
+    "submit",
+    "submit_raw",
+    "until_ended",
+]

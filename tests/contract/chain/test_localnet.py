@@ -22,7 +22,8 @@ from torg_protocol.vault_messages import CapMessage, sign_message
 
 async def test_everything_survives_sigkill_and_an_old_transaction_stays_refused(tmp_path: Path) -> None:
     payer, to = Keypair(), Keypair().pubkey()
-    async with running_localnet(tmp_path) as localnet, ChainClient(localnet.rpc_url) as chain:
+    # A blockhash lives for half a minute: at the end of the test too, and on a slow machine.
+    async with running_localnet(tmp_path, slot_ms=200) as localnet, ChainClient(localnet.rpc_url) as chain:
         await chain.faucet(payer.pubkey(), 7_000_000)
         blockhash, last_valid = await chain.latest_blockhash()
         moved = sign_transaction(

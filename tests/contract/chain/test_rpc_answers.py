@@ -61,7 +61,7 @@ class OddNode:
                 return web.Response(status=status, text=text, headers=headers, content_type="application/json")
         if body["method"] == "sendTransaction" and self.after_sending:
             self.script, self.after_sending = self.after_sending, []
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
             passed = await http.post(self.upstream, json=body)
         return web.Response(body=passed.content, content_type="application/json")
 

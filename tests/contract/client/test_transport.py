@@ -173,17 +173,17 @@ async def test_pages_follow_their_cursor_to_the_last_one() -> None:
 
 
 async def test_nobody_at_the_address_is_told_with_the_address() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    client = Transport(url, Keypair())
-    try:
-        for call in (client.request("GET", "/x"), client.request("POST", "/x", body={}), client.text("/x")):
-            with pytest.raises(Unavailable) as refused:
-                await call
-            assert (refused.value.code, refused.value.value) == ("marketplace_unreachable", url)
-    finally:
-        await client.aclose()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen; a port that nobody has may be somebody's a moment later
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        client = Transport(url, Keypair())
+        try:
+            for call in (client.request("GET", "/x"), client.request("POST", "/x", body={}), client.text("/x")):
+                with pytest.raises(Unavailable) as refused:
+                    await call
+                assert (refused.value.code, refused.value.value) == ("marketplace_unreachable", url)
+        finally:
+            await client.aclose()
 
 
 async def test_events_go_on_after_the_last_one_seen_and_gaps_are_told() -> None:

@@ -250,7 +250,7 @@ async def test_a_body_that_is_no_json_is_told_so_and_from_where(served: ServedWo
         assert "not JSON, from character 9 on" in broken["title"]
         form = (await http.post("/v1/quotes", data={"spec": "x"})).json()
         assert (form["field"], form["hint"]) == ("body", "send one, and with it Content-Type: application/json")
-    async with httpx.AsyncClient(base_url=served.url) as nobody:
+    async with served.http() as nobody:
         assert "Authorization: Bearer torgkey_" in (await nobody.get("/v1/jobs")).json()["hint"]
 
 

@@ -49,12 +49,12 @@ def running_api(folder: Path) -> Iterator[tuple[str, str, JobView]]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     try:
         yield started[0]
     finally:
         over.set()
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.fixture(scope="module")

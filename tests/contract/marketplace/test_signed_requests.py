@@ -55,7 +55,7 @@ async def served(folder: Path) -> AsyncIterator[Door]:
     async with open_world(folder) as world:
         edge = Edge(world.market, Hub(), blobs, LocalAdmission(nonces, RateLimiter(0)))
         try:
-            async with serving(edge) as url, httpx.AsyncClient(trust_env=False) as client:
+            async with serving(edge) as url, httpx.AsyncClient(trust_env=False, timeout=120) as client:
                 yield Door(world, url, client)
         finally:
             nonces.close()

@@ -17,8 +17,10 @@ from torg_node.executors.port import Exit, ExitReason
 
 pytestmark = [pytest.mark.engine, pytest.mark.root, pytest.mark.slow]
 engine_script = load_script(DOCKER_FOLDER / "engine.py")
-COUNT = "import sys, time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.2)\nsys.exit(3)"
-COUNTED = "".join(f"{n}\n" for n in range(40))
+COUNT = (
+    "import sys, time\nfor n in range(int(sys.argv[1])):\n    print(n, flush=True)\n    time.sleep(0.2)\nsys.exit(3)"
+)
+TO_ITS_END, FOR_EVER = 40, 3_000
 
 
 @pytest.fixture
@@ -34,10 +36,10 @@ def engine(request: pytest.FixtureRequest, engine_socket: Path) -> Iterator[obje
 @pytest.mark.parametrize("engine", [True], indirect=True, ids=["live-restore"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_with_live_restore_a_job_does_not_notice(engine: object, number: signal.Signals, tmp_path: Path) -> None:
-    ended, output = await _restart_under_a_job(engine, number, tmp_path)
+    ended, output = await _restart_under_a_job(engine, number, tmp_path, TO_ITS_END)
 
     assert (ended.reason, ended.code) == (ExitReason.EXITED, 3)
-    assert output == COUNTED
+    assert output == _counted(TO_ITS_END)
 
 
 @pytest.mark.parametrize("engine", [False], indirect=True, ids=["plain"])
@@ -45,15 +47,20 @@ async def test_with_live_restore_a_job_does_not_notice(engine: object, number: s
 async def test_without_it_the_job_ends_and_is_not_to_blame(
     engine: object, number: signal.Signals, tmp_path: Path
 ) -> None:
-    ended, output = await _restart_under_a_job(engine, number, tmp_path)
+    """Killed with SIGKILL, an engine ends it when it is back, and that may be long after."""
+    ended, output = await _restart_under_a_job(engine, number, tmp_path, FOR_EVER)
 
     assert ended.reason is ExitReason.KILLED
-    assert COUNTED.startswith(output)
+    assert _counted(FOR_EVER).startswith(output)
 
 
-async def _restart_under_a_job(engine: object, number: signal.Signals, tmp_path: Path) -> tuple[Exit, str]:
+def _counted(count: int) -> str:
+    return "".join(f"{n}\n" for n in range(count))
+
+
+async def _restart_under_a_job(engine: object, number: signal.Signals, tmp_path: Path, count: int) -> tuple[Exit, str]:
     async with docker_executor(engine.socket_path, tmp_path) as executor:
-        handle = await executor.start(launch("counts", ["python", "-c", COUNT]))
+        handle = await executor.start(launch("counts", ["python", "-c", COUNT, str(count)]))
         following = asyncio.create_task(read_logs(executor, handle))
         waiting = asyncio.create_task(executor.wait(handle))
         await read_until(executor, handle, "2\n")

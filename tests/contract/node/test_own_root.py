@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.executors import Bench, ExecutorKind, isolating_kinds
 from tests.support.image_files import BUSYBOX, busybox, layer, write_image
+from tests.support.waiting import until
 from torg_host.disk import QuotaDisk
 from torg_host.sandbox.own_root import FIRST_HOST_ID
 from torg_node.executors.errors import LaunchRefused
@@ -158,7 +159,7 @@ async def test_outside_it_is_nobody(bench: Bench, disk: Path) -> None:
     handle = await bench.start("sleep", "600", image=image, own_root=disk / "roots" / "job", workdir="/")
     ids = {
         line.split()[0]: {int(one) for one in line.split()[1:]}
-        for line in (Path("/proc") / str(_pid_of(bench, "sleep")) / "status").read_text().splitlines()
+        for line in (Path("/proc") / str(await _pid_of(bench, "sleep")) / "status").read_text().splitlines()
         if line.startswith(("Uid:", "Gid:"))
     }
     assert ids == {"Uid:": {FIRST_HOST_ID}, "Gid:": {FIRST_HOST_ID}}
@@ -239,14 +240,21 @@ async def test_an_image_whose_files_belong_to_others_is_refused(bench: Bench, di
     assert refused.value.code == "own_root_unavailable"
 
 
-def _pid_of(bench: Bench, program: str) -> int:
+async def _pid_of(bench: Bench, program: str) -> int:
+    """Once the container has come to it: a start is over a moment before."""
+    await until(lambda: _pids_of(bench, program) != [])
+    return _pids_of(bench, program)[0]
+
+
+def _pids_of(bench: Bench, program: str) -> list[int]:
+    found = []
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
             try:
                 if bench.token.encode() in (directory / "environ").read_bytes():
                     words = (directory / "cmdline").read_bytes().split(b"\0")
                     if words[0] == program.encode():
-                        return int(directory.name)
+                        found.append(int(directory.name))
             except OSError:
                 continue
-    raise AssertionError(f"no process {program}")
+    return found

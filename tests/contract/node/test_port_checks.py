@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.support.ports import own_port
 from torg_node.executors.errors import ExecutorError
 from torg_node.executors.inside import dialled
 from torg_node.executors.port import Handle
@@ -79,8 +80,7 @@ async def test_what_is_ready(answer: bytes | None, health: dict[str, object], sa
 
 
 async def test_a_closed_port_is_said_to_be_one() -> None:
-    async with server(b"") as port:
-        pass
+    port = own_port()  # one of which the system gives nobody a server meanwhile
     with pytest.raises(ExecutorError):
         await Loopback().dial(HANDLE, port)
     problem = await find_problem(Loopback(), HANDLE, Port(port=port))  # type: ignore[arg-type]

@@ -176,7 +176,8 @@ def s3() -> Iterator[str]:
 
 
 def put(url: str, data: bytes, acl: str = "public-read") -> None:
-    httpx.put(url, content=data, headers={"x-amz-acl": acl}, trust_env=False).raise_for_status()
+    # The first request makes moto load all that it knows of S3, which takes seconds.
+    httpx.put(url, content=data, headers={"x-amz-acl": acl}, trust_env=False, timeout=120).raise_for_status()
 
 
 def an_s3(endpoint: str, url: str = "s3://models/bert", *files: str) -> S3Input:
