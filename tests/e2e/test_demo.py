@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.searching import matching
 from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ async def test_the_demo_empties_no_folder_that_it_did_not_make(tmp_path: Path) -
 def left_behind(home: Path) -> list[str]:
     """Processes that name the folder, and mounts below it."""
     found = [line for line in Path("/proc/mounts").read_text().splitlines() if str(home) in line]
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    for entry in matching(Path("/proc"), "[0-9]*/cmdline"):
         try:
             command = entry.read_bytes()
         except OSError:  # it has just ended

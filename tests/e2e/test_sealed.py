@@ -14,7 +14,7 @@ import pytest
 from solders.keypair import Keypair
 
 from scripts.market_processes import call, remove_containers, script, start
-from tests.support.searching import files_below, holds
+from tests.support.searching import files_below, holds, matching
 from tests.support.small_market import SmallMarket, run, submit, submit_raw
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
@@ -207,7 +207,7 @@ async def test_another_chosen_node_goes_on_from_a_sealed_checkpoint(
 
 def kill_container(folder: Path) -> None:
     """The one that runs, as a person with root would do it."""
-    (shim,) = folder.glob("*/containers/sandbox/lease*/shim.json")
+    (shim,) = matching(folder, "*/containers/sandbox/lease*/shim.json")
     main = json.loads(shim.read_text())["pid"]
     for child in Path(f"/proc/{main}/task/{main}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)

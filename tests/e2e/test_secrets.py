@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scripts.market_processes import call, remove_containers, script, start
-from tests.support.searching import files_below, holds, places_that_hold
+from tests.support.searching import files_below, holds, matching, places_that_hold
 from tests.support.small_market import SmallMarket, run, submit
 from torg.client import AsyncClient
 from torg_node.steps.open_secrets import MEMORY
@@ -33,7 +33,7 @@ while not pathlib.Path("go").exists() and os.environ.get("WAIT"): time.sleep(0.0
 
 
 def kept_in_memory() -> list[Path]:
-    return [path for path in MEMORY.glob("torg-*/*") if path.is_dir()]
+    return [path for path in matching(MEMORY, "torg-*/*") if path.is_dir()]
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_a_second_node_opens_them_when_the_first_one_fails_and_the_client_
         first = await _killed(market.folder, set())
         again = await _killed(market.folder, {first}, kill=False)
         assert again.parts[-4] != first.parts[-4]  # another node's folder
-        (go,) = market.folder.glob(f"*/leases/{again.name.replace('-', '_', 1)}/disk/files/work")
+        (go,) = matching(market.folder, f"*/leases/{again.name.replace('-', '_', 1)}/disk/files/work")
         (go / "go").touch()
 
         job = await client.wait(job.job_id)
@@ -165,7 +165,7 @@ async def _killed(folder: Path, known: set[Path], *, kill: bool = True) -> Path:
     """The folder of the container that runs now and is not `known`, killed as a person with root would do it."""
     deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
-        for place in set(folder.glob("*/containers/sandbox/*")) - known:
+        for place in set(matching(folder, "*/containers/sandbox/*")) - known:
             if place.name.startswith("lease") and (place / "shim.json").exists() and b"fs 1" in _printed(place):
                 if kill:
                     main = json.loads((place / "shim.json").read_text())["pid"]

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from scripts.market_processes import script
+from tests.support.searching import matching
 from tests.support.small_market import SmallMarket, submit, submit_raw
 from torg.client import AsyncClient
 from torg_protocol.api import JobView
@@ -245,7 +246,7 @@ async def test_ports_are_forwarded_for_many_at_once_and_ctrl_c_ends_it(client: A
 
 def _commands_with(text: str) -> list[str]:
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in matching(Path("/proc"), "[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if text in command and "torg" not in command:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from scripts.market_processes import ProcessFailed, call
+from tests.support.searching import matching
 from tests.support.small_market import SmallMarket, running_market, submit
 from tests.support.waiting import eventually
 from torg.client import AsyncClient
@@ -92,7 +93,7 @@ async def test_an_update_takes_over_and_one_that_is_not_healthy_goes_back_by_its
                     await update("--release", str(broken), "--within", within)
                 assert link.resolve().name == "2"
             assert _release_that_runs(data).name == "2"
-            (work,) = data.glob("leases/*/disk/files/work")
+            (work,) = matching(data, "leases/*/disk/files/work")
             (work / "go").touch()
             ended = await client.wait(job.job_id)
             said = await client.logs(job.job_id)

@@ -18,6 +18,7 @@ import pytest
 from tests.support.engine import docker_executor
 from tests.support.job_logs import read_logs, text_of
 from tests.support.leaks import is_kept_spare
+from tests.support.searching import control_groups
 from torg_host.sandbox.launch import cgroup_name
 from torg_node.executors.port import Executor, Exit, Handle, LaunchSpec, LogChunk, Mount, ResourceLimits
 from torg_node.executors.process import ProcessExecutor
@@ -203,8 +204,8 @@ def _processes(token: str, root: str) -> list[str]:
 
 
 def _cgroups(root: str) -> list[str]:
-    owned = cgroup_name(Path(root).resolve() / "sandbox" / "any").partition("-")[0]
-    return [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"*/{owned}-*")]
+    owned = cgroup_name(Path(root).resolve() / "sandbox" / "any").removesuffix("any")
+    return [f"cgroup {path}" for path in control_groups(owned)]
 
 
 def _mounts(root: str) -> list[str]:

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 from tests.support import engine
+from tests.support.searching import control_groups, matching
 from torg_host.sandbox.launch import cgroup_name
 from torg_host.sandbox.spare import TAKEN
 from torg_node.executors.docker_spare import SPARE
@@ -98,8 +99,8 @@ def _program(line: str) -> str:
 def survey(base: Path, temp: Path) -> frozenset[str]:
     """Everything of this test session that a host would have to get rid of, one line each."""
     base = base.resolve()
-    nodes = [folder.parent for depth in _DEPTHS for folder in base.glob(f"{depth}/containers")]
-    state_roots = [folder for depth in _DEPTHS for folder in base.glob(f"{depth}/sandbox") if folder.is_dir()]
+    nodes = [folder.parent for depth in _DEPTHS for folder in matching(base, f"{depth}/containers")]
+    state_roots = [folder for depth in _DEPTHS for folder in matching(base, f"{depth}/sandbox") if folder.is_dir()]
     processes = list(_processes((str(base), str(temp))))
     found = [
         *processes,
@@ -179,8 +180,7 @@ def _is_shared(command: str) -> bool:
 
 def _cgroups(state_roots: Iterable[Path]) -> Iterator[str]:
     for root in set(state_roots):
-        prefix = cgroup_name(root / "any").removesuffix("any")
-        for path in (*Path("/sys/fs/cgroup").glob(f"{prefix}*"), *Path("/sys/fs/cgroup").glob(f"*/{prefix}*")):
+        for path in control_groups(cgroup_name(root / "any").removesuffix("any")):
             yield f"cgroup {path}"
 
 
@@ -191,7 +191,7 @@ def _mounts(marks: tuple[str, ...]) -> Iterator[str]:
 
 
 def _loop_devices(marks: tuple[str, ...]) -> Iterator[str]:
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+    for backing in matching(Path("/sys/block"), "loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             file = backing.read_text().strip()
             if any(mark in file for mark in marks):
@@ -200,7 +200,7 @@ def _loop_devices(marks: tuple[str, ...]) -> Iterator[str]:
 
 def _networks() -> Iterator[str]:
     """Network namespaces that `tests.support.networks` names after this process."""
-    for path in Path("/run/netns").glob(f"torg{os.getpid()}-*"):
+    for path in matching(Path("/run/netns"), f"torg{os.getpid()}-*"):
         yield f"network namespace {path.name}"
 
 
@@ -215,7 +215,7 @@ def _of_node(node: Path, *, is_served: bool) -> Iterator[str]:
     if not is_served:
         return
     for folder in ("leases", "rentals", "containers/sandbox", "containers/docker"):
-        for item in (node / folder).glob("*"):
+        for item in matching(node / folder, "*"):
             yield f"state {item}"
     ledger = node / "reservations.sqlite"
     if ledger.exists():

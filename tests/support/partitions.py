@@ -13,6 +13,7 @@ from tests.support.chaos import PROCESSES, RolesMarket
 from tests.support.nats import nats_server
 from tests.support.networks import Place, entered, lost_between, relay_command, star
 from tests.support.postgres import running_postgres
+from tests.support.searching import control_groups
 from torg_host.sandbox.launch import cgroup_name
 
 NODES = ("node 1", "node 2")
@@ -69,8 +70,7 @@ class PartitionedMarket(RolesMarket):
     def containers(self, node: str) -> list[str]:
         """Control groups of those that run there now."""
         prefix = cgroup_name(self.folder / node / "containers" / "sandbox" / "any").removesuffix("any")
-        groups = [*Path("/sys/fs/cgroup").glob(f"{prefix}*"), *Path("/sys/fs/cgroup").glob(f"*/{prefix}*")]
-        return sorted({group.name for group in groups if _processes_in(group)})
+        return sorted({group.name for group in control_groups(prefix) if _processes_in(group)})
 
     async def node_of(self, job_id: str) -> str | None:
         """Where its newest lease is at work."""

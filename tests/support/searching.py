@@ -1,10 +1,27 @@
-"""Looking for bytes in folders in which processes make and remove files meanwhile."""
+"""Looking through folders in which processes make and remove files and folders meanwhile, and the kernel's own."""
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def matching(folder: Path, *patterns: str) -> list[Path]:
+    """What there is below `folder` that fits a pattern (`**` is any depth), sorted. Passes over folders that go while it looks, where
+    `Path.glob` raises (Python 3.11); what it found may be gone by the time it is used."""
+    found = {
+        path
+        for pattern in patterns
+        for path in glob.iglob(pattern, root_dir=folder, recursive=True, include_hidden=True)  # noqa: PTH207
+    }
+    return sorted(folder / path for path in found)
+
+
+def control_groups(*prefixes: str) -> list[Path]:
+    """Groups whose names begin so ("torg/1f2e3d4c-"), of every controller where each has its own tree (v1)."""
+    return matching(Path("/sys/fs/cgroup"), *(f"{above}{prefix}*" for prefix in prefixes for above in ("", "*/")))
 
 
 def files_below(folder: Path) -> Iterator[Path]:

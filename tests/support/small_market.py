@@ -12,6 +12,7 @@ from solders.keypair import Keypair
 
 from scripts.market_processes import Running, call, remove_containers, script, start
 from tests.support.ports import own_port
+from tests.support.searching import matching
 from tests.support.waiting import until
 from torg.client import AsyncClient
 from torg.config import ClientConfig
@@ -182,13 +183,13 @@ async def run(client: AsyncClient, command: list[str], **fields: object) -> JobV
 
 def let_go(folder: Path) -> None:
     """Makes the file `go` in the work folder of the only container below `folder`, which waits for it (WAIT_FOR_GO)."""
-    (work,) = folder.glob("*/*/disk/files/work")  # of a lease or a rental
+    (work,) = matching(folder, "*/*/disk/files/work")  # of a lease or a rental
     (work / "go").touch()
 
 
 async def until_ended(node: Path) -> None:
     """Until one of the node's containers has; its result is there until the marketplace has it."""
-    await until(lambda: any((node / "containers" / "sandbox").glob("*/exit.json")), within_s=150)
+    await until(lambda: bool(matching(node, "containers/sandbox/*/exit.json")), within_s=150)
 
 
 WAIT_FOR_GO = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)\n"

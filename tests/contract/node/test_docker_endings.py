@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.engine import docker_executor, engine_client, job_folder, launch, limits, run_to_end
 from tests.support.job_logs import read_logs, read_until, text_of
+from tests.support.searching import matching
 from tests.support.waiting import eventually, until
 from torg_node.executors.docker_request import ALARM_ALLOWANCE_MS
 from torg_node.executors.port import ExitReason, Handle
@@ -197,7 +198,7 @@ async def test_what_the_job_left_running_dies_with_it(engine_socket: Path, tmp_p
         handle = await executor.start(launch("daemon", ["python", "-c", code]))
         ended = await executor.wait(handle)
         # Killed, and gone as soon as each of them has had its turn.
-        await until(lambda: not any(b"47.11" in _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")))
+        await until(lambda: not any(b"47.11" in _read(path) for path in matching(Path("/proc"), "[0-9]*/cmdline")))
 
     assert (ended.reason, ended.code) == (ExitReason.EXITED, 3)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import ENGINE_SCRIPT, docker_executor, launch, run_engine_script
+from tests.support.searching import matching
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def folder(engine_socket: Path) -> Iterator[Path]:
 
 def traces_of(state_dir: Path) -> list[str]:
     commands = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in matching(Path("/proc"), "[0-9]*/cmdline"):
         try:
             command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
@@ -35,7 +36,7 @@ def traces_of(state_dir: Path) -> list[str]:
 
 
 def cgroups_named(name: str) -> list[Path]:
-    return [*Path("/sys/fs/cgroup").glob(f"*/{name}"), *Path("/sys/fs/cgroup").glob(name)]
+    return matching(Path("/sys/fs/cgroup"), name, f"*/{name}")
 
 
 @pytest.mark.engine
