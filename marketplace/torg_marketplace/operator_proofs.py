@@ -23,6 +23,6 @@ async def run_command(arguments: argparse.Namespace, settings: Settings, say: Ca
             case "list":
                 say(json.dumps(await proofs_of(market, arguments.id), indent=2))
             case _:
-                await lift_ban(market, arguments.id)
-                say(f"{arguments.id} is unproven and may take work again once it proves its hardware")
+                stays = await lift_ban(market, arguments.id)
+                say(f"{arguments.id} is unproven; " + (stays or "it may take work again once it proves its hardware"))
     return 0

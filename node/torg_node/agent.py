@@ -24,6 +24,7 @@ from torg_node.execute import clean_up, execute
 from torg_node.executors.port import Capabilities, Executor
 from torg_node.hardware.sensors import Sensors
 from torg_node.journal import Journal, LeaseEntry
+from torg_node.kept import keep
 from torg_node.lease import Lease, Node
 from torg_node.link import Link
 from torg_node.money import FEE_FACT, accruing, closes_too_soon, exposure, land_orders, look_at_captures
@@ -33,6 +34,7 @@ from torg_node.proving import Proving
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
 from torg_node.stake import COLLATERAL_FACT
+from torg_node.standing import Standing
 from torg_node.steps.open_secrets import forget_secrets
 from torg_node.sweep import Sweeper
 from torg_protocol.errors import TorgError
@@ -61,6 +63,7 @@ from torg_protocol.offers import Inventory, SignedOffer
 from torg_protocol.proofs import ProofAsked, ProofChallenge, ProofJudged, ProofWanted
 from torg_protocol.rentals import RentalEnd
 from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.suspensions import NodeSuspended
 from torg_protocol.usage import verify_receipt
 
 if TYPE_CHECKING:
@@ -117,6 +120,7 @@ class Agent:
             now_ms=wall_ms,
             steady_ms=clock.now_ms,
         )
+        self._standing = Standing(journal)
         self._proving = Proving(self._offer.offer.node, inventory, journal, self._link.send)
         self.rental = self._rental_server() if settings.rental_address is not None else None
         self._leases: dict[LeaseId, tuple[Lease, asyncio.Task[None]]] = {}
@@ -307,12 +311,13 @@ class Agent:
                 if self._journal.add_lease(message.signed):
                     self._spawn(message.signed)
             case Stop() | GangMembersLeft():
-                if message.lease_id in self._leases:
-                    _tell(self._leases[message.lease_id][0], message)
+                _tell(self._lease(message.lease_id), message)
             case Abandon():
                 await self._abandon(message.lease_id)
             case Acknowledge() | UsageCountersigned() | OrderIssued() | RefundIssued():
-                self._keep(message)
+                keep(message, self._journal, self._settings, self._node.now_ms())
+            case NodeSuspended():
+                self._standing.take(message)
             case ReceiptIssued():
                 await self._on_receipt(message)
             case OpenTunnel():
@@ -323,19 +328,6 @@ class Agent:
                 self._proving.take(message)
             case Welcome():
                 log.warning("a second welcome on one connection")
-            case _:
-                assert_never(message)
-
-    def _keep(self, message: Acknowledge | UsageCountersigned | OrderIssued | RefundIssued) -> None:
-        match message:
-            case Acknowledge():
-                self._journal.acknowledge(message.lease_id, message.sequence)
-            case UsageCountersigned():
-                self._journal.add_usage(message.usage)
-            case OrderIssued():
-                self._keep_order(message)
-            case RefundIssued():
-                self._keep_refund(message)
             case _:
                 assert_never(message)
 
@@ -352,23 +344,6 @@ class Agent:
             )
         )
 
-    def _keep_refund(self, message: RefundIssued) -> None:
-        """The marketplace's signed word that part of a lease's price went back: this node is owed so much less."""
-        refund = message.refund.refund
-        if problems := message.refund.problems(marketplace=self._settings.marketplace_key):
-            log.error("refund %s does not hold: %s", refund.refund_id, "; ".join(problems))
-            return
-        if self._journal.lease(refund.lease_id) is not None:
-            self._journal.add_refund(message.refund)
-
-    def _keep_order(self, message: OrderIssued) -> None:
-        """What the marketplace is about to land anyway; held in case it never does."""
-        order = message.order
-        if problems := order.problems(self._settings.network.chain_id):
-            log.error("an order of vault %s does not hold: %s", order.vault, "; ".join(problems))
-            return
-        self._journal.keep_order(order, self._node.now_ms())
-
     async def _on_refused(self, refused: Refused) -> None:
         problem = refused.problem
         log.warning("refused: %s (%s) %s", problem.get("title"), problem.get("code"), problem.get("hint", ""))
@@ -380,8 +355,14 @@ class Agent:
     async def _beat(self) -> None:
         while True:
             self._heartbeats.clear()  # before: what changes while this one is sent asks for the next
-            is_draining, out = self._takes_no_work, self._gpus_out
-            await self._link.send(Heartbeat(at_ms=wall_ms(), leases=self._held(), draining=is_draining, gpus_out=out))
+            beat = Heartbeat(
+                at_ms=wall_ms(),
+                leases=self._held(),
+                draining=self._takes_no_work,
+                gpus_out=self._gpus_out,
+                suspensions=self._standing.suspensions,
+            )
+            await self._link.send(beat)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._heartbeats.wait()
@@ -488,7 +469,9 @@ class Agent:
                 return
 
 
-def _tell(lease: Lease, message: Stop | GangMembersLeft) -> None:
+def _tell(lease: Lease | None, message: Stop | GangMembersLeft) -> None:
+    if lease is None:
+        return
     match message:
         case Stop():
             lease.request_stop(message.reason, message.grace_ms)

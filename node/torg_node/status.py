@@ -14,9 +14,11 @@ from torg_node.proving import kept_status, proof_lines
 from torg_node.rental.book import RentalBook
 from torg_node.reservation import Reservations
 from torg_node.settings import Settings
+from torg_node.standing import kept_suspensions, standing_lines
 from torg_node.sweep_command import summary
 from torg_protocol.money import format_amount
 from torg_protocol.proofs import ProofStatus
+from torg_protocol.suspensions import Suspension
 from torg_protocol.usage import SignedReceipt
 
 
@@ -64,9 +66,11 @@ class NodeStatus:
     resting: tuple[str, ...] = ()  # of those: who is expected back by itself
     rentals: tuple[RentalLine, ...] = ()
     sweep: str | None = None  # in words; None: no plan, and nothing was ever swept
+    suspensions: tuple[Suspension, ...] = ()  # why the marketplace gives it no new leases, as it said last
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "hardware": self.hardware.wire() if self.hardware else None}
+        hardware = self.hardware.wire() if self.hardware else None
+        return {**asdict(self), "hardware": hardware, "suspensions": [each.wire() for each in self.suspensions]}
 
     def as_text(self, decimals: int) -> str:
         running = f"running (process {self.agent_pid})" if self.agent_pid else "not running"
@@ -74,6 +78,7 @@ class NodeStatus:
         lines = [
             f"node {self.node}: {running}",
             f"  marketplace  {self.marketplace or 'none: rented directly only'}",
+            *(f"  suspended    {line}" for line in standing_lines(self.suspensions)),
             (
                 f"  earned       {format_amount(self.earned_decided, decimals)} by receipts,"
                 f" {format_amount(self.earned_undecided, decimals)} waiting for a verdict"
@@ -147,6 +152,7 @@ def read_status(settings: Settings, node: str) -> NodeStatus:
             ),
             rentals=_rentals(settings),
             sweep=summary(settings, journal),
+            suspensions=kept_suspensions(journal),
         )
     finally:
         journal.close()

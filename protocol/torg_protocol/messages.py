@@ -30,6 +30,7 @@ from torg_protocol.proofs import (
 from torg_protocol.refunds import SignedRefund
 from torg_protocol.results import MAX_RESULTS, ResultValue
 from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.suspensions import NodeSuspended, Suspension
 from torg_protocol.tasks import MAX_TASKS, TASK_NAME, TaskState
 from torg_protocol.usage import OutputFile, ResourceUse, SignedReceipt, SignedUsage, UsageRecord
 from torg_protocol.volumes import MAX_VOLUMES, VOLUME_NAME
@@ -285,6 +286,8 @@ class Heartbeat(Wire):
     leases: tuple[HeldLease, ...] = ()
     draining: bool = False
     gpus_out: GpusOut = ()
+    # What it has been told of that; the marketplace repeats itself where that is not how it is.
+    suspensions: tuple[Suspension, ...] = Field(default=(), max_length=16, exclude_if=operator.not_)
 
 
 class Progress(Wire):
@@ -465,6 +468,7 @@ ToNode = Annotated[
     | RefundIssued
     | OpenTunnel
     | GangMembersLeft
+    | NodeSuspended
     | Refused
     | ProofWanted
     | ProofChallenge

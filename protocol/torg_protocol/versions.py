@@ -21,10 +21,10 @@ SPOKEN = tuple(range(OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION + 1))
 
 TOO_OLD, UNKNOWN = "protocol_version_too_old", "protocol_version_unknown"
 
-SINCE = {"refund": 2, "gang_members_left": 2}
+SINCE = {"refund": 2, "gang_members_left": 2, "suspended": 2}
 """Types of messages by the version that brought them; what is not named has been there from the first."""
 
-_NOT_YET: dict[int, dict[str, Any]] = {1: {"body": {"use": {"cpu_energy_mj"}}, "gpus_out": True}}
+_NOT_YET: dict[int, dict[str, Any]] = {1: {"body": {"use": {"cpu_energy_mj"}}, "gpus_out": True, "suspensions": True}}
 
 
 def version_of_connection(newest_of_node: int) -> int:

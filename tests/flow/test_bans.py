@@ -31,7 +31,10 @@ async def test_a_banned_image_is_refused_by_whatever_name(world: World, image: s
     client = await make_client(world)
     async with world.market.transaction() as unit:
         await ban(unit, "image", MINER, because="it mines")
-        await ban(unit, "image", MINER, because="it mines")  # safe to repeat
+        again = await ban(unit, "image", MINER, because="it scans")  # safe to repeat
+        assert again["because"] == "it mines"
+        for word in ("nothing changed", "it mines", "UTC by the operator", "unban image"):
+            assert word in again["note"]
     with pytest.raises(Forbidden) as caught:
         await client.quote(spec(image=image))
     assert (caught.value.code, caught.value.field) == ("image_banned", "image")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import delete
 
 from tests.support.actors import join, make_client, spec
 from tests.support.market import World
-from torg_marketplace.flow.bans import ban
+from torg_marketplace.flow.bans import ban, lift
 from torg_marketplace.flow.judge_proof import lift_ban
 from torg_marketplace.flow.match import match_pending
 from torg_marketplace.flow.operate import every_node, inspect_anything, replay_events, resume_node, suspend_node
 from torg_marketplace.flow.reconcile import fee_payer_warning, watch_fee_payer
 from torg_marketplace.flow.rows import node_row
+from torg_marketplace.flow.suspension import suspend
 from torg_marketplace.metrics import MarketCollector
-from torg_marketplace.storage.models import JobRow
-from torg_marketplace.storage.moves import move_node
+from torg_marketplace.storage.models import JobRow, NodeEventRow
 from torg_protocol.errors import Conflict, Invalid, NotFound
 from torg_protocol.ids import NodeId
 from torg_protocol.messages import Granted, Stop
@@ -24,8 +25,16 @@ from torg_protocol.states import JobState, LeaseState, NodeState
 async def test_a_suspended_node_gets_no_lease_until_it_is_resumed(world: World) -> None:
     node, client = await join(world), await make_client(world)
     async with world.market.transaction() as unit:
-        await suspend_node(unit, node.id, because="smoke was seen", stop=False)
-        await suspend_node(unit, node.id, because="smoke was seen", stop=False)  # safe to repeat
+        first = await suspend_node(unit, node.id, because="smoke was seen", stop=False)
+    world.advance(seconds=60)
+    await node.heartbeat()
+    async with world.market.transaction() as unit:  # safe to repeat
+        again = await suspend_node(unit, node.id, because="fire was seen", stop=False)
+    assert again["suspensions"] == first["suspensions"]
+    assert [(each["by"], each["because"]) for each in first["suspensions"]] == [("operator", "smoke was seen")]
+    assert "note" not in first
+    for word in ("nothing changed", "smoke was seen", "node-resume", "UTC by the operator"):
+        assert word in again["note"]
     other = await join(world, price=2_000_000)
     job = await client.submit(spec())
     assert await match_pending(world.market) == 1
@@ -106,13 +115,56 @@ async def test_what_cannot_be_done_says_why(world: World) -> None:
         with pytest.raises(NotFound) as nobody:
             await suspend_node(unit, NodeId("nobody"), because="x", stop=False)
         assert nobody.value.code == "node_unknown"
-        await move_node(
-            unit.session, await node_row(unit, node.id), NodeState.SUSPENDED, at_ms=unit.now_ms, detail="by a proof"
-        )
-        await unit.session.flush()
+        await suspend(unit, await node_row(unit, node.id), "proof", "wrong digests")
         with pytest.raises(Conflict) as banned:
             await resume_node(unit, node.id, because="x")
         assert banned.value.code == "node_banned"
+        assert "proof lift" in str(banned.value.hint)
+
+
+async def test_each_cause_is_taken_back_by_itself_and_nothing_else_with_it(world: World) -> None:
+    node = await join(world)
+
+    async def state() -> str:
+        async with world.market.reading() as unit:
+            return (await node_row(unit, node.id)).state
+
+    async with world.market.transaction() as unit:
+        row = await node_row(unit, node.id)
+        await suspend(unit, row, "proof", "wrong digests")
+        await ban(unit, "node", node.id, because="scans others")
+        await suspend_node(unit, node.id, because="smoke was seen", stop=False)
+        row.proof = {"strikes": 3}
+    world.advance(seconds=60)
+    stays = await lift_ban(world.market, node.id)
+    assert stays is not None
+    assert "scans others" in stays
+    assert "smoke was seen" in stays
+    assert "unban node" in stays
+    async with world.market.transaction() as unit:
+        assert (await node_row(unit, node.id)).proof == {}
+        lifted = await lift(unit, "node", node.id, because="it was another one")
+    assert "smoke was seen" in lifted["note"]
+    assert "scans others" not in lifted["note"]
+    assert await state() == NodeState.SUSPENDED
+    async with world.market.transaction() as unit:
+        resumed = await resume_node(unit, node.id, because="it was steam")
+    assert "note" not in resumed
+    assert await state() == NodeState.ACTIVE
+
+
+async def test_a_decision_outlives_what_is_kept_of_its_events(world: World) -> None:
+    """A node that comes and goes has a hundred newer events soon, and retention removes old ones."""
+    node = await join(world)
+    async with world.market.transaction() as unit:
+        await suspend_node(unit, node.id, because="smoke was seen", stop=False)
+    async with world.market.transaction() as unit:
+        await unit.session.execute(delete(NodeEventRow))
+    with pytest.raises(Conflict) as refused:
+        await lift_ban(world.market, node.id)
+    assert refused.value.code == "node_suspended"
+    async with world.market.transaction() as unit:
+        assert (await resume_node(unit, node.id, because="it was steam"))["state"] == NodeState.ACTIVE
 
 
 async def test_a_jobs_events_give_its_life_again(world: World) -> None:

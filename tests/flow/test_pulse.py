@@ -6,13 +6,16 @@ from sqlalchemy import event
 
 from tests.support.actors import Node, join, make_client, spec
 from tests.support.market import World
+from torg_marketplace.flow.bans import ban, lift
 from torg_marketplace.flow.liveness import sweep
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.flow.operate import inspect_anything
+from torg_marketplace.flow.operate import inspect_anything, resume_node, suspend_node
 from torg_marketplace.flow.pulse import Pulse
 from torg_marketplace.flow.rows import node_row
-from torg_protocol.messages import Granted, Heartbeat
+from torg_protocol.messages import Granted, Heartbeat, Refused
 from torg_protocol.states import Liveness, NodeState
+from torg_protocol.suspensions import NodeSuspended, Suspension
+from torg_protocol.versions import OLDEST_PROTOCOL_VERSION
 
 
 def beat(pulse: Pulse, node: Node, *, draining: bool = False) -> None:
@@ -82,3 +85,48 @@ async def test_a_fleet_that_was_silent_is_alive_again(world: World) -> None:
     assert newest["data"] == {"liveness": "alive", "from": "unknown"}
     await sweep(world.market)
     assert {(await seen(world, node))[1] for node in nodes} == {Liveness.ALIVE}
+
+
+async def test_a_suspended_node_is_told_until_it_says_that_it_knows(world: World) -> None:
+    node, pulse = await join(world), Pulse()
+
+    async def heard(*known: Suspension) -> list[tuple[Suspension, ...]]:
+        now_ms = world.clock.now_ms()
+        pulse.beat(node.id, Heartbeat(at_ms=now_ms, suspensions=known), now_ms)
+        await pulse.renew(world.market)
+        return [told.suspensions for told in node.read() if isinstance(told, NodeSuspended)]
+
+    async with world.market.transaction() as unit:
+        await suspend_node(unit, node.id, because="smoke was seen", stop=False)
+    since_ms = world.clock.now_ms()
+    smoke = Suspension(by="operator", because="smoke was seen", since_ms=since_ms)
+    world.links.take_all(node.id)  # a command of the operator reaches no node itself
+    world.advance(seconds=10)
+    assert await heard() == [(smoke,)]
+    assert await heard() == [(smoke,)]  # it got lost
+    assert await heard(smoke) == []
+    async with world.market.transaction() as unit:
+        await ban(unit, "node", node.id, because="scans others")
+    world.links.take_all(node.id)
+    ((first, second),) = await heard(smoke)
+    assert (first, second.by, second.because) == (smoke, "ban", "scans others")
+    async with world.market.transaction() as unit:
+        await lift(unit, "node", node.id, because="another one")
+        await resume_node(unit, node.id, because="steam")
+    world.links.take_all(node.id)
+    assert await heard(first, second) == [()]
+    assert await heard() == []
+
+
+async def test_a_suspended_node_of_the_release_before_has_it_in_its_log(world: World) -> None:
+    node = await join(world)
+    async with world.market.transaction() as unit:
+        await suspend_node(unit, node.id, because="smoke was seen", stop=False)
+    await node.disconnect()
+    world.links.take_all(node.id)
+    node.protocol_version = OLDEST_PROTOCOL_VERSION
+    await node.connect()
+    told = node.expect(Refused)
+    assert not told.fatal
+    assert told.problem["code"] == "node_suspended"
+    assert "smoke was seen" in told.problem["title"]

@@ -16,11 +16,14 @@ from tests.support.actors import join, make_client, spec
 from tests.support.market import World
 from tests.support.postgres import Postgres
 from torg_marketplace.flow.match import match_pending
-from torg_marketplace.storage.engine import create_engine
-from torg_marketplace.storage.models import LeaseRow
+from torg_marketplace.flow.suspension import suspensions_of
+from torg_marketplace.storage.case_models import BanRow
+from torg_marketplace.storage.engine import Sessions, create_engine
+from torg_marketplace.storage.models import LeaseRow, NodeEventRow, NodeRow
 from torg_marketplace.storage.registry import metadata
 from torg_marketplace.storage.schema import MIGRATIONS, differences, migrate, require_current, upgrade
 from torg_protocol.errors import Conflict, Invalid
+from torg_protocol.states import NodeState
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -152,3 +155,46 @@ def test_every_column_that_may_name_a_blob_is_known_to_who_cleans_the_store_up()
     }
     needed_by_nobody = {"leases.image_digest", "leaving_blobs.digest"}
     assert found - no_blobs - needed_by_nobody == counted
+
+
+async def test_why_nodes_are_suspended_is_found_in_what_was_kept_of_it(database_url: str) -> None:
+    engine = create_engine(database_url)
+    details = {
+        "person": "by the operator: smoke",
+        "banned": "by the operator: banned: scans",
+        "both": "by the operator: smoke",
+        "proof": "wrong digests",
+    }
+    try:
+        await upgrade(engine)
+        async with Sessions(engine)() as session, session.begin():
+            for node_id in (*details, "forgotten", "active"):
+                state = NodeState.ACTIVE if node_id == "active" else NodeState.SUSPENDED
+                session.add(
+                    NodeRow(
+                        node_id=node_id, state=state, joined_at_ms=5, offer={}, offer_signature="", offer_sequence=1
+                    )
+                )
+            await session.flush()
+            for node_id, detail in details.items():
+                for at_ms, then, why in ((7, "suspended", "older"), (8, "suspended", detail), (9, "active", "later")):
+                    session.add(NodeEventRow(node_id=node_id, at_ms=at_ms, data={"state": then, "detail": why}))
+                    await session.flush()
+            for node_id in ("banned", "both"):
+                session.add(BanRow(kind="node", subject=node_id, because="scans", at_ms=10))
+        await migrate(engine, "0033")
+        await upgrade(engine)
+        async with Sessions(engine)() as session:
+            rows = list(await session.scalars(select(NodeRow)))
+        found = {row.node_id: [(each.by, each.because, each.since_ms) for each in suspensions_of(row)] for row in rows}
+    finally:
+        await engine.dispose()
+    ban_of_10 = ("ban", "scans", 10)
+    assert found == {
+        "person": [("operator", "smoke", 8)],
+        "banned": [ban_of_10],
+        "both": [ban_of_10, ("operator", "smoke", 8)],
+        "proof": [("proof", "wrong digests", 8)],
+        "forgotten": [("operator", "why is not kept any more", 5)],
+        "active": [],
+    }

@@ -53,6 +53,7 @@ from torg_protocol.messages import (
 from torg_protocol.money import cost
 from torg_protocol.offers import GpuInfo, Inventory, Offer, SignedOffer
 from torg_protocol.states import EndReason, LeaseState
+from torg_protocol.suspensions import NodeSuspended, Suspension
 from torg_protocol.usage import OutputFile, SignedReceipt, UsageRecord
 from torg_protocol.vault_messages import CapMessage, sign_message
 from torg_protocol.versions import PROTOCOL_VERSION
@@ -154,6 +155,7 @@ class Node:
     held: dict[LeaseId, Held] = field(default_factory=dict)
     receipts: list[SignedReceipt] = field(default_factory=list)
     countersigned: list[UsageCountersigned] = field(default_factory=list)
+    suspensions: tuple[Suspension, ...] = ()
 
     @property
     def id(self) -> NodeId:
@@ -183,7 +185,12 @@ class Node:
 
     async def heartbeat(self, *, draining: bool = False) -> None:
         async with self.world.market.transaction() as unit:
-            beat = Heartbeat(at_ms=self.world.clock.now_ms(), leases=self._held_leases(), draining=draining)
+            beat = Heartbeat(
+                at_ms=self.world.clock.now_ms(),
+                leases=self._held_leases(),
+                draining=draining,
+                suspensions=self.suspensions,
+            )
             await on_heartbeat(unit, self.id, beat)
 
     def read(self) -> list[ToNode]:
@@ -202,13 +209,15 @@ class Node:
                     self.held.pop(message.lease_id, None)
                 case Stop() if message.lease_id in self.held:
                     self.held[message.lease_id].state = LeaseState.STOPPING
+                case NodeSuspended():
+                    self.suspensions = message.suspensions
                 case _:
                     pass
         return messages
 
     def expect(self, kind: type[M]) -> M:
-        """The only message that waits."""
-        messages = self.read()
+        """The only message that waits, beside what its owner is told."""
+        messages = [message for message in self.read() if not isinstance(message, NodeSuspended)]
         assert [type(message) for message in messages] == [kind], messages
         only = messages[0]
         assert isinstance(only, kind)

@@ -21,16 +21,17 @@ from torg_marketplace.storage.engine import Sessions, create_engine
 from torg_marketplace.storage.registry import metadata
 from torg_protocol.ids import Digest, NodeId
 from torg_protocol.messages import OrderIssued
+from torg_protocol.suspensions import NodeSuspended
 
 
 class RecordingLinks(Links):
     def unread(self) -> list[tuple[NodeId, str]]:
-        """Not counted: orders, which a node keeps and does nothing about; tests of settlement look at them."""
+        """Not counted: orders and suspensions, which a node keeps and does nothing about; their own tests look at them."""
         return [
             (node, type(message).__name__)
             for node, inbox in self._inboxes.items()
             for message in inbox
-            if not isinstance(message, OrderIssued)
+            if not isinstance(message, OrderIssued | NodeSuspended)
         ]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from solders.pubkey import Pubkey
 from sqlalchemy import and_, func, or_, select
 
-from torg_marketplace.flow.operate import resume_node, suspend_node
+from torg_marketplace.flow.operate import left_after, stays, suspend_node
 from torg_marketplace.flow.rows import node_row
+from torg_marketplace.flow.suspension import release
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules.bans import BanKind, names_of
 from torg_marketplace.storage.among import among
@@ -22,7 +23,6 @@ from torg_protocol.cases import AbuseRequest, AbuseView
 from torg_protocol.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited
 from torg_protocol.ids import AccountId, NodeId
 from torg_protocol.jobspec import JobSpec
-from torg_protocol.states import NodeState
 
 log = logging.getLogger(__name__)
 _ALLOWED_KEPT = 10_000  # wallets and images that are remembered not to be banned
@@ -30,7 +30,8 @@ _OPEN_REPORTS = 20  # of one reporter: more is not read anyway
 
 
 async def ban(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[str, Any]:
-    """From now on. What runs of a banned image or wallet runs on; a node's leases end with a checkpoint and go elsewhere. Safe to repeat.
+    """From now on. What runs of a banned image or wallet runs on; a node's leases end with a checkpoint and go elsewhere. Safe to repeat: the
+    first reason stays, which the answer says.
 
     Raises Invalid because_missing or subject_invalid, NotFound node_unknown.
     """
@@ -38,13 +39,14 @@ async def ban(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[
         raise Invalid("say why", code="because_missing", field="--because", hint="those who are refused read it")
     check_subject(kind, subject)
     if kind == "node":
-        await suspend_node(unit, NodeId(subject), because=f"banned: {because}", stop=True)
+        await suspend_node(unit, NodeId(subject), because=because, stop=True, cause="ban")
     row = await unit.session.get(BanRow, (kind, subject))
-    if row is None:
-        row = BanRow(kind=kind, subject=subject, because=because, at_ms=unit.now_ms)
-        unit.session.add(row)
-        await unit.session.flush()
-        log.warning("banned %s %s: %s", kind, subject, because)
+    if row is not None:
+        return _columns(row) | {"note": stays(row.because, row.at_ms, f"unban {kind}, ban {kind}")}
+    row = BanRow(kind=kind, subject=subject, because=because, at_ms=unit.now_ms)
+    unit.session.add(row)
+    await unit.session.flush()
+    log.warning("banned %s %s: %s", kind, subject, because)
     return _columns(row)
 
 
@@ -66,16 +68,18 @@ def _is_account(text: str) -> bool:
 
 
 async def lift(unit: Unit, kind: BanKind, subject: str, *, because: str) -> dict[str, Any]:
-    """Raises NotFound ban_unknown."""
+    """Of a node the answer says what it stays suspended for. Raises NotFound ban_unknown."""
     row = await unit.session.get(BanRow, (kind, subject))
     if row is None:
         raise NotFound(f"this {kind} is not banned", code="ban_unknown", field=kind, value=subject)
     await unit.session.delete(row)
     await unit.session.flush()
-    if kind == "node" and (await node_row(unit, subject)).state == NodeState.SUSPENDED:
-        await resume_node(unit, NodeId(subject), because=f"the ban was lifted: {because}")
     log.warning("the ban of %s %s is lifted: %s", kind, subject, because)
-    return _columns(row)
+    if kind != "node":
+        return _columns(row)
+    node = await node_row(unit, subject)
+    await release(unit, node, "ban", f"lifted: {because}")
+    return _columns(row) | left_after(node)
 
 
 async def bans(unit: Unit) -> list[dict[str, Any]]:

@@ -17,9 +17,10 @@ from torg_host.hardware_proof.arithmetic import NumpyArithmetic
 from torg_host.hardware_proof.chain import replay_rows
 from torg_host.hardware_proof.opening import opened_digests
 from torg_host.hardware_proof.walk import replay_lanes
-from torg_marketplace.flow.operate import is_suspended_by_operator
+from torg_marketplace.flow.operate import left_after
 from torg_marketplace.flow.prove import chance, record_of
 from torg_marketplace.flow.rows import node_row, offer_of
+from torg_marketplace.flow.suspension import release, standing, suspend
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.rules.proof import (
     Evidence,
@@ -31,7 +32,6 @@ from torg_marketplace.rules.proof import (
     remember,
 )
 from torg_marketplace.storage.models import NodeRow
-from torg_marketplace.storage.moves import move_node
 from torg_marketplace.storage.proof_models import HardwareProofRow
 from torg_protocol.errors import Conflict, NotFound
 from torg_protocol.ids import Digest, NodeId
@@ -76,12 +76,12 @@ async def proofs_of(market: Market, node_id: str) -> list[dict[str, object]]:
         ]
 
 
-async def lift_ban(market: Market, node_id: str) -> None:
-    """The operator's word that a quarantine or ban was wrong or is over; the node starts unproven. Raises NotFound; Conflict
-    node_suspended when a person suspended or banned it, which no proof says anything about."""
+async def lift_ban(market: Market, node_id: str) -> str | None:
+    """The operator's word that a quarantine or ban was wrong or is over; the node starts unproven. Returns what it stays suspended for,
+    in words. Raises NotFound; Conflict node_suspended when only a person suspended or banned it, which no proof says anything about."""
     async with market.transaction() as unit:
         node = await node_row(unit, node_id)
-        if node.state == NodeState.SUSPENDED and await is_suspended_by_operator(unit, NodeId(node_id)):
+        if node.state == NodeState.SUSPENDED and standing(node, "proof") is None:
             raise Conflict(
                 "the operator suspended this node, not a proof of its hardware",
                 code="node_suspended",
@@ -90,9 +90,10 @@ async def lift_ban(market: Market, node_id: str) -> None:
                 hint="torg-marketplace node-resume, or unban node, takes that back",
             )
         node.proof, node.proof_due_ms = {}, unit.now_ms
-        if node.state == NodeState.SUSPENDED:
-            await move_node(unit.session, node, NodeState.ACTIVE, at_ms=unit.now_ms, detail="lifted by the operator")
+        if standing(node, "proof") is not None:
+            await release(unit, node, "proof", "lifted by the operator")
         unit.touch(node.id)
+        return left_after(node).get("note")
 
 
 def judge_row(row: HardwareProofRow) -> Finding:
@@ -165,8 +166,8 @@ async def _apply(unit: Unit, proof_id: str, found: Finding) -> None:
     record = _doubt_name(node, row.unit, record)
     node.proof = record.model_dump(mode="json")
     node.proof_due_ms = unit.now_ms + due_again_ms(record, found, unit.policy.proof_every_ms, chance(unit))
-    if record.state == "banned" and node.state in (NodeState.ACTIVE, NodeState.DRAINING, NodeState.JOINING):
-        await move_node(unit.session, node, NodeState.SUSPENDED, at_ms=unit.now_ms, detail=record.detail)
+    if record.state == "banned":
+        await suspend(unit, node, "proof", record.detail)
     unit.touch(node.id)
     unit.wake("match")
     unit.send(

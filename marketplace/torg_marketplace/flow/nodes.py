@@ -17,6 +17,7 @@ from torg_marketplace.flow.refunds import remind_of_refunds
 from torg_marketplace.flow.rows import job_row, live_leases, lock_attempt, node_row, signed_grant_of
 from torg_marketplace.flow.settlement_plan import orders_in_flight
 from torg_marketplace.flow.stopping import send_stop
+from torg_marketplace.flow.suspension import suspensions_of, tell_older, tell_suspensions
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.matching.fleet import WARM_ITEMS
 from torg_marketplace.rules.pricing import MAX_ACCEPTED_AMOUNT
@@ -38,7 +39,7 @@ from torg_protocol.messages import (
 from torg_protocol.offers import SignedOffer
 from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState, Liveness, NodeState
 from torg_protocol.tasks import BLOB_IMAGE
-from torg_protocol.versions import version_of_connection
+from torg_protocol.versions import is_spoken_in, version_of_connection
 
 
 async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
@@ -59,6 +60,8 @@ async def on_hello(unit: Unit, node_id: NodeId, hello: Hello) -> Welcome:
     for order in await orders_in_flight(unit, node_id):
         unit.send(node_id, OrderIssued(order=order))
     await remind_of_refunds(unit, node_id)
+    if node.suspensions and not is_spoken_in("suspended", version):
+        tell_older(unit, node)
     unit.wake("match")
     return Welcome(
         protocol_version=version,
@@ -80,6 +83,8 @@ async def on_heartbeat(unit: Unit, node_id: NodeId, heartbeat: Heartbeat) -> Non
     await set_liveness(unit.session, node, Liveness.ALIVE, at_ms=unit.now_ms)
     await _set_draining(unit, node, draining=heartbeat.draining)
     _set_gpus_out(unit, node, heartbeat.gpus_out)
+    if heartbeat.suspensions != suspensions_of(node):
+        tell_suspensions(unit, node)
     held = {item.lease_id: item for item in heartbeat.leases}
     for lease in await live_leases(unit, node_id=node_id):
         _remind(unit, lease, held.get(lease.id))

@@ -9,72 +9,82 @@ from sqlalchemy import inspect as inspection
 
 from torg_marketplace.flow.rows import job_row, leases_of_job, live_leases
 from torg_marketplace.flow.stopping import stop_lease
+from torg_marketplace.flow.suspension import Cause, release, standing, suspend, suspensions_of
 from torg_marketplace.flow.unit import Unit
 from torg_marketplace.rules.history import Move, replayed
 from torg_marketplace.storage.audit_models import SlashRow
 from torg_marketplace.storage.base import Base
-from torg_marketplace.storage.case_models import BanRow
 from torg_marketplace.storage.models import JobEventRow, JobRow, LeaseEventRow, LeaseRow, NodeEventRow, NodeRow
-from torg_marketplace.storage.moves import move_node
 from torg_protocol.errors import Conflict, Invalid, NotFound
 from torg_protocol.ids import NodeId
-from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState, NodeState
+from torg_protocol.states import LIVE_LEASE_STATES, EndReason, LeaseState
+from torg_protocol.suspensions import decision_in_words, in_words
 
 _EVENTS = 100  # newest, of what is inspected
 
 
-async def suspend_node(unit: Unit, node_id: NodeId, *, because: str, stop: bool) -> dict[str, Any]:
+async def suspend_node(
+    unit: Unit, node_id: NodeId, *, because: str, stop: bool, cause: Cause = "operator"
+) -> dict[str, Any]:
     """No new leases until `resume_node`; with `stop`, the running ones are asked to end with a checkpoint, and their jobs are queued again
-    elsewhere. Safe to repeat. Raises NotFound node_unknown, Invalid because_missing."""
+    elsewhere. Safe to repeat: the first reason stays, which the answer says. Raises NotFound node_unknown, Invalid because_missing."""
     if not because.strip():
-        raise Invalid("say why", code="because_missing", field="--because", hint="its owner will ask")
+        raise Invalid("say why", code="because_missing", field="--because", hint="its owner reads it")
     node = await _node(unit, node_id)
-    if node.state != NodeState.SUSPENDED:
-        await move_node(
-            unit.session, node, NodeState.SUSPENDED, at_ms=unit.now_ms, detail=f"by the operator: {because}"
-        )
+    stood = await suspend(unit, node, cause, because)
     running = await live_leases(unit, node_id=node_id)
     if stop:
         for lease in running:
             if lease.state != LeaseState.STOPPING:
                 await stop_lease(unit, lease, await job_row(unit, lease.job_id), EndReason.DRAINED)
-    unit.touch(node_id)
-    return {"node": node_id, "state": node.state, "leases": [lease.lease_id for lease in running], "stopped": stop}
+    answer = _stands(node) | {"leases": [lease.lease_id for lease in running], "stopped": stop}
+    return (
+        answer
+        if stood is None
+        else answer | {"note": stays(stood.because, stood.since_ms, "node-resume, node-suspend")}
+    )
 
 
 async def resume_node(unit: Unit, node_id: NodeId, *, because: str) -> dict[str, Any]:
-    """Takes back `suspend_node`. Raises NotFound node_unknown; Conflict node_not_suspended, node_banned (by a proof of its hardware that
-    failed: `torg-marketplace proof lift` decides about that)."""
+    """Takes back `suspend_node`, and no ban nor what proofs have shown: the answer says what still stands. Raises NotFound node_unknown;
+    Conflict node_not_suspended, node_banned (the operator has not suspended it, it is banned or its proofs failed)."""
     node = await _node(unit, node_id)
-    if node.state != NodeState.SUSPENDED:
-        raise Conflict("this node is not suspended", code="node_not_suspended", field="node", value=node_id)
-    if await unit.session.get(BanRow, ("node", node_id)) is not None:
-        raise Conflict(
-            "this node is banned",
-            code="node_banned",
-            field="node",
-            value=node_id,
-            hint="torg-marketplace unban node lifts it",
-        )
-    if not await is_suspended_by_operator(unit, node_id):
-        raise Conflict(
-            "a proof of its hardware failed: the operator did not suspend it",
-            code="node_banned",
-            field="node",
-            value=node_id,
-            hint="torg-marketplace proof list, proof replay and proof lift",
-        )
-    await move_node(unit.session, node, NodeState.ACTIVE, at_ms=unit.now_ms, detail=f"by the operator: {because}")
-    unit.touch(node_id)
-    unit.wake("match")
-    return {"node": node_id, "state": node.state}
+    if standing(node, "operator") is None:
+        raise _not_by_the_operator(node)
+    await release(unit, node, "operator", because)
+    return _stands(node) | left_after(node)
 
 
-async def is_suspended_by_operator(unit: Unit, node_id: NodeId) -> bool:
-    """Of a suspended node: by a person's decision, a ban too, rather than by a proof of its hardware."""
-    newest = await _newest(unit, NodeEventRow, NodeEventRow.node_id == node_id)
-    moves = [event["data"] for event in newest if event["data"].get("state") == NodeState.SUSPENDED]
-    return bool(moves) and str(moves[0].get("detail", "")).startswith("by the operator: ")
+def _not_by_the_operator(node: NodeRow) -> Conflict:
+    for cause, hint in _WAYS_OUT.items():
+        if (stands := standing(node, cause)) is not None:
+            message = f"the operator has not suspended this node; it is suspended {stands.in_words()}"
+            return Conflict(message, code="node_banned", field="node", value=node.node_id, hint=hint)
+    return Conflict("this node is not suspended", code="node_not_suspended", field="node", value=node.node_id)
+
+
+def _stands(node: NodeRow) -> dict[str, Any]:
+    return {"node": node.node_id, "state": node.state, "suspensions": node.suspensions}
+
+
+def stays(because: str, since_ms: int, way: str) -> str:
+    """Of something that the operator decides again as it is."""
+    stands = decision_in_words("operator", because, since_ms)
+    return f"nothing changed, your reason was not kept. It stands {stands}. To change the reason: {way}"
+
+
+def left_after(node: NodeRow) -> dict[str, str]:
+    """What somebody must know who has just taken one cause back."""
+    left = suspensions_of(node)
+    ways = " ".join(f"{_WAYS_OUT[each.by]}." for each in left if each.by in _WAYS_OUT)
+    return {"note": f"it stays suspended {in_words(left)}. {ways}".rstrip()} if left else {}
+
+
+_WAYS_OUT: dict[Any, str] = {
+    "operator": "torg-marketplace node-resume takes that back",
+    "ban": "torg-marketplace unban node takes that back",
+    "proof": "torg-marketplace proof list, proof replay and proof lift decide about that",
+}
 
 
 async def every_node(unit: Unit) -> list[dict[str, Any]]:
@@ -88,6 +98,7 @@ async def every_node(unit: Unit) -> list[dict[str, Any]]:
         {
             "node": row.node_id,
             "state": row.state,
+            "suspensions": row.suspensions,
             "liveness": row.liveness,
             "connected": row.connected,
             "last_seen_ms": row.last_seen_ms,

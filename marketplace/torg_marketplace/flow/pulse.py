@@ -64,11 +64,15 @@ async def _eventful(unit: Unit, beats: dict[NodeId, Heartbeat]) -> tuple[set[Nod
     rows = await unit.session.execute(_BEATING, asked)
     found: set[NodeId] = set()
     silent: dict[NodeId, Liveness] = {}
-    for node_id, state, liveness, gpus_out in rows.all():
+    for node_id, state, liveness, gpus_out, suspensions in rows.all():
         beat = beats[NodeId(node_id)]
         if liveness != Liveness.ALIVE:
             silent[NodeId(node_id)] = Liveness(liveness)
-        is_news = beat.draining != (state == NodeState.DRAINING) or [*beat.gpus_out] != gpus_out
+        is_news = (
+            beat.draining != (state == NodeState.DRAINING)
+            or [*beat.gpus_out] != gpus_out
+            or [each.wire() for each in beat.suspensions] != suspensions
+        )
         if beat.leases or is_news:
             found.add(NodeId(node_id))
     found |= {NodeId(node_id) for node_id in await unit.session.scalars(_WORKING, asked)}
@@ -81,7 +85,7 @@ _HEARD = (
     .values(last_seen_ms=bindparam("heard_ms", type_=BigInteger))
     .execution_options(synchronize_session=False)
 )
-_BEATING = select(NodeRow.node_id, NodeRow.state, NodeRow.liveness, NodeRow.gpus_out).where(
+_BEATING = select(NodeRow.node_id, NodeRow.state, NodeRow.liveness, NodeRow.gpus_out, NodeRow.suspensions).where(
     among(NodeRow.node_id, "nodes")
 )
 _WORKING = (

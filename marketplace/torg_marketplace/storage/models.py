@@ -39,6 +39,7 @@ class NodeRow(Base):
     clean_leases: Mapped[int] = mapped_column(default=0)  # kept since its last failed audit
     warm: Mapped[JsonList] = mapped_column(default=list)  # images and workspaces that it ran lately, newest first
     gpus_out: Mapped[JsonList] = mapped_column(default=list)  # UUIDs: of these GPUs no new lease gets any
+    suspensions: Mapped[JsonList] = mapped_column(default=list)  # Suspension, of each cause that stands
     proof: Mapped[Json] = mapped_column(default=dict)  # `rules/proof.py` ProofRecord
     proof_due_ms: Mapped[Ms] = mapped_column(default=0)  # 0: not scheduled yet
 
