@@ -12,6 +12,7 @@ from torg_marketplace.rules.bans import KINDS
 from torg_marketplace.settings import ROLES
 from torg_protocol.accounts import Scope
 from torg_protocol.refunds import RefundCause
+from torg_protocol.role import VERSION_HELP, VERSION_OPTION, release
 
 OWN = {
     "init": "make the data folder and its keys",
@@ -76,6 +77,7 @@ ROOM_OF = {name: room for room, commands in _ROOMS.items() for name in commands}
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torg-marketplace", description="A GPU compute marketplace in one process.")
+    parser.add_argument(VERSION_OPTION, action="version", version=release("torg-marketplace"), help=VERSION_HELP)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("openapi", help="print the API's OpenAPI document")
     _add_simulate_options(commands.add_parser("simulate", help="whole markets under faults, in virtual time"))

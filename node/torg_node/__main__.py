@@ -57,6 +57,7 @@ from torg_node.update import say_ready
 from torg_protocol.errors import TorgError
 from torg_protocol.money import format_amount
 from torg_protocol.offers import Inventory
+from torg_protocol.role import VERSION_HELP, VERSION_OPTION, release
 from torg_protocol.states import LeaseState
 
 
@@ -386,6 +387,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="torg-node",
         description="Earn with your machine: run leased jobs in containers.  First steps: init, doctor, start.",
     )
+    parser.add_argument(VERSION_OPTION, action="version", version=release("torg-node"), help=VERSION_HELP)
     commands = parser.add_subparsers(dest="command", required=True, metavar=COMMAND, title="commands")
     for name, text in (
         ("init", "make a node: key, pinned marketplace, config"),

@@ -185,6 +185,24 @@ async def test_a_receipt_that_got_lost_is_sent_again(world: World) -> None:
     assert node.held == {}
 
 
+async def test_a_receipt_that_got_lost_on_the_bus_comes_with_a_later_heartbeat(world: World) -> None:
+    node, client = await join(world), await make_client(world)
+    await client.submit(spec())
+    await match_pending(world.market)
+    await node.accept_and_start()
+    world.advance(seconds=60)
+    await node.finish()
+    lost = [message for message in world.links.take_all(node.id) if isinstance(message, ReceiptIssued)]
+    await node.heartbeat()
+    assert node.read() == []  # it was sent just now
+    world.advance(ms=world.market.policy.heartbeat_ms)
+    await node.heartbeat()
+    assert node.expect(ReceiptIssued) == lost[0]
+    world.advance(ms=world.market.policy.heartbeat_ms)
+    await node.heartbeat()
+    assert node.read() == []
+
+
 async def test_a_stop_is_repeated_at_hello(world: World) -> None:
     node = await join(world)
     client = await make_client(world)

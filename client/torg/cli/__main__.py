@@ -114,7 +114,7 @@ def _explain_job(command: click.Command) -> None:
     is_flag=True,
     help="Machine-readable output: one JSON document, or, where a job is followed, one line of JSON per event.",
 )
-@click.version_option(package_name="torg")
+@click.version_option(package_name="torg", message="torg %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, marketplace: str | None, home: str | None, as_json: bool) -> None:
     """Run work on a decentralized GPU market; pay for useful seconds only.

@@ -93,6 +93,8 @@ async def on_heartbeat(unit: Unit, node_id: NodeId, heartbeat: Heartbeat) -> Non
     for item in heartbeat.leases:
         if await _is_over_for(unit, node_id, item):
             unit.send(node_id, Abandon(lease_id=item.lease_id))
+        else:  # one that was issued a moment ago is on its way
+            await _repeat_receipt(unit, node_id, item, issued_before_ms=unit.now_ms - unit.policy.heartbeat_ms)
 
 
 async def on_disconnect(unit: Unit, node_id: NodeId, since_ms: int | None = None) -> None:
@@ -228,12 +230,20 @@ def _remind(unit: Unit, lease: LeaseRow, item: HeldLease | None) -> None:
 
 
 async def _directive(unit: Unit, node_id: NodeId, item: HeldLease) -> LeaseDirective:
+    await _repeat_receipt(unit, node_id, item, issued_before_ms=unit.now_ms)
     lease = await unit.session.get(LeaseRow, item.lease_id)
-    if lease is not None and lease.node_id == node_id and (receipt := await issued_receipt(unit, lease.lease_id)):
-        unit.send(node_id, ReceiptIssued(receipt=receipt))
     if lease is None or await _is_over_for(unit, node_id, item):
         return LeaseDirective(lease_id=item.lease_id, directive="abandon")
     return LeaseDirective(lease_id=item.lease_id, directive="continue", acknowledged=lease.acknowledged)
+
+
+async def _repeat_receipt(unit: Unit, node_id: NodeId, item: HeldLease, *, issued_before_ms: int) -> None:
+    """Of a lease that is decided and that the node still holds: it holds none of which it has the receipt."""
+    lease = await unit.session.get(LeaseRow, item.lease_id)
+    if lease is None or lease.node_id != node_id or lease.decided_at_ms is None:
+        return
+    if lease.decided_at_ms <= issued_before_ms and (receipt := await issued_receipt(unit, lease.lease_id)):
+        unit.send(node_id, ReceiptIssued(receipt=receipt))
 
 
 async def _is_over_for(unit: Unit, node_id: NodeId, item: HeldLease) -> bool:
