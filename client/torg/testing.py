@@ -89,7 +89,8 @@ class LocalMarket:
         self.rpc_url = str(localnet["rpc_url"])
         marketplace = self._process(
             *("torg-marketplace", "serve", "--data", "marketplace", "--rpc-url", self.rpc_url, "--port", "0"),
-            *("--heartbeat", "2s", "--settlement-age", "1s"),
+            *("--heartbeat", "5s"),  # silent for three of them, on a busy machine, the only node would get no work
+            *("--settlement-age", "1s"),
         )
         self.url = str(marketplace["url"])
         node = ("--data", "node", "--marketplace", self.url, "--price", "1.00", "--yes", "--json")

@@ -35,7 +35,7 @@ async def test_commands_and_ports_reach_a_job_that_no_packet_reaches(tmp_path: P
             job_file = tmp_path / "job.json"
             job = {"version": 1, "command": ["python", "-c", SERVER], "limits": {"max_duration": "5m"}}
             job_file.write_text(json.dumps({**job, "resources": {"memory": "128MiB", "disk": "32MiB"}}))
-            job_id = json.loads((await call([*torg, "--json", "submit", str(job_file)]))[1])["job_id"]
+            job_id = await _submitted(torg, job_file)
             async with asyncio.timeout(150):
                 while "up" not in (await call([*torg, "logs", job_id]))[1]:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
@@ -56,12 +56,22 @@ async def test_commands_and_ports_reach_a_job_that_no_packet_reaches(tmp_path: P
     assert f"torg{os.getpid()}-" not in (await call(["ip", "netns", "list"]))[1]
 
 
+async def _submitted(torg: list[str], job_file: Path) -> str:
+    """Again, while the only node gets no work: on a busy machine it may be silent for three heartbeats, which are short here."""
+    async with asyncio.timeout(150):
+        while True:
+            code, said = await call([*torg, "--json", "submit", str(job_file)], check=False)
+            if code == 0:
+                return str(json.loads(said)["job_id"])
+            assert "infeasible" in said, said
+
+
 async def _a_job_survives_a_network_that_flaps(torg: list[str], node: Place, job_file: Path) -> None:
     """Twice as long as the three heartbeats after which a node counts as unknown."""
     count = "import time\nfor n in range(40):\n    print(n, flush=True)\n    time.sleep(0.25)"
     job = {**json.loads(job_file.read_text()), "command": ["python", "-c", count]}
     job_file.write_text(json.dumps(job))
-    job_id = json.loads((await call([*torg, "--json", "submit", str(job_file)]))[1])["job_id"]
+    job_id = await _submitted(torg, job_file)
     async with asyncio.timeout(150):
         while "2\n" not in (await call([*torg, "logs", job_id]))[1]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)

@@ -27,7 +27,7 @@ from torg_marketplace.storage import ledger
 from torg_marketplace.storage.engine import Sessions, create_engine
 
 __all__ = ["postgres"]
-OPTIONS = ("--heartbeat", "2s", "--settlement-age", "10m")
+OPTIONS = ("--heartbeat", "5s", "--settlement-age", "10m")
 pytestmark = pytest.mark.timeout(900)
 
 

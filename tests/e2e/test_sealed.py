@@ -193,7 +193,7 @@ async def test_another_chosen_node_goes_on_from_a_sealed_checkpoint(
             return bool(leases) and leases[0].newest_checkpoint == "one"
 
         await eventually(is_safe)
-        kill_container(market.folder)
+        kill_container(market.folder, (await client.job(job.job_id)).leases[0].lease_id)
         job = await client.wait(job.job_id)
 
         assert [lease.reason for lease in job.leases] == [EndReason.HOST_PROTECTION, EndReason.COMPLETED]
@@ -205,9 +205,9 @@ async def test_another_chosen_node_goes_on_from_a_sealed_checkpoint(
         await remove_containers(other)
 
 
-def kill_container(folder: Path) -> None:
-    """The one that runs, as a person with root would do it."""
-    (shim,) = matching(folder, "*/containers/sandbox/lease*/shim.json")
+def kill_container(folder: Path, lease_id: str) -> None:
+    """As a person with root would do it."""
+    (shim,) = matching(folder, f"*/containers/sandbox/{lease_id.replace('_', '-', 1)}/shim.json")
     main = json.loads(shim.read_text())["pid"]
     for child in Path(f"/proc/{main}/task/{main}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
