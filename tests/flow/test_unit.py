@@ -282,6 +282,19 @@ async def test_rows_without_objects_are_written_with_the_others_and_queries_find
         assert [data["number"] for data in (await unit.session.scalars(states)).all()[before:]] == [1, 3, 4]
 
 
+async def test_rows_without_objects_are_found_by_their_keys(world: World) -> None:
+    client = await make_client(world)
+    async with world.market.transaction() as unit:
+        unit.note_absent(HoldRow, "job")
+        assert await unit.session.get(HoldRow, "job") is None
+        unit.session.write(HoldRow, job_id="job", vault=client.vault, max_amount=2, billed=0, refunded=0, open=True)
+        assert not unit.is_settled(HoldRow, "job")
+        assert unit.known(HoldRow, "job") is None
+        (await unit.session.get_one(HoldRow, "job")).billed = 1
+    async with world.market.reading() as unit:
+        assert (await unit.session.get_one(HoldRow, "job")).billed == 1
+
+
 async def test_text_that_is_not_unicode_is_kept_as_it_is(world: World) -> None:
     node = await join(world)
     odd = {"said": "half a pair \ud83d", "whole": "\U0001f600", "large": 2**70, "many": (1, None)}

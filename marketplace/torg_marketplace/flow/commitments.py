@@ -57,8 +57,15 @@ async def commit_lease(
         committed_before=lower,
         committed_after=lower + max_amount,
     )
-    unit.session.add(
-        CommitmentRow(lease_id=lease_id, vault=vault, sequence=row.commitments, lower=lower, upper=lower + max_amount)
+    unit.session.write(
+        CommitmentRow,
+        lease_id=lease_id,
+        vault=vault,
+        sequence=row.commitments,
+        lower=lower,
+        upper=lower + max_amount,
+        decided=False,
+        released=False,
     )
     return commitment, commitment.sign(unit.market.identity), cap
 

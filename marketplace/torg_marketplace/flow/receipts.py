@@ -49,14 +49,13 @@ async def issue_receipt(unit: Unit, lease: LeaseRow, job: JobRow) -> SignedRecei
     receipt = _receipt(unit, lease, job, usage)
     digest = receipt.digest
     signed = SignedReceipt(receipt=receipt, usage=usage, marketplace_signature=receipt.sign(unit.market.identity))
-    unit.session.add(
-        ReceiptRow(
-            lease_id=lease.lease_id,
-            job_id=job.job_id,
-            issued_at_ms=unit.now_ms,
-            receipt_digest=digest,
-            signed=signed.wire(),
-        )
+    unit.session.write(
+        ReceiptRow,
+        lease_id=lease.lease_id,
+        job_id=job.job_id,
+        issued_at_ms=unit.now_ms,
+        receipt_digest=digest,
+        signed=signed.wire(),
     )
     data = {
         "digest": digest,

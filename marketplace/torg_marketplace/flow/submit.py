@@ -100,14 +100,13 @@ async def submit(
             await check_undecided(unit, account)
         job = await _admit(unit, account, spec, request.cap, terms, api_key)
         if idempotency_key is not None:
-            unit.session.add(
-                IdempotencyRow(
-                    account=account,
-                    key=idempotency_key,
-                    body_digest=body_digest,
-                    job_id=job.job_id,
-                    created_at_ms=unit.now_ms,
-                )
+            unit.session.write(
+                IdempotencyRow,
+                account=account,
+                key=idempotency_key,
+                body_digest=body_digest,
+                job_id=job.job_id,
+                created_at_ms=unit.now_ms,
             )
         unit.trace("submit", job.job_id, began_ms)
         unit.wake("match")

@@ -111,7 +111,7 @@ async def admit(
     cap_stale (with a signed CapStatement), vault_underfunded, vault_closing, vault_blocked.
     """
     await _commit(unit, account, cap, max_amount, lease_end_latest_s)
-    unit.session.add(HoldRow(job_id=job_id, vault=cap.vault, max_amount=max_amount, billed=0, refunded=0, open=True))
+    unit.session.write(HoldRow, job_id=job_id, vault=cap.vault, max_amount=max_amount, billed=0, refunded=0, open=True)
     if max_amount:
         entries = ledger.move(ledger.free(cap.vault), ledger.held(job_id), max_amount)
         unit.post(key=f"hold:{job_id}", cause=f"job {job_id} admitted", entries=entries)

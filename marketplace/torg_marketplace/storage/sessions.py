@@ -34,9 +34,11 @@ class KeepingSession(Session):
         self._values: dict[type[Base], list[dict[str, Any]]] = defaultdict(list)
 
     def write(self, table: type[Base], values: dict[str, Any]) -> None:
-        """A row with all of its columns but those that the database fills in. Queries find it, `known` and `get` do not before it is written.
-        Others may refer to no such row: it is written after them."""
+        """A row with all of its columns but those that the database fills in. Queries and `get` find it, for which it is written first; `known`
+        does not. Others may refer to no such row: it is written after them."""
         self._values[table].append(values)
+        if self._absent:
+            self._absent.discard((table, tuple(values.get(name) for name in _key_columns(table))))
 
     def flush(self, objects: Any = None) -> None:
         super().flush(objects)
@@ -75,6 +77,8 @@ class KeepingSession(Session):
             row = self.known(entity, ident)
             if row is not None or self.is_absent(entity, ident):
                 return row
+            if self._values.get(entity):
+                self.flush()
             if not any(options.values()):
                 with self.no_autoflush:
                     return self.scalars(_by_key(entity), _parameters(ident)).one_or_none()
