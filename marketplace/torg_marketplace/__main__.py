@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-from torg_marketplace.command_line import ROOM_OF, parser, settings_in
+from torg_marketplace.command_line import INTERRUPTED, ROOM_OF, parser, settings_in
 from torg_marketplace.logs import configure_logging
 from torg_marketplace.settings import Settings
 from torg_protocol.errors import TorgError
@@ -23,6 +23,8 @@ def main() -> None:
     except TorgError as error:
         sys.exit(f"torg-marketplace: {error}")
     except KeyboardInterrupt:
+        left = INTERRUPTED.get(arguments.command, "it was done as a whole, or not at all")
+        print(f"torg-marketplace: interrupted: {left}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
 
 

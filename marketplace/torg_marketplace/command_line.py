@@ -63,6 +63,16 @@ ACCOUNTS = {
 }
 
 
+# What Ctrl-C left of a command that takes longer; any other is one transaction, or changes nothing.
+INTERRUPTED = {
+    "backup": "no backup was written",
+    "restore": "the database is as it was",
+    "migrate": "the database is as it was",
+    "recover": "what was booked stays booked; run it again",
+    "erase": "what was deleted is gone, the rest is there; run it again",
+    "simulate": "nothing is left of it",
+}
+
 _ROOMS = {
     "operator_books": BOOKS,
     "operator_proofs": PROOFS,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 
 from torg_marketplace.flow.operate import replay_events
 from torg_marketplace.flow.reconcile import reconcile
@@ -25,11 +27,13 @@ async def run_command(arguments: argparse.Namespace, settings: Settings, say: Ca
             say(json.dumps(await _migrate(settings, arguments.to)))
             return 0
         case "backup":
-            await asyncio.to_thread(back_up, database_url(settings), arguments.file)
+            with _interruptible() as settled:
+                back_up(database_url(settings), arguments.file, settled)
             say(json.dumps({"backup": str(arguments.file), "bytes": arguments.file.stat().st_size}))
             return 0
         case "restore":
-            aside = await asyncio.to_thread(restore, database_url(settings), arguments.file)
+            with _interruptible() as settled:
+                aside = restore(database_url(settings), arguments.file, settled)
             say(json.dumps({"restored": str(arguments.file), "former": None if aside is None else str(aside)}))
             return 0
         case "recover":
@@ -44,6 +48,17 @@ async def run_command(arguments: argparse.Namespace, settings: Settings, say: Ca
                 replayed = await replay_events(unit, arguments.job)
             say(json.dumps(replayed, indent=2))
             return 1 if replayed["problems"] else 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], object]]:
+    """Ctrl-C is a KeyboardInterrupt right where the work is, until what is given is called: then nothing is taken back any more, and it is ignored.
+    asyncio's own way would let the work go on to its end, and say that it was interrupted."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def _migrate(settings: Settings, revision: str) -> dict[str, str | None]:

@@ -21,6 +21,9 @@ def begin(program: str, module: str, extra: str) -> None:
         sys.exit()
     try:
         importlib.import_module(module).main()
+    except KeyboardInterrupt:  # while it loads
+        print(f"{program}: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("torg"):
             raise

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.support.actors import TUSD, join, make_client, spec
 from tests.support.market import World, open_world
@@ -176,6 +182,68 @@ def test_a_database_that_somebody_works_on_is_not_replaced_and_a_damaged_one_is(
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT mark FROM vaults").fetchone() == ("first",)
     connection.close()
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_interrupted_at_its_last_moment_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    url, file, path = url_of(tmp_path), tmp_path / "one.backup", tmp_path / "market.sqlite"
+    for mark in ("first", "second"):
+        connection = sqlite3.connect(path)
+        connection.executescript("CREATE TABLE IF NOT EXISTS vaults (mark TEXT); DELETE FROM vaults")
+        connection.execute("INSERT INTO vaults VALUES (?)", (mark,))
+        connection.commit()
+        connection.close()
+        if mark == "first":
+            with pytest.raises(KeyboardInterrupt):
+                back_up(url, file, interrupted)
+            assert [item.name for item in tmp_path.iterdir()] == [path.name]
+            back_up(url, file)
+    with pytest.raises(KeyboardInterrupt):
+        restore(url, file, interrupted)
+    assert {item.name for item in tmp_path.iterdir()} == {path.name, file.name}
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT mark FROM vaults").fetchone() == ("second",)
+    connection.close()
+
+
+async def test_ctrl_c_at_a_backup_leaves_no_file_and_says_so(tmp_path: Path, postgres: Postgres) -> None:
+    """It waits for a table, and nothing else can end it."""
+    url, file = postgres.new_database(), tmp_path / "one.backup"
+    async with open_world(tmp_path, database_url=url):
+        pass
+    before = set(tmp_path.iterdir())
+    waits = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pg_dump' AND wait_event_type = 'Lock'"
+    )
+    engine = create_async_engine(url)
+    async with engine.connect() as holder, engine.connect() as asking:
+        await asking.execution_options(isolation_level="AUTOCOMMIT")
+        await holder.execute(text("LOCK TABLE vaults IN ACCESS EXCLUSIVE MODE"))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "torg_marketplace", "backup", "--data", str(tmp_path), str(file)),
+            env=os.environ | {"TORG_MARKETPLACE_DATABASE_URL": url},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(150):
+                while not (await asking.execute(waits)).scalar_one():
+                    assert process.returncode is None
+                    await asyncio.sleep(0.05)
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to its tool too
+                said, complained = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    await engine.dispose()
+    assert (process.returncode, said) == (130, b"")
+    assert complained.decode() == "torg-marketplace: interrupted: no backup was written\n"
+    assert set(tmp_path.iterdir()) == before
 
 
 async def test_postgresql_by_its_own_tools(tmp_path: Path, postgres: Postgres) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -17,18 +18,12 @@ def run(arguments: argparse.Namespace) -> int:
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
     one = partial(simulate, nodes=arguments.nodes, steps=arguments.steps)
     total, console = Report(), Console(width=120, highlight=False, markup=False)
-    if arguments.jobs == 1:
-        for report in map(one, seeds):
-            total.add(report)
-            if total.failure:
-                break
-    else:
-        with ProcessPoolExecutor(arguments.jobs) as pool:
-            for report in pool.map(one, seeds):
-                total.add(report)
-                if total.failure:
-                    pool.shutdown(cancel_futures=True)
-                    break
+    try:
+        _simulate(one, seeds, arguments.jobs, total)
+    except KeyboardInterrupt:
+        console.print(_table(total))
+        console.print(f"all promises held in the {total.seeds} seeds that were finished")
+        raise
     console.print(_table(total))
     if total.failure is None:
         console.print(f"all promises held in seeds {seeds.start} to {seeds.stop - 1}")
@@ -36,6 +31,23 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(f"seed {total.failure.plan.seed} breaks a promise; looking for the smallest way to do that")
     console.print(str(shrink(total.failure, console.print)))
     return 1
+
+
+def _simulate(one: Callable[[int], Report], seeds: range, jobs: int, total: Report) -> None:
+    if jobs == 1:
+        for report in map(one, seeds):
+            total.add(report)
+            if total.failure:
+                break
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        try:
+            for report in pool.map(one, seeds):
+                total.add(report)
+                if total.failure:
+                    break
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _table(report: Report) -> Table:

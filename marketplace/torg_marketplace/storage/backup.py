@@ -8,41 +8,44 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import make_url
 
-from torg_host.durable_files import move_for_good, sync
+from torg_host.durable_files import move_for_good
 from torg_protocol.errors import Conflict, Invalid, NotFound, Unavailable
 
 _TOOL_S = 3_600
 
 
-def back_up(database_url: str, file: Path) -> None:
-    """Writes a new file; one that is there already is not touched. Raises Conflict backup_exists, Unavailable backup_failed."""
+def back_up(database_url: str, file: Path, settled: Callable[[], object] = lambda: None) -> None:
+    """Writes a new file, whole or not at all; one that is there already is not touched. `settled` is called when nothing is taken back any more,
+    whoever interrupts. Raises Conflict backup_exists, Unavailable backup_failed."""
     if file.exists():
         raise Conflict(
             "there is a file already", code="backup_exists", field="file", value=str(file), hint="name another one"
         )
-    if (path := _sqlite_path(database_url)) is None:
-        _run("pg_dump", "--format=custom", f"--file={file}", _postgres_url(database_url))
-        sync(file)
-        return
-    if not path.exists():
-        raise NotFound("there is no database yet", code="database_missing", field="--data", value=str(path))
     partial = file.with_name(file.name + ".partial")
     try:
-        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
-            source.backup(target)
-            target.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+        if (path := _sqlite_path(database_url)) is None:
+            _run("pg_dump", "--format=custom", f"--file={partial}", _postgres_url(database_url))
+        elif path.exists():
+            with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as target:
+                source.backup(target)
+                target.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+        else:
+            raise NotFound("there is no database yet", code="database_missing", field="--data", value=str(path))
+        settled()
         move_for_good(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def restore(database_url: str, file: Path) -> Path | None:
-    """Puts a backup in the database's place; no process of the marketplace may run. Returns where SQLite's former database is now.
+def restore(database_url: str, file: Path, settled: Callable[[], object] = lambda: None) -> Path | None:
+    """Puts a backup in the database's place, or leaves it as it was; no process of the marketplace may run. Returns where SQLite's former database
+    is now. `settled` is called when nothing is taken back any more, whoever interrupts.
 
     Raises NotFound backup_missing, Invalid backup_unreadable, Conflict database_in_use (SQLite), Unavailable backup_failed.
     """
@@ -54,19 +57,32 @@ def restore(database_url: str, file: Path) -> Path | None:
         _run("pg_restore", *options, f"--dbname={_postgres_url(database_url)}", str(file))
         return None
     _check(file)
-    aside = None
     if path.exists():
         _check_unused(path)
+    copied = path.with_name(path.name + ".partial")
+    try:
+        shutil.copyfile(file, copied)
+        if path.exists():
+            _check_unused(path)  # somebody may have begun meanwhile
+        settled()
+        aside = _set_aside(path)
+        move_for_good(copied, path)
+    finally:
+        copied.unlink(missing_ok=True)
+    return aside
+
+
+def _set_aside(path: Path) -> Path | None:
+    """The database, with what lies beside one that is damaged, or gone."""
+    aside = None
+    if path.exists():
         aside = _free_name(path)
         path.rename(aside)
-    for leftover in ("-wal", "-shm"):  # of a file that is damaged, or gone
+    for leftover in ("-wal", "-shm"):
         beside = path.with_name(path.name + leftover)
         if aside is not None and beside.exists():
             beside.rename(aside.with_name(aside.name + leftover))
         beside.unlink(missing_ok=True)
-    copied = path.with_name(path.name + ".partial")
-    shutil.copyfile(file, copied)
-    move_for_good(copied, path)
     return aside
 
 
@@ -132,6 +148,7 @@ def _postgres_url(database_url: str) -> str:
     return make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+# Who interrupts this process interrupts the tool, which is killed if it does not end; the server takes back what was not committed.
 def _run(tool: str, *arguments: str) -> str:
     try:
         done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=_TOOL_S, check=False)
