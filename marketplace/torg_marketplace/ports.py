@@ -135,6 +135,10 @@ class EvaluationFailed(TorgError):
     default_code = "evaluation_failed"
 
 
+class TookTooLong(EvaluationFailed):
+    """Our replay was not at the end of its segment when it should have been: the node's word about the time is a lie, or our machine is slow."""
+
+
 class Evaluator(Protocol):
     async def evaluate(
         self, catalogue: CatalogueEntry, metric: str, files: Mapping[str, Digest], seed: int
@@ -158,7 +162,8 @@ class Planted:
 
 class Replayer(Protocol):
     async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
-        """Executes the segment again; `model`: the reported model, for the last one. Raises EvaluationFailed when it cannot judge."""
+        """Executes the segment again; `model`: the reported model, for the last one. Raises EvaluationFailed when it cannot judge,
+        TookTooLong after the segment's `over_after_ms`."""
         ...
 
     async def compare(self, segment: Segment, model: Digest | None, answer: Digest) -> Distance:

@@ -103,11 +103,12 @@ async def audited(
     segments: int = 1,
     unplanted_here_below_ms: int = 0,
     unplanted_owners: int = 1,
+    slow: bool = False,
 ) -> Trial:
     changes = {"replay_here_below_ms": here_below_ms, "planted_permille": planted}
     changes |= {"unplanted_here_below_ms": unplanted_here_below_ms, "unplanted_owners": unplanted_owners}
     policy = world.market.policy.model_copy(update=changes)
-    replayer, key = KnowingReplayer(world), world.random.keypair()
+    replayer, key = KnowingReplayer(world, slow=slow), world.random.keypair()
     market = replace(world.market, replayer=replayer, policy=policy, credit_key=key if credit else None)
     world = replace(world, market=market)
     replayer.world = world

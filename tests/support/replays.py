@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tests.support.actors import Node
 from tests.support.market import World
-from torg_marketplace.ports import EvaluationFailed, Planted
+from torg_marketplace.ports import EvaluationFailed, Planted, TookTooLong
 from torg_marketplace.replay_segment import ANSWER, REPORT
 from torg_marketplace.rules.replay import Distance, Segment
 from torg_protocol.ids import Digest
@@ -20,18 +20,22 @@ EXECUTED, COPIED, JUNK = b"executed", b"copied from the lease", b"junk"
 
 @dataclass
 class KnowingReplayer:
-    """`lies`: digests of checkpoints and models that are not what the job makes of what was before. `broken`: our sandbox does not work."""
+    """`lies`: digests of checkpoints and models that are not what the job makes of what was before. `broken`: our sandbox does not work. `slow`: we
+    are never at the end of a segment when we should be."""
 
     world: World
     lies: set[Digest] = field(default_factory=set)
     executed: list[Segment] = field(default_factory=list)
     broken: bool = False
+    slow: bool = False
 
     async def replay(self, spec: JobSpec, segment: Segment, model: Digest | None) -> Distance:
         del spec
         if self.broken:
             raise EvaluationFailed("no sandbox")
         self.executed.append(segment)
+        if self.slow:
+            raise TookTooLong("not there")
         return FAR if self._claimed(segment, model) in self.lies else SAME
 
     async def compare(self, segment: Segment, model: Digest | None, answer: Digest) -> Distance:

@@ -90,9 +90,9 @@ class Job:
         self._tracked: dict[str, Any] = {}
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._stop_asked = False
-        self._also_at = os.environ.get(
-            "TORG_CHECKPOINT_AT"
-        )  # who executes a segment again wants the one that SIGTERM made
+        self._asked = os.environ.get(
+            "TORG_CHECKPOINT_AT", ""
+        )  # by who executes a segment again: may be one that SIGTERM made
         self._total = 0
         signal.signal(signal.SIGTERM, self._note_stop)
 
@@ -102,9 +102,14 @@ class Job:
         self._tracked |= state
 
     def steps(self, total: int) -> Iterator[int]:
-        """The numbers of the steps still to do, `total` being the last. State is put back before the first of them."""
+        """The numbers of the steps still to do, `total` being the last. State is put back before the first of them. Ends with 1 when a checkpoint was
+        asked for that none of them comes to."""
         self._total = total
         self._resume()
+        match = _NAME.fullmatch(self._asked)
+        if self._asked and not (match and self.resumed_from_step < int(match.group(1)) <= total):
+            to_do = f"from step {self.resumed_from_step} to step {total}"
+            raise SystemExit(f"TORG_CHECKPOINT_AT is {self._asked!r}: {to_do} there is none of that name")
         yield from range(self.resumed_from_step + 1, total + 1)
 
     def report(self, step: int, **figures: float) -> None:
@@ -118,7 +123,7 @@ class Job:
     def checkpoint(self, step: int, *, due: bool) -> None:
         """To be called after each step. Writes a checkpoint when it is due, after the last step, and when SIGTERM came: then the
         process ends, with 143."""
-        if due or self._stop_asked or step == self._total or _name_of(step) == self._also_at:
+        if due or self._stop_asked or step == self._total or _name_of(step) == self._asked:
             self._write(step)
         if self._stop_asked:
             print(f"stopped at step {step}; a checkpoint is written", flush=True)
@@ -158,7 +163,8 @@ class Job:
         temporary.rename(final)
         _sync_directory(self.checkpoints)
         for _, old in self._complete()[:-KEPT]:
-            shutil.rmtree(old)
+            if old.name != self._asked:  # who asked may look late
+                shutil.rmtree(old)
 
     def _resume(self) -> None:
         for leftover in self.checkpoints.glob(".step-*.tmp"):

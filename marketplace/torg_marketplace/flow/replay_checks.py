@@ -18,7 +18,7 @@ from torg_marketplace.flow.rows import job_row
 from torg_marketplace.flow.segments import segments_of_lease
 from torg_marketplace.flow.unit import Market, Unit
 from torg_marketplace.flow.verifiers import ask_a_node
-from torg_marketplace.ports import EvaluationFailed, Replayer
+from torg_marketplace.ports import EvaluationFailed, Replayer, TookTooLong
 from torg_marketplace.rules.replay import (
     Answer,
     Ask,
@@ -26,6 +26,7 @@ from torg_marketplace.rules.replay import (
     Segment,
     can_be_planted,
     is_outvoted,
+    longest_replay_ms,
     next_step,
     over_after_ms,
     replay_impossible,
@@ -35,7 +36,7 @@ from torg_marketplace.storage.models import JobRow, LeaseRow
 from torg_protocol.ids import Digest, LeaseId
 from torg_protocol.jobspec import JobSpec
 from torg_protocol.messages import CheckpointRef
-from torg_protocol.states import OPEN_JOB_STATES, LeaseState
+from torg_protocol.states import OPEN_JOB_STATES, EndReason, LeaseState
 from torg_protocol.usage import OutputFile, VerdictSummary
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,10 @@ async def check_segment(market: Market, looked: Looked, segment: Segment) -> Ver
     check_id, took_ms = await _open(market, looked, segment), looked.claimed_ms[segment.number]
     is_unplanted, policy = segment.number in looked.unplanted, market.policy
     here_below_ms = max(policy.replay_here_below_ms, policy.unplanted_here_below_ms if is_unplanted else 0)
-    by_nodes = not looked.late and took_ms >= here_below_ms
     while True:
         found, asked, waits = await answers_so_far(market, check_id)
+        by_nodes = not looked.late and (took_ms >= here_below_ms or asked > 0)
+        over_elsewhere = asked > 0 and await _time_was_over_elsewhere(market, check_id, took_ms)
         step = next_step(segment, found, policy.unplanted_owners if is_unplanted else 1)
         if isinstance(step, VerdictSummary):
             await close_check(market, check_id, step)
@@ -74,12 +76,14 @@ async def check_segment(market: Market, looked: Looked, segment: Segment) -> Ver
             raise EvaluationFailed(f"{segment.words}: replays disagree")
         if step is Ask.NODE and by_nodes and waits:
             return None
-        may_ask = step is Ask.NODE and by_nodes and asked < NODES_ASKED_OF_A_CHECK
+        may_ask = step is Ask.NODE and by_nodes and asked < NODES_ASKED_OF_A_CHECK and not over_elsewhere
         if may_ask and await ask_a_node(market, check_id, segment, took_ms):
             return None
         try:
-            await _answer_ourselves(market, check_id, looked, segment)
+            await _answer_ourselves(market, check_id, looked, segment, over_elsewhere=over_elsewhere)
         except EvaluationFailed:
+            if not asked and not looked.late and await ask_a_node(market, check_id, segment, took_ms):
+                return None  # it looked short, and was beyond us
             step = next_step(segment, found)
             if not isinstance(step, VerdictSummary):
                 raise
@@ -203,11 +207,32 @@ async def _note(market: Market, answer_id: str, weights: Digest | None, distance
             await put_stake_behind(unit, lease, await job_row(unit, looked.job_id))
 
 
-async def _answer_ourselves(market: Market, check_id: str, looked: Looked, segment: Segment) -> None:
+async def _time_was_over_elsewhere(market: Market, check_id: str, took_ms: int) -> bool:
+    """Whether a node of another owner was at the segment for all the time that it may take, and did not come to its end."""
+    seen_ms = longest_replay_ms(took_ms) - market.policy.usage_skew_ms  # its word alone is nothing
+    query = select(LeaseRow).join(ReplayAnswerRow, ReplayAnswerRow.lease_id == LeaseRow.lease_id)
+    query = query.where(
+        ReplayAnswerRow.check_id == check_id,
+        LeaseRow.reason == EndReason.MAX_DURATION,
+        LeaseRow.ended_at_ms - LeaseRow.started_at_ms >= seen_ms,
+    )
+    async with market.reading() as unit:
+        return (await unit.session.scalars(query.limit(1))).first() is not None
+
+
+async def _answer_ourselves(
+    market: Market, check_id: str, looked: Looked, segment: Segment, *, over_elsewhere: bool
+) -> None:
+    """Our clock blames nobody by itself: only where another owner's node was not there in the same time. Raises EvaluationFailed."""
     if market.replayer is None:
         raise EvaluationFailed("this marketplace cannot execute segments again any more")
     limit_ms = over_after_ms(looked.spec, looked.claimed_ms[segment.number])
-    distance = await market.replayer.replay(looked.spec, replace(segment, over_after_ms=limit_ms), looked.model)
+    try:
+        distance = await market.replayer.replay(looked.spec, replace(segment, over_after_ms=limit_ms), looked.model)
+    except TookTooLong as late:
+        if not over_elsewhere:
+            raise
+        distance = Distance(None, detail=f"{late.message}, nor was another owner's node")
     async with market.transaction() as unit:
         unit.session.add(
             ReplayAnswerRow(

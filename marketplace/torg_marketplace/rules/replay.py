@@ -32,7 +32,7 @@ _ALLOWED_ENV = frozenset({"OMP_NUM_THREADS"})
 @dataclass(frozen=True, slots=True)
 class Segment:
     """`number` counts from 0. `start` None: from nothing. `end` None: from the last checkpoint to the outputs. `over_after_ms`: by then a replay has
-    come to its end, if the node's word about the time is true; None: it could not tell."""
+    come to its end, if the node's word about the time is true and we are no slower than most; None: nobody could tell."""
 
     number: int
     start: CheckpointRef | None
@@ -83,8 +83,8 @@ def longest_replay_ms(claimed: int) -> int:
 
 
 def over_after_ms(spec: JobSpec, claimed: int) -> int | None:
-    """After which a replay of ours that has not come to the end says that there is no such end: a checkpoint under a made-up name, say. Of a GPU's work
-    it says nothing, we may have none."""
+    """After which a replay of ours that has not come to the end is given up. That blames the node only where another owner's had as long, and was not
+    there either: our machine may be slow. Of a GPU's work it says nothing, we may have none."""
     return None if spec.resources.gpus else longest_replay_ms(claimed)
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from torg_host.archive import UnpackLimits, pack, unpack
 from torg_host.sandbox import CompletedRun, SandboxLimits, SandboxMount, SandboxUnavailable, run_sandboxed
-from torg_marketplace.ports import BlobStore, EvaluationFailed, Planted
+from torg_marketplace.ports import BlobStore, EvaluationFailed, Planted, TookTooLong
 from torg_marketplace.replay_segment import MODEL, STATE, WANTED, whole
 from torg_marketplace.rules.replay import LONGEST_MS, TOLERANCE, Distance, Segment
 from torg_marketplace.workers.comparison import Unsound, alter, check_sound, compare, take_over_time
@@ -223,8 +223,9 @@ class SandboxReplayer:
                 if ended:
                     break
                 if over_after_s is not None and watch.worked_s() >= over_after_s:
-                    words = f"after {over_after_s:.0f} s, of which it should take a third, it leads to no such one"
-                    return Distance(None, detail=words)
+                    raise TookTooLong(
+                        f"{segment.words}: not there after {over_after_s:.0f} s, of which it should take a third"
+                    )
                 await asyncio.wait({running}, timeout=_POLL_S)
             run = await running
         if run.succeeded and wanted is None:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.support.trained import Trained, train
 from torg_host.archive import pack, unpack
-from torg_marketplace.ports import EvaluationFailed
+from torg_marketplace.ports import EvaluationFailed, TookTooLong
 from torg_marketplace.replay_segment import STATE
 from torg_marketplace.rules.replay import Segment
 from torg_marketplace.workers.replayer import SandboxReplayer, kept_waiting_s_of_host
@@ -87,18 +87,25 @@ async def test_a_checkpoint_of_another_run_does_not_resume(trained: Trained) -> 
     assert "use the same options again" in found.detail
 
 
-async def test_an_end_that_is_not_reached_in_three_times_what_it_took_is_the_nodes_fault(trained: Trained) -> None:
-    """It was nobody's: under a made-up name a long training never came to its checkpoint, and our time was over."""
-    segment = trained.segments[0]
+@pytest.mark.parametrize("name", ["made-up", "step-00000000", "step-99999999"])
+async def test_a_name_that_the_job_never_comes_to_is_the_nodes_fault_whatever_the_time(
+    trained: Trained, name: str
+) -> None:
+    """A long training never came to it, and our time was over."""
+    segment = trained.segments[1]
     assert segment.end is not None
-    made_up = Segment(0, None, segment.end.model_copy(update={"name": "made-up"}), over_after_ms=500)
-    idle = SandboxReplayer(trained.blobs, kept_waiting_s=lambda: 0.0)
-    found = await idle.replay(trained.spec, made_up, trained.model)
+    made_up = Segment(1, segment.start, segment.end.model_copy(update={"name": name}))
+    found = await SandboxReplayer(trained.blobs).replay(trained.spec, made_up, trained.model)
     assert (found.value, found.passes) == (None, False)
-    assert "after 0 s" in found.detail
+    assert "there is none of that name" in found.detail
 
-    with pytest.raises(EvaluationFailed, match="took longer"):  # our own time is over before
-        await SandboxReplayer(trained.blobs, timeout_s=0.4).replay(trained.spec, made_up, trained.model)
+
+async def test_an_end_that_is_not_reached_in_three_times_what_it_took_is_given_up(trained: Trained) -> None:
+    segment = trained.segments[-1]
+    slow = Segment(segment.number, segment.start, None, over_after_ms=1)
+    idle = SandboxReplayer(trained.blobs, kept_waiting_s=lambda: 0.0)
+    with pytest.raises(TookTooLong, match="not there after 0 s"):
+        await idle.replay(trained.spec, slow, trained.model)
 
 
 @pytest.mark.parametrize("kept_waiting_s", [time.monotonic, lambda: None], ids=["busy", "cannot tell"])
@@ -112,7 +119,7 @@ async def test_a_machine_that_keeps_the_replay_waiting_blames_nobody(
     assert found.bit_equal, found.detail
 
     hasty = SandboxReplayer(trained.blobs, kept_waiting_s=kept_waiting_s, timeout_s=0.4)
-    with pytest.raises(EvaluationFailed, match="took longer"):
+    with pytest.raises(EvaluationFailed, match="took longer"):  # our own time is over before
         await hasty.replay(trained.spec, slow, trained.model)
 
 

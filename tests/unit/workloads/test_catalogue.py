@@ -166,6 +166,32 @@ def test_settings_that_a_workload_cannot_do_are_refused_with_what_it_can(
     assert not machine.outputs.exists()
 
 
+def test_a_checkpoint_that_was_asked_for_stays_until_it_is_looked_at(zygote: Zygote, tmp_path: Path) -> None:
+    """Two later ones took it away: a marketplace that was frozen for a moment found nothing, and the honest node a liar."""
+    machine = Machine(zygote, "health", tmp_path / "health")
+    process = machine.start("--epochs", "8", env={"TORG_CHECKPOINT_AT": "step-00000005"})
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    first, *newest = machine.checkpoint_names()
+    assert (first, len(newest)) == ("step-00000005", 2)
+
+
+@pytest.mark.parametrize(
+    "asked", ["made-up", "step-7", "step-00000000", "step-00000026", "step-00000053", "step-99999999"]
+)
+def test_a_checkpoint_that_never_comes_is_said_at_once(asked: str, zygote: Zygote, tmp_path: Path) -> None:
+    """Whoever executes a segment again would run to the end of the training, or of its time, for a name that a node has made up."""
+    machine = Machine(zygote, "health", tmp_path / "health")
+    code, _, error = machine.run("--epochs", "4", kill_after_checkpoint=1)
+    assert code == -signal.SIGKILL, error
+    assert machine.checkpoint_names() == ["step-00000026"]
+    process = machine.start("--epochs", "4", env={"TORG_CHECKPOINT_AT": asked})
+    _, error = process.communicate(timeout=240)
+    said = f"TORG_CHECKPOINT_AT is '{asked}': from step 26 to step 52 there is none of that name"
+    assert (process.returncode, said in error) == (1, True), error
+    assert machine.checkpoint_names() == ["step-00000026"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_that_cannot_be_written_to_is_named_before_the_work_is_done(
     name: str, zygote: Zygote, tmp_path: Path
