@@ -128,7 +128,8 @@ async def test_what_an_agent_left_while_it_stopped_the_next_one_sweeps(
     market: SmallMarket, client: AsyncClient, secret: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job ends while no agent is there; and of a lease that the journal has closed already, whole and half-written folders lie there."""
-    job = await submit(client, ["python", "-u", "-c", READ], secrets={"TOKEN": {"env": "A_TOKEN"}}, env={"WAIT": "1"})
+    sources = {"TOKEN": {"env": "A_TOKEN"}}
+    job = await submit(client, ["python", "-u", "-c", READ], secrets=sources, env={"WAIT": "1"}, lease_grace="2m")
     await _until_said(client, job.job_id, "fs 1")
     (lease,) = (await client.job(job.job_id)).leases
     (own,) = [path for path in kept_in_memory() if path.name == lease.lease_id]

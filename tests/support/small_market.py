@@ -170,7 +170,7 @@ def spec_of_small_job(client: AsyncClient, fields: Mapping[str, object]) -> Spec
         "version": 1,
         "name": "test",
         "resources": {"memory": "128MiB", "disk": "32MiB"},
-        "limits": {"max_duration": "1m"},
+        "limits": {"max_duration": "5m"},
         "lease_grace": "10s",
     }
     return spec_from_mapping({**raw, **fields}, base=client.config.home)
