@@ -5,15 +5,14 @@ A node stakes with `vault_operations.open_vault(kind=VaultKind.COLLATERAL)` and 
 
 from __future__ import annotations
 
-from solders.instruction import Instruction
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from spl.token.instructions import create_idempotent_associated_token_account
 
 from torg_chain import instructions as program
 from torg_chain.network import Network
-from torg_chain.rpc import ChainClient, TransactionStatus
-from torg_chain.transactions import sign_transaction
+from torg_chain.rpc import ChainClient
+from torg_chain.sending import send_instructions
 from torg_chain.vault import DISPUTE_DELAY_S, SLASH_MARGIN_S, VaultState
 from torg_protocol.errors import Invalid
 
@@ -39,7 +38,7 @@ async def propose_slash(
         amount=amount,
         evidence_root=evidence_root,
     )
-    await _send(chain, [proposal], admin)
+    await send_instructions(chain, [proposal], [admin])
 
 
 async def execute_slash(chain: ChainClient, network: Network, *, admin: Keypair, collateral: VaultState) -> None:
@@ -63,23 +62,17 @@ async def execute_slash(chain: ChainClient, network: Network, *, admin: Keypair,
             beneficiary=beneficiary,
         ),
     ]
-    await _send(chain, executing, admin)
+    await send_instructions(chain, executing, [admin])
 
 
 async def cancel_slash(chain: ChainClient, network: Network, *, admin: Keypair, collateral: Pubkey) -> None:
     cancelling = program.cancel_slash(
         network.program_pubkey, collateral=collateral, config=network.operator_pubkey, admin=admin.pubkey()
     )
-    await _send(chain, [cancelling], admin)
+    await send_instructions(chain, [cancelling], [admin])
 
 
 def can_be_slashed(collateral: VaultState, amount: int, unix_time_s: int) -> bool:
     """Whether a proposal made now would be taken, as far as the collateral itself goes."""
     in_time = not collateral.close_at or unix_time_s + DISPUTE_DELAY_S + SLASH_MARGIN_S <= collateral.close_at
     return in_time and collateral.slash is None and 0 < amount <= collateral.balance
-
-
-async def _send(chain: ChainClient, instructions: list[Instruction], admin: Keypair) -> None:
-    blockhash, last_valid = await chain.latest_blockhash()
-    transaction = sign_transaction(instructions, [admin], blockhash, last_valid)
-    await chain.send_and_confirm(transaction, until=TransactionStatus.FINALIZED)

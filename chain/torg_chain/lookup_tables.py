@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from solders.address_lookup_table_account import AddressLookupTable, AddressLookupTableAccount
-from solders.instruction import Instruction
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 from solders.system_program import (
@@ -23,8 +22,8 @@ from solders.system_program import (
     extend_lookup_table,
 )
 
-from torg_chain.rpc import ChainClient, TransactionStatus
-from torg_chain.transactions import sign_transaction
+from torg_chain.rpc import ChainClient
+from torg_chain.sending import send_instructions
 
 EXTEND_AT_ONCE = 20  # addresses that fit one extending transaction with room for a fee
 
@@ -35,7 +34,7 @@ async def make_table(chain: ChainClient, authority: Keypair, addresses: Sequence
     made, address = create_lookup_table(
         CreateLookupTableParams(authority_address=owner, payer_address=owner, recent_slot=await chain.slot())
     )
-    await _send(chain, [made], authority)
+    await send_instructions(chain, [made], [authority])
     await extend_table(chain, authority, address, addresses)
     return AddressLookupTableAccount(address, list(addresses))
 
@@ -50,28 +49,22 @@ async def extend_table(chain: ChainClient, authority: Keypair, table: Pubkey, ad
             authority_address=owner,
             new_addresses=list(addresses[start : start + EXTEND_AT_ONCE]),
         )
-        await _send(chain, [extend_lookup_table(extended)], authority)
+        await send_instructions(chain, [extend_lookup_table(extended)], [authority])
 
 
 async def deactivate_table(chain: ChainClient, authority: Keypair, table: Pubkey) -> None:
     """The first step of getting the rent back: from the next slot on it serves no transaction. It can be closed some 513 slots later."""
     off = DeactivateLookupTableParams(lookup_table_address=table, authority_address=authority.pubkey())
-    await _send(chain, [deactivate_lookup_table(off)], authority)
+    await send_instructions(chain, [deactivate_lookup_table(off)], [authority])
 
 
 async def close_table(chain: ChainClient, authority: Keypair, table: Pubkey) -> None:
     """All rent to the authority. Raises TransactionRejected while the table is active, or not yet for 513 slots inactive."""
     owner = authority.pubkey()
     closed = CloseLookupTableParams(lookup_table_address=table, authority_address=owner, recipient_address=owner)
-    await _send(chain, [close_lookup_table(closed)], authority)
+    await send_instructions(chain, [close_lookup_table(closed)], [authority])
 
 
 def parse_table(address: Pubkey, data: bytes) -> AddressLookupTableAccount:
     """Raises ValueError when the account is no lookup table."""
     return AddressLookupTableAccount(address, AddressLookupTable.deserialize(data).addresses)
-
-
-async def _send(chain: ChainClient, instructions: list[Instruction], authority: Keypair) -> None:
-    blockhash, last_valid = await chain.latest_blockhash()
-    transaction = sign_transaction(instructions, [authority], blockhash, last_valid)
-    await chain.send_and_confirm(transaction, until=TransactionStatus.FINALIZED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from solders.address_lookup_table_account import AddressLookupTableAccount
 from solders.hash import Hash
@@ -15,6 +16,7 @@ from torg_chain import instructions as program
 from torg_chain.lookup_tables import make_table
 from torg_chain.network import Network
 from torg_chain.rpc import ChainClient, TransactionStatus
+from torg_chain.sending import send_instructions, send_signed
 from torg_chain.transactions import SignedTransaction, sign_transaction
 from torg_chain.vault import MAX_PAYEES_BY_ORDER, token_account_of
 from torg_protocol.caps import SignedOrder
@@ -39,21 +41,16 @@ async def land_order(chain: ChainClient, network: Network, order: SignedOrder, *
             value=order.expected_settled,
             hint=f"settled on chain is {state.settled}",
         )
-    transaction = await _sign_landing(chain, network, state.token_account, order, fee_payer)
-    await chain.send_and_confirm(transaction, until=TransactionStatus.FINALIZED)
-    return transaction.signature
+    tables = await _tables_for(chain, order, fee_payer)
+    sign = partial(build_landing, network, state.token_account, order, fee_payer, tables=tables)
+    return (await send_signed(chain, sign)).signature
 
 
-async def _sign_landing(
-    chain: ChainClient, network: Network, token_account: Pubkey, order: SignedOrder, fee_payer: Keypair
-) -> SignedTransaction:
+async def _tables_for(chain: ChainClient, order: SignedOrder, fee_payer: Keypair) -> list[AddressLookupTableAccount]:
     """With more than MAX_PAYEES_BY_ORDER payees it needs a lookup table, whose rent the fee payer lends (about 0.0002 SOL a payee)."""
-    tables = []
-    if len(order.payees) > MAX_PAYEES_BY_ORDER:
-        payees = [Pubkey.from_string(item.token_account) for item in order.payees]
-        tables.append(await make_table(chain, fee_payer, payees))
-    blockhash, last_valid = await chain.latest_blockhash()
-    return build_landing(network, token_account, order, fee_payer, blockhash, last_valid, tables=tables)
+    if len(order.payees) <= MAX_PAYEES_BY_ORDER:
+        return []
+    return [await make_table(chain, fee_payer, [Pubkey.from_string(item.token_account) for item in order.payees])]
 
 
 async def ensure_token_account(chain: ChainClient, network: Network, wallet: Pubkey, *, fee_payer: Keypair) -> None:
@@ -61,8 +58,7 @@ async def ensure_token_account(chain: ChainClient, network: Network, wallet: Pub
     if (await chain.accounts_exist([token_account_of(wallet, network.mint_pubkey)]))[0]:
         return
     making = create_idempotent_associated_token_account(fee_payer.pubkey(), wallet, network.mint_pubkey)
-    blockhash, last_valid = await chain.latest_blockhash()
-    await chain.send_and_confirm(sign_transaction([making], [fee_payer], blockhash, last_valid))
+    await send_instructions(chain, [making], [fee_payer], until=TransactionStatus.CONFIRMED)
 
 
 def build_landing(

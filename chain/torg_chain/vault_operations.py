@@ -19,9 +19,9 @@ from spl.token.constants import TOKEN_PROGRAM_ID
 from spl.token.instructions import create_idempotent_associated_token_account, transfer_checked
 
 from torg_chain import instructions as program
-from torg_chain.errors import TransactionExpired
 from torg_chain.network import Network
-from torg_chain.rpc import ChainClient, TransactionStatus
+from torg_chain.rpc import ChainClient
+from torg_chain.sending import send_instructions
 from torg_chain.transactions import SignedTransaction, sign_transaction
 from torg_chain.vault import (
     CONFIG_SIZE,
@@ -35,9 +35,6 @@ from torg_chain.vault import (
 from torg_protocol.errors import Conflict
 from torg_protocol.money import format_amount
 from torg_protocol.vault_messages import CapMessage, OrderMessage
-
-FINALIZED = TransactionStatus.FINALIZED
-
 
 _FEES_LAMPORTS = 10_000  # of an opening or a deposit, with some to spare
 _TOKEN_ACCOUNT_BYTES, _SOL_DECIMALS = 165, 9
@@ -61,8 +58,8 @@ async def ensure_operator_config(
     address, _ = find_config(program_id, admin.pubkey())
     if await chain.operator_config(address) is None:
         rent = await chain.rent(CONFIG_SIZE)
-        await _send(
-            chain, [program.init_config(program_id, admin.pubkey(), capture_key, fee_owner, rent)], [admin], FINALIZED
+        await send_instructions(
+            chain, [program.init_config(program_id, admin.pubkey(), capture_key, fee_owner, rent)], [admin]
         )
     return address
 
@@ -133,22 +130,24 @@ async def open_vault(
     ]
     if deposit:
         opening.append(transfer_instruction(network, depositor.pubkey(), vault, deposit))
-    await _send(chain, opening, [depositor], FINALIZED)
+    await send_instructions(chain, opening, [depositor])
     return salt, vault
 
 
 async def deposit(chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey, amount: int) -> None:
     """A plain token transfer, counted by the marketplace when it is finalized, which this waits for."""
-    await _send(chain, [transfer_instruction(network, depositor.pubkey(), vault, amount)], [depositor], FINALIZED)
+    await send_instructions(chain, [transfer_instruction(network, depositor.pubkey(), vault, amount)], [depositor])
 
 
 async def start_close(chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey) -> None:
-    await _send(chain, [program.start_close(network.program_pubkey, vault, depositor.pubkey())], [depositor], FINALIZED)
+    await send_instructions(
+        chain, [program.start_close(network.program_pubkey, vault, depositor.pubkey())], [depositor]
+    )
 
 
 async def cancel_close(chain: ChainClient, network: Network, *, depositor: Keypair, vault: Pubkey) -> None:
-    await _send(
-        chain, [program.cancel_close(network.program_pubkey, vault, depositor.pubkey())], [depositor], FINALIZED
+    await send_instructions(
+        chain, [program.cancel_close(network.program_pubkey, vault, depositor.pubkey())], [depositor]
     )
 
 
@@ -164,7 +163,7 @@ async def finish_close(
             network.program_pubkey, vault=vault, depositor=owner, mint=network.mint_pubkey, agreed_by=agreement
         ),
     ]
-    await _send(chain, closing, [depositor, *([agreed_by] if agreed_by else [])], FINALIZED)
+    await send_instructions(chain, closing, [depositor, *([agreed_by] if agreed_by else [])])
 
 
 async def rotate_signer(
@@ -172,7 +171,7 @@ async def rotate_signer(
 ) -> None:
     """Another session key. Its caps count after the vault's grace, the old key's until then."""
     rotation = program.rotate_signer(network.program_pubkey, vault, depositor.pubkey(), signer)
-    await _send(chain, [rotation], [depositor], FINALIZED)
+    await send_instructions(chain, [rotation], [depositor])
 
 
 async def rescue(chain: ChainClient, network: Network, *, depositor: Keypair, salt: int) -> None:
@@ -188,13 +187,13 @@ async def rescue(chain: ChainClient, network: Network, *, depositor: Keypair, sa
             salt=salt,
         ),
     ]
-    await _send(chain, rescuing, [depositor], FINALIZED)
+    await send_instructions(chain, rescuing, [depositor])
 
 
 async def set_capture_key(chain: ChainClient, network: Network, *, admin: Keypair, capture_key: Pubkey) -> None:
     """At once: orders that the old key signed are worth nothing from then on."""
     change = program.set_capture_key(network.program_pubkey, network.operator_pubkey, admin.pubkey(), capture_key)
-    await _send(chain, [change], [admin], FINALIZED)
+    await send_instructions(chain, [change], [admin])
 
 
 def build_capture(
@@ -263,22 +262,6 @@ def transfer_instruction(network: Network, owner: Pubkey, to_owner: Pubkey, amou
             decimals=network.decimals,
         )
     )
-
-
-async def _send(
-    chain: ChainClient, instructions: list[Instruction], signers: list[Keypair], until: TransactionStatus
-) -> SignedTransaction:
-    """On a new blockhash once the one before is dead: a machine that stands still for longer than one lives has lost nothing."""
-    for is_last in (False, False, True):
-        blockhash, last_valid = await chain.latest_blockhash()
-        transaction = sign_transaction(instructions, signers, blockhash, last_valid)
-        try:
-            await chain.send_and_confirm(transaction, until=until)
-            break
-        except TransactionExpired:
-            if is_last:
-                raise
-    return transaction
 
 
 __all__ = [

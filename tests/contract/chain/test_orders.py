@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from solders.hash import Hash
 from solders.keypair import Keypair
 from solders.pubkey import Pubkey
 
-from tests.support.chain import make_network, make_operator, running_localnet
+from tests.support.chain import Operator, make_network, make_operator, running_localnet
 from torg_chain import vault_operations
 from torg_chain.network import Network
 from torg_chain.orders import land_order
@@ -44,6 +45,20 @@ def signed_order(
     )
 
 
+async def an_order(
+    chain: ChainClient, network: Network, operator: Operator, client: Keypair, stranger: Keypair, nodes: list[Pubkey]
+) -> tuple[Pubkey, SignedOrder]:
+    """Out of a new vault of the client, which is told too; everybody has what it needs."""
+    for party in (client.pubkey(), stranger.pubkey(), *nodes):
+        await chain.faucet(party, 1_000)
+    _, vault = await vault_operations.open_vault(
+        chain, network, depositor=client, signer=client.pubkey(), grace_s=3600, deposit=500
+    )
+    state, now_s = await chain.existing_vault(vault), await chain.unix_time_s()
+    payees = [token_account_of(node, network.mint_pubkey) for node in nodes]
+    return vault, signed_order(network, state, payees, session=client, capture_key=operator.capture_key, now_s=now_s)
+
+
 @pytest.mark.parametrize("count", [1, MAX_PAYEES_BY_ORDER, MAX_PAYEES_BY_ORDER + 1, MAX_PAYEES])
 async def test_a_stranger_lands_an_order_of_any_size(tmp_path: Path, count: int) -> None:
     """Also of more payees than a transaction names without a lookup table: the operator, who needs no second message, orders up to 14."""
@@ -51,14 +66,8 @@ async def test_a_stranger_lands_an_order_of_any_size(tmp_path: Path, count: int)
     async with running_localnet(tmp_path, slot_ms=20) as localnet, ChainClient(localnet.rpc_url) as chain:
         network = await make_network(chain, operator, localnet.genesis_hash)
         nodes = [Keypair().pubkey() for _ in range(count)]
-        for party in (client.pubkey(), stranger.pubkey(), *nodes):
-            await chain.faucet(party, 1_000)
-        _, vault = await vault_operations.open_vault(
-            chain, network, depositor=client, signer=client.pubkey(), grace_s=3600, deposit=500
-        )
-        state, now_s = await chain.existing_vault(vault), await chain.unix_time_s()
+        vault, order = await an_order(chain, network, operator, client, stranger, nodes)
         payees = [token_account_of(node, network.mint_pubkey) for node in nodes]
-        order = signed_order(network, state, payees, session=client, capture_key=operator.capture_key, now_s=now_s)
 
         await land_order(chain, network, order, fee_payer=stranger)
 
@@ -69,3 +78,27 @@ async def test_a_stranger_lands_an_order_of_any_size(tmp_path: Path, count: int)
         with pytest.raises(Invalid, match="signature does not verify"):
             await land_order(chain, network, raised, fee_payer=stranger)
         assert (await chain.existing_vault(vault)).settled == count
+
+
+async def test_what_a_machine_that_stood_still_would_send_too_late_is_sent_on_a_new_blockhash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written into a lookup table, and the order: the first blockhash of each is dead when it is to be sent."""
+    client, stranger, operator = Keypair(), Keypair(), make_operator()
+    async with running_localnet(tmp_path) as localnet, ChainClient(localnet.rpc_url) as chain:
+        network = await make_network(chain, operator, localnet.genesis_hash)
+        nodes = [Keypair().pubkey() for _ in range(MAX_PAYEES_BY_ORDER + 1)]
+        _, order = await an_order(chain, network, operator, client, stranger, nodes)
+        asked = []
+
+        async def dies_at_first() -> tuple[Hash, int]:
+            found = await ChainClient.latest_blockhash(chain)
+            asked.append(found)
+            if len(asked) in {2, 4}:  # the table's own is the first
+                await chain.localnet("torg_advance_slots", [200])
+            return found
+
+        monkeypatch.setattr(chain, "latest_blockhash", dies_at_first)
+        await land_order(chain, network, order, fee_payer=stranger)
+        assert len(asked) == 5
+        assert [await chain.token_balance(node, network.mint_pubkey) for node in nodes] == [1_001] * len(nodes)
