@@ -77,7 +77,7 @@ def _max_amount(job: JobView, max_duration_ms: int, decimals: int) -> int:
     now = largest_cost(job.spec, job.price_ceiling, job.max_duration_ms, decimals)
     if now != job.max_amount:
         raise Conflict(
-            f"the marketplace says that this job may cost {job.max_amount} base units, and its own price makes that {now}",
+            f"the marketplace says that this job may cost {format_amount(job.max_amount, decimals)} tokens, and its own price makes that {format_amount(now, decimals)}",
             code="price_unknown",
             field="job",
             value=job.job_id,

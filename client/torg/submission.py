@@ -290,10 +290,10 @@ def check_quote(spec: JobSpec, quote: Quote, decimals: int) -> None:
     for field, most in bounds:
         if (quote.max_amount or 0) > most:
             raise Invalid(
-                f"the marketplace quoted up to {quote.max_amount} base units; your limit allows {most}",
+                f"the marketplace quoted up to {format_amount(quote.max_amount or 0, decimals)} tokens; your limit allows {format_amount(most, decimals)}",
                 code="quote_over_limit",
                 field=field,
-                value=quote.max_amount,
+                value=format_amount(quote.max_amount or 0, decimals),
                 hint="nothing was signed; this marketplace does not keep to your limits",
             )
 

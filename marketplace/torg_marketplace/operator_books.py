@@ -34,7 +34,10 @@ async def _reconcile(market: Market, say: Callable[[str], None], *, as_json: boo
     else:
         lines = [str(difference) for difference in differences]
         lines += [f"payouts of {vault} are stopped: {why}" for vault, why in stopped.items()]
-        lines += [f"{amount} base units were lost when {vault} was closed" for vault, amount in lost.items()]
+        lines += [
+            f"{format_amount(amount, market.network.decimals)} tokens were lost when {vault} was closed"
+            for vault, amount in lost.items()
+        ]
         lines.append(f"{len(differences)} differences; the fee payer holds {format_amount(lamports, 9)} SOL")
         say("\n".join(lines))
     return 1 if differences else 0

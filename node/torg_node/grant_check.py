@@ -15,6 +15,7 @@ from torg_chain.vault import VaultState
 from torg_protocol.caps import OverlapProof, SignedCommitment
 from torg_protocol.ids import NodeId
 from torg_protocol.messages import Grant, SignedGrant
+from torg_protocol.money import format_amount
 from torg_protocol.offers import Offer
 from torg_protocol.vault_messages import CapMessage, verify_message
 
@@ -32,6 +33,9 @@ class NodeFacts:
     min_vault_grace_s: int
     exposure: int
     now_ms: int
+
+    def tokens(self, amount: int) -> str:
+        return f"{format_amount(amount, self.network.decimals)} tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ def why_not(signed: SignedGrant, facts: NodeFacts) -> Refusal | None:
         (
             facts.exposure >= facts.offer.max_unpaid,
             "exposure_limit",
-            f"{facts.exposure} base units are owed to this node, which takes no more from {facts.offer.max_unpaid} on",
+            f"{facts.tokens(facts.exposure)} are owed to this node, which takes no more from {facts.tokens(facts.offer.max_unpaid)} on",
         ),
     )
     return (

@@ -157,6 +157,10 @@ async def test_spending_of_an_hour_is_bounded(tmp_path: Path) -> None:
         with pytest.raises(RateLimited) as caught:
             await client.submit(hour)
         assert (caught.value.code, caught.value.data["retry_after_s"]) == ("spend_per_hour_reached", 3600)
+        assert (
+            "this may cost 1 tokens, and what you asked for within an hour 2 tokens, of 2 tokens"
+            in caught.value.message
+        )
         world.advance(seconds=3601)
         await node.heartbeat()
         await client.submit(hour)

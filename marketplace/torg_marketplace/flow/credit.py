@@ -19,7 +19,6 @@ from torg_protocol.accounts import CreditView
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Invalid, Unavailable
 from torg_protocol.ids import AccountId, JobId, VaultAddress
-from torg_protocol.money import format_amount
 from torg_protocol.vault_messages import CapMessage, sign_message
 
 _CAP_MARGIN_S = 3_600
@@ -39,8 +38,8 @@ async def grant_credit(unit: Unit, account: AccountId, amount: int) -> CreditVie
             "more than the account has left",
             code="credit_amount_invalid",
             field="amount",
-            value=amount,
-            hint=f"at most {row.granted - row.spent - row.held} base units can be taken back",
+            value=unit.tokens(-amount),
+            hint=f"at most {unit.tokens(row.granted - row.spent - row.held)} can be taken back",
         )
     row.granted += amount
     await unit.session.flush()
@@ -144,25 +143,21 @@ async def _take(unit: Unit, account: AccountId, key_id: str, max_amount: int) ->
             code="spend_cap_reached",
             field="spec.limits.max_cost",
             value=max_amount,
-            hint=f"{_tokens(unit, row.spend_cap - row.spent - row.held)} of {_tokens(unit, row.spend_cap)} tokens are left: {_FIT}, or use another"
+            hint=f"{unit.tokens(row.spend_cap - row.spent - row.held)} of {unit.tokens(row.spend_cap)} are left: {_FIT}, or use another"
             " key",
         )
     if not await _changed(unit, within_credit):
-        left = _tokens(unit, (await credit_view(unit, account)).available)
+        left = unit.tokens((await credit_view(unit, account)).available)
         raise Conflict(
             "this job may cost more than the account's credit",
             code="credit_exhausted",
             field="spec.limits.max_cost",
             value=max_amount,
-            hint=f"{left} tokens are left: {_FIT}, or ask the operator for more",
+            hint=f"{left} are left: {_FIT}, or ask the operator for more",
         )
 
 
 _FIT = "limits.max_cost or a shorter limits.max_duration fits a job into that"
-
-
-def _tokens(unit: Unit, amount: int) -> str:
-    return format_amount(amount, unit.policy.decimals)
 
 
 async def close_credit(unit: Unit, hold: HoldRow) -> None:

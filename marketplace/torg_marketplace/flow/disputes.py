@@ -91,7 +91,7 @@ async def decide_dispute(unit: Unit, dispute_id: str, *, share_percent: int, not
             code="dispute_decided",
             field="dispute_id",
             value=dispute_id,
-            hint=f"{row.refunded} base units went back: {row.note}; torg-marketplace refund can give back more",
+            hint=f"{unit.tokens(row.refunded)} went back: {row.note}; torg-marketplace refund can give back more",
         )
     if not note.strip():
         raise Invalid("say why", code="note_missing", field="--note", hint="both sides read it")
@@ -106,7 +106,7 @@ async def decide_dispute(unit: Unit, dispute_id: str, *, share_percent: int, not
             row.refunded += amount
     row.state, row.note, row.decided_at_ms = "decided", note, unit.now_ms
     await unit.session.flush()
-    log.warning("dispute %s is decided: %s base units go back: %s", dispute_id, row.refunded, note)
+    log.warning("dispute %s is decided: %s go back: %s", dispute_id, unit.tokens(row.refunded), note)
     await _tell_nodes(unit, row)
     return await _view(unit, row)
 

@@ -47,7 +47,7 @@ async def check_spend(unit: Unit, account: AccountId, more: int) -> None:
             oldest_ms = unit.now_ms  # no time helps: only less
         raise _reached(
             unit,
-            f"this may cost {more} base units, and what you asked for within an hour {spent}, of {most}",
+            f"this may cost {unit.tokens(more)}, and what you asked for within an hour {unit.tokens(spent)}, of {unit.tokens(most)}",
             "spend_per_hour_reached",
             oldest_ms + HOUR_MS,
             more,

@@ -43,7 +43,7 @@ async def refund_lease(
     """
     refund_id = f"{cause}:{subject or lease_id}"
     if (known := await unit.session.get(RefundRow, refund_id)) is not None:
-        return _same(known, lease_id, amount)
+        return _same(unit, known, lease_id, amount)
     lease = await unit.session.get(LeaseRow, lease_id)
     if lease is None:
         raise NotFound("no such lease", code="lease_unknown", field="lease_id", value=lease_id)
@@ -124,14 +124,14 @@ async def remind_of_refunds(unit: Unit, node_id: NodeId) -> None:
         unit.send(node_id, RefundIssued(refund=SignedRefund.model_validate(signed)))
 
 
-def _same(known: RefundRow, lease_id: str, amount: int) -> SignedRefund:
+def _same(unit: Unit, known: RefundRow, lease_id: str, amount: int) -> SignedRefund:
     if (known.lease_id, known.amount) != (lease_id, amount):
         raise Conflict(
             "another refund was decided under this cause and subject",
             code="refund_repeated",
             field="refund_id",
             value=known.refund_id,
-            hint=f"it gave back {known.amount} base units of {known.lease_id}",
+            hint=f"it gave back {unit.tokens(known.amount)} of {known.lease_id}",
         )
     return SignedRefund.model_validate(known.signed)
 
@@ -174,8 +174,8 @@ async def _check(unit: Unit, lease: LeaseRow, amount: int) -> None:
             "more than is left of what was paid for this lease",
             code="refund_too_large",
             field="amount",
-            value=amount,
-            hint=f"{lease.amount} base units were paid, {left} of them may still be given back",
+            value=unit.tokens(amount),
+            hint=f"{unit.tokens(lease.amount)} were paid, {unit.tokens(left)} of them may still be given back",
         )
 
 

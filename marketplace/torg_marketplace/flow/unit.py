@@ -34,6 +34,7 @@ from torg_marketplace.storage.engine import Sessions, answering
 from torg_marketplace.storage.sessions import KeepingAsyncSession
 from torg_protocol.ids import Ids, NodeId
 from torg_protocol.messages import ToNode
+from torg_protocol.money import format_amount
 
 if TYPE_CHECKING:
     from torg_chain.network import Network
@@ -136,6 +137,10 @@ class Unit:
     @property
     def policy(self) -> MarketPolicy:
         return self.market.policy
+
+    def tokens(self, amount: int) -> str:
+        """For people: base units as they write them, with the word."""
+        return f"{format_amount(amount, self.policy.decimals)} tokens"
 
     def new_id(self, prefix: str) -> str:
         return self.market.ids.new(prefix, self.now_ms, self.market.random.bits(64))

@@ -330,7 +330,7 @@ def _refused(unit: Unit, row: VaultRow, cap: SignedCap, max_amount: int, why: Re
                 code="vault_underfunded",
                 field="vault",
                 value=row.address,
-                hint=f"deposit at least {missing} base units more",
+                hint=f"deposit at least {unit.tokens(missing)} more",
                 missing=missing,
             )
         case Refusal.CAP_STALE:

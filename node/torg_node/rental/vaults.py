@@ -22,6 +22,7 @@ from torg_chain.vault_operations import build_capture, ensure_operator_config
 from torg_node.rental.book import RentalEntry
 from torg_protocol.caps import SignedCap
 from torg_protocol.errors import Conflict, Invalid, Unavailable
+from torg_protocol.money import format_amount
 from torg_protocol.rentals import RentalTerms
 from torg_protocol.vault_messages import CapMessage, verify_message
 
@@ -76,7 +77,7 @@ class RentalMoney:
             (
                 vault.settled + vault.balance < cap.cap,
                 "vault_underfunded",
-                f"it holds {vault.balance} base units, which do not cover the cap",
+                f"it holds {format_amount(vault.balance, network.decimals)} tokens, which do not cover the cap",
             ),
             (cap.vault != terms.vault, "cap_wrong_vault", "the cap is of another vault"),
             (str(vault.signer_at(now_s)) != cap.signer, "cap_wrong_signer", "the cap is not by the vault's signer"),

@@ -56,6 +56,8 @@ async def test_only_what_needs_the_chain_asks_it(tmp_path: Path) -> None:
     assert (code, json.loads(said)["available"]) == (0, 1_000_000)
     code, _, complained = await run(data, rpc_url, "credit-grant", "acct_ci", "2", "--take-back")
     assert (code, "credit_amount_invalid" in complained) == (1, True)
+    assert "(amount = '2 tokens')" in complained
+    assert "at most 1 tokens can be taken back" in complained
 
     code, said, complained = await run(data, rpc_url, "erase", "not-an-account")
     assert (code, said) == (1, "")
