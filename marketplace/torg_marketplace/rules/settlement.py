@@ -111,19 +111,20 @@ class Evidence:
 
 
 def next_action(state: SettlementState, expected_settled: int, evidence: Evidence) -> Action:
-    """Resend on doubt, rebuild only when the blockhash is dead *and* nothing was settled meanwhile."""
+    """Resend on doubt, rebuild only when the blockhash is dead *and* nothing was settled meanwhile. What was confirmed and is not any more is in
+    doubt again first, also where the program refused it the second time."""
     match evidence.fate:
         case Fate.FINALIZED:
             return Action.FINALIZE
         case Fate.CONFIRMED:
             return Action.WAIT if state is SettlementState.CONFIRMED else Action.CONFIRM
+        case _ if state is SettlementState.CONFIRMED:
+            return Action.ROLL_BACK
         case Fate.FAILED:
             return Action.BURY if evidence.expired else Action.WAIT
         case Fate.PROCESSED:
-            return Action.ROLL_BACK if state is SettlementState.CONFIRMED else Action.WAIT
+            return Action.WAIT
         case Fate.NOT_FOUND:
-            if state is SettlementState.CONFIRMED:
-                return Action.ROLL_BACK
             if not evidence.expired:
                 return Action.RESEND
             return Action.BURY if evidence.settled == expected_settled else Action.CATCH_UP

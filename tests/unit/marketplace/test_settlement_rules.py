@@ -21,10 +21,16 @@ from torg_marketplace.rules.settlement import (
     next_action,
     priority_price,
 )
-from torg_protocol.states import SettlementState
+from torg_protocol.states import SETTLEMENT_MOVES, SettlementState
 
 SETTLED = 1000
-SENT = (SettlementState.BUILT, SettlementState.UNKNOWN, SettlementState.CONFIRMED)
+SENT = (SettlementState.UNKNOWN, SettlementState.CONFIRMED)
+LEADS_TO = {
+    Action.CONFIRM: SettlementState.CONFIRMED,
+    Action.FINALIZE: SettlementState.FINALIZED,
+    Action.ROLL_BACK: SettlementState.UNKNOWN,
+    Action.BURY: SettlementState.DEAD,
+}
 Dues = st.lists(
     st.builds(Due, st.uuids().map(str), st.sampled_from("abcdefg"), st.integers(1, 1000), st.integers(0, 5)),
     max_size=20,
@@ -39,10 +45,10 @@ def wanted(state: SettlementState, fate: Fate, *, expired: bool, moved: bool) ->
         return Action.FINALIZE
     if fate is Fate.CONFIRMED:
         return Action.WAIT if confirmed else Action.CONFIRM
-    if fate is Fate.FAILED:
-        return Action.BURY if expired else Action.WAIT
     if confirmed:
         return Action.ROLL_BACK
+    if fate is Fate.FAILED:
+        return Action.BURY if expired else Action.WAIT
     if fate is Fate.PROCESSED:
         return Action.WAIT
     if not expired:
@@ -55,7 +61,9 @@ def wanted(state: SettlementState, fate: Fate, *, expired: bool, moved: bool) ->
 @pytest.mark.parametrize("moved", [False, True])
 def test_each_doubt_has_its_answer(state: SettlementState, fate: Fate, expired: bool, moved: bool) -> None:
     evidence = Evidence(fate, expired, SETTLED + 1 if moved else SETTLED)
-    assert next_action(state, SETTLED, evidence) is wanted(state, fate, expired=expired, moved=moved)
+    action = next_action(state, SETTLED, evidence)
+    assert action is wanted(state, fate, expired=expired, moved=moved)
+    assert action not in LEADS_TO or LEADS_TO[action] in SETTLEMENT_MOVES[state]
 
 
 @given(Dues, st.integers(1, 5), st.integers(0, 5000))
