@@ -58,6 +58,18 @@ def _named(message: ToNode) -> tuple[type[ToNode], LeaseId | None]:
     return type(message), message.lease_id if isinstance(message, Stop) else None
 
 
+def asked_to_end(parties: Parties, tables: Tables) -> Iterator[str]:
+    """Whose client asked for its end, and was told yes, ends: it is noted when that was, and no node gets it any more."""
+    for client in parties.clients:
+        for job_id, asked_ms in client.asked_to_end_ms.items():
+            job = tables.jobs[job_id]
+            if job["cancel_requested_at_ms"] != asked_ms:
+                yield f"{job_id} was cancelled at {asked_ms}, and the marketplace says {job['cancel_requested_at_ms']}"
+            for lease in tables.leases_of_job.get(job_id, []):
+                if lease["granted_at_ms"] > asked_ms:
+                    yield f"{lease['lease_id']} was granted, and its client had asked for the end of {job_id}"
+
+
 def unheard(parties: Parties, tables: Tables) -> Iterator[str]:
     """What the marketplace took of a lease it keeps: its exit code at once, and of its checkpoints the newest, which is its job's while it lives."""
     for lease in tables.leases:

@@ -96,6 +96,15 @@ def _vaults(tables: Tables) -> Iterator[str]:
             yield f"{address} is blocked: {blocked}"
         if deposits != settled + balance:
             yield f"{address}: deposits of {deposits} are booked, the chain had {settled + balance}"
+    undecided = "SELECT lease_id FROM commitments JOIN leases USING (lease_id) WHERE released AND decided_at_ms IS NULL"
+    for (lease_id,) in tables.all(undecided):
+        yield f"the range of {lease_id} is released, and nobody knows yet what it costs"
+    narrow = (
+        "SELECT c.lease_id, c.upper - c.lower, SUM(p.amount) FROM commitments c JOIN payouts p USING (lease_id) WHERE NOT c.released "
+        "AND p.state NOT IN ('finalized', 'refunded', 'lost') GROUP BY c.lease_id HAVING SUM(p.amount) > c.upper - c.lower"
+    )
+    for lease_id, kept, owed in tables.all(narrow):
+        yield f"{kept} are kept for {lease_id}, which is owed {owed}"
     early = (
         "SELECT DISTINCT c.lease_id FROM commitments c JOIN payouts p USING (lease_id) WHERE c.released "
         "AND p.state NOT IN ('finalized', 'refunded', 'lost')"

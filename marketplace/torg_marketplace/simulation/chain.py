@@ -58,6 +58,7 @@ class SimulatedChain:
     finalized: dict[str, VaultState] = field(default_factory=dict)
     landed: list[tuple[int, _Capture]] = field(default_factory=list)
     late: list[tuple[int, _Capture]] = field(default_factory=list)  # lands at this slot, unless it has expired by then
+    failed: dict[str, int] = field(default_factory=dict)  # in a block, and refused; the slot
     paid: dict[Pubkey, int] = field(default_factory=dict)  # finalized, by token account
     captures: dict[str, _Capture] = field(default_factory=dict)  # finalized, by signature
     slots: dict[str, int] = field(default_factory=dict)  # that these landed in
@@ -91,17 +92,19 @@ class SimulatedChain:
         due = [item for item in self.late if item[0] <= self.slot]
         self.late = [item for item in self.late if item[0] > self.slot]
         for slot, capture in due:
-            if slot <= capture.valid_until_slot and self._refusal(capture) is None:
-                self.landed.append((slot, capture))
+            if slot <= capture.valid_until_slot:
+                self._include(slot, capture)
         for slot, capture in list(self.landed):
-            if slot + FINAL_AFTER_SLOTS <= self.slot:
+            if self._is_final(slot):
                 self.landed.remove((slot, capture))
                 self._finalize(capture, slot)
 
-    def fork(self) -> int:
-        """Everything that is not final never happened. Returns how many captures that were."""
-        dropped, self.landed = len(self.landed), []
-        return dropped
+    def fork(self, *, again: float = 0.5) -> None:
+        """Everything that is not final never happened; so much of it will be included once more, in another order perhaps."""
+        dropped, self.landed = self.landed, []
+        self.failed = {signature: slot for signature, slot in self.failed.items() if self._is_final(slot)}
+        chance = random.Random(f"fork at {self.slot}")
+        self.late += [(self.slot + chance.randrange(1, 20), item) for _, item in dropped if chance.random() < again]
 
     def calm(self) -> None:
         self.down, self.lose, self.delay, self.lose_answer, self.lag = False, 0.0, 0.0, 0.0, 0.0
@@ -160,11 +163,11 @@ class SimulatedChain:
         self._answer()
         if signature in self.captures:
             return SignatureStatus(TransactionStatus.FINALIZED, slot=self.slots[signature])
-        for slot, capture in self.landed:
+        for _, capture in self.landed:
             if capture.signature == signature:
-                confirmed = slot + CONFIRMED_AFTER_SLOTS <= self.slot
+                confirmed = self.is_confirmed(signature)
                 return SignatureStatus(TransactionStatus.CONFIRMED if confirmed else TransactionStatus.PROCESSED)
-        return SignatureStatus(TransactionStatus.NOT_FOUND)
+        return SignatureStatus(TransactionStatus.FAILED if signature in self.failed else TransactionStatus.NOT_FOUND)
 
     async def skipped_payees(self, signature: str) -> frozenset[int] | None:
         self._answer()
@@ -200,6 +203,13 @@ class SimulatedChain:
     async def unix_time_s(self) -> int:
         self._answer()
         return self.now_ms // 1000
+
+    # --- what is true --------------------------------------------------------------------------------------------------
+
+    def is_confirmed(self, signature: str) -> bool:
+        """Or final."""
+        found = [slot for slot, item in self.landed if item.signature == signature]
+        return signature in self.captures or any(slot + CONFIRMED_AFTER_SLOTS <= self.slot for slot in found)
 
     # --- what depositors do --------------------------------------------------------------------------------------------
 
@@ -237,6 +247,16 @@ class SimulatedChain:
     def _answer(self) -> None:
         if self.down:
             raise ChainUnavailable("the chain's RPC node does not answer")
+
+    def _is_final(self, slot: int) -> bool:
+        return slot + FINAL_AFTER_SLOTS <= self.slot
+
+    def _include(self, slot: int, capture: _Capture) -> None:
+        """In a block. What the program refuses there has failed, and has paid its fee."""
+        if self._refusal(capture) is None:
+            self.landed.append((slot, capture))
+        else:
+            self.failed[capture.signature] = slot
 
     def _slash(self, transaction: VersionedTransaction, signature: str) -> str:
         """Final at once, or lost; its answer may be lost too."""

@@ -44,6 +44,8 @@ class SimulatedClient:
     keys: dict[str, JobId] = field(default_factory=dict)
     wanted: dict[JobId, int] = field(default_factory=dict)  # what the job may cost at most, as the client was told
     cancelled: list[JobId] = field(default_factory=list)  # by its own will, and it asks again as long as they go on
+    asked_to_end_ms: dict[JobId, int] = field(default_factory=dict)  # when the marketplace first took it
+    refused: TorgError | None = None  # its newest submission
     leaves_since_ms: int | None = None  # since when the marketplace knows that it closes its vault
 
     @property
@@ -60,9 +62,10 @@ class SimulatedClient:
         key = f"key-{len(self.keys)}"
         if spec.workspace is not None:
             await self.world.blobs.sent_by(self.world.market, self.account, [spec.workspace])
+        committed = self._committed()  # others may end meanwhile, which makes it less
         view = await self._send(request, key)
         if view is None:
-            return []
+            return self._wrongly_refused(most, committed)
         if self.leaves_since_ms is not None:
             return [f"{view.job_id} was admitted, and its vault is being closed"]
         if view.max_amount != most:
@@ -165,6 +168,7 @@ class SimulatedClient:
                 view = await cancel(unit, self.account, job_id)
         except TorgError:
             return False
+        self.asked_to_end_ms.setdefault(job_id, self.world.clock.time_ms)
         return view.state in OPEN_JOB_STATES
 
     def _out_of_reach(self) -> set[str]:
@@ -188,8 +192,18 @@ class SimulatedClient:
     async def _send(self, request: SubmitRequest, key: str | None) -> JobView | None:
         try:
             return await submit(self.world.market, self.account, request, key, digest_of(request.spec))
-        except TorgError:
+        except TorgError as error:
+            self.refused = error
             return None
+
+    def _wrongly_refused(self, most: int, committed: int) -> list[str]:
+        """Its caps cover all that it asks for: only the vault's deposits may not."""
+        code = "" if self.refused is None else self.refused.code
+        query = "SELECT deposits FROM vaults WHERE address = ?"
+        deposits = int(self.world.database.execute(query, (self.vault,)).fetchone()[0])
+        if code == "cap_stale" or (code == "vault_underfunded" and committed + most <= deposits):
+            return [f"{self.account} asks for {most} beside {committed} of {deposits}, and is told {code}"]
+        return []
 
     def _committed(self) -> int:
         query = "SELECT final_total + open_maximum FROM vaults WHERE address = ?"

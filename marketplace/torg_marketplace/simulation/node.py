@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,11 +34,14 @@ from torg_protocol.messages import (
     Reported,
     Started,
     Stop,
+    Welcome,
 )
 from torg_protocol.offers import GpuInfo, Inventory, Offer, SignedOffer
 from torg_protocol.states import EndReason, LeaseState
 from torg_protocol.usage import SignedReceipt
 from torg_protocol.versions import PROTOCOL_VERSION
+
+_NOT_TAKEN = {"lease_unknown", "lease_stale", "already_reported", "event_out_of_order"}  # others are refused for good
 
 
 @dataclass
@@ -54,6 +58,7 @@ class SimulatedNode(Worker):
     has_gone: bool = True  # the marketplace knows that it is not connected
     said_draining: bool = False  # what it last told the marketplace
     stalled_until_ms: int = 0
+    newest_said: int = 0  # number of the newest offer that was taken
     rounds_ms: list[int] = field(default_factory=list)  # when it heard, spoke and was heard, the last few times
 
     # --- what a step may do --------------------------------------------------------------------------------------------
@@ -63,6 +68,8 @@ class SimulatedNode(Worker):
         if not self.online:
             if chance.random() < 0.3:
                 self._ask_other_prices(chance)
+            if self._dice("old offer").random() < 0.5:
+                await self._ask_old_price()
             await self.come_back()
             return
         if self.world.clock.time_ms < self.stalled_until_ms:
@@ -148,21 +155,37 @@ class SimulatedNode(Worker):
             }
         )
 
-    async def come_back(self) -> None:
+    async def _ask_old_price(self) -> None:
+        """With the offer before its newest, from a backup perhaps, or with another one under the same number. No job may be sold for that."""
+        if self.newest_said == 0:
+            return
+        number = self.newest_said - self._dice("older").randrange(2)
+        older = {"sequence": number, "price_per_gpu_hour": 1, "spot_price_per_gpu_hour": None}
+        if await self._hello(self.offer.model_copy(update=older)) is not None:
+            raise AssertionError(f"{self.id} offered {self.newest_said}, and then {older}, which was taken")
+
+    async def _hello(self, offer: Offer) -> Welcome | None:
+        """None: it was refused."""
         self.world.links.connect(self.id)
         hello = Hello(
             protocol_version=self.protocol_version,
             node_version="simulated",
-            offer=SignedOffer(offer=self.offer, signature=self.offer.sign(self.key)),
+            offer=SignedOffer(offer=offer, signature=offer.sign(self.key)),
             draining=self.draining,
             leases=self._held_leases(),
         )
         try:
             async with self.world.market.transaction() as unit:
-                welcome = await on_hello(unit, self.id, hello)
-        except TorgError:  # suspended, say: it tries again later
+                return await on_hello(unit, self.id, hello)
+        except TorgError:
             self.world.links.disconnect(self.id)
+            return None
+
+    async def come_back(self) -> None:
+        welcome = await self._hello(self.offer)
+        if welcome is None:  # suspended, say: it tries again later
             return
+        self.newest_said = self.offer.sequence
         self.online, self.has_gone, self.connected_ms = True, False, self.world.clock.time_ms
         self._heard()
         for truth in self.truth.values():
@@ -220,7 +243,7 @@ class SimulatedNode(Worker):
     async def _talk(self, chance: random.Random | None) -> None:
         """Sends what is not acknowledged, in order; some of it twice, and sometimes the line or an answer gets lost half-way."""
         for held in list(self.held.values()):
-            for event in list(held.unacknowledged):
+            for event in self._ready(held, calm=chance is None):
                 dice = 1.0 if chance is None else chance.random()
                 if dice < 0.08:
                     break
@@ -234,9 +257,11 @@ class SimulatedNode(Worker):
     async def _talk_at_once(self, chance: random.Random | None) -> None:
         """The same as one message after the other that the marketplace reads together: the line may break before some of them or before
         all answers, and all may be said twice."""
-        events = [event for held in self.held.values() for event in held.unacknowledged]
+        events = [event for held in self.held.values() for event in self._ready(held, calm=chance is None)]
         if chance is not None and chance.random() < 0.1:
             events = events[: chance.randrange(len(events) + 1)]
+        if chance is not None and len(events) > 1 and (other := self._dice("gap")).random() < 0.2:
+            del events[other.randrange(len(events) - 1)]  # one got lost, and what comes after it did not
         if not events:
             return
         for _ in range(1 if chance is None else chance.choice([1, 1, 1, 1, 2])):
@@ -245,6 +270,17 @@ class SimulatedNode(Worker):
         for event, answer in zip(events, answers, strict=True):
             self._answered(event, answer, heard=heard)
         self._read()
+
+    def _ready(self, held: Held, *, calm: bool) -> list[LeaseEvent]:
+        """What can be said now: a report waits until all that it names is uploaded, which takes a while."""
+        events = list(held.unacknowledged)
+        if events and not calm and self._dice(f"upload of {held.grant.lease_id}").random() < 0.4:
+            return list(itertools.takewhile(lambda event: not isinstance(event.body, Reported), events))
+        return events
+
+    def _dice(self, about: str) -> random.Random:
+        """Of its own, so that nothing else that a seed draws depends on it."""
+        return random.Random(f"{about} at {self.world.clock.time_ms} of {self.id}")
 
     def _answered(self, event: LeaseEvent, answer: Acknowledge | Refused, *, heard: bool) -> bool:
         """Whether it is of use to go on with the events of this lease. An acknowledgement may not be heard."""
@@ -286,7 +322,13 @@ class SimulatedNode(Worker):
             raise AssertionError(f"{self.id} said {event.sequence} of {event.lease_id}, and was answered {answer}")
         if isinstance(answer, Refused) and answer.problem["code"] == "blob_missing":
             raise AssertionError(f"{self.id} has sent what it names of {event.lease_id}, and is told: {answer.problem}")
-        if isinstance(answer, Acknowledge) and truth is not None and event.fence == truth.grant.fence:
+        if truth is None or event.fence != truth.grant.fence:
+            return
+        if isinstance(answer, Acknowledge) and event.sequence > truth.taken + 1:
+            raise AssertionError(f"{event.sequence} of {event.lease_id} was taken after {truth.taken}")
+        if isinstance(answer, Acknowledge) or answer.problem["code"] not in _NOT_TAKEN:
+            truth.taken = max(truth.taken, event.sequence)
+        if isinstance(answer, Acknowledge):
             self._note_seen(truth, event)
 
     def _note_seen(self, truth: Truth, event: LeaseEvent) -> None:

@@ -74,6 +74,7 @@ def broken_promises(parties: Parties, tables: Tables, kind: Kind) -> list[str]:
         *agreement.moments(parties, tables),
         *agreement.untold(parties, tables),
         *agreement.unheard(parties, tables),
+        *agreement.asked_to_end(parties, tables),
         *deadlines(tables),
         *_seals(tables),
         *_chain(parties, tables),
@@ -184,9 +185,24 @@ def _new_ends(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
             silent_ms, grace_ms = parties.silent_ms(node, lease, now_ms), _grace_ms(tables, lease)
             if silent_ms < grace_ms:
                 yield f"{lease['lease_id']} was given up after {silent_ms} ms of its {grace_ms} ms of grace"
+        yield from _still_covered(tables, lease)
+        was_silent = parties.silent_ms(node, lease, now_ms) >= _grace_ms(tables, lease)
+        if lease["reason"] == "node_lost" and not lease["acknowledged"] and not was_silent:
+            yield f"{node.id} is said to have lost {lease['lease_id']}, which it never took"
         if kind is Kind.OUTAGE:
             yield f"{lease['lease_id']} did not survive an outage of the marketplace"
         yield from _believed(parties, tables, lease)
+
+
+def _still_covered(tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
+    """What it earned until its end, with the price of a verdict on it, fits into what is kept for it."""
+    query = "SELECT upper - lower FROM commitments WHERE lease_id = ? AND NOT released"
+    kept = tables.all(query, lease["lease_id"])
+    if lease["decided_at_ms"] is not None or not kept or not lease["amount"]:
+        return
+    spec = JobSpec.model_validate_json(tables.all("SELECT spec FROM jobs WHERE job_id = ?", lease["job_id"])[0][0])
+    if (due := lease["amount"] + verification_price(spec, lease["amount"])) > kept[0][0]:
+        yield f"{kept[0][0]} are kept for {lease['lease_id']}, which may be due {due}"
 
 
 def _believed(parties: Parties, tables: Tables, lease: sqlite3.Row) -> Iterator[str]:
@@ -239,6 +255,15 @@ def _silence(parties: Parties, tables: Tables, kind: Kind) -> Iterator[str]:
         )
         if wanted and liveness != wanted and not (wanted == "unknown" and liveness == "lost"):
             yield f"{node_id} is {liveness} after {silent_ms} ms of silence"
+        if not wanted and liveness != "alive" and not _has_lost_one(parties, tables, node_id):
+            yield f"{node_id} is {liveness}, and was heard of {silent_ms} ms ago"
+
+
+def _has_lost_one(parties: Parties, tables: Tables, node_id: str) -> bool:
+    """A lease of a short grace, since it was last heard of: it gets no other before it is heard of again."""
+    since_ms = parties.node(node_id).last_heard_ms
+    query = "SELECT 1 FROM leases WHERE node_id = ? AND (reason = 'node_lost' OR acknowledged = 0) AND ended_at_ms >= ?"
+    return bool(tables.all(query, node_id, since_ms))
 
 
 def _outstays(parties: Parties, lease: sqlite3.Row, now_ms: int) -> Iterator[str]:

@@ -54,6 +54,12 @@ async def _results(parties: Parties, unit: Unit, client: SimulatedClient, view: 
     if parties.world.keeps_house:
         return  # it may be thrown away by now
     others = [other.account for other in parties.clients if other is not client]
+    given = [blob.digest for _, blob in view.spec.blobs()]
+    for node_id in dict.fromkeys(lease.node for lease in view.leases):
+        for digest in dict.fromkeys([*given, *shown]):
+            is_its_own = (digest, node_id) in parties.world.blobs.sent_at_ms
+            if not is_its_own and await may_read_blob(unit, node_id, digest):
+                yield f"{view.job_id} is over, and {node_id} may still read {digest}"
     for digest in shown:
         if not await may_read_blob(unit, client.account, digest):
             yield f"{view.job_id}: its client has paid for {digest}, and may not read it"

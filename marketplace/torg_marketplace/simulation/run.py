@@ -42,11 +42,10 @@ from torg_marketplace.simulation.promises import Parties, broken_promises
 from torg_marketplace.simulation.reading import seen_in_the_end
 from torg_marketplace.simulation.settling import (
     reconcile_books,
-    settle,
+    settle_in_the_end,
     settle_step,
     slash,
     spoil_accounts,
-    weather_in_the_end,
 )
 from torg_marketplace.simulation.tables import look
 from torg_marketplace.simulation.the_end import unfinished, unpaid_work
@@ -73,6 +72,7 @@ POLICY = MarketPolicy(
 )
 _OPEN = {"wanted", "proposed"}
 _SWEEP_AT_LEAST_EVERY_MS = 15_000
+_IMPATIENT_MS = 1_000  # with a job that was cancelled, and is not over yet
 _CALM_ROUNDS, _CALM_ROUND_MS = 50, 25_000  # nodes are heard of in time
 
 
@@ -381,10 +381,12 @@ async def _finish(parties: Parties, plan: Plan) -> list[str]:
         for client in parties.clients:
             for _ in client.jobs:
                 await client.cancel(chance)
+        world.advance(_IMPATIENT_MS)
+        for client in parties.clients:
+            await client.insist()
     try:
         for number in range(_CALM_ROUNDS):
             world.advance(_CALM_ROUND_MS)
-            weather_in_the_end(world, plan.seed, number)
             await _settle_down(parties, chance, together=plan.seed % 3 != 0)
             await world.pulse.renew(world.market)
             await _sweep(parties)
@@ -392,7 +394,7 @@ async def _finish(parties: Parties, plan: Plan) -> list[str]:
             if problems := await _problems(parties, Kind.MATCH):
                 return problems
             await verify_pending(world.market)
-            await settle(world, hurry=True)
+            await settle_in_the_end(parties, plan.seed, number)
             if problems := await _problems(parties, Kind.SWEEP):
                 return problems
             if not any(unfinished(parties, look(world.database))):

@@ -28,7 +28,10 @@ async def settle(world: World, *, hurry: bool) -> None:
         await settle_due(world.market, hurry=hurry)
         await advance_settlements(world.market)
     except (ChainUnavailable, Unavailable):
-        pass  # the worker logs it and comes back
+        return  # the worker logs it and comes back
+    said = world.database.execute("SELECT signature FROM settlements WHERE state = 'confirmed'").fetchall()
+    if untrue := [signature for (signature,) in said if not world.chain.is_confirmed(signature)]:
+        raise AssertionError(f"{untrue[0]} counts as confirmed, and is not on the chain")
 
 
 async def settle_step(parties: Parties, chance: random.Random) -> None:
@@ -60,9 +63,17 @@ def _in_the_air(world: World) -> set[str]:
     return {str(vault) for (vault,) in world.database.execute(query)}
 
 
-def weather_in_the_end(world: World, seed: int, number: int) -> None:
-    """In some markets the chain goes on to lose captures for a while when everybody else is well again."""
-    world.chain.lose = 0.6 if seed % 3 == 0 and number < _STORMY_ROUNDS else 0.0
+async def settle_in_the_end(parties: Parties, seed: int, number: int) -> None:
+    """Deposits go on to come in between. In some markets the chain is the last to be well: what was confirmed never happened, and then nothing
+    lands until those bytes are dead."""
+    world, is_stormy = parties.world, seed % 3 == 0
+    await _deposit_in_the_air(parties, random.Random(f"deposits of {seed} in round {number}"))
+    await settle(world, hurry=True)
+    if is_stormy and number == 0:
+        world.advance(_UNTIL_CONFIRMED_MS)
+        await settle(world, hurry=False)
+        world.chain.fork(again=0.0)
+    world.chain.lose = 1.0 if is_stormy and number < _STORMY_ROUNDS else 0.0
 
 
 async def _look_at_vaults(parties: Parties, chance: random.Random) -> None:

@@ -65,6 +65,7 @@ class Truth:
     seen_started_ms: int | None = None
     seen_ended_ms: int | None = None
     seen_sequence: int = 0  # of the newest event that the marketplace has taken
+    taken: int = 0  # as above, or refused for good
     checkpoint_ms: int = 0  # useful time of the newest checkpoint that the marketplace has taken
     checkpoint: str | None = None  # its name
     exit_code: int | None = None  # as the marketplace was told it
