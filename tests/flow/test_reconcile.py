@@ -324,6 +324,26 @@ async def test_what_was_captured_before_the_closing_is_no_loss_although_nobody_h
         assert await ledger.problems(unit.session) == []
 
 
+async def test_a_capture_that_never_lands_before_the_closing_is_given_up_and_written_off(world: World) -> None:
+    world.chain.lose_next = 100
+    client = await _earn_and_send(world)
+    del world.chain.vaults[client.vault]
+    await watch_vaults(world.market)
+    await advance_settlements(world.market)
+    assert await lost_payouts(world.market) == {}, "it may still have landed before"
+
+    world.chain.height += 10_000
+    await advance_settlements(world.market)
+    await watch_vaults(world.market)
+
+    assert await lost_payouts(world.market) == {client.vault: 500_000}
+    assert await advance_settlements(world.market) == 0, "nothing is in flight any more"
+    async with world.market.reading() as unit:
+        assert {str(state) for state in await unit.session.scalars(select(PayoutRow.state))} == {"lost"}
+        assert await ledger.balance(unit.session, ledger.chain(client.vault)) == 0
+        assert await ledger.problems(unit.session) == []
+
+
 async def test_an_operator_is_told_when_fees_run_out(world: World, caplog: pytest.LogCaptureFixture) -> None:
     await watch_fee_payer(world.market)
     assert caplog.records == []

@@ -26,6 +26,7 @@ from torg_protocol.errors import TorgError
 from torg_protocol.states import SettlementState
 
 log = logging.getLogger(__name__)
+_GONE = -1  # settled total of a vault that is closed
 
 
 async def settle_due(market: Market, *, hurry: bool = False) -> int:
@@ -100,8 +101,19 @@ async def _advance(market: Market, settlement_id: str) -> bool:
             async with market.transaction() as unit:
                 await bury(unit, settlement_id, "it never landed, and its blockhash is dead")
         case Action.CATCH_UP:
-            return await catch_up(market, vault)
+            if not await catch_up(market, vault):
+                return False
+            if evidence.settled == _GONE:
+                await _bury_with_vault(market, settlement_id)
     return True
+
+
+async def _bury_with_vault(market: Market, settlement_id: str) -> None:
+    """What has landed before the closing is in the books now. If this was not among it, it never will be."""
+    async with market.transaction() as unit:
+        row = await unit.session.get_one(SettlementRow, settlement_id)
+        if row.state == SettlementState.UNKNOWN:
+            await bury(unit, settlement_id, "it never landed, and its vault is closed")
 
 
 async def _evidence(market: Market, vault: str, signature: str, last_valid: int) -> Evidence:
@@ -109,7 +121,7 @@ async def _evidence(market: Market, vault: str, signature: str, last_valid: int)
     expired = await market.chain.block_height() > last_valid
     state = await market.chain.vault(vault)
     status = await market.chain.signature_status(signature)
-    return Evidence(Fate(status.status.value), expired, state.settled if state else -1, status.slot)
+    return Evidence(Fate(status.status.value), expired, state.settled if state else _GONE, status.slot)
 
 
 async def _send(market: Market, settlement_id: str, raw: bytes) -> None:
