@@ -122,9 +122,10 @@ def assert_same_weights(found: Path, expected: Path) -> None:
 
 
 def assert_same_course(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Of a longer training: what is added in another order differs by 1e-7 in the first epochs, and training makes it grow (measured: losses of
-    30 epochs within 1.1 %, the weights at the end within 2e-3). A share that is missing changes a loss by a quarter."""
+    """Of a longer training: what is added in another order differs by 1e-7 at first, and training makes that grow, by how much depends on when
+    the node was lost. Measured with two processes and one after the 2nd, 3rd, 4th, 5th epoch: after six epochs 1e-6, 7e-7, 3e-4, 4e-7, and within 1.1 %
+    from then on. A share that is missing changes a loss by a quarter."""
     losses = [(mine["loss"], other["loss"]) for mine, other in zip(found["history"], expected["history"], strict=True)]
-    assert all(abs(mine - other) <= 1e-5 * other for mine, other in losses[:6]), losses
+    assert all(abs(mine - other) <= 1e-4 * other for mine, other in losses[:3]), losses
     assert all(abs(mine - other) <= 0.1 * other for mine, other in losses), losses
     assert abs(found["accuracy"] - expected["accuracy"]) <= 0.01
