@@ -21,7 +21,7 @@ from torg_node.executors.errors import AlreadyRunning, ExecutorError, ExecutorUn
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 ENGINE_AWAY_S = 600.0  # an engine that restarts, or is being updated, is waited for this long
-_POLL_S, _GONE_ATTEMPTS = 0.05, 600
+_POLL_S, _GONE_ATTEMPTS, _ASKED_AGAIN_AFTER = 0.05, 600, 40
 _RECONNECT_S = 0.5
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 
@@ -129,6 +129,15 @@ class NodeContainers:
 
     async def delete(self, ref: str) -> None:
         """Kills and removes, with the volumes that only it had. Returns when it is gone; no-op when it already is."""
+        for attempt in range(_GONE_ATTEMPTS):
+            if attempt % _ASKED_AGAIN_AFTER == 0:  # whose removal was in the way may have been given up
+                await self._ask_to_remove(ref)
+            if (found := await self.anybodys(ref)) is None or not self.is_ours(found):
+                return
+            await asyncio.sleep(_POLL_S)
+        raise ExecutorError(f"the engine does not remove container {ref}")
+
+    async def _ask_to_remove(self, ref: str) -> None:
         with engine_errors("removing the container"):
             try:
                 await self._docker.containers.container(ref).delete(force=True, v=True)
@@ -138,11 +147,6 @@ class NodeContainers:
                     HTTPStatus.CONFLICT,
                 }:  # conflict: somebody else is removing it right now
                     raise
-        for _attempt in range(_GONE_ATTEMPTS):
-            if (found := await self.anybodys(ref)) is None or not self.is_ours(found):
-                return
-            await asyncio.sleep(_POLL_S)
-        raise ExecutorError(f"the engine does not remove container {ref}")
 
     async def signals_sent(self, ref: str, *, since_ms: int, until_ms: int) -> list[str]:
         """Numbers of the signals that were sent to the container through the engine, as far back as it remembers."""
